@@ -1,0 +1,286 @@
+"""The agent's mind: events in, wanted state, repairs and retries out. No thread, no socket here.
+
+`take` notes an event; `tick` does what is due and tells when to call it again. The clock is handed
+in. What is due, and when:
+
+  a change             at once, but at most ten times a second, so that a burst becomes few writes
+  a drift check        each `driftCheckPeriod`
+  a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Callable
+
+from ipvs_node_agent.addresses import FAMILIES, Family, show_address
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.model import Node, Problem, Service, Snapshot
+from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.rules import Plan, plan, pod_cidrs
+from ipvs_node_agent.ruleset import Change, Ruleset
+from ipvs_node_agent.watch import Changed, Deleted, Event, Listed, Recovered, Skipped, Trouble
+
+log = logging.getLogger(__name__)
+
+SERVICES, NODES = "services", "nodes"
+
+_SYNC_INTERVAL = 0.1
+_RETRY_FIRST, _RETRY_CAP = 0.2, 10.0
+_LINES_AT_ONCE = 20
+
+
+class Cluster:
+    """What the API server has told so far."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, Service] | None = None
+        self.node: Node | None = None
+        self.node_listed = False
+
+    def snapshot(self) -> Snapshot | None:
+        """Everything known, or None before the first whole listing of both."""
+        if self.services is None or self.node is None:
+            return None
+        return Snapshot(self.services, self.node)
+
+
+class FamilyState:
+    """How far one family's table is."""
+
+    def __init__(self, programmer: Programmer) -> None:
+        self.programmer = programmer
+        self.plan: Plan | None = None
+        self.dirty = True
+        self.error: TableError | None = None
+        self.retry_at = 0.0
+        self.delay = _RETRY_FIRST
+
+
+class Agent:
+    """Turns events into a programmed kernel."""
+
+    def __init__(
+        self,
+        config: Config,
+        programmers: Mapping[Family, Programmer],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._clock = config, clock
+        self._cluster = Cluster()
+        self._families = {family: FamilyState(programmers[family]) for family in FAMILIES}
+        self._stale = True
+        self._next_sync = self._next_check = 0.0
+        self._unsynced: dict[str, float] = {}
+        self._troubles: dict[str, str] = {}
+        self._waiting = ""
+        self._said: frozenset[Problem] = frozenset()
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the kernel holds what is wanted, as far as the agent knows."""
+        states = self._families.values()
+        return not self._stale and not any(s.dirty or s.error for s in states)
+
+    def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
+        """Goes on with another configuration; nothing that was learnt is lost."""
+        self._config = config
+        for family, programmer in programmers.items():
+            self._families[family].programmer = programmer
+            self._families[family].retry_at = 0.0
+        self._stale = True
+
+    def take(self, event: Event) -> None:
+        """Notes what `event` says; the kernel is `tick`'s business."""
+        if isinstance(event, Trouble):
+            self._take_trouble(event)
+        elif isinstance(event, Recovered):
+            self._take_recovered(event)
+        elif isinstance(event, Skipped):
+            log.warning("passed over in the %s of the API server: %s", event.resource, event.text)
+        elif event.resource == NODES:
+            self._take_node(event)
+        elif isinstance(event, Listed):
+            self._take_service_list(event)
+        else:
+            self._take_service(event)
+
+    def tick(self) -> float:
+        """Does what is due, and gives the time at which something will be due again."""
+        now = self._clock()
+        snapshot = self._ready()
+        if snapshot is None:
+            return now + self._config.drift_check_period
+        if self._stale and now >= self._next_sync:
+            self._plan(snapshot)
+            self._next_sync = now + _SYNC_INTERVAL
+        if now >= self._next_check:
+            self._next_check = now + self._config.drift_check_period
+            checking = True
+        else:
+            checking = False
+        for family, state in self._families.items():
+            if state.plan is not None and now >= state.retry_at and (checking or state.dirty):
+                self._sync(family, state, state.plan.ruleset, checking)
+        if self.in_sync:
+            self._say_synced()
+        return self._next_due()
+
+    def _next_due(self) -> float:
+        due = [self._next_check] + ([self._next_sync] if self._stale else [])
+        due += [s.retry_at for s in self._families.values() if s.dirty]
+        return min(due)
+
+    def _ready(self) -> Snapshot | None:
+        """The snapshot to work from, or None while something is missing; said once."""
+        waiting = ""
+        snapshot = self._cluster.snapshot()
+        if self._cluster.services is None or not self._cluster.node_listed:
+            snapshot = None
+        elif self._cluster.node is None:
+            waiting = "this Node is not known to the API server yet (see nodeName)"
+        elif pod_cidrs(self._config, self._cluster.node) is None:
+            snapshot = None
+            waiting = (
+                f"Node {self._cluster.node.name} has no pod CIDR yet (if it never gets one, since"
+                " the network plugin keeps its own, set podCIDRs)"
+            )
+        if waiting and waiting != self._waiting:
+            log.warning("waiting, and leaving all rules as they are: %s", waiting)
+        self._waiting = waiting
+        return snapshot
+
+    def _plan(self, snapshot: Snapshot) -> None:
+        self._stale = False
+        problems = {p for service in snapshot.services.values() for p in service.problems}
+        problems.update(snapshot.node.problems)
+        for family, state in self._families.items():
+            wanted = plan(self._config, snapshot, family)
+            if state.plan is None or state.plan.ruleset != wanted.ruleset:
+                state.dirty = True
+            state.plan = wanted
+            problems.update(wanted.problems)
+        self._say_problems(frozenset(problems))
+
+    def _sync(self, family: Family, state: FamilyState, wanted: Ruleset, checking: bool) -> None:
+        started = self._clock()
+        drifted = checking and not state.dirty
+        try:
+            change = state.programmer.check(wanted) if checking else state.programmer.apply(wanted)
+        except TableError as error:
+            self._failed(family, state, error)
+            return
+        if state.error is not None:
+            log.info("%s: works again", family)
+        state.dirty, state.error, state.retry_at, state.delay = False, None, 0.0, _RETRY_FIRST
+        if change:
+            log.info(
+                "%s: %s %s in %.0f ms",
+                family,
+                "repaired" if drifted else "wrote",
+                _described(change),
+                (self._clock() - started) * 1000,
+            )
+
+    def _failed(self, family: Family, state: FamilyState, error: TableError) -> None:
+        if state.error is None or str(state.error) != str(error):
+            log.error("%s: cannot program the kernel, trying again: %s", family, error)
+        state.dirty, state.error = True, error
+        state.retry_at = self._clock() + state.delay
+        state.delay = min(state.delay * 2, _RETRY_CAP)
+
+    def _take_trouble(self, event: Trouble) -> None:
+        text = str(event.error)
+        # Both resources fail alike when the server is away; once is enough.
+        if text not in self._troubles.values():
+            log.warning("%s (trying again; the rules stay as they are)", text)
+        self._troubles[event.resource] = text
+
+    def _take_recovered(self, event: Recovered) -> None:
+        if self._troubles.pop(event.resource, None) and not self._troubles:
+            log.info("the API server answers again")
+
+    def _take_node(self, event: Listed | Changed | Deleted) -> None:
+        old, node = self._cluster.node, _node_in(event)
+        self._cluster.node_listed = True
+        if node is None:
+            if old is not None:
+                log.warning("Node %s is gone from the API server; keeping its rules", old.name)
+            return
+        if old is not None and old.pod_cidrs and not node.pod_cidrs:
+            log.warning("Node %s lost its pod CIDRs; keeping the last ones", node.name)
+            node = node._replace(pod_cidrs=old.pod_cidrs)
+        if node != old:
+            self._cluster.node = node
+            self._stale = True
+
+    def _take_service_list(self, event: Listed) -> None:
+        known = self._cluster.services
+        listed = {service.key: service for service in event.items}
+        self._cluster.services = listed
+        self._stale = True
+        # The first list is no change to anybody; a later one may hold some.
+        for key in (known.keys() | listed.keys()) if known is not None else ():
+            self._note(key, (known or {}).get(key), listed.get(key), event.arrived)
+
+    def _take_service(self, event: Changed | Deleted) -> None:
+        known = self._cluster.services
+        if known is None:
+            raise RuntimeError("a Service changed before the first list")
+        if isinstance(event, Deleted):
+            self._note(event.key, known.pop(event.key, None), None, event.arrived)
+        else:
+            key = event.item.key
+            self._note(key, known.get(key), event.item, event.arrived)
+            known[key] = event.item
+
+    def _note(self, key: str, old: Service | None, new: Service | None, arrived: float) -> None:
+        """Remembers that a Service changed, and since when the kernel does not know."""
+        if old == new:
+            return
+        self._stale = True
+        if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
+            self._unsynced.setdefault(key, arrived)
+
+    def _say_problems(self, problems: frozenset[Problem]) -> None:
+        new = sorted(problems - self._said)
+        for problem in new[:_LINES_AT_ONCE]:
+            log.warning("%s", problem)
+        if len(new) > _LINES_AT_ONCE:
+            log.warning("and %d problems more", len(new) - _LINES_AT_ONCE)
+        self._said = problems
+
+    def _say_synced(self) -> None:
+        now, self._unsynced, changed = self._clock(), {}, self._unsynced
+        for key, arrived in list(changed.items())[:_LINES_AT_ONCE]:
+            latency = (now - arrived) * 1000
+            log.info("%s: %s (%.0f ms)", key, self._shown(key), latency)
+        if len(changed) > _LINES_AT_ONCE:
+            log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
+
+    def _shown(self, key: str) -> str:
+        service = (self._cluster.services or {}).get(key)
+        if service is None:
+            return "deleted"
+        external = " ".join(map(show_address, service.load_balancer_ips)) or "no external IP"
+        return f"{external} to {' '.join(map(show_address, service.cluster_ips)) or 'no ClusterIP'}"
+
+
+def _described(change: Change) -> str:
+    parts: tuple[tuple[int, str], ...] = (
+        (len(change.written), "chains"),
+        (sum(map(len, change.written.values())), "rules"),
+        (len(change.dropped), "chains removed"),
+        (len(change.hooked), "jumps"),
+    )
+    return ", ".join(f"{count} {what}" for count, what in parts if count) or "jumps removed"
+
+
+def _node_in(event: Listed | Changed | Deleted) -> Node | None:
+    """The Node as `event` leaves it; None where there is none any more."""
+    if isinstance(event, Listed):
+        return event.items[0] if event.items else None
+    return event.item if isinstance(event, Changed) else None

@@ -1,0 +1,268 @@
+"""The command line: its commands, and the one place where errors become text and status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, ClassVar, NoReturn
+
+from ipvs_node_agent import __version__
+from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, parse_network
+from ipvs_node_agent.config import Config, load
+from ipvs_node_agent.errors import AgentError, UsageError
+from ipvs_node_agent.manifest import read_objects
+from ipvs_node_agent.model import (
+    Node,
+    Service,
+    Snapshot,
+    UnknownObject,
+    read_node,
+    read_service,
+)
+from ipvs_node_agent.rules import plan
+from ipvs_node_agent.ruleset import Found, difference
+
+PROGRAM = "ipvs-node-agent"
+
+OK, PENDING, INTERNAL_ERROR = 0, 1, 70
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line `arguments`, and gives the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+        _set_up_logging(options.log_level)
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
+    except AgentError as error:
+        return _fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the interpreter must not try to flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return 130
+    except (
+        Exception
+    ) as error:  # A bug. It must not look like anything else, and not be a traceback.
+        logging.getLogger(__name__).debug("internal error", exc_info=True)
+        return _fail(
+            f"internal error: {type(error).__name__}: {error} (please report it, with what"
+            f" {PROGRAM} --log-level debug shows)",
+            INTERNAL_ERROR,
+        )
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    return status
+
+
+def _note(text: str) -> None:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports bad usage as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("command line", message, f"see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Taken before and after the command: where it is left out, the other place counts.
+    common = _Parser(add_help=False)
+    for parser, default in ((common, argparse.SUPPRESS), (main_parser := _Parser(PROGRAM), None)):
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            type=Path,
+            default=default,
+            help="the configuration (default: /etc/ipvs-node-agent/config.yaml, where it exists)",
+        )
+        parser.add_argument(
+            "--log-level",
+            choices=("debug", "info", "warning", "error"),
+            default=default or "info",
+            help="how much to log (default: info)",
+        )
+    main_parser.description = "Makes external IPs of Services reachable from inside the cluster."
+    main_parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text, description=text, parents=[common])
+        parser.set_defaults(command=function)
+        return parser
+
+    command("run", _run, "watch the cluster and keep the rules, until SIGTERM or SIGINT")
+    render = command("render", _render, "print the rules for Services in a file; needs no root")
+    render.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        action="append",
+        required=True,
+        help="what kubectl get services -A -o yaml (or json) prints; - for standard input",
+    )
+    render.add_argument(
+        "--family",
+        type=_family,
+        default=IPV4,
+        metavar="{IPv4,IPv6}",
+        help="the address family (default: IPv4)",
+    )
+    render.add_argument(
+        "--pod-cidr",
+        metavar="CIDR",
+        type=_cidr,
+        action="append",
+        help="a pod CIDR of the node (may be repeated)",
+    )
+    render.add_argument(
+        "--node", metavar="FILE", help="a Node object, for its pod CIDRs and addresses"
+    )
+    command("diff", _diff, "print what run would change now, without changing it")
+    command("cleanup", _cleanup, "remove every rule and chain that the agent ever made")
+    return main_parser
+
+
+def _family(text: str) -> Family:
+    for family in FAMILIES:
+        if text == family.name:
+            return family
+    raise argparse.ArgumentTypeError(f"wanted IPv4 or IPv6, got {text!r}")
+
+
+def _cidr(text: str) -> Network:
+    try:
+        network = parse_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+    if network.prefixlen == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is every address, not this node's pods'")
+    return network
+
+
+class _JournalFormatter(logging.Formatter):
+    """Puts the level in front as the journal reads it (sd-daemon(3))."""
+
+    LEVELS: ClassVar = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{self.LEVELS.get(record.levelno, 3)}>{super().format(record)}"
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler()
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What the libraries below say is said again, better, by the errors raised here.
+    for name in ("urllib3", "kubernetes", "sh"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ipvs_node_agent.run import run
+
+    run(options.config)
+    return OK
+
+
+def _render(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    if options.pod_cidr is not None:
+        config = _with_pod_cidrs(config, tuple(options.pod_cidr))
+    reading = _Reading()
+    node = reading.node(options.node) if options.node else Node("", (), (), ())
+    if config.pod_cidrs is None and not node.pod_cidrs:
+        raise UsageError(
+            "render", "no pod CIDR", "give --pod-cidr CIDR, --node FILE, or podCIDRs in --config"
+        )
+    services = reading.services(options.file)
+    planned = plan(config, Snapshot(services, node), options.family)
+    for problem in (*reading.problems(services, node), *planned.problems):
+        _note(str(problem))
+    sys.stdout.write(difference(Found(), planned.ruleset).restore_input())
+    return reading.status
+
+
+def _with_pod_cidrs(config: Config, cidrs: Sequence[Network]) -> Config:
+    from dataclasses import replace
+
+    return replace(config, pod_cidrs=tuple(cidrs))
+
+
+class _Reading:
+    """Reads the files given to `render`; what is wrong in them is said, and the rest is used."""
+
+    def __init__(self) -> None:
+        self.status = OK
+
+    def services(self, names: Sequence[str]) -> dict[str, Service]:
+        found: dict[str, Service] = {}
+        for name in names:
+            for raw in self._objects(name):
+                try:
+                    service = read_service(raw)
+                except UnknownObject as error:
+                    _note(f"{name}: skipped an object: {error}")
+                    continue
+                found[service.key] = service
+        return found
+
+    def node(self, name: str) -> Node:
+        nodes: list[Node] = []
+        for raw in self._objects(name):
+            try:
+                nodes.append(read_node(raw))
+            except UnknownObject as error:
+                raise UsageError(
+                    name, str(error), "kubectl get node NAME -o yaml prints one"
+                ) from None
+        if len(nodes) != 1:
+            raise UsageError(name, f"wanted one Node, got {len(nodes)}")
+        return nodes[0]
+
+    @staticmethod
+    def problems(services: dict[str, Service], node: Node) -> list[Any]:
+        return [*node.problems, *(p for service in services.values() for p in service.problems)]
+
+    def _objects(self, name: str) -> Any:
+        try:
+            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(name, error.strerror or str(error)) from None
+        except ValueError:
+            raise UsageError(name, "is no UTF-8 text") from None
+        return read_objects(text, lambda why: self._broken(name, why))
+
+    def _broken(self, name: str, why: str) -> None:
+        _note(f"{name}: {why} (the objects before it are used)")
+        self.status = UsageError.exit_status
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from ipvs_node_agent.oneshot import pending_changes
+
+    changes = pending_changes(load(options.config), _note)
+    for command, change in changes:
+        print(f"# {command} --noflush")
+        sys.stdout.write(change.restore_input())
+    return PENDING if changes else OK
+
+
+def _cleanup(options: argparse.Namespace) -> int:
+    from ipvs_node_agent.oneshot import cleanup
+
+    for line in cleanup(load(options.config)):
+        print(line)
+    return OK

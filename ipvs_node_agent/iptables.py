@@ -1,0 +1,201 @@
+"""The kernel's nat tables through iptables-save and iptables-restore; the only user of `sh`.
+
+A `Table` is two methods wide: `save` gives the table's text, `restore` applies a text as one. All
+knowledge of commands, backends, exit statuses and error texts stays behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import sh
+
+from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.errors import RefusedError
+
+NFT, LEGACY = "nft", "legacy"
+BACKENDS = (NFT, LEGACY)
+
+# What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
+_TIME_LIMIT = 30
+_SHOWN_STDERR = 4096
+# The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
+_KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
+_LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
+_PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
+_NOISE = re.compile(r"Try `|#|Error occurred at line")
+
+# sh 2 logs every call at INFO, with its arguments.
+logging.getLogger("sh").setLevel(logging.WARNING)
+
+
+class TableError(RefusedError):
+    """A command of iptables failed; `line` is the line of the restore input that it blames."""
+
+    def __init__(self, what: str, why: str, hint: str = "", line: int | None = None) -> None:
+        super().__init__(what, why, hint)
+        self.line = line
+
+
+class Table(Protocol):
+    """One family's nat table."""
+
+    def save(self) -> str:
+        """The table as iptables-save prints it. Raises TableError."""
+
+    def restore(self, text: str) -> None:
+        """Applies `text`, all of it or nothing, without flushing the rest. Raises TableError."""
+
+
+class KernelTable:
+    """The nat table of this network namespace, in one family, by one backend's commands."""
+
+    def __init__(self, family: Family, backend: str, options: IptablesOptions) -> None:
+        self._save = f"{family.command}-{backend}-save"
+        self._restore = f"{family.command}-{backend}-restore"
+        self._lock_wait = options.lock_wait_seconds
+
+    def save(self) -> str:
+        """The table as iptables-save prints it; empty where the kernel has none yet."""
+        return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT)
+
+    def restore(self, text: str) -> None:
+        """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
+        # Only with a number does -w stop waiting, and only as a word of its own on every version.
+        arguments = ["-w", str(self._lock_wait), "--noflush"]
+        _run(self._restore, arguments, stdin=text, limit=_TIME_LIMIT + self._lock_wait)
+
+
+def detect_backend() -> str | None:
+    """The backend that the node's kubelet uses; None where it left no trace.
+
+    The order is that of kubernetes-sigs/iptables-wrappers, version 3. Reading a legacy table would
+    make it, so legacy is asked only about tables that the kernel already has. Raises TableError.
+    """
+    for backend in BACKENDS:
+        for family in FAMILIES:
+            if backend == LEGACY and "mangle" not in legacy_tables(family):
+                continue
+            command = f"{family.command}-{backend}-save"
+            if _path(command) is None:
+                continue
+            try:
+                text = _run(command, ["-t", "mangle"], limit=_TIME_LIMIT)
+            except TableError:
+                if family is IPV4:
+                    raise
+                continue  # A kernel without IPv6 still has a backend.
+            if _KUBELET_CHAINS.search(text):
+                return backend
+    return None
+
+
+def legacy_tables(family: Family) -> Sequence[str]:
+    """The names of the legacy tables that this network namespace has."""
+    try:
+        return _LEGACY_TABLES[family.version].read_text().split()
+    except OSError:
+        return ()
+
+
+def installed(family: Family, backend: str) -> bool:
+    """Whether `backend`'s commands for `family` are on this machine."""
+    return _path(f"{family.command}-{backend}-restore") is not None
+
+
+# Services and cron start with a PATH that need not hold the system's own commands.
+_SEARCH = ":".join([*os.get_exec_path(), "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
+_ENVIRONMENT: dict[str, str] = {**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}
+
+
+def _path(command: str) -> str | None:
+    return shutil.which(command, path=_SEARCH)
+
+
+def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") -> str:
+    """What `command` prints on its standard output; raises TableError where it fails."""
+    path = _path(command)
+    if path is None:
+        raise TableError(command, "not found", "apt install iptables")
+    # Through files, since sh pumps strings through threads at a tenth of the speed.
+    with _memory_file() as given, _memory_file() as printed, _memory_file() as complaints:
+        given.write(stdin.encode())
+        given.seek(0)
+        expired = threading.Event()
+        try:
+            call = sh.Command(path)(
+                *arguments,
+                _in=given,
+                _out=printed,
+                _err=complaints,
+                _tty_out=False,
+                _env=_ENVIRONMENT,
+                # In the background, as sh's own time limit would delay every call by 100 ms.
+                _bg=True,
+                _bg_exc=False,
+            )
+            with _time_limit(limit, call, expired):
+                call.wait()
+        except sh.ErrorReturnCode as error:
+            if expired.is_set():
+                raise TableError(
+                    command, f"did not end within {limit:g} s and was killed"
+                ) from None
+            raise _failure(command, error.exit_code, complaints) from None
+        except (OSError, sh.ForkException) as error:
+            # The last line of sh's own report holds the system's reason.
+            reason = str(error).strip().rpartition("\n")[2].strip()
+            raise TableError(command, f"could not be started: {reason}") from None
+        printed.seek(0)
+        return printed.read().decode("utf-8", "replace")
+
+
+@contextmanager
+def _time_limit(seconds: float, call: Any, expired: threading.Event) -> Iterator[None]:
+    """Kills `call` once `seconds` are over, and sets `expired` before it does."""
+
+    def expire() -> None:
+        expired.set()
+        call.kill()
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _memory_file() -> BinaryIO:
+    """An unnamed file in memory: it works with a full disk and a read-only file system."""
+    return open(os.memfd_create("ipvs-node-agent"), "w+b", buffering=0)
+
+
+def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:
+    complaints.seek(0)
+    text = complaints.read(_SHOWN_STDERR).decode("utf-8", "replace")
+    lines = [_PROGRAM.sub("", line).strip() for line in text.splitlines()]
+    said = [line for line in lines if line and not _NOISE.match(line)]
+    if status < 0:
+        said.append(f"killed by signal {-status}")
+    blamed = re.search(r"\bline:? (\d+)", text)
+    why = "; ".join(said) or f"exit status {status}"
+    return TableError(command, why, _hint(text), int(blamed[1]) if blamed else None)
+
+
+def _hint(text: str) -> str:
+    if "Permission denied" in text or "must be root" in text:
+        return "it needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_RAW"
+    if "xtables lock" in text:
+        return "another program holds /run/xtables.lock"
+    return ""

@@ -1,0 +1,105 @@
+"""Which nat tables are the agent's business: both families, in the backend that the node uses.
+
+`Kernel` chooses the backend and hands out a `Programmer` for each family; `clean` removes what is
+ours from any backend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from ipvs_node_agent.addresses import FAMILIES, Family
+from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.iptables import (
+    BACKENDS,
+    LEGACY,
+    NFT,
+    KernelTable,
+    TableError,
+    detect_backend,
+    installed,
+    legacy_tables,
+)
+from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.ruleset import Ruleset, owner
+
+log = logging.getLogger(__name__)
+
+
+class Kernel:
+    """The tables to program. `names` are those of the agent's chains."""
+
+    def __init__(self, options: IptablesOptions, names: frozenset[str]) -> None:
+        self._options, self._names = options, names
+        self.backend = NFT
+        # Whether the kubelet's chains settled it; until then it is a guess to look at again.
+        self.certain = False
+        self.choose()
+
+    def choose(self) -> bool:
+        """Chooses the backend; True where it is now another one than before."""
+        before = self.backend
+        if self._options.backend != "auto":
+            self.backend, self.certain = self._options.backend, True
+            return self.backend != before
+        try:
+            found = detect_backend()
+        except TableError as error:
+            log.debug("cannot tell the iptables backend yet: %s", error)
+            return False
+        self.certain = found is not None
+        # Without a trace of the kubelet stay with what there is.
+        self.backend = found or before
+        return self.backend != before
+
+    def programmers(self) -> dict[Family, Programmer]:
+        """A programmer for each family."""
+        owns = owner(self._names)
+        return {
+            family: Programmer(KernelTable(family, self.backend, self._options), owns)
+            for family in FAMILIES
+        }
+
+    def clean_others(self) -> None:
+        """Removes what is ours from the backend that is not in use."""
+        others = [backend for backend in BACKENDS if backend != self.backend]
+        try:
+            for line in clean(self._names, self._options, others):
+                log.info("%s", line)
+        except RefusedError as error:
+            log.warning("cannot clean the other iptables backend: %s", error)
+
+
+def clean(
+    names: frozenset[str], options: IptablesOptions, backends: Iterable[str] = BACKENDS
+) -> list[str]:
+    """Removes our chains and jumps from `backends`, in both families; a line for each removal.
+
+    What fails is raised at the end as RefusedError, after everything else is done.
+    """
+    done: list[str] = []
+    failed: TableError | None = None
+    for backend in backends:
+        for family in FAMILIES:
+            # Asking a legacy table that does not exist would make it.
+            if not installed(family, backend) or (
+                backend == LEGACY and "nat" not in legacy_tables(family)
+            ):
+                continue
+            programmer = Programmer(KernelTable(family, backend, options), owner(names))
+            try:
+                change = programmer.check(Ruleset())
+                held = programmer.read().chains
+            except TableError as error:
+                failed = failed or error
+                continue
+            where = f"{family.command}-{backend}"
+            if change.dropped:
+                done.append(f"{where}: removed {', '.join(change.dropped)}")
+            for chain in held:
+                done.append(f"{where}: emptied {chain}, which somebody else's rule jumps to")
+    if failed is not None:
+        raise failed
+    return done

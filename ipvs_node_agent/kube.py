@@ -1,0 +1,177 @@
+"""GET requests to the API server, with credentials that are read again when they change.
+
+`Api.get` opens a response, `Api.refresh` follows the credentials' files. What a response means is
+`watch`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+
+from ipvs_node_agent.errors import AgentError, RefusedError, one_line
+from ipvs_node_agent.kubeconfig import Credentials, fingerprint, load_credentials
+
+log = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT = 10.0
+_MAX_STATUS_BYTES = 64 << 10
+
+
+class ApiError(RefusedError):
+    """The API server could not be reached (`status` 0), or answered with an error status."""
+
+    def __init__(self, what: str, why: str, hint: str = "", status: int = 0) -> None:
+        super().__init__(what, why, hint)
+        self.status = status
+
+
+class Superseded(Exception):
+    """The request was ended by us, since the credentials it was made with have been replaced."""
+
+
+class Api:
+    """The API server, as the node's credentials name it. Safe to use from several threads."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._path = kubeconfig
+        self._lock = threading.Lock()
+        self._credentials: Credentials | None = None
+        self._files = fingerprint(kubeconfig)
+        self._failed: AgentError | None = None
+        self._open: set[urllib3.HTTPResponse] = set()
+
+    def credentials(self) -> Credentials:
+        """The credentials to use now. Raises RefusedError while there are none."""
+        with self._lock:
+            if self._credentials is None:
+                self._credentials = load_credentials(self._path)
+            return self._credentials
+
+    def refresh(self) -> bool:
+        """Loads the credentials again if a file of theirs has changed; True where they were.
+
+        Connections made with the old ones are then closed, as a revoked or expired certificate
+        must not live on in them. Files that cannot be loaded leave the old credentials in use.
+        """
+        files = fingerprint(self._path)
+        with self._lock:
+            if files == self._files:
+                return False
+            try:
+                self._credentials, old = load_credentials(self._path), self._credentials
+            except AgentError as error:
+                # A rotation removes the file before it renames the next one into place: the state
+                # is looked at again next time, and said only if it lasts.
+                lasts = self._failed is not None and str(error) == str(self._failed)
+                if lasts and self._credentials is not None:
+                    log.warning("the credentials changed and cannot be read, going on: %s", error)
+                if lasts:
+                    self._files = files
+                self._failed = error
+                return False
+            self._files, self._failed = files, None
+        log.info("read the credentials in %s again, since they changed", self._path)
+        self._close_connections()
+        if old is not None:
+            old.pool.clear()
+        return True
+
+    @contextmanager
+    def get(
+        self, path: str, parameters: Mapping[str, str], doing: str, read_timeout: float
+    ) -> Iterator[urllib3.HTTPResponse]:
+        """The response to a GET, its body still to be streamed. Raises ApiError.
+
+        `doing` says what the request is for, such as "list services", in messages.
+        """
+        credentials = self.credentials()
+        url = f"{credentials.server}{path}" + (f"?{urlencode(parameters)}" if parameters else "")
+        timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout)
+        what = f"API server {credentials.server}"
+        try:
+            response: Any = credentials.pool.request(
+                "GET",
+                url,
+                headers={"Accept": "application/json", **credentials.headers()},
+                preload_content=False,
+                redirect=False,
+                timeout=timeout,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            # Not what for: whatever else is asked of it meanwhile fails for the same reason.
+            raise ApiError(what, f"cannot be reached: {reason(error)}") from None
+        self._open.add(response)
+        try:
+            if response.status != 200:
+                raise _refusal(what, doing, response, credentials)
+            yield response
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if response not in self._open:
+                raise Superseded from None
+            raise ApiError(what, f"the connection broke: {reason(error)}") from None
+        finally:
+            self._open.discard(response)
+            # Half-read or idle, it must not serve another request with older credentials.
+            response.close()
+
+    def close(self) -> None:
+        """Ends everything under way; the requests raise Superseded."""
+        self._close_connections()
+
+    def _close_connections(self) -> None:
+        """Ends the open responses, from whichever thread reads them."""
+        responses, self._open = self._open, set()
+        for response in responses:
+            connection = getattr(response, "connection", None)
+            sock = getattr(connection, "sock", None)
+            if sock is not None:
+                try:
+                    # The plain method: TLS's own would change the object under its reader's feet.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass  # It has just ended by itself.
+
+
+def reason(error: BaseException) -> str:
+    """The innermost reason of a transport error, in a few words."""
+    while True:
+        # urllib3 wraps an error as its `reason`, as an argument, or as what it was raised from.
+        candidates = (getattr(error, "reason", None), *error.args, error.__cause__)
+        inner = next((c for c in candidates if isinstance(c, BaseException)), None)
+        if inner is None:
+            break
+        error = inner
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return one_line(str(text), 300)
+
+
+def _refusal(
+    what: str, doing: str, response: urllib3.HTTPResponse, credentials: Credentials
+) -> ApiError:
+    try:
+        body = json.loads(response.read(_MAX_STATUS_BYTES))
+        message = body.get("message") if isinstance(body, dict) else None
+    except (ValueError, RecursionError, urllib3.exceptions.HTTPError, OSError):
+        message = None
+    status = f"{response.status} {response.reason or ''}".strip()
+    why = f"refused to {doing}: {status}" + (f": {message}" if isinstance(message, str) else "")
+    return ApiError(what, why, _hint(response.status, doing, credentials), response.status)
+
+
+def _hint(status: int, doing: str, credentials: Credentials) -> str:
+    user = credentials.user or "the kubeconfig's user"
+    if status == 401:
+        return f"the server does not accept the credentials of {user}; have they expired?"
+    if status == 403:
+        return f"{user} lacks the permission to {doing}; a node's own credentials have it"
+    return ""

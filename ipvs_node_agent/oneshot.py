@@ -1,0 +1,67 @@
+"""The commands that look at the node once: `diff` and `cleanup`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+from ipvs_node_agent.agent import NODES, SERVICES
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kernel import Kernel, clean
+from ipvs_node_agent.kube import Api
+from ipvs_node_agent.model import Snapshot
+from ipvs_node_agent.rules import plan, pod_cidrs
+from ipvs_node_agent.ruleset import Change, difference
+from ipvs_node_agent.run import node_name, resources
+from ipvs_node_agent.runtime import only_one, own_names
+from ipvs_node_agent.watch import Event, Listed, Skipped, list_all
+
+
+def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
+    """The cluster as the API server tells it now. Raises RefusedError."""
+    api = Api(Path(config.kubeconfig))
+    listed: dict[str, tuple[object, ...]] = {}
+
+    def take(event: Event) -> None:
+        if isinstance(event, Listed):
+            listed[event.resource] = event.items
+        elif isinstance(event, Skipped):
+            note(f"passed over in the {event.resource} of the API server: {event.text}")
+
+    for resource in resources(api, config):
+        list_all(api, resource, "0", take)
+    if not listed[NODES]:
+        raise RefusedError(
+            "API server",
+            f"knows no Node {node_name(api, config)}",
+            "set nodeName if it has another",
+        )
+    services = {service.key: service for service in listed[SERVICES]}  # type: ignore[attr-defined]
+    return Snapshot(services, listed[NODES][0])  # type: ignore[arg-type]
+
+
+def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:
+    """What `run` would change now: for each family with a change, its command and the change.
+
+    Raises RefusedError.
+    """
+    seen = snapshot(config, note)
+    if pod_cidrs(config, seen.node) is None:
+        raise RefusedError(
+            f"Node {seen.node.name}", "has no pod CIDR yet, so that run would wait", "set podCIDRs"
+        )
+    kernel = Kernel(config.iptables, own_names(config.chains))
+    changes: list[tuple[str, Change]] = []
+    for family, programmer in kernel.programmers().items():
+        planned = plan(config, seen, family)
+        change = difference(programmer.read(), planned.ruleset)
+        if change:
+            changes.append((f"{family.command}-{kernel.backend}-restore", change))
+    return changes
+
+
+def cleanup(config: Config) -> list[str]:
+    """Removes all that the agent ever made here; a line for each. Raises RefusedError."""
+    with only_one("cleanup"):
+        return clean(own_names(config.chains), config.iptables)

@@ -1,0 +1,197 @@
+"""`ipvs-node-agent run`: threads, signals and the main loop around the agent's mind.
+
+One thread for each resource follows the API server and puts events into a queue; the main thread
+takes them out, and is the only one that touches the agent and the kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Union
+
+from ipvs_node_agent.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.config import Config, load
+from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.kernel import Kernel
+from ipvs_node_agent.kube import Api
+from ipvs_node_agent.kubeconfig import host_name
+from ipvs_node_agent.model import read_node, read_service
+from ipvs_node_agent.runtime import only_one, own_names, remember_names
+from ipvs_node_agent.watch import Event, Follower, Resource
+
+log = logging.getLogger(__name__)
+
+# How often the credentials' files are looked at: a rotation is followed within this time.
+_CREDENTIALS_PERIOD = 1.0
+# How often a backend that was only guessed is looked at again.
+_BACKEND_PERIOD = 30.0
+
+
+class _Signal(NamedTuple):
+    number: int
+
+
+class _Crash(NamedTuple):
+    error: BaseException
+
+
+_Message = Union[Event, _Signal, _Crash]
+
+
+def resources(api: Api, config: Config) -> list[Resource]:
+    """What the agent follows: all Services, and its own Node."""
+
+    def own_node() -> Mapping[str, str]:
+        # A node may list and watch no other Node than its own (Node authorizer).
+        return {"fieldSelector": f"metadata.name={node_name(api, config)}"}
+
+    return [
+        Resource(SERVICES, "/api/v1/services", "Service", read_service, dict),
+        Resource(NODES, "/api/v1/nodes", "Node", read_node, own_node),
+    ]
+
+
+def node_name(api: Api, config: Config) -> str:
+    """This node's name: as configured, else the client certificate's, else the host name's.
+
+    Raises RefusedError while there are no credentials.
+    """
+    return config.node_name or api.credentials().node_name or host_name()
+
+
+def run(config_path: Path | None, say_ready: Callable[[], None] = lambda: None) -> None:
+    """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError."""
+    config = load(config_path)
+    with only_one("run"):
+        _Loop(config_path, config, say_ready).run()
+
+
+class _Following:
+    """The threads that follow the API server with one set of credentials."""
+
+    def __init__(self, config: Config, put: Callable[[_Message], None]) -> None:
+        self.api = Api(Path(config.kubeconfig))
+        self._stopped = threading.Event()
+        self._put = put
+        self._followers = [
+            Follower(self.api, resource, self._emit, self._stopped)
+            for resource in resources(self.api, config)
+        ]
+        for follower in self._followers:
+            threading.Thread(target=self._follow, args=(follower,), daemon=True).start()
+
+    def _emit(self, event: Event) -> None:
+        # The next set of threads tells everything anew.
+        if not self._stopped.is_set():
+            self._put(event)
+
+    def _follow(self, follower: Follower) -> None:
+        try:
+            follower.run()
+        except BaseException as error:  # A bug must end the process, not just its thread.
+            self._put(_Crash(error))
+
+    def refresh(self) -> None:
+        """Follows the credentials' files."""
+        if self.api.refresh():
+            for follower in self._followers:
+                follower.hurry()
+
+    def stop(self) -> None:
+        """Lets the threads end; nothing of theirs arrives any more."""
+        self._stopped.set()
+        self.api.close()
+        for follower in self._followers:
+            follower.hurry()
+
+
+class _Loop:
+    def __init__(
+        self, config_path: Path | None, config: Config, say_ready: Callable[[], None]
+    ) -> None:
+        self._config_path, self._config, self._say_ready = config_path, config, say_ready
+        self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._kernel = self._new_kernel()
+        self._agent = Agent(config, self._kernel.programmers())
+        self._clean_due = True
+        self._ready = False
+        self._credentials_due = self._backend_due = 0.0
+
+    def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # A SimpleQueue may be put to from a signal handler.
+            signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
+        self._following = _Following(self._config, self._queue.put)
+        while True:
+            due = min(self._agent.tick(), self._credentials_due, self._backend_due)
+            if self._agent.in_sync:
+                self._after_sync()
+            if self._take(max(0.0, due - time.monotonic())):
+                log.info("stopped; the rules stay in place")
+                return
+            self._look_around(time.monotonic())
+
+    def _take(self, timeout: float) -> bool:
+        """Takes what is in the queue, waiting for the first at most `timeout`; True to stop."""
+        try:
+            message: Any = self._queue.get(timeout=timeout)
+            while True:
+                if isinstance(message, _Crash):
+                    raise message.error
+                if not isinstance(message, _Signal):
+                    self._agent.take(message)
+                elif message.number == signal.SIGHUP:
+                    self._reload()
+                else:
+                    return True
+                message = self._queue.get_nowait()
+        except queue.Empty:
+            return False
+
+    def _look_around(self, now: float) -> None:
+        if now >= self._credentials_due:
+            self._credentials_due = now + _CREDENTIALS_PERIOD
+            self._following.refresh()
+        if now >= self._backend_due:
+            self._backend_due = now + _BACKEND_PERIOD
+            if not self._kernel.certain and self._kernel.choose():
+                log.info("the node uses iptables-%s; moving there", self._kernel.backend)
+                self._use(self._config)
+
+    def _after_sync(self) -> None:
+        if self._clean_due:
+            self._clean_due = False
+            self._kernel.clean_others()
+        if not self._ready:
+            self._ready = True
+            log.info("ready: the kernel (iptables-%s) holds all rules", self._kernel.backend)
+            self._say_ready()
+
+    def _reload(self) -> None:
+        try:
+            config = load(self._config_path)
+        except AgentError as error:
+            log.error("going on with the old configuration: %s", error)
+            return
+        old, self._config = self._config, config
+        self._kernel = self._new_kernel()
+        self._use(config)
+        if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
+            self._following.stop()
+            self._following = _Following(config, self._queue.put)
+        log.info("read the configuration again")
+
+    def _new_kernel(self) -> Kernel:
+        names = own_names(self._config.chains)
+        remember_names(names)
+        return Kernel(self._config.iptables, names)
+
+    def _use(self, config: Config) -> None:
+        self._agent.reconfigure(config, self._kernel.programmers())
+        self._clean_due = True

@@ -1,0 +1,79 @@
+"""The runtime state in /run/ipvs-node-agent: who runs, and which chain names were ever used.
+
+The names outlive a restart with another configuration, so that chains under the old names are
+still known as the agent's own. /run is emptied by a reboot, and so are the kernel's tables.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipvs_node_agent.config import (
+    OWN_MARK_CHAIN,
+    OWN_POSTROUTING_CHAIN,
+    Chains,
+    may_be_ours,
+)
+from ipvs_node_agent.errors import RefusedError
+
+log = logging.getLogger(__name__)
+
+
+def directory() -> Path:
+    """Where the runtime state is kept; systemd tells by RUNTIME_DIRECTORY (systemd.exec(5))."""
+    return Path(os.environ.get("RUNTIME_DIRECTORY") or "/run/ipvs-node-agent")
+
+
+@contextmanager
+def only_one(doing: str) -> Iterator[None]:
+    """Makes sure that no other agent runs on this node meanwhile. Raises RefusedError."""
+    path = directory() / "lock"
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Python's own descriptors are closed in children, so none of them keeps the lock.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise RefusedError(
+            doing, f"cannot open {path}: {error.strerror}", "run it as root"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise RefusedError(
+            doing, "an agent is already running on this node", "systemctl stop ipvs-node-agent"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def own_names(chains: Chains) -> frozenset[str]:
+    """The names of all chains that are the agent's: those of `chains`, and earlier ones."""
+    try:
+        earlier = (directory() / "chains").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        earlier = []
+    names = {chains.prerouting, chains.output, OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN}
+    names.update(filter(may_be_ours, earlier))
+    return frozenset(names - {chains.mark_masquerade})
+
+
+def remember_names(names: frozenset[str]) -> None:
+    """Keeps `names` for later runs and for `cleanup`; to be called before they are used."""
+    path = directory() / "chains"
+    text = "".join(f"{name}\n" for name in sorted(names))
+    try:
+        if path.exists() and path.read_text(encoding="ascii") == text:
+            return
+        new = path.with_suffix(".new")
+        new.write_text(text, encoding="ascii")
+        os.replace(new, path)
+    except (OSError, ValueError) as error:
+        log.warning("cannot remember the chains' names in %s: %s", path, error)

@@ -1,0 +1,119 @@
+"""The real agent as a process in a network namespace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.netns import Namespace
+from tests.support.waiting import eventually
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class AgentProcess:
+    """`ipvs-node-agent` with a configuration, a runtime directory and a log of its own."""
+
+    def __init__(self, namespace: Namespace, directory: Path, settings: Mapping[str, Any]) -> None:
+        self.namespace = namespace
+        self.config = directory / "config.yaml"
+        self.log_path = directory / "agent.log"
+        self.runtime = directory / "run"
+        self.configure(settings)
+        self._process: subprocess.Popen[Any] | None = None
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Writes the configuration; a running agent reads it when told to."""
+        self.config.write_text(yaml.safe_dump(dict(settings)))
+        self.config.chmod(0o600)
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of the agent with `arguments`."""
+        return [sys.executable, "-m", "ipvs_node_agent", "--config", str(self.config), *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the agent's commands."""
+        return {**os.environ, "RUNTIME_DIRECTORY": str(self.runtime), "PYTHONPATH": str(REPOSITORY)}
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs one of the agent's commands to its end, inside the namespace."""
+        with self.namespace.enter():
+            return subprocess.run(
+                self.command(*arguments),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                env=self.environment,
+            )
+
+    def start(self, wait: bool = True) -> None:
+        """Starts `run`; with `wait`, returns when it holds the kernel in sync."""
+        before = self.log.count("ready: ")
+        with self.log_path.open("ab") as log:
+            self._process = self.namespace.popen(
+                self.command("run"), stdout=log, stderr=log, env=self.environment
+            )
+        if wait:
+            eventually(lambda: self.log.count("ready: ") > before, f"ready\n{self.log}")
+
+    def send(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ends it, and gives its exit status."""
+        assert self._process is not None
+        self.send(number)
+        status = self._process.wait(timeout=15)
+        self._process = None
+        return status
+
+    def kill_if_running(self) -> None:
+        """Leaves nothing behind."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=15)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """All it has said so far."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def said(self, text: str) -> None:
+        """Waits until it has said `text`."""
+        eventually(lambda: text in self.log, f"the agent saying {text!r}\n{self.log}")
+
+
+@contextmanager
+def agent_process(
+    namespace: Namespace, directory: Path, settings: Mapping[str, Any]
+) -> Iterator[AgentProcess]:
+    """An agent, not yet started, that does not outlive the test."""
+    directory.mkdir(exist_ok=True)
+    agent = AgentProcess(namespace, directory, settings)
+    try:
+        yield agent
+    finally:
+        agent.kill_if_running()

@@ -1,0 +1,555 @@
+"""A small Kubernetes API server for tests and for the demo.
+
+It knows Services, Nodes and Events, speaks list and watch as the real one does, and breaks in
+all the ways a real one does when it is told to:
+
+    with ApiServer() as server:
+        server.put({"kind": "Service", "metadata": {"name": "web"}, "spec": {}})
+        server.wait_for(lambda: server.watches("services") == 1)
+        server.drop_watches()
+
+Started as a program it serves the objects of a YAML file:
+
+    python3 -m tests.support.apiserver --listen 127.0.0.1:6443 --manifest demo.yaml \\
+        --node worker-1 --pki-dir demo-pki
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import concurrent.futures
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from tests.support.access import (
+    ADMIN,
+    authenticate,
+    authorize,
+    bearer_token,
+    certificate_of,
+    common_name,
+)
+from tests.support.objects import answer
+from tests.support.pki import Pki
+from tests.support.rest import (
+    DISCOVERY,
+    KINDS,
+    Refusal,
+    Request,
+    encode,
+    expired,
+    failure,
+    invalid_options,
+    is_true,
+    no_such_path,
+    parse_target,
+)
+from tests.support.selection import selector_of, version_of, wants_initial_events
+from tests.support.sockets import enter_netns, listen
+from tests.support.store import Store
+from tests.support.watching import Action, Watch, event
+
+
+@dataclass
+class _Failure:
+    status: int
+    verb: str | None
+    resource: str | None
+    times: int | None
+
+    def meets(self, request: Request) -> bool:
+        return self.verb in (None, request.verb) and self.resource in (None, request.resource)
+
+
+class _Connections(web.Server):
+    """Tells when a client goes away, which aiohttp keeps to itself."""
+
+    def __init__(self, handler: Any, on_lost: Callable[[web.RequestHandler], None]) -> None:
+        super().__init__(handler, access_log=None)
+        self._on_lost = on_lost
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        self._on_lost(handler)
+        # Python 3.9 takes a TLS transport for open until it is told otherwise.
+        if handler.transport:
+            handler.transport.close()
+        super().connection_lost(handler, exc)
+
+
+class ApiServer:
+    """The server, in a thread of its own; all methods may be called from any other.
+
+    `netns` is the path of a network namespace to listen in. `pki` turns on TLS and everything
+    about users; without it the server is plain HTTP and lets anybody do anything. `names` are
+    further names for the server's certificate, `tokens` maps bearer tokens to users.
+    `service_field_selectors`, `streaming_lists` and `bookmark_interval` may be set at any time.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        netns: str | None = None,
+        pki: Pki | None = None,
+        names: Sequence[str] = (),
+        tokens: Mapping[str, str] | None = None,
+        service_field_selectors: bool = True,
+        streaming_lists: bool = False,
+        bookmark_interval: float | None = 60.0,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.tokens = dict(tokens or {})
+        self.service_field_selectors = service_field_selectors
+        self.streaming_lists = streaming_lists
+        self.bookmark_interval = bookmark_interval
+        self.store = Store(self._store_changed)
+        self._netns = netns
+        self._tls = pki.server_context([host, "localhost", *names]) if pki else None
+        self._changed = threading.Condition()
+        self._requests: list[Request] = []
+        self._watches: dict[Watch, str] = {}
+        self._running: dict[web.RequestHandler, asyncio.Task[Any]] = {}
+        self._failures: list[_Failure] = []
+        self._gone_as = "status"
+        self._delay = 0.0
+        self._hung = False
+        self._lists_truncated = False
+        self._thread: threading.Thread | None = None
+
+    # Life
+
+    def __enter__(self) -> ApiServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where clients find the server."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
+
+    def start(self) -> None:
+        """Listen; after a `stop` on the same port, with the same objects."""
+        listening: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
+        self._thread.start()
+        listening.result()
+
+    def stop(self) -> None:
+        """Stop listening and break off all connections."""
+        if self._thread and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+        self._thread = None
+
+    # Objects
+
+    def put(self, obj: dict[str, Any]) -> dict[str, Any]:
+        """Create or replace an object; see `Store.put`."""
+        return self.store.put(obj)
+
+    def put_raw(self, kind: str, namespace: str, name: str, obj: Any) -> None:
+        """Store anything at all; see `Store.put_raw`."""
+        self.store.put_raw(kind, namespace, name, obj)
+
+    def delete(self, kind: str, namespace: str, name: str) -> Any:
+        """Remove an object; see `Store.delete`."""
+        return self.store.delete(kind, namespace, name)
+
+    def get(self, kind: str, namespace: str, name: str) -> Any:
+        """A copy of an object; see `Store.get`."""
+        return self.store.get(kind, namespace, name)
+
+    # Faults
+
+    def compact(self, gone_as: str = "status") -> None:
+        """Make all versions before now too old, which a watch learns as "status" or "event"."""
+        self._gone_as = gone_as
+        self.store.compact()
+
+    def fail(
+        self,
+        status: int,
+        verb: str | None = None,
+        resource: str | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Answer matching requests, the next `times` or all, with a Status of that code."""
+        with self._changed:
+            self._failures.append(_Failure(status, verb, resource, times))
+
+    def delay(self, seconds: float) -> None:
+        """Wait before each answer."""
+        self._delay = seconds
+
+    def hang(self) -> None:
+        """Accept requests but answer nothing, and fall silent on open watches too."""
+        self._hung = True
+        self._in_loop(lambda: self._healed.clear())
+
+    def truncate_lists(self) -> None:
+        """Break off in the middle of every list."""
+        self._lists_truncated = True
+
+    def heal(self) -> None:
+        """End what `fail`, `delay`, `hang` and `truncate_lists` began."""
+        with self._changed:
+            self._failures.clear()
+        self._delay = 0.0
+        self._lists_truncated = False
+        self._hung = False
+        self._in_loop(lambda: self._healed.set())
+
+    def close_watches(self, resource: str | None = None) -> None:
+        """End open watches as at the end of their time."""
+        self._tell_watches(Watch.end, resource)
+
+    def drop_watches(self, resource: str | None = None) -> None:
+        """Reset the connections of open watches."""
+        self._tell_watches(Watch.reset, resource)
+
+    def truncate_watches(self, resource: str | None = None) -> None:
+        """Send half a line into open watches, then end them."""
+        self._tell_watches(Watch.truncate, resource)
+
+    def send_raw(self, data: bytes, resource: str = "services") -> None:
+        """Send bytes into open watches."""
+        self._tell_watches(lambda watch: watch.write(data), resource)
+
+    def send_bookmarks(self, resource: str | None = None) -> None:
+        """Send bookmarks into open watches that asked for them."""
+        self._tell_watches(Watch.bookmark, resource)
+
+    # Observation
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests so far, in the order of their arrival."""
+        with self._changed:
+            return list(self._requests)
+
+    def watches(self, resource: str) -> int:
+        """How many watches are open."""
+        with self._changed:
+            return list(self._watches.values()).count(resource)
+
+    def wait_for(self, predicate: Callable[[], object], timeout: float = 10.0) -> None:
+        """Wait until something is true that requests, watches or objects decide."""
+        with self._changed:
+            if not self._changed.wait_for(predicate, timeout):
+                recent = "".join(f"\n  {request}" for request in self._requests[-10:])
+                raise AssertionError(f"not true within {timeout} s; last requests:{recent}")
+
+    # The server's thread
+
+    def _run(self, listening: concurrent.futures.Future[None]) -> None:
+        try:
+            # A namespace is a property of the thread, so nothing else moves.
+            if self._netns:
+                enter_netns(self._netns)
+            asyncio.run(self._serve(listening))
+        except BaseException as error:
+            if listening.done():
+                raise
+            listening.set_exception(error)
+
+    async def _serve(self, listening: concurrent.futures.Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._healed = asyncio.Event()
+        if not self._hung:
+            self._healed.set()
+        server = _Connections(self._handle, self._client_left)
+        sock = listen(self.host, self.port)
+        self.port = sock.getsockname()[1]
+        listener = await self._loop.create_server(server, sock=sock, ssl=self._tls)
+        listening.set_result(None)
+        await self._stopping.wait()
+        listener.close()
+        for connection in server.connections:
+            if connection.transport:
+                connection.transport.abort()
+
+    def _in_loop(self, action: Callable[[], object]) -> None:
+        if self._thread and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(action)
+
+    def _tell_watches(self, action: Action, resource: str | None) -> None:
+        def post() -> None:
+            for watch, watched in list(self._watches.items()):
+                if resource in (None, watched):
+                    watch.post(action)
+
+        self._in_loop(post)
+
+    def _store_changed(self) -> None:
+        self._tell_watches(Watch.look, None)
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _client_left(self, connection: web.RequestHandler) -> None:
+        task = self._running.get(connection)
+        if task:
+            task.cancel()
+
+    # One request
+
+    async def _handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        with self._cancelled_with_client(http):
+            request = self._record(http)
+            try:
+                await self._healed.wait()
+                await asyncio.sleep(self._delay)
+                self._fail_if_told(request)
+                if self._tls:
+                    authenticate(request, certificate_of(http))
+                    authorize(request)
+                return await self._answer(http, request)
+            except Refusal as refusal:
+                return self._reply(request, refusal.code, refusal.status, refusal.headers)
+
+    @contextlib.contextmanager
+    def _cancelled_with_client(self, http: web.BaseRequest) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task
+        self._running[http.protocol] = task
+        try:
+            yield
+        finally:
+            del self._running[http.protocol]
+
+    def _record(self, http: web.BaseRequest) -> Request:
+        params = dict(http.query)
+        target = parse_target(http.method, http.path, params)
+        certificate = certificate_of(http)
+        request = Request(
+            verb=target.verb,
+            resource=target.resource,
+            namespace=target.namespace,
+            name=target.name,
+            params=params,
+            user=common_name(certificate) or self.tokens.get(bearer_token(http)),
+            serial=int(certificate["serialNumber"], 16) if certificate else None,
+            status=0,
+            peer_port=_peer_port(http),
+        )
+        with self._changed:
+            self._requests.append(request)
+            self._changed.notify_all()
+        return request
+
+    def _fail_if_told(self, request: Request) -> None:
+        with self._changed:
+            told = next((one for one in self._failures if one.meets(request)), None)
+            if told and told.times is not None:
+                told.times -= 1
+                if told.times <= 0:
+                    self._failures.remove(told)
+        if told:
+            raise failure(told.status, request)
+
+    async def _answer(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+        if request.resource in DISCOVERY:
+            return self._reply(request, 200, DISCOVERY[request.resource])
+        if request.resource not in KINDS:
+            raise no_such_path()
+        if request.verb == "watch":
+            return await self._watch(http, request)
+        if request.verb == "list":
+            return await self._list(http, request)
+        return self._reply(request, *answer(self.store, request, await http.read()))
+
+    def _answered(self, request: Request, status: int) -> None:
+        with self._changed:
+            request.status = status
+            self._changed.notify_all()
+
+    def _reply(
+        self,
+        request: Request,
+        status: int,
+        body: Any,
+        headers: Mapping[str, str] | None = None,
+    ) -> web.Response:
+        self._answered(request, status)
+        return web.Response(
+            status=status, body=encode(body), headers=headers, content_type="application/json"
+        )
+
+    async def _open_stream(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+        self._answered(request, 200)
+        stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+        stream.enable_chunked_encoding()
+        await stream.prepare(http)
+        return stream
+
+    # Lists and watches
+
+    async def _list(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+        if "sendInitialEvents" in request.params:
+            field = "sendInitialEvents"
+            raise invalid_options(field, f"{field} is forbidden for list")
+        selector = selector_of(request, self.service_field_selectors)
+        kind = KINDS[request.resource]
+        objects, version = self.store.items(kind, request.namespace)
+        body = encode(
+            {
+                "kind": f"{kind}List",
+                "apiVersion": "v1",
+                "metadata": {"resourceVersion": str(version)},
+                "items": [_as_item(obj) for obj in objects if selector.matches(obj)],
+            }
+        )
+        stream = await self._open_stream(http, request)
+        if self._lists_truncated:
+            await stream.write(body[: len(body) // 2])
+            if http.transport:
+                http.transport.close()
+        else:
+            await stream.write(body)
+        return stream
+
+    async def _watch(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
+        params = request.params
+        selector = selector_of(request, self.service_field_selectors)
+        streaming_list = wants_initial_events(params, self.streaming_lists)
+        since = version_of(params)
+        if 0 < since < self.store.oldest and not streaming_list:
+            return await self._gone(http, request, since)
+        stream = await self._open_stream(http, request)
+        watch = Watch(
+            http,
+            stream,
+            self.store,
+            KINDS[request.resource],
+            request.namespace,
+            selector,
+            bookmarks=is_true(params, "allowWatchBookmarks"),
+        )
+        with self._open(watch, request), contextlib.suppress(ConnectionError):
+            if streaming_list or since == 0:
+                await watch.send_state(mark_end=streaming_list)
+            else:
+                watch.start_after(since)
+            await watch.run(self._healed)
+        return stream
+
+    @contextlib.contextmanager
+    def _open(self, watch: Watch, request: Request) -> Iterator[None]:
+        with self._changed:
+            self._watches[watch] = request.resource
+            self._changed.notify_all()
+        timers = contextlib.ExitStack()
+        if "timeoutSeconds" in request.params:
+            seconds = float(request.params["timeoutSeconds"])
+            timers.callback(self._loop.call_later(seconds, watch.post, Watch.end).cancel)
+        if self.bookmark_interval:
+            ticker = self._loop.create_task(_tick(watch, self.bookmark_interval))
+            timers.callback(ticker.cancel)
+        try:
+            with timers:
+                yield
+        finally:
+            with self._changed:
+                del self._watches[watch]
+                self._changed.notify_all()
+
+    async def _gone(
+        self, http: web.BaseRequest, request: Request, since: int
+    ) -> web.StreamResponse:
+        refusal = expired(since, self.store.oldest)
+        if self._gone_as == "status":
+            raise refusal
+        stream = await self._open_stream(http, request)
+        await stream.write(event("ERROR", refusal.status))
+        return stream
+
+
+async def _tick(watch: Watch, interval: float) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        watch.post(Watch.bookmark)
+
+
+def _as_item(obj: Any) -> Any:
+    if not isinstance(obj, dict):
+        return obj
+    return {key: value for key, value in obj.items() if key not in ("kind", "apiVersion")}
+
+
+def _peer_port(http: web.BaseRequest) -> int:
+    peer = http.transport.get_extra_info("peername") if http.transport else None
+    return int(peer[1]) if peer else 0
+
+
+# The program
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the objects of a YAML file until SIGTERM."""
+    options = _parse_arguments(arguments)
+    # Blocked here, so that they are blocked in the server's thread as well and wait for us.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    host, _, port = options.listen.rpartition(":")
+    reached_at = options.advertise or host.strip("[]")
+    pki = Pki()
+    server = ApiServer(host.strip("[]"), int(port), pki=pki, names=[reached_at])
+    for obj in _read_manifest(options.manifest):
+        server.put(obj)
+    with server:
+        url = f"https://{f'[{reached_at}]' if ':' in reached_at else reached_at}:{server.port}"
+        _write_credentials(pki, options.pki_dir, options.node, url)
+        print(f"listening on {url}, credentials in {options.pki_dir}", flush=True)
+        signal.sigwait(ends)
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python3 -m tests.support.apiserver")
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
+    parser.add_argument("--advertise", metavar="HOST", help="where clients find it, if elsewhere")
+    parser.add_argument("--manifest", type=Path, required=True, help="Services and Nodes in YAML")
+    parser.add_argument("--node", required=True, help="the node to make credentials for")
+    parser.add_argument("--pki-dir", type=Path, required=True, help="where to write credentials")
+    return parser.parse_args(arguments)
+
+
+def _read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    import yaml
+
+    for document in yaml.safe_load_all(path.read_text()):
+        if document and document["kind"] in ("Service", "Node"):
+            yield document
+
+
+def _write_credentials(pki: Pki, directory: Path, node: str, url: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    node_pem = directory / "kubelet-client-current.pem"
+    admin_pem = directory / "admin.pem"
+    pki.write_ca(directory / "ca.crt")
+    pki.write_node_client(node_pem, node)
+    pki.write_client(admin_pem, ADMIN, "system:masters")
+    pki.write_kubeconfig(directory / "kubelet.conf", url, node_pem)
+    pki.write_kubeconfig(directory / "admin.conf", url, admin_pem)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Waiting for a condition, bounded in time."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], what: str = "", timeout: float = 15.0) -> T:
+    """The first true value that `condition` gives; AssertionError after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"{what or condition} did not come true within {timeout:g} s")
+        time.sleep(0.02)
