@@ -76,7 +76,7 @@ class Agent:
         self._next_sync = self._next_check = 0.0
         self._unsynced: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
-        self._waiting = ""
+        self._waiting = self._node_note = ""
         self._said: frozenset[Problem] = frozenset()
 
     @property
@@ -91,7 +91,10 @@ class Agent:
         for family, programmer in programmers.items():
             self._families[family].programmer = programmer
             self._families[family].retry_at = 0.0
+            # The table may be another one.
+            self._families[family].dirty = True
         self._stale = True
+        self._next_check = 0.0
 
     def take(self, event: Event) -> None:
         """Notes what `event` says; the kernel is `tick`'s business."""
@@ -125,7 +128,7 @@ class Agent:
         for family, state in self._families.items():
             if state.plan is not None and now >= state.retry_at and (checking or state.dirty):
                 self._sync(family, state, state.plan.ruleset, checking)
-        if self.in_sync:
+        if not self._stale and all(s.error or not s.dirty for s in self._families.values()):
             self._say_synced()
         return self._next_due()
 
@@ -171,7 +174,12 @@ class Agent:
         try:
             change = state.programmer.check(wanted) if checking else state.programmer.apply(wanted)
         except TableError as error:
-            self._failed(family, state, error)
+            if not wanted.chains and state.error is None:
+                # Nothing belongs there; a kernel without the family cannot even be asked.
+                log.debug("%s: %s", family, error)
+                state.dirty = False
+            else:
+                self._failed(family, state, error)
             return
         if state.error is not None:
             log.info("%s: works again", family)
@@ -206,14 +214,16 @@ class Agent:
     def _take_node(self, event: Listed | Changed | Deleted) -> None:
         old, node = self._cluster.node, _node_in(event)
         self._cluster.node_listed = True
-        if node is None:
-            if old is not None:
-                log.warning("Node %s is gone from the API server; keeping its rules", old.name)
-            return
-        if old is not None and old.pod_cidrs and not node.pod_cidrs:
-            log.warning("Node %s lost its pod CIDRs; keeping the last ones", node.name)
+        note = ""
+        if old is not None and node is None:
+            note = f"Node {old.name} is gone from the API server; keeping its rules"
+        elif old is not None and old.pod_cidrs and node is not None and not node.pod_cidrs:
+            note = f"Node {node.name} lost its pod CIDRs; keeping the last ones"
             node = node._replace(pod_cidrs=old.pod_cidrs)
-        if node != old:
+        if note and note != self._node_note:
+            log.warning("%s", note)
+        self._node_note = note
+        if node is not None and node != old:
             self._cluster.node = node
             self._stale = True
 

@@ -13,7 +13,7 @@ from typing import Any, Callable, ClassVar, NoReturn
 from ipvs_node_agent import __version__
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, parse_network
 from ipvs_node_agent.config import Config, load
-from ipvs_node_agent.errors import AgentError, UsageError
+from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
 from ipvs_node_agent.manifest import read_objects
 from ipvs_node_agent.model import (
     Node,
@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         _set_up_logging(options.log_level)
         status: int = options.command(options)
-        sys.stdout.flush()
         return status
     except AgentError as error:
         return _fail(str(error), error.exit_status)
@@ -47,15 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except KeyboardInterrupt:
         return 130
-    except (
-        Exception
-    ) as error:  # A bug. It must not look like anything else, and not be a traceback.
+    except Exception as error:  # A bug: it must look like one, and be no traceback.
         logging.getLogger(__name__).debug("internal error", exc_info=True)
         return _fail(
-            f"internal error: {type(error).__name__}: {error} (please report it, with what"
-            f" {PROGRAM} --log-level debug shows)",
+            f"internal error: {type(error).__name__}: {one_line(str(error))} (please report it,"
+            f" with what {PROGRAM} --log-level debug shows)",
             INTERNAL_ERROR,
         )
+
+
+def _print(text: str) -> None:
+    """Prints `text` to the last character. Raises RefusedError where it cannot be written."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What could not be written would be tried again, and fail again, at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise RefusedError("standard output", error.strerror or str(error)) from None
 
 
 def _fail(text: str, status: int) -> int:
@@ -64,11 +74,14 @@ def _fail(text: str, status: int) -> int:
 
 
 def _note(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: {one_line(text)}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports bad usage as every other error."""
+    """Reports bad usage as every other error, and takes no option by half its name."""
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError("command line", message, f"see {self.prog} --help")
@@ -181,6 +194,8 @@ def _render(options: argparse.Namespace) -> int:
     config = load(options.config)
     if options.pod_cidr is not None:
         config = _with_pod_cidrs(config, tuple(options.pod_cidr))
+    if [options.node, *options.file].count("-") > 1:
+        raise UsageError("render", "standard input is named twice", "it can be read only once")
     reading = _Reading()
     node = reading.node(options.node) if options.node else Node("", (), (), ())
     if config.pod_cidrs is None and not node.pod_cidrs:
@@ -191,7 +206,7 @@ def _render(options: argparse.Namespace) -> int:
     planned = plan(config, Snapshot(services, node), options.family)
     for problem in (*reading.problems(services, node), *planned.problems):
         _note(str(problem))
-    sys.stdout.write(difference(Found(), planned.ruleset).restore_input())
+    _print(difference(Found(), planned.ruleset).restore_input())
     return reading.status
 
 
@@ -254,15 +269,14 @@ def _diff(options: argparse.Namespace) -> int:
     from ipvs_node_agent.oneshot import pending_changes
 
     changes = pending_changes(load(options.config), _note)
-    for command, change in changes:
-        print(f"# {command} --noflush")
-        sys.stdout.write(change.restore_input())
+    _print(
+        "".join(f"# {command} --noflush\n{change.restore_input()}" for command, change in changes)
+    )
     return PENDING if changes else OK
 
 
 def _cleanup(options: argparse.Namespace) -> int:
     from ipvs_node_agent.oneshot import cleanup
 
-    for line in cleanup(load(options.config)):
-        print(line)
+    _print("".join(f"{line}\n" for line in cleanup(load(options.config))))
     return OK

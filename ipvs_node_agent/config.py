@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import yaml
+from yaml.reader import ReaderError
 
 from ipvs_node_agent.addresses import Network, parse_network
 from ipvs_node_agent.errors import UsageError
@@ -64,7 +65,10 @@ _TARGETS = (
 )
 _CHAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_DURATION = re.compile(
+    r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?",
+    re.ASCII,  # Or ٢ would be a digit.
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def load(path: Path | None) -> Config:
 
 def _read(path: Path) -> str:
     # Non-blocking, since opening a FIFO would wait for its writer for ever.
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         what = f"configuration {path}"
         if not stat.S_ISREG(status.st_mode):
@@ -168,8 +172,16 @@ def parse(text: str, name: str) -> Config:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
-        raise UsageError(f"configuration {name}{where}", f"is no YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
+        why = error.problem
+        if why == "but found another document":
+            why = f"{error.context}, {why}"
+        raise UsageError(f"configuration {name}{where}", f"is no YAML: {why}") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        why = f"unacceptable character #x{error.character:04x}"
+        raise UsageError(f"configuration {name} line {line}", f"is no YAML: {why}") from None
+    # \UFFFFFFFF, which is no character.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UsageError(f"configuration {name}", f"is no YAML: {error}") from None
     except RecursionError:
         raise UsageError(f"configuration {name}", "is nested too deeply") from None
@@ -270,7 +282,11 @@ def _string(node: yaml.Node, at: str) -> str:
 def _boolean(node: yaml.Node, at: str) -> bool:
     if not isinstance(node, yaml.ScalarNode) or _tag(node) != "bool":
         raise _wanted(node, at, "true or false")
-    return bool(yaml.SafeLoader.bool_values[node.value.lower()])
+    # A tag may claim to be a boolean what is none.
+    value = yaml.SafeLoader.bool_values.get(node.value.lower())
+    if value is None:
+        raise _wanted(node, at, "true or false")
+    return bool(value)
 
 
 def _integer(low: int, high: int) -> _Reader:
@@ -334,9 +350,11 @@ def _cidr(node: yaml.Node, at: str) -> Network:
 
 def _pod_cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
     cidrs = _cidrs(node, at)
-    for item, cidr in zip(node.value, cidrs):
+    for index, (item, cidr) in enumerate(zip(node.value, cidrs)):
         if cidr.prefixlen == 0:
-            raise _wanted(item, at, "the addresses of this node's pods, not every address")
+            raise _wanted(
+                item, f"{at}[{index}]", "the addresses of this node's pods, not every address"
+            )
     return cidrs
 
 
@@ -357,9 +375,16 @@ def _chain_name(kube_allowed: bool) -> _Reader:
 
 def _check_chain_names_differ(root: yaml.Node, chains: Chains) -> None:
     names = (chains.prerouting, chains.output, chains.mark_masquerade)
+    fault = ""
     if len(set(names)) < len(names):
+        fault = f"chains: wanted three different names, got {', '.join(names)}"
+    for name in names:
+        for base in (*names[:2], OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
+            if name.startswith(f"{base}-"):
+                fault = f"chains: wanted no name like {name}, which could be split off from {base}"
+    if fault:
         node = next(value for key, value in root.value if key.value == "chains")
-        raise _Bad(node, "chains: wanted three different names, got " + ", ".join(names))
+        raise _Bad(node, fault)
 
 
 def _duration(low: float, high: float) -> _Reader:
@@ -381,7 +406,9 @@ def _bind_address(node: yaml.Node, at: str) -> str:
     text = _string(node, at)
     host, colon, port = text.rpartition(":")
     fits = re.fullmatch(r"[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]", host)
-    if text and not (colon and fits and re.fullmatch(r"\d{1,5}", port) and 0 < int(port) < 65536):
+    if text and not (
+        colon and fits and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536
+    ):
         raise _wanted(node, at, 'HOST:PORT such as 127.0.0.1:10273, or "" to turn it off')
     return text
 

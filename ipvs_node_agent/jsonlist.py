@@ -29,7 +29,7 @@ def read_list(chunks: Iterable[bytes], found: Callable[[Any], None]) -> Any:
     metadata: Any = {}
     cursor.expect("{")
     while cursor.peek() != "}":
-        key = cursor.value()
+        key = cursor.key()
         cursor.expect(":")
         if key == "items" and cursor.peek() == "[":
             cursor.expect("[")
@@ -77,6 +77,12 @@ class _Cursor:
             if self.peek() == end:
                 raise BrokenList("a comma before the end")
 
+    def key(self) -> str:
+        """Steps over a mapping's key, and gives it."""
+        if self.peek() != '"':
+            raise BrokenList(f"wanted a key, got {self.peek()!r}")
+        return str(self.value())
+
     def value(self) -> Any:
         """Steps over the next JSON value, and gives it."""
         self.peek()
@@ -87,8 +93,8 @@ class _Cursor:
                 raise BrokenList("nested too deeply") from None
             except ValueError:
                 end = len(self._text)
-            # A number at the text's end may go on in the next chunk.
-            if end < len(self._text):
+            # A number may go on in the next chunk: at the text's end, or cut within 1.5 or 1e5.
+            if end < len(self._text) and self._text[end] not in ".eE":
                 self._at = end
                 return value
             if len(self._text) - self._at > MAX_OBJECT_CHARACTERS:

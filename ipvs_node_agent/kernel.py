@@ -29,11 +29,14 @@ log = logging.getLogger(__name__)
 
 
 class Kernel:
-    """The tables to program. `names` are those of the agent's chains."""
+    """The tables to program. `names` are those of the agent's chains.
 
-    def __init__(self, options: IptablesOptions, names: frozenset[str]) -> None:
+    `backend` is taken to be the node's until there is better knowledge.
+    """
+
+    def __init__(self, options: IptablesOptions, names: frozenset[str], backend: str = NFT) -> None:
         self._options, self._names = options, names
-        self.backend = NFT
+        self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again.
         self.certain = False
         self.choose()

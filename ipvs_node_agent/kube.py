@@ -49,6 +49,8 @@ class Api:
         self._files = fingerprint(kubeconfig)
         self._failed: AgentError | None = None
         self._open: set[urllib3.HTTPResponse] = set()
+        # Counts the times that everything under way was ended.
+        self._ended = 0
 
     def credentials(self) -> Credentials:
         """The credentials to use now. Raises RefusedError while there are none."""
@@ -66,6 +68,7 @@ class Api:
         files = fingerprint(self._path)
         with self._lock:
             if files == self._files:
+                self._failed = None
                 return False
             try:
                 self._credentials, old = load_credentials(self._path), self._credentials
@@ -94,6 +97,7 @@ class Api:
 
         `doing` says what the request is for, such as "list services", in messages.
         """
+        ended = self._ended
         credentials = self.credentials()
         url = f"{credentials.server}{path}" + (f"?{urlencode(parameters)}" if parameters else "")
         timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout)
@@ -110,8 +114,12 @@ class Api:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # Not what for: whatever else is asked of it meanwhile fails for the same reason.
             raise ApiError(what, f"cannot be reached: {reason(error)}") from None
-        self._open.add(response)
+        with self._lock:
+            self._open.add(response)
+            superseded = self._ended != ended
         try:
+            if superseded:
+                raise Superseded
             if response.status != 200:
                 raise _refusal(what, doing, response, credentials)
             yield response
@@ -120,8 +128,9 @@ class Api:
                 raise Superseded from None
             raise ApiError(what, f"the connection broke: {reason(error)}") from None
         finally:
-            self._open.discard(response)
-            # Half-read or idle, it must not serve another request with older credentials.
+            with self._lock:
+                self._open.discard(response)
+            # Half-read, it must not serve another request with older credentials.
             response.close()
 
     def close(self) -> None:
@@ -130,7 +139,9 @@ class Api:
 
     def _close_connections(self) -> None:
         """Ends the open responses, from whichever thread reads them."""
-        responses, self._open = self._open, set()
+        with self._lock:
+            self._ended += 1
+            responses, self._open = self._open, set()
         for response in responses:
             connection = getattr(response, "connection", None)
             sock = getattr(connection, "sock", None)
@@ -146,7 +157,9 @@ def reason(error: BaseException) -> str:
     """The innermost reason of a transport error, in a few words."""
     while True:
         # urllib3 wraps an error as its `reason`, as an argument, or as what it was raised from.
-        candidates = (getattr(error, "reason", None), *error.args, error.__cause__)
+        # Before 2.0 it often left only the context.
+        context = error.__context__ if isinstance(error.__context__, OSError) else None
+        candidates = (getattr(error, "reason", None), *error.args, error.__cause__, context)
         inner = next((c for c in candidates if isinstance(c, BaseException)), None)
         if inner is None:
             break

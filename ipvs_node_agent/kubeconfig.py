@@ -7,6 +7,7 @@ stays good for as long as the certificate is valid.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import ssl
@@ -21,6 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from kubernetes.client import Configuration
 from kubernetes.config import ConfigException, load_kube_config
+from urllib3.util.ssl_ import create_urllib3_context
 
 from ipvs_node_agent.errors import RefusedError
 
@@ -63,26 +65,39 @@ class Credentials:
 
 def load_credentials(path: Path) -> Credentials:
     """The credentials in the kubeconfig at `path`. Raises RefusedError with what is wrong."""
-    configuration = Configuration()
+    # Older versions of the package would take localhost where the file names no server.
+    configuration = Configuration(host="")
     try:
         document = _document(path)
         load_kube_config(  # type: ignore[no-untyped-call]  # its module has no types
             config_file=str(path), client_configuration=configuration, persist_config=False
         )
     except OSError as error:
-        raise _refused(
-            path, error.strerror or str(error), "is this node's kubelet set up?"
-        ) from None
-    except yaml.YAMLError:
+        why = error.strerror or str(error)
+        if error.filename not in (None, str(path)):
+            raise _refused(path, f"cannot read {error.filename}: {why}") from None
+        raise _refused(path, why, "is this node's kubelet set up?") from None
+    except (yaml.YAMLError, RecursionError):
         raise _refused(path, "is no YAML") from None
     # The package meets a malformed file with whatever its code runs into first.
     except (ConfigException, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _refused(path, f"is no usable kubeconfig: {error}") from None
+        # It may show a whole entry, with token and key.
+        why = str(error).partition("{")[0]
+        raise _refused(path, f"is no usable kubeconfig: {why}") from None
     if not isinstance(document, dict) or not configuration.host:
         raise _refused(path, "names no server")
+    if not all(
+        value.isascii() and value.isprintable() for value in _headers(configuration).values()
+    ):
+        raise _refused(path, "its token has characters that no HTTP header can carry")
     context = _ssl_context(path, configuration)
     pool = urllib3.PoolManager(
-        maxsize=4, retries=False, ssl_context=context, socket_options=_SOCKET_OPTIONS
+        maxsize=4,
+        retries=False,
+        ssl_context=context,
+        # Debian's urllib3 1.26 would set it to required in the context otherwise.
+        cert_reqs=context.verify_mode,
+        socket_options=_SOCKET_OPTIONS,
     )
     return Credentials(
         server=str(configuration.host),
@@ -94,11 +109,8 @@ def load_credentials(path: Path) -> Credentials:
 
 def fingerprint(path: Path) -> Fingerprint:
     """Changes whenever the kubeconfig at `path`, or a file that it names, becomes another one."""
-    try:
-        named = sorted({str(path), *_named_files(_document(path), path.parent)})
-    except (OSError, yaml.YAMLError, ValueError):
-        named = [str(path)]
-    return tuple((name, _identity(name)) for name in named)
+    own = _identity(str(path))
+    return tuple((name, _identity(name)) for name in (str(path), *_files_named_in(path, own)))
 
 
 def host_name() -> str:
@@ -108,6 +120,15 @@ def host_name() -> str:
 
 def _document(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+# Looked at every second, and parsing YAML takes longer than all the rest of an idle second.
+@functools.lru_cache(maxsize=4)
+def _files_named_in(path: Path, identity: tuple[int, int, int] | None) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(set(_named_files(_document(path), path.parent))))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return ()
 
 
 def _named_files(document: Any, base: Path) -> Iterator[str]:
@@ -132,8 +153,14 @@ def _identity(name: str) -> tuple[int, int, int] | None:
 
 
 def _ssl_context(path: Path, configuration: Any) -> ssl.SSLContext:
+    loading = configuration.ssl_ca_cert
     try:
-        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        # Verifies the certificate and, in one way or another by version, the host name in it.
+        context: ssl.SSLContext = create_urllib3_context()
+        if configuration.ssl_ca_cert:
+            context.load_verify_locations(cafile=configuration.ssl_ca_cert)
+        else:
+            context.load_default_certs()
         # On by default since Python 3.13, it refuses CAs without key identifiers, as older
         # clusters have them; Go's and so Kubernetes' own clients take those.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -141,14 +168,15 @@ def _ssl_context(path: Path, configuration: Any) -> ssl.SSLContext:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if configuration.cert_file:
+            named = filter(None, (configuration.cert_file, configuration.key_file))
+            loading = " and ".join(dict.fromkeys(named))
             # An empty password, as otherwise OpenSSL would ask for one on the terminal.
             context.load_cert_chain(
                 configuration.cert_file, configuration.key_file, password=lambda: ""
             )
     except (OSError, ValueError) as error:
-        files = configuration.cert_file or configuration.ssl_ca_cert
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        raise _refused(path, f"cannot load {files}: {why}") from None
+        raise _refused(path, f"cannot load {loading}: {why}") from None
     return context
 
 
@@ -163,8 +191,9 @@ def _common_name(cert_file: str) -> str | None:
 
 def _headers(configuration: Any) -> Mapping[str, str]:
     settings: dict[str, Any] = configuration.auth_settings()
+    # A token file ends in a newline, which no header takes.
     return {
-        setting["key"]: setting["value"]
+        setting["key"]: str(setting["value"]).strip()
         for setting in settings.values()
         if setting["in"] == "header" and setting["value"]
     }

@@ -8,8 +8,20 @@ from typing import Any, Callable
 
 import yaml
 
+if yaml.__with_libyaml__:
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    class _Base(yaml.composer.Composer, yaml.CSafeLoader):
+        """Scans in C, and composes in Python, since too deep a recursion crashes in C."""
+
+        def __init__(self, stream: str) -> None:
+            yaml.CSafeLoader.__init__(self, stream)
+            yaml.composer.Composer.__init__(self)
+
+else:
+    _Base = yaml.SafeLoader  # type: ignore[assignment,misc]
+
+
+class _Loader(_Base):
     """Plain data only, and a timestamp stays the text that it is in JSON."""
 
 
@@ -49,7 +61,8 @@ def _documents(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
             where = f" in line {mark.line + 1}" if mark else ""
             broken(f"is no YAML{where}: {error.problem}")
             return
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # What does not fit its tag, such as `!!int x`, makes PyYAML raise what it runs into first.
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
             broken(f"is no YAML: {error}")
             return
         yield document

@@ -27,6 +27,7 @@ _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _NEWEST = "9999-12-31T23:59:59Z"
 _MAX_PROBLEMS = 10
+_MAX_SHOWN_NUMBER = 10**20
 
 T = TypeVar("T")
 
@@ -97,6 +98,8 @@ def object_key(raw: Any, kind: str) -> str:
     if not isinstance(raw, dict) or raw.get("kind", kind) != kind:
         found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
         raise UnknownObject(f"wanted a {kind}, got {_shown(found)}")
+    if raw.get("apiVersion", "v1") != "v1":
+        raise UnknownObject(f"wanted a {kind} of v1, got one of {_shown(raw['apiVersion'])}")
     name = metadata.get("name")
     if kind == "Node":
         if not isinstance(name, str) or not name or len(name) > 253:
@@ -186,6 +189,9 @@ def _child(parent: Any, field: str) -> Mapping[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) > _MAX_SHOWN_NUMBER:
+        # Python refuses to print a number of thousands of digits.
+        return "a number with too many digits"
     return one_line(repr(value), 80)
 
 

@@ -72,7 +72,7 @@ def plan(config: Config, snapshot: Snapshot, family: Family) -> Plan:
     hosts = [a for a in snapshot.node.addresses if a.version == family.version]
     if not (claims or cidrs or hosts):
         # The node does not speak this family: not even an empty chain belongs there.
-        return Plan(Ruleset(), tuple(problems))
+        return Plan(Ruleset(), tuple(sorted(problems)))
     prerouting: list[str] = []
     output: list[str] = []
     for address in sorted(claims):
@@ -82,7 +82,7 @@ def plan(config: Config, snapshot: Snapshot, family: Family) -> Plan:
     names = config.chains
     chains = {names.prerouting: tuple(prerouting), names.output: tuple(output)}
     jumps = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
-    return Plan(Ruleset(chains, jumps), tuple(problems))
+    return Plan(Ruleset(chains, jumps), tuple(sorted(problems)))
 
 
 def _claims(
@@ -128,15 +128,18 @@ class _Guard:
 
     def __init__(self, config: Config, snapshot: Snapshot) -> None:
         self._allowed = config.services.allowed_external_cidrs
-        self._pod_cidrs = {*(config.pod_cidrs or ()), *snapshot.node.pod_cidrs}
+        self._pod_cidrs = sorted(
+            {*(config.pod_cidrs or ()), *snapshot.node.pod_cidrs},
+            key=lambda cidr: (cidr.version, cidr),
+        )
         # With ports in the rule, SSH and the kubelet's port stay the node's own.
         by_port = config.services.match_ports == "Always"
         self._node = frozenset(() if by_port else snapshot.node.addresses)
-        self._cluster_ips = {
-            address: service.key
-            for service in snapshot.services.values()
-            for address in service.cluster_ips
-        }
+        self._cluster_ips: dict[Address, str] = {}
+        for service in snapshot.services.values():
+            for address in service.cluster_ips:
+                holder = self._cluster_ips.get(address, service.key)
+                self._cluster_ips[address] = min(holder, service.key)
 
     def refusal(self, service: str, address: Address) -> Problem | None:
         """Why `service` may not have `address`, or None where it may."""
@@ -146,15 +149,15 @@ class _Guard:
         return Problem(service, reason, f"{show_address(address)} is refused: it is {why}")
 
     def _reason(self, address: Address) -> tuple[str, str]:
-        for reason, applies in (
-            ("Loopback", address.is_loopback),
-            ("Unspecified", address.is_unspecified),
-            ("LinkLocal", address.is_link_local),
-            ("Multicast", address.is_multicast),
-            ("Broadcast", address.packed == b"\xff" * 4),
+        for reason, applies, why in (
+            ("Loopback", address.is_loopback, "a loopback address"),
+            ("Unspecified", address.is_unspecified, "an unspecified address"),
+            ("LinkLocal", address.is_link_local, "a link-local address"),
+            ("Multicast", address.is_multicast, "a multicast address"),
+            ("Broadcast", address.packed == b"\xff" * 4, "a broadcast address"),
         ):
             if applies:
-                return reason, f"a {reason.lower()} address"
+                return reason, why
         if address in self._cluster_ips:
             return "ClusterIP", f"the ClusterIP of {self._cluster_ips[address]}"
         if address in self._node:
@@ -198,7 +201,8 @@ def _pod_rules(
     sources: Iterable[Network] = cidrs
     if claim.clients is not None:
         clients = of_family(claim.clients, family)
-        sources = (part for cidr in cidrs for part in intersection([cidr], clients))
+        # Cut one by one, or adjacent pod CIDRs would be merged; once each, as they may overlap.
+        sources = dict.fromkeys(part for cidr in cidrs for part in intersection([cidr], clients))
     marked = config.masquerade == "All"
     for source in sources:
         for match in _matches(family, address, claim):

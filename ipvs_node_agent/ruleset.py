@@ -8,14 +8,16 @@ position relative to our jumps is read, and whether they refer to a chain of our
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Callable
 
 Rules = tuple[str, ...]
 
 _CHAIN_LINE = re.compile(r":(\S+) ")
-_TARGET = re.compile(r" -[jg] (\S+)")
+# The overlap matters: a comment may be `-j`, which is printed without quotes.
+_TARGETS = re.compile(r" -[jg](?= (\S+))")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,18 @@ def parse_save(text: str, owns: Callable[[str], bool]) -> Found:
     held: set[str] = set()
     jumps: dict[str, list[tuple[int, str]]] = {}
     positions: dict[str, int] = {}
-    for line in text.splitlines():
+    for line in _lines(text):
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
             if chain in chains:
                 chains[chain].append(rule)
                 continue
             positions[chain] = positions.get(chain, 0) + 1
-            target = _TARGET.search(f" {rule}")
-            if target is None or target[1] not in chains:
-                continue
-            if chain in built_in and rule == f"-j {target[1]}":
-                jumps.setdefault(chain, []).append((positions[chain], target[1]))
-            else:
-                held.add(target[1])
+            for target in _targets(rule) & chains.keys():
+                if chain in built_in and rule == f"-j {target}":
+                    jumps.setdefault(chain, []).append((positions[chain], target))
+                else:
+                    held.add(target)
         elif declared := _CHAIN_LINE.match(line):
             name = declared[1]
             if owns(name):
@@ -116,6 +116,23 @@ def parse_save(text: str, owns: Callable[[str], bool]) -> Found:
         foreign=frozenset(foreign),
         held=frozenset(held),
     )
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of `text`; a line break inside quotes, as a comment may have, ends none."""
+    pending = ""
+    for part in text.split("\n"):
+        line = pending + part
+        if '"' in line and (line.count('"') % 2 or "\\" in line) and '"' in _QUOTED.sub("", line):
+            pending = line + "\n"
+        else:
+            pending = ""
+            yield line
+
+
+def _targets(rule: str) -> set[str]:
+    """The chains or targets that `rule` may go to, whatever its comments say."""
+    return set(_TARGETS.findall(" " + _QUOTED.sub('""', rule)))
 
 
 def difference(found: Found, wanted: Ruleset) -> Change:

@@ -23,7 +23,7 @@ from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.model import read_node, read_service
 from ipvs_node_agent.runtime import only_one, own_names, remember_names
-from ipvs_node_agent.watch import Event, Follower, Resource
+from ipvs_node_agent.watch import Event, Follower, Recovered, Resource
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,13 @@ def run(config_path: Path | None, say_ready: Callable[[], None] = lambda: None) 
         _Loop(config_path, config, say_ready).run()
 
 
+def _remembered(config: Config) -> frozenset[str]:
+    """The names of all chains of ours, kept for the time after `config`."""
+    names = own_names(config.chains)
+    remember_names(names)
+    return names
+
+
 class _Following:
     """The threads that follow the API server with one set of credentials."""
 
@@ -88,8 +95,17 @@ class _Following:
 
     def _emit(self, event: Event) -> None:
         # The next set of threads tells everything anew.
-        if not self._stopped.is_set():
-            self._put(event)
+        if self._stopped.is_set():
+            return
+        self._put(event)
+        if isinstance(event, Recovered):
+            # What keeps one resource away mostly keeps the other away too, and is over for both.
+            self._hurry(but=event.resource)
+
+    def _hurry(self, but: str = "") -> None:
+        for follower in self._followers:
+            if follower.name != but:
+                follower.hurry()
 
     def _follow(self, follower: Follower) -> None:
         try:
@@ -100,15 +116,13 @@ class _Following:
     def refresh(self) -> None:
         """Follows the credentials' files."""
         if self.api.refresh():
-            for follower in self._followers:
-                follower.hurry()
+            self._hurry()
 
     def stop(self) -> None:
         """Lets the threads end; nothing of theirs arrives any more."""
         self._stopped.set()
         self.api.close()
-        for follower in self._followers:
-            follower.hurry()
+        self._hurry()
 
 
 class _Loop:
@@ -117,7 +131,7 @@ class _Loop:
     ) -> None:
         self._config_path, self._config, self._say_ready = config_path, config, say_ready
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._kernel = self._new_kernel()
+        self._kernel = Kernel(config.iptables, _remembered(config))
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
         self._ready = False
@@ -128,14 +142,22 @@ class _Loop:
             # A SimpleQueue may be put to from a signal handler.
             signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
         self._following = _Following(self._config, self._queue.put)
-        while True:
-            due = min(self._agent.tick(), self._credentials_due, self._backend_due)
-            if self._agent.in_sync:
-                self._after_sync()
-            if self._take(max(0.0, due - time.monotonic())):
-                log.info("stopped; the rules stay in place")
-                return
-            self._look_around(time.monotonic())
+        try:
+            while not self._turn():
+                pass
+        finally:
+            self._following.stop()
+        log.info("stopped; the rules stay in place")
+
+    def _turn(self) -> bool:
+        """Does what is due, and waits for what comes next; True where that is the end."""
+        due = min(self._agent.tick(), self._credentials_due, self._backend_due)
+        if self._agent.in_sync:
+            self._after_sync()
+        if self._take(max(0.0, due - time.monotonic())):
+            return True
+        self._look_around(time.monotonic())
+        return False
 
     def _take(self, timeout: float) -> bool:
         """Takes what is in the queue, waiting for the first at most `timeout`; True to stop."""
@@ -180,17 +202,12 @@ class _Loop:
             log.error("going on with the old configuration: %s", error)
             return
         old, self._config = self._config, config
-        self._kernel = self._new_kernel()
+        self._kernel = Kernel(config.iptables, _remembered(config), self._kernel.backend)
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
             self._following = _Following(config, self._queue.put)
         log.info("read the configuration again")
-
-    def _new_kernel(self) -> Kernel:
-        names = own_names(self._config.chains)
-        remember_names(names)
-        return Kernel(self._config.iptables, names)
 
     def _use(self, config: Config) -> None:
         self._agent.reconfigure(config, self._kernel.programmers())

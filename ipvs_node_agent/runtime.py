@@ -68,12 +68,12 @@ def own_names(chains: Chains) -> frozenset[str]:
 def remember_names(names: frozenset[str]) -> None:
     """Keeps `names` for later runs and for `cleanup`; to be called before they are used."""
     path = directory() / "chains"
-    text = "".join(f"{name}\n" for name in sorted(names))
+    content = "".join(f"{name}\n" for name in sorted(names)).encode("ascii")
     try:
-        if path.exists() and path.read_text(encoding="ascii") == text:
+        if path.exists() and path.read_bytes() == content:
             return
         new = path.with_suffix(".new")
-        new.write_text(text, encoding="ascii")
+        new.write_bytes(content)
         os.replace(new, path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         log.warning("cannot remember the chains' names in %s: %s", path, error)

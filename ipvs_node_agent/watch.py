@@ -30,6 +30,8 @@ _MAX_LINE_BYTES = 32 << 20
 _HEALTHY_SECONDS = 5.0
 # So often a watch may break at the same version before the version itself is given up.
 _BREAKS_BEFORE_LIST = 3
+# What a watch may fail with for as long as it likes: a list would fail alike, or do harm (429).
+_MAY_PASS = (0, 401, 403, 429, 503)
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,11 @@ class Follower:
         backoff: Backoff | None = None,
     ) -> None:
         self._api, self._resource, self._emit, self._stopped = api, resource, emit, stopped
+        self.name = resource.name
         self._backoff = backoff or Backoff()
         # Set by `hurry`: the next attempt need not wait any longer.
         self._hurry = threading.Event()
+        self._hurried = -Backoff.CAP
         # The version to watch from; empty means that a list has to come first.
         self._version = ""
         # The first list may come from the server's cache; one after 410 must not (client-go).
@@ -184,13 +188,19 @@ class Follower:
 
     def run(self) -> None:
         """Lists and watches until `stopped` is set."""
-        while not self._stopped.is_set():
+        while True:
+            # Before `stopped` is looked at, as `hurry` also follows it.
+            self._hurry.clear()
+            if self._stopped.is_set():
+                return
             started, before = time.monotonic(), self._version
+            failed = True
             try:
                 if self._version:
                     self._watch()
                 else:
                     self._list()
+                failed = False
             except _Gone:
                 self._version = self._list_from = ""
                 if started - self._listed > _HEALTHY_SECONDS:
@@ -203,17 +213,22 @@ class Follower:
                     self._trouble(AgentError("API server", f"{self._resource.name}: {error}"))
             except AgentError as error:
                 self._trouble(error)
+                if self._version and getattr(error, "status", 0) not in _MAY_PASS:
+                    self._count_break()
             if self._version and self._version != before:
                 self._breaks = 0
-            elif time.monotonic() - started < _HEALTHY_SECONDS:
+            elif failed or time.monotonic() - started < _HEALTHY_SECONDS:
                 self._wait(self._backoff.next())
 
     def _trouble(self, error: AgentError) -> None:
         self._emit(Trouble(self._resource.name, error))
 
     def _wait(self, seconds: float) -> None:
-        self._hurry.wait(seconds)
-        self._hurry.clear()
+        # Followers whose watches never last would otherwise hurry each other on without end.
+        if time.monotonic() - self._hurried < Backoff.CAP:
+            self._stopped.wait(seconds)
+        elif self._hurry.wait(seconds):
+            self._hurried = time.monotonic()
 
     def _list(self) -> None:
         self._version = list_all(self._api, self._resource, self._list_from, self._emit)
@@ -289,13 +304,15 @@ class Follower:
             isinstance(status, dict) and status.get("reason") in ("Expired", "Gone")
         ):
             raise _Gone
-        raise ApiError(
-            "API server", f"ended the watch of {self._resource.name}: {code} {message}", "", 0
-        )
+        what = f"ended the watch of {self._resource.name}: {code} {message}"
+        raise ApiError("API server", what, "", code if isinstance(code, int) else 500)
 
     def _broken(self, why: str) -> _BrokenStream:
+        self._count_break()
+        return _BrokenStream(why)
+
+    def _count_break(self) -> None:
         self._breaks += 1
         if self._breaks >= _BREAKS_BEFORE_LIST:
             # Something behind this version cannot be read; a list goes around it.
             self._version, self._list_from, self._breaks = "", "", 0
-        return _BrokenStream(why)
