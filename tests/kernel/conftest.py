@@ -49,7 +49,7 @@ class Bed:
             self.wait_for_lines(family, wanted)
 
     def wait_for_lines(self, family: Family, wanted: list[str]) -> None:
-        """Waits until the agent's lines are `wanted`, and shows both where they do not become so."""
+        """Waits until the agent's lines are `wanted`; shows both where they do not get so."""
         try:
             eventually(lambda: self.ours(family) == wanted, timeout=8)
         except AssertionError:
@@ -68,7 +68,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def bed(namespace: Namespace, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    """A node whose API server knows a dual-stack Node and no Service yet; the agent is not started."""
+    """A node whose API server knows a dual-stack Node and no Service; the agent is down."""
     for family in FAMILIES:
         add_mark_masq(namespace, family, backend)
     with ApiServer(netns=str(namespace.path)) as api:

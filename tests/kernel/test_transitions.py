@@ -10,7 +10,7 @@ import pytest
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import Bed
-from tests.support.cluster import POD_CIDRS, node, service
+from tests.support.cluster import node, service
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, saved
 from tests.support.waiting import eventually
 
@@ -170,13 +170,17 @@ def test_a_restart_writes_nothing_and_counters_go_on(running: Bed) -> None:
 def test_a_change_is_one_write_of_the_chains_that_differ(running: Bed) -> None:
     """Another pod CIDR is no business of the host's chain, whose counters go on."""
     before = send_one_packet(running)
-    written = running.agent.log.count("wrote")
+
+    def writes() -> list[str]:
+        lines = [line for line in running.agent.log.splitlines() if "wrote" in line]
+        return [line.partition("INFO ")[2].rpartition(" in ")[0] for line in lines]
+
+    eventually(lambda: "ready: " in running.agent.log)
+    earlier = writes()
     running.api.put(node("10.240.9.0/24"))
     running.expect([ONE, TWO], pod_cidrs=["10.240.9.0/24"])
-    lines = [line for line in running.agent.log.splitlines() if "wrote" in line][written:]
-    assert [line.partition("INFO ")[2].rpartition(" in ")[0] for line in lines] == [
-        "IPv4: wrote 1 chains, 4 rules"
-    ]
+    eventually(lambda: len(writes()) > len(earlier))
+    assert writes() == [*earlier, "IPv4: wrote 1 chains, 4 rules"]
     assert host_counters(running) == before
 
 
@@ -254,6 +258,7 @@ def test_the_rules_stay_while_the_api_server_is_away(running: Bed) -> None:
     running.api.start()
     running.api.delete("Service", "default", "one")
     running.expect([TWO])
+    running.agent.said("answers again")
     assert running.agent.log.count("Connection refused") == 1
     assert running.agent.log.count("answers again") == 1
 
@@ -293,7 +298,7 @@ def test_reload_takes_new_names_and_masquerade_and_leaves_nothing_of_the_old(run
     running.agent.send(signal.SIGHUP)
     running.agent.said("read the configuration again")
     for family in FAMILIES:
-        eventually(lambda family=family: running.ours(family) == [])
+        running.wait_for_lines(family, [])
     lines = saved(running.namespace, IPV4, running.backend)
     assert "-A PREROUTING -j MY_PRE" in lines
     assert not any("MY_PRE" in line and "KUBE-MARK-MASQ" in line for line in lines)
@@ -320,7 +325,7 @@ def test_moving_to_the_other_backend_leaves_nothing_in_the_old_one(running: Bed)
     running.agent.configure({**running.settings, "iptables": {"backend": other}})
     running.agent.send(signal.SIGHUP)
     for family in FAMILIES:
-        eventually(lambda family=family: running.ours(family) == [])
+        running.wait_for_lines(family, [])
     running.backend = other
     running.expect([ONE, TWO])
 

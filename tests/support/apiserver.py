@@ -280,10 +280,15 @@ class ApiServer:
         listener = await self._loop.create_server(server, sock=sock, ssl=self._tls)
         listening.set_result(None)
         await self._stopping.wait()
+        # A connection that is being accepted right now would be left open by `close`, so it is
+        # given a few rounds to be among those that are broken off.
+        self._loop.remove_reader(sock)
+        for _ in range(5):
+            await asyncio.sleep(0)
+            for connection in server.connections:
+                if connection.transport:
+                    connection.transport.abort()
         listener.close()
-        for connection in server.connections:
-            if connection.transport:
-                connection.transport.abort()
 
     def _in_loop(self, action: Callable[[], object]) -> None:
         if self._thread and self._thread.is_alive():

@@ -49,6 +49,8 @@ class Namespace:
         self.path = Path("/run/netns") / self.name
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         self.run("ip", "link", "set", "lo", "up")
+        # Nobody else is there, and checking for a duplicate address takes over a second.
+        self.set("ipv6/conf/default/accept_dad", "0")
 
     def delete(self) -> None:
         """Removes it; the kernel drops it with the last process inside."""
@@ -97,8 +99,12 @@ class Namespace:
     def forward(self) -> None:
         """Makes it a router in both families."""
         for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-            with self.enter():
-                Path("/proc/sys/net", key).write_text("1")
+            self.set(key, "1")
+
+    def set(self, key: str, value: str) -> None:
+        """Sets one of the kernel's network settings, named by its path below /proc/sys/net."""
+        with self.enter():
+            Path("/proc/sys/net", key).write_text(value)
 
 
 def link(left: Namespace, right: Namespace, left_device: str, right_device: str) -> None:

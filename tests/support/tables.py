@@ -36,7 +36,7 @@ KUBE_SERVICES = """*nat
 -I PREROUTING 1 -m comment --comment "service portals" -j KUBE-SERVICES
 -I OUTPUT 1 -m comment --comment "service portals" -j KUBE-SERVICES
 COMMIT
-"""
+"""  # noqa: E501
 
 DOCKER = """*nat
 :DOCKER - [0:0]

@@ -1,0 +1,103 @@
+"""The fake table and the kernel's tables do the same with the same input (table-cases.txt)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES, Family
+from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.iptables import BACKENDS, KernelTable, Table, TableError
+from tests.support.faketable import BUILT_IN, FakeTable
+from tests.support.netns import Namespace
+
+FILLINGS = {
+    "IPv4": {"{ip}": "10.19.20.201/32", "{net}": "10.240.2.128/25", "{to}": "10.231.42.164"},
+    "IPv6": {"{ip}": "fd00:19::201/128", "{net}": "fd00:10:240::/64", "{to}": "fd00:231::a4"},
+}
+
+
+class Case(NamedTuple):
+    """A table, an input for it, and the table afterwards; `then` is None for a refused input."""
+
+    name: str
+    have: str
+    give: str
+    then: str | None
+
+
+def read_cases(text: str) -> Iterator[Case]:
+    blocks = (block.split("\n") for block in text.strip().split("\n\n"))
+    for name, *lines in (block for block in blocks if not block[0].startswith("#")):
+        said: dict[str, str] = {}
+        for line in lines:
+            word, _, rest = line.strip().partition(" ")
+            said[word] = said.get(word, "") + rest + "\n"
+        give = said["whole"].lstrip() if "whole" in said else f"*nat\n{said['give']}COMMIT\n"
+        assert ("then" in said) != ("refused" in said), name
+        yield Case(name, said.get("have", ""), give, said.get("then"))
+
+
+CASES = tuple(read_cases(Path(__file__).with_name("table-cases.txt").read_text(encoding="utf-8")))
+
+
+def normal(save: str) -> list[str]:
+    """What `save` printed: user chains without counters, then the rules chain by chain."""
+    lines = save.split("\n")
+    declared = {line.split(" ")[0] + " -" for line in lines if line.startswith(":")}
+    rules = [line for line in lines if line.startswith("-A")]
+    chains = declared - {f":{name} -" for name in BUILT_IN}
+    return sorted(chains) + sorted(rules, key=lambda rule: rule.split(" ")[1])
+
+
+def play(case: Case, table: Table, family: Family) -> None:
+    """Plays `case` on an empty `table`."""
+
+    def fill(text: str) -> str:
+        for mark, value in FILLINGS[family.name].items():
+            text = text.replace(mark, value)
+        return text
+
+    table.restore(f"*nat\n{fill(case.have)}COMMIT\n")
+    assert normal(table.save()) == normal(fill(case.have))
+    if case.then is None:
+        with pytest.raises(TableError):
+            table.restore(fill(case.give))
+        assert normal(table.save()) == normal(fill(case.have))
+    else:
+        table.restore(fill(case.give))
+        assert normal(table.save()) == normal(fill(case.then))
+
+
+every_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
+
+
+@every_family
+@every_case
+def test_the_fake_table(case: Case, family: Family) -> None:
+    play(case, FakeTable(), family)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_family
+@every_case
+def test_the_kernels_table(case: Case, family: Family, backend: str, namespace: Namespace) -> None:
+    with namespace.enter():
+        play(case, KernelTable(family, backend, IptablesOptions()), family)
+
+
+def test_the_fake_table_fails_once_when_told_to() -> None:
+    table = FakeTable()
+    table.fail_next(TableError("FakeTable", "the lock is taken"))
+    with pytest.raises(TableError, match="the lock is taken"):
+        table.restore("*nat\n:A - [0:0]\nCOMMIT\n")
+    assert normal(table.save()) == []
+    table.restore("*nat\n:B - [0:0]\nCOMMIT\n")
+    assert normal(table.save()) == [":B -"]
+    assert table.restores == 2
+    assert table.last_input == "*nat\n:B - [0:0]\nCOMMIT\n"

@@ -1,0 +1,119 @@
+"""A node with a pod, a backend and a stranger around it, each in a namespace of its own.
+
+    pod ---- node ---- backend (has the ClusterIPs)
+               |
+            outside
+
+The backend stands for IPVS and the endpoints behind it. As on a real node the external IPs are
+the node's own (kube-proxy binds them to kube-ipvs0), and the backend knows no way to them: an
+answer to a packet that left with an external IP as its source is lost.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.support.netns import Namespace, link, namespaces
+
+PORT = 80
+
+POD = {4: "10.240.2.130", 6: "fd00:10:240:2::130"}
+POD_GATEWAY = {4: "10.240.2.129", 6: "fd00:10:240:2::1"}
+POD_CIDR = {4: "10.240.2.128/25", 6: "fd00:10:240:2::/64"}
+NODE = {4: "192.168.7.11", 6: "fd00:192:168:7::11"}
+NODE_TO_BACKEND = {4: "10.200.0.1", 6: "fd00:10:200::1"}
+BACKEND = {4: "10.200.0.2", 6: "fd00:10:200::2"}
+OUTSIDE = {4: "192.168.7.99", 6: "fd00:192:168:7::99"}
+CLUSTER_IP = {4: "10.231.42.164", 6: "fd00:231::164"}
+EXTERNAL_IP = {4: "10.19.20.201", 6: "fd00:19::201"}
+_EXTERNAL_RANGE = {4: "10.19.0.0/16", 6: "fd00:19::/32"}
+_CLUSTER_RANGE = {4: "10.231.0.0/16", 6: "fd00:231::/32"}
+_LENGTHS = {4: {"pod": 25, "lan": 24, "host": 32}, 6: {"pod": 64, "lan": 64, "host": 128}}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The four namespaces."""
+
+    node: Namespace
+    pod: Namespace
+    backend: Namespace
+    outside: Namespace
+
+
+@contextmanager
+def topology() -> Iterator[Topology]:
+    """The four namespaces wired up, and a server on the ClusterIPs."""
+    with namespaces("node", "pod", "backend", "outside") as made:
+        wired = Topology(*made)
+        _wire(wired)
+        with serving(wired.backend, *CLUSTER_IP.values()):
+            yield wired
+
+
+def _wire(t: Topology) -> None:
+    link(t.node, t.pod, "to-pod", "eth0")
+    link(t.node, t.backend, "to-backend", "eth0")
+    link(t.node, t.outside, "eth0", "eth0")
+    t.node.forward()
+    for version, lengths in _LENGTHS.items():
+        t.node.add_address("to-pod", f"{POD_GATEWAY[version]}/{lengths['pod']}")
+        t.pod.add_address("eth0", f"{POD[version]}/{lengths['pod']}")
+        t.pod.add_route("default" if version == 4 else "::/0", POD_GATEWAY[version])
+        t.node.add_address("to-backend", f"{NODE_TO_BACKEND[version]}/{lengths['lan']}")
+        t.backend.add_address("eth0", f"{BACKEND[version]}/{lengths['lan']}")
+        t.backend.add_address("lo", f"{CLUSTER_IP[version]}/{lengths['host']}")
+        t.backend.add_route(POD_CIDR[version], NODE_TO_BACKEND[version])
+        t.node.add_route(_CLUSTER_RANGE[version], BACKEND[version])
+        t.node.add_address("eth0", f"{NODE[version]}/{lengths['lan']}")
+        t.outside.add_address("eth0", f"{OUTSIDE[version]}/{lengths['lan']}")
+        t.outside.add_route(_EXTERNAL_RANGE[version], NODE[version])
+        t.node.add_address("lo", f"{EXTERNAL_IP[version]}/{lengths['host']}")
+
+
+@contextmanager
+def serving(namespace: Namespace, *addresses: str, port: int = PORT) -> Iterator[None]:
+    """A TCP server in `namespace` that tells each client the address it came from."""
+    listeners = []
+    for address in addresses:
+        with namespace.enter():
+            listeners.append(socket.create_server((address, port), family=_socket_family(address)))
+        threading.Thread(target=_answer, args=(listeners[-1],), daemon=True).start()
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            # Closing alone would leave the thread in accept(2).
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+
+def _answer(listener: socket.socket) -> None:
+    while True:
+        try:
+            connection, peer = listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.sendall(peer[0].encode())
+
+
+def ask(client: Namespace, address: str, port: int = PORT, timeout: float = 2.0) -> str:
+    """Connects from `client`; who the server saw, or the name of the error."""
+    with client.enter():
+        sock = socket.socket(_socket_family(address), socket.SOCK_STREAM)
+    with sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect((address, port))
+            return sock.recv(100).decode() or "nothing"
+        except OSError as error:
+            return type(error).__name__
+
+
+def _socket_family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -1,0 +1,183 @@
+"""A Kubernetes list is read object by object, in whatever pieces it arrives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent import jsonlist
+from ipvs_node_agent.jsonlist import BrokenList, read_list
+
+
+def read(chunks: Iterable[bytes]) -> tuple[list[Any], Any]:
+    """The items and the metadata."""
+    items: list[Any] = []
+    metadata = read_list(chunks, items.append)
+    return items, metadata
+
+
+def byte_by_byte(text: str) -> Iterator[bytes]:
+    data = text.encode()
+    return (data[at : at + 1] for at in range(len(data)))
+
+
+def whole(text: str) -> Iterator[bytes]:
+    return iter([text.encode()])
+
+
+SERVICES = {
+    "kind": "ServiceList",
+    "apiVersion": "v1",
+    "metadata": {"resourceVersion": "7"},
+    "items": [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}],
+}
+
+
+@pytest.mark.parametrize("pieces", [whole, byte_by_byte])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(json.dumps(SERVICES), id="compact"),
+        pytest.param(json.dumps(SERVICES, indent=4), id="indented"),
+        pytest.param(json.dumps(dict(reversed(SERVICES.items()))), id="items-first"),
+        pytest.param(json.dumps(SERVICES) + "\n", id="with-a-line-break-behind"),
+        pytest.param(" \t\r\n" + json.dumps(SERVICES), id="with-white-space-before"),
+    ],
+)
+def test_a_list_is_read_whatever_pieces_it_arrives_in(text: str, pieces: Any) -> None:
+    assert read(pieces(text)) == (SERVICES["items"], SERVICES["metadata"])
+
+
+@pytest.mark.parametrize("pieces", [whole, byte_by_byte])
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [None, True, False],
+        [0, -1, 12, 1.5, -2.5e-3, 1e5, 2e8],
+        ["", '"', "\\", "]}", "é€😀", "\u2028", "\ud800"],
+        [[], {}, [[]], {"a": {"b": [1]}}],
+        [{"items": [1], "metadata": {"x": 1}}],
+    ],
+    ids=repr,
+)
+def test_items_of_every_type_are_read(items: list[Any], pieces: Any) -> None:
+    for ascii_only in (True, False):
+        if not ascii_only and "\ud800" in items:
+            continue
+        text = json.dumps({"items": items}, ensure_ascii=ascii_only)
+        assert read(pieces(text)) == (items, {})
+
+
+@pytest.mark.parametrize("number", ["1.5", "1e5", "1E+5", "-1.25e-2", "12"])
+def test_a_number_may_be_cut_anywhere(number: str) -> None:
+    for at in range(1, len(number)):
+        chunks = [b'{"items":[' + number[:at].encode(), number[at:].encode() + b"]}"]
+        assert read(chunks) == ([json.loads(number)], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata"),
+    [
+        ("{}", {}),
+        ('{"items": []}', {}),
+        ('{"items": null, "metadata": null}', None),
+        ('{"items": {"a": 1}}', {}),
+        ('{"metadata": {"continue": "x"}}', {"continue": "x"}),
+        ('{"metadata": 1, "x": [1]}', 1),
+    ],
+)
+def test_what_is_no_list_of_items_has_none(text: str, metadata: Any) -> None:
+    assert read(whole(text)) == ([], metadata)
+
+
+def test_items_are_given_before_the_list_ends() -> None:
+    found: list[Any] = []
+
+    def chunks() -> Iterator[bytes]:
+        yield b'{"items": [{"a": 1}, {"a'
+        yield b'": 2}, '
+        assert found == [{"a": 1}, {"a": 2}]
+        yield b"3]}"
+
+    read_list(chunks(), found.append)
+    assert found == [{"a": 1}, {"a": 2}, 3]
+
+
+def test_a_list_that_breaks_off_gave_what_came_before() -> None:
+    found: list[Any] = []
+    with pytest.raises(BrokenList, match=r"^the list breaks off$"):
+        read_list([b'{"items": [1, 2, {"a'], found.append)
+    assert found == [1, 2]
+
+
+def test_every_cut_of_a_list_is_noticed() -> None:
+    text = json.dumps(SERVICES).encode()
+    for length in range(len(text)):
+        with pytest.raises(BrokenList, match=r"^the list breaks off$"):
+            read([text[:length]])
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", "the list breaks off"),
+        (b"   ", "the list breaks off"),
+        (b"[]", "wanted '{', got '['"),
+        (b"<html>", "wanted '{', got '<'"),
+        (b'{"a" 1}', "wanted ':', got '1'"),
+        (b'{"a": 1 "b": 2}', "wanted ',', got '\"'"),
+        (b'{"items": [1 2]}', "wanted ',', got '2'"),
+        (b'{"items": [1,]}', "a comma before the end"),
+        (b'{"items": [],}', "a comma before the end"),
+        (b'{"items": [nothing]}', "the list breaks off"),
+        (b'{"items": ["\xff"]}', "no UTF-8"),
+        (b'{"items": ["\xc3"]}', "no UTF-8"),
+        (b'{"items": ' + b"[" * 200000, "nested too deeply"),
+        (b'{"items": [' + b"[" * 200000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_list_is_refused(data: bytes, complaint: str) -> None:
+    with pytest.raises(BrokenList) as caught:
+        read([data])
+    assert str(caught.value) == complaint
+
+
+@pytest.mark.parametrize("data", [b"{1: 2}", b"{null: 2}", b"{[]: 2}"])
+def test_a_key_is_text(data: bytes) -> None:
+    with pytest.raises(BrokenList):
+        read([data])
+
+
+def test_a_character_may_be_cut_between_two_pieces() -> None:
+    data = '{"items": ["€"]}'.encode()
+    at = data.index("€".encode()) + 1
+    assert read([data[:at], b"", data[at:]]) == (["€"], {})
+
+
+def test_an_object_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonlist, "MAX_OBJECT_CHARACTERS", 10_000)
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        yield b'{"items": ["'
+        while True:
+            taken += 1
+            yield b"x" * 1000
+
+    with pytest.raises(BrokenList, match="too large"):
+        read(endless())
+    assert taken < 40
+
+
+def test_the_errors_of_the_connection_are_passed_on() -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"items": ['
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        read(chunks())

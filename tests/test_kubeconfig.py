@@ -1,0 +1,448 @@
+"""A kubeconfig and the files that it names become credentials, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+import yaml
+from cryptography.hazmat.primitives import serialization
+
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kubeconfig import Credentials, fingerprint, host_name, load_credentials
+from tests.support.apiserver import ApiServer
+from tests.support.pki import Pki, plain_kubeconfig
+
+URL = "https://127.0.0.1:6443"
+SECRET = "s3cret-s3cret"
+
+
+@pytest.fixture(scope="module")
+def pki() -> Pki:
+    return Pki()
+
+
+@pytest.fixture
+def pem(pki: Pki, tmp_path: Path) -> Path:
+    """A node's certificate and key in one file, reached by a symlink, as the kubelet keeps them."""
+    dated = tmp_path / "kubelet-client-2026-01-05-08-00-00.pem"
+    pki.write_node_client(dated, "worker-1")
+    link = tmp_path / "kubelet-client-current.pem"
+    link.symlink_to(dated.name)
+    return link
+
+
+@pytest.fixture
+def path(pki: Pki, pem: Path, tmp_path: Path) -> Path:
+    """A kubeconfig as kubeadm writes it."""
+    written = tmp_path / "kubelet.conf"
+    pki.write_kubeconfig(written, URL, pem)
+    return written
+
+
+def document(user: Any = None, **cluster: Any) -> dict[str, Any]:
+    """A kubeconfig with one user and one cluster."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": URL, **cluster}}],
+        "users": [{"name": "u", "user": {} if user is None else user}],
+    }
+
+
+def write(path: Path, content: Any) -> Path:
+    """Writes a kubeconfig: bytes and text as they are, anything else as YAML."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The sentence that `load_credentials` refuses the kubeconfig with."""
+    with pytest.raises(RefusedError) as caught:
+        load_credentials(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"kubeconfig {path}: ")
+    return text
+
+
+def inline(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def shown(credentials: Credentials, pki: Pki) -> tuple[str | None, int | None]:
+    """Whom a server sees: the user, and the serial number of the certificate."""
+    with ApiServer(pki=pki) as server:
+        credentials.pool.request("GET", f"{server.url}/version", headers=credentials.headers())
+        return server.requests[-1].user, server.requests[-1].serial
+
+
+# 1. What is understood
+
+
+def test_kubeadms_layout_gives_server_user_and_node(path: Path) -> None:
+    credentials = load_credentials(path)
+    assert credentials.server == URL
+    assert credentials.user == "system:node:worker-1"
+    assert credentials.node_name == "worker-1"
+    assert not credentials.headers()
+
+
+def test_the_certificate_behind_the_symlink_is_shown_to_the_server(
+    path: Path, pki: Pki, tmp_path: Path
+) -> None:
+    serial = pki.write_node_client(tmp_path / "kubelet-client-2026-01-05-08-00-00.pem", "worker-1")
+    assert shown(load_credentials(path), pki) == ("system:node:worker-1", serial)
+
+
+def test_connections_made_after_the_files_are_gone_use_what_was_loaded(
+    path: Path, pem: Path, pki: Pki
+) -> None:
+    credentials = load_credentials(path)
+    pem.resolve().unlink()
+    pem.unlink()
+    path.unlink()
+    assert shown(credentials, pki)[0] == "system:node:worker-1"
+
+
+def test_relative_paths_start_at_the_kubeconfig(
+    pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    pki.write_ca(tmp_path / "pki" / "ca.crt")
+    user = {"client-certificate": pem.name, "client-key": pem.name}
+    path = write(
+        tmp_path / "kubelet.conf", document(user, **{"certificate-authority": "pki/ca.crt"})
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert shown(load_credentials(path), pki)[0] == "system:node:worker-1"
+
+
+def test_inline_data_needs_no_other_file(pem: Path, pki: Pki, tmp_path: Path) -> None:
+    user = {"client-certificate-data": inline(pem), "client-key-data": inline(pem)}
+    authority = base64.b64encode(pki.ca_pem.encode()).decode()
+    path = write(
+        tmp_path / "kubelet.conf", document(user, **{"certificate-authority-data": authority})
+    )
+    pem.resolve().unlink()
+    credentials = load_credentials(path)
+    assert credentials.node_name == "worker-1"
+    assert shown(credentials, pki)[0] == "system:node:worker-1"
+
+
+def test_a_token_goes_along_as_a_header(tmp_path: Path) -> None:
+    credentials = load_credentials(write(tmp_path / "kubeconfig", document({"token": SECRET})))
+    assert dict(credentials.headers()) == {"authorization": f"Bearer {SECRET}"}
+    assert credentials.user is None
+    assert credentials.node_name is None
+
+
+@pytest.mark.parametrize("text", [SECRET, f"{SECRET}\n", f"{SECRET} \r\n\n"])
+def test_a_token_is_read_from_its_file_without_the_white_space_around_it(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(text)
+    path = write(tmp_path / "kubeconfig", document({"tokenFile": "token"}))
+    assert dict(load_credentials(path).headers()) == {"authorization": f"Bearer {SECRET}"}
+
+
+def test_plain_http_needs_no_credentials(tmp_path: Path) -> None:
+    plain_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:8080", "worker-1")
+    credentials = load_credentials(tmp_path / "kubeconfig")
+    assert credentials.server == "http://127.0.0.1:8080"
+    assert credentials.user is None
+    assert not credentials.headers()
+
+
+def test_a_server_of_another_authority_is_refused(path: Path) -> None:
+    credentials = load_credentials(path)
+    with ApiServer(pki=Pki()) as server, pytest.raises(urllib3.exceptions.SSLError):
+        credentials.pool.request("GET", f"{server.url}/version")
+
+
+def test_a_server_whose_certificate_is_for_another_name_is_refused(path: Path, pki: Pki) -> None:
+    credentials = load_credentials(path)
+    with ApiServer(host="0.0.0.0", pki=pki) as server:
+        url = f"https://127.0.0.1:{server.port}/version"
+        with pytest.raises(urllib3.exceptions.SSLError):
+            credentials.pool.request("GET", url)
+        named = credentials.pool.request("GET", f"https://localhost:{server.port}/version")
+        assert named.status == 200
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+def test_a_server_is_only_taken_unseen_where_the_kubeconfig_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "kubeconfig", document({}, **{"insecure-skip-tls-verify": True}))
+    credentials = load_credentials(path)
+    with ApiServer(host="0.0.0.0", pki=Pki()) as server:
+        url = f"https://127.0.0.1:{server.port}/version"
+        assert credentials.pool.request("GET", url).status == 401
+
+
+# 2. The Node's name
+
+
+@pytest.mark.parametrize(
+    ("user", "node"),
+    [
+        ("system:node:worker-1", "worker-1"),
+        ("system:node:worker-1.example.org", "worker-1.example.org"),
+        ("system:nodes:worker-1", None),
+        ("admin", None),
+    ],
+)
+def test_the_node_is_the_one_that_the_certificate_was_made_out_to(
+    user: str, node: str | None, pki: Pki, tmp_path: Path
+) -> None:
+    pki.write_client(tmp_path / "client.pem", user, "system:nodes")
+    pki.write_kubeconfig(tmp_path / "kubeconfig", URL, tmp_path / "client.pem")
+    credentials = load_credentials(tmp_path / "kubeconfig")
+    assert credentials.user == user
+    assert credentials.node_name == node
+
+
+def test_the_host_name_is_lower_cased_as_the_kubelet_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: " Worker-1.Example.ORG\n")
+    assert host_name() == "worker-1.example.org"
+
+
+# 3. What is refused
+
+
+def test_a_missing_kubeconfig_is_asked_about(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "kubelet.conf").endswith(
+        "No such file or directory (is this node's kubelet set up?)"
+    )
+
+
+@pytest.mark.parametrize("key", ["certificate-authority", "client-certificate", "tokenFile"])
+def test_a_missing_file_is_the_one_named(key: str, pem: Path, tmp_path: Path) -> None:
+    user = {"client-certificate": pem.name, "client-key": pem.name}
+    cluster = {}
+    if key == "certificate-authority":
+        cluster[key] = "missing.file"
+    else:
+        user[key] = "missing.file"
+    path = write(tmp_path / "kubelet.conf", document(user, **cluster))
+    assert "missing.file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("users: [", id="unfinished"),
+        pytest.param("a: 1\n---\nb: 2\n", id="two documents"),
+        pytest.param("a\0b", id="a zero byte"),
+        pytest.param("a: &a [*b]", id="an unknown alias"),
+        pytest.param("? {a: b}\n: c", id="a mapping as a key"),
+        pytest.param("!!python/object/apply:os.getpid []", id="an object of Python's"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_said_to_be_none(content: Any, tmp_path: Path) -> None:
+    assert refusal(write(tmp_path / "kubelet.conf", content)).endswith(": is no YAML")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("null", id="null"),
+        pytest.param("7", id="a number"),
+        pytest.param("hello", id="a word"),
+        pytest.param("[]", id="a list"),
+        pytest.param("{}", id="nothing in it"),
+        pytest.param(b"\xff\xfe\x00", id="no UTF-8"),
+        pytest.param("[" * 5000, id="nested too deeply"),
+        pytest.param("a: &a [*a]", id="a list inside of itself"),
+        pytest.param({**document(), "users": "u"}, id="users as a word"),
+        pytest.param({**document(), "users": ["u"]}, id="users as words"),
+        pytest.param({**document(), "users": [{}]}, id="a user without a name"),
+        pytest.param({**document(), "users": [{"name": "u"}]}, id="a user without contents"),
+        pytest.param({**document(), "clusters": 7}, id="clusters as a number"),
+        pytest.param({**document(), "clusters": []}, id="no clusters"),
+        pytest.param({**document(), "contexts": None}, id="no contexts"),
+        pytest.param({**document(), "current-context": "other"}, id="an unknown context"),
+        pytest.param({**document(), "current-context": 7}, id="a number as context"),
+        pytest.param(document(server=7), id="a number as server"),
+        pytest.param(document(server=[URL]), id="a list as server"),
+        pytest.param(document({"client-certificate-data": "!"}), id="no base64"),
+        pytest.param(document({"client-certificate": 7}), id="a number as file"),
+    ],
+)
+def test_a_weird_shape_is_refused_and_still_has_a_fingerprint(content: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", content)
+    assert fingerprint(path)
+    assert refusal(path)
+
+
+@pytest.mark.parametrize("cluster", [{}, {"certificate-authority-data": ""}, {"server": ""}])
+def test_a_cluster_without_a_server_is_refused(cluster: dict[str, str], tmp_path: Path) -> None:
+    content = {**document(), "clusters": [{"name": "k", "cluster": cluster}]}
+    assert refusal(write(tmp_path / "kubelet.conf", content)).endswith(": names no server")
+
+
+def test_a_key_of_another_certificate_is_refused(pem: Path, pki: Pki, tmp_path: Path) -> None:
+    pki.write_node_client(tmp_path / "other.pem", "worker-2")
+    user = {"client-certificate": pem.name, "client-key": "other.pem"}
+    text = refusal(write(tmp_path / "kubelet.conf", document(user)))
+    assert f"cannot load {pem}" in text
+    assert "other.pem" in text
+    assert text.endswith("KEY_VALUES_MISMATCH")
+
+
+@pytest.mark.parametrize(
+    "form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL]
+)
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(
+    form: serialization.PrivateFormat, pem: Path, tmp_path: Path
+) -> None:
+    key = serialization.load_pem_private_key(pem.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(SECRET.encode())
+    encrypted = key.private_bytes(serialization.Encoding.PEM, form, encryption)
+    (tmp_path / "encrypted.key").write_bytes(encrypted)
+    user = {"client-certificate": pem.name, "client-key": "encrypted.key"}
+    text = refusal(write(tmp_path / "kubelet.conf", document(user)))
+    assert "cannot load" in text
+    assert "encrypted.key" in text
+
+
+@pytest.mark.parametrize("key", ["certificate-authority", "client-certificate"])
+def test_a_file_without_a_certificate_is_the_one_named(key: str, pem: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.pem").write_text("no certificate\n")
+    user = {"client-certificate": pem.name, "client-key": pem.name}
+    cluster = {}
+    if key in user:
+        user[key] = "broken.pem"
+    else:
+        cluster[key] = "broken.pem"
+    path = write(tmp_path / "kubelet.conf", document(user, **cluster))
+    assert f"cannot load {tmp_path / 'broken.pem'}" in refusal(path)
+
+
+def test_a_certificate_without_its_key_is_refused(pem: Path, tmp_path: Path) -> None:
+    certificate, key = pem.read_text().split("-----BEGIN", 2)[1:]
+    assert "PRIVATE KEY" in key
+    (tmp_path / "alone.pem").write_text(f"-----BEGIN{certificate}")
+    path = write(tmp_path / "kubelet.conf", document({"client-certificate": "alone.pem"}))
+    assert "cannot load" in refusal(path)
+
+
+@pytest.mark.parametrize("token", ["one\ntwo", "to\0ken", "tök€n"])
+def test_a_token_that_no_header_can_carry_is_refused(token: str, tmp_path: Path) -> None:
+    text = refusal(write(tmp_path / "kubelet.conf", document({"token": token})))
+    assert "token" in text
+    assert token not in text
+
+
+# 4. Secrets stay secret
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        pytest.param([{"name": "u", "usr": {"token": SECRET}}], id="a misspelt user"),
+        pytest.param([{"name": "u", "user": None, "token": SECRET}], id="a null user"),
+        pytest.param([{"nam": "u", "user": {"token": SECRET}}], id="a misspelt name"),
+        pytest.param([{"name": "u", "user": SECRET}], id="a bare token"),
+        pytest.param([SECRET], id="a list of tokens"),
+        pytest.param(SECRET, id="nothing but a token"),
+        pytest.param({"u": {"token": SECRET}}, id="a mapping"),
+        pytest.param(
+            [
+                {
+                    "name": "u",
+                    "user": {"client-certificate-data": SECRET, "client-key-data": SECRET},
+                }
+            ],
+            id="no base64",
+        ),
+    ],
+)
+def test_no_message_holds_a_secret(users: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", {**document(), "users": users})
+    assert SECRET not in refusal(path)
+
+
+@pytest.mark.parametrize("text", [f"token: [{SECRET}", f"- {SECRET}: {SECRET}: x", f"\t{SECRET}"])
+def test_no_message_about_yaml_holds_a_secret(text: str, tmp_path: Path) -> None:
+    assert SECRET not in refusal(write(tmp_path / "kubelet.conf", text))
+
+
+def test_credentials_do_not_show_their_token(tmp_path: Path) -> None:
+    credentials = load_credentials(write(tmp_path / "kubeconfig", document({"token": SECRET})))
+    assert SECRET not in repr(credentials)
+
+
+# 5. The fingerprint
+
+
+def test_the_fingerprint_stays_while_nothing_changes(path: Path) -> None:
+    assert fingerprint(path) == fingerprint(path)
+
+
+def test_the_fingerprint_changes_when_the_symlink_is_swapped(
+    path: Path, pem: Path, pki: Pki, tmp_path: Path
+) -> None:
+    pki.write_node_client(tmp_path / "next.pem", "worker-1")
+    before = fingerprint(path)
+    (tmp_path / "draft").symlink_to("next.pem")
+    (tmp_path / "draft").replace(pem)
+    assert fingerprint(path) != before
+
+
+@pytest.mark.parametrize("name", ["kubelet.conf", "kubelet-client-current.pem"])
+def test_the_fingerprint_changes_when_a_file_is_written_in_place(
+    name: str, path: Path, tmp_path: Path
+) -> None:
+    before = fingerprint(path)
+    with (tmp_path / name).open("a") as file:
+        file.write("\n")
+    assert fingerprint(path) != before
+
+
+def test_the_fingerprint_changes_when_a_file_is_replaced_by_one_of_the_same_size(
+    path: Path, pem: Path, tmp_path: Path
+) -> None:
+    before = fingerprint(path)
+    old = pem.resolve()
+    status = old.stat()
+    (tmp_path / "draft").write_bytes(old.read_bytes())
+    os.utime(tmp_path / "draft", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (tmp_path / "draft").replace(old)
+    assert fingerprint(path) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["kubelet.conf", "kubelet-client-current.pem", "kubelet-client-2026-01-05-08-00-00.pem"],
+)
+def test_the_fingerprint_changes_when_a_file_goes_and_when_it_comes_back(
+    name: str, path: Path, tmp_path: Path
+) -> None:
+    there = fingerprint(path)
+    (tmp_path / name).rename(tmp_path / "aside")
+    gone = fingerprint(path)
+    assert gone != there
+    (tmp_path / "aside").rename(tmp_path / name)
+    assert fingerprint(path) == there
+
+
+@pytest.mark.parametrize("key", ["certificate-authority", "client-key", "tokenFile"])
+def test_the_fingerprint_follows_every_file_that_is_named(key: str, tmp_path: Path) -> None:
+    (tmp_path / "named").write_text("one")
+    user, cluster = ({}, {key: "named"}) if key.endswith("authority") else ({key: "named"}, {})
+    path = write(tmp_path / "kubelet.conf", document(user, **cluster))
+    before = fingerprint(path)
+    (tmp_path / "named").write_text("another")
+    assert fingerprint(path) != before

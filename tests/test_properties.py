@@ -1,0 +1,478 @@
+"""What holds for every input: the pure core against generated tables, Services and bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, intersection
+from ipvs_node_agent.config import DEFAULTS, Config, ServiceOptions
+from ipvs_node_agent.jsonlist import BrokenList, read_list
+from ipvs_node_agent.model import Node, Service, Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.rules import plan
+from ipvs_node_agent.ruleset import Found, Ruleset, difference, owner, parse_save, settled
+from tests.support.faketable import BUILT_IN, FakeTable
+
+many = settings(max_examples=200)
+some = settings(max_examples=100)
+
+
+# Two states of a table, and the change between them.
+
+OURS = ("IPVS_OUTPUT", "IPVS_PREROUTING", "IPVS_PREROUTING-1", "IPVS_PREROUTING-1-2", "OLD")
+FOREIGN = ("KUBE-MARK-MASQ", "DOCKER", "IPVS_PREROUTING2", "IPVS")
+COMMENTS = (
+    "a note",
+    "was -j IPVS_OUTPUT",
+    "was -j ACCEPT",
+    'say \\"x\\" -j OLD',
+    "-A PREROUTING -j IPVS_PREROUTING",
+)
+owns = owner(frozenset({"IPVS_OUTPUT", "IPVS_PREROUTING", "OLD"}))
+
+matches = st.sampled_from(
+    ["", "-p tcp ", "-p udp -m udp --dport 53 ", "! -s 10.0.0.0/8 "]
+    + [f'-m comment --comment "{comment}" ' for comment in COMMENTS]
+)
+ends = st.sampled_from(["-j ACCEPT", "-j RETURN", "-j MARK --set-xmark 0x4000/0x4000"])
+
+
+def jumps_to(chains: Sequence[str]) -> st.SearchStrategy[str]:
+    return st.sampled_from([f"{how} {chain}" for chain in chains for how in ("-j", "-g")])
+
+
+def rules(targets: Sequence[str], most: int = 4) -> st.SearchStrategy[list[str]]:
+    """Rules of any kind that may jump to `targets`."""
+    end = ends | jumps_to(targets) if targets else ends
+    return st.lists(st.builds(str.__add__, matches, end), max_size=most)
+
+
+@st.composite
+def our_chains(draw: st.DrawFn) -> dict[str, list[str]]:
+    """Some chains of ours; their jumps go to later ones and foreign ones, so there is no loop."""
+    names = draw(st.lists(st.sampled_from(OURS), unique=True))
+    return {
+        name: draw(rules([*names[place + 1 :], "KUBE-MARK-MASQ"]))
+        for place, name in enumerate(names)
+    }
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> str:
+    """A restore input that makes a table with chains of ours and of others."""
+    ours = draw(our_chains())
+    foreign = {name: draw(rules([*ours])) for name in FOREIGN}
+    hooks = {name: draw(rules([*ours, *FOREIGN], most=6)) for name in BUILT_IN}
+    lines = [f":{name} - [0:0]" for name in (*ours, *foreign)]
+    for name, content in {**ours, **foreign, **hooks}.items():
+        lines += [f"-A {name} {rule}" for rule in content]
+    return "\n".join(["*nat", *lines, "COMMIT", ""])
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> Ruleset:
+    """Chains that may be wanted, and jumps to some of them."""
+    chains = draw(our_chains())
+    hooks = draw(st.lists(st.sampled_from(BUILT_IN), unique=True)) if chains else []
+    jumps = {name: draw(st.sampled_from(sorted(chains))) for name in hooks}
+    return Ruleset({name: tuple(content) for name, content in chains.items()}, jumps)
+
+
+def foreign_lines(table: FakeTable) -> list[str]:
+    """The lines of `table` that are none of ours, in their order."""
+    hook = re.compile(rf"-A (?:{'|'.join(BUILT_IN)}) -j (\S+)")
+    lines = []
+    for line in table.save().split("\n"):
+        chain = re.match(r"(?::|-A )(\S+)", line)
+        jump = hook.fullmatch(line)
+        if not (chain and owns(chain[1])) and not (jump and owns(jump[1])):
+            lines.append(line)
+    return lines
+
+
+def read(table: FakeTable) -> Found:
+    return parse_save(table.save(), owns)
+
+
+@many
+@given(have=tables(), want=wishes())
+def test_a_table_becomes_what_is_wanted(have: str, want: Ruleset) -> None:
+    table = FakeTable(have)
+    before, others = read(table), foreign_lines(table)
+    change = difference(before, want)
+    if change:
+        table.restore(change.restore_input())
+    after = read(table)
+    emptied = dict.fromkeys(before.held & before.chains.keys() - want.chains.keys(), ())
+    assert after.chains == {**want.chains, **emptied}
+    assert after.jumps == {name: ((1, chain),) for name, chain in want.jumps.items()}
+    assert foreign_lines(table) == others
+    assert after == settled(before, want)
+    assert not difference(after, want)
+
+
+@many
+@given(have=tables(), first=wishes(), second=wishes())
+def test_a_table_that_was_never_read_again_still_becomes_what_is_wanted(
+    have: str, first: Ruleset, second: Ruleset
+) -> None:
+    table = FakeTable(have)
+    found = read(table)
+    for want in (first, second):
+        table.restore(difference(found, want).restore_input())
+        found = settled(found, want)
+    assert read(table) == found
+
+
+@many
+@given(want=wishes())
+def test_equal_states_have_no_difference(want: Ruleset) -> None:
+    found = Found(want.chains, {name: ((1, chain),) for name, chain in want.jumps.items()})
+    assert not difference(found, want)
+
+
+@some
+@given(have=tables(), want=wishes())
+def test_only_chains_that_differ_are_in_the_input(have: str, want: Ruleset) -> None:
+    found = read(FakeTable(have))
+    text = difference(found, want).restore_input()
+    same = {name for name, content in want.chains.items() if found.chains.get(name) == content}
+    assert not same & set(re.findall(r"^(?::|-[AXI] )(\S+)", text, re.MULTILINE))
+
+
+@some
+@given(text=st.text())
+def test_a_table_is_read_whatever_it_says(text: str) -> None:
+    assert isinstance(parse_save(text, owns), Found)
+    assert isinstance(parse_save(f":OLD - [0:0]\n-A OLD {text}\n-A OUTPUT {text}", owns), Found)
+
+
+# Raw objects.
+
+NASTY = (
+    'web" -j ACCEPT',
+    "web\n-A PREROUTING -j ACCEPT",
+    "COMMIT\n*filter",
+    "\\",
+    "'",
+    "a b",
+    "\u2028",
+    "\ud800",
+    "010.0.0.1",
+    "::ffff:10.0.0.1",
+    "10.0.0.1%eth0",
+)
+text = st.sampled_from(NASTY) | st.text(max_size=8)
+json_leaf = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text
+json_value = st.recursive(
+    json_leaf,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, good: st.SearchStrategy[Any]) -> Any:
+    """What `good` gives, as it is or with a few of its parts, at any depth, replaced."""
+    document = draw(good)
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2]))):
+        part = document
+        for _ in range(5):
+            places = sorted(part) if isinstance(part, dict) else range(len(part))
+            place: Any = draw(st.sampled_from(places))
+            if not (isinstance(part[place], (dict, list)) and part[place] and draw(st.booleans())):
+                break
+            part = part[place]
+        part[place] = draw(json_value)
+    return document
+
+
+def mapping(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.fixed_dictionaries(values)
+
+
+IPS = ("10.19.0.1", "10.19.0.2", "10.231.0.1", "192.168.7.11", "127.0.0.1", "10.240.2.129")
+IPS_6 = ("fd00:19::1", "fd00:19::2", "fd00:231::1", "fd00:10:240:2::7", "::")
+CLUSTER_IPS = (
+    ["10.231.0.1", "fd00:231::1"],
+    ["fd00:231::2", "10.231.0.2"],
+    ["10.231.0.3"],
+    ["fd00:231::3"],
+    ["None"],
+)
+CIDRS = ("10.240.2.192/26", "10.0.0.0/8", "192.168.0.0/16", "::/0", "fd00:10:240:2::/65")
+
+
+def several(values: Sequence[str]) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), min_size=1, max_size=3)
+
+
+good_service = mapping(
+    kind=st.just("Service"),
+    metadata=mapping(
+        name=st.sampled_from("abcd"),
+        namespace=st.sampled_from(["default", "team-a"]),
+        creationTimestamp=st.sampled_from(["2026-01-05T08:00:00Z", "2026-01-06T08:00:00Z"]),
+        labels=st.dictionaries(text, text, max_size=1),
+        annotations=st.dictionaries(text, text, max_size=1),
+    ),
+    spec=mapping(
+        type=st.sampled_from(["LoadBalancer", "LoadBalancer", "LoadBalancer", "ClusterIP"]),
+        clusterIPs=st.sampled_from(CLUSTER_IPS).map(list),
+        externalIPs=several([*IPS, *IPS_6]),
+        externalTrafficPolicy=st.sampled_from(["Local", "Cluster"]),
+        loadBalancerSourceRanges=st.just(None) | several(CIDRS),
+        ports=st.lists(
+            mapping(port=st.integers(1, 3), protocol=st.sampled_from(["TCP", "UDP", "SCTP"])),
+            min_size=1,
+            max_size=3,
+        ),
+    ),
+    status=mapping(
+        loadBalancer=mapping(
+            ingress=st.lists(
+                mapping(
+                    ip=st.sampled_from([*IPS, *IPS_6]),
+                    ipMode=st.sampled_from([None, "VIP", "Proxy"]),
+                ),
+                min_size=1,
+                max_size=4,
+            )
+        )
+    ),
+)
+good_node = mapping(
+    kind=st.just("Node"),
+    metadata=mapping(name=st.just("worker-1")),
+    spec=mapping(podCIDR=st.sampled_from(CIDRS), podCIDRs=several(CIDRS)),
+    status=mapping(
+        addresses=st.lists(mapping(type=st.just("InternalIP"), address=st.sampled_from(IPS)))
+    ),
+)
+services = spoilt(good_service)
+nodes = spoilt(good_node)
+configs = st.builds(
+    Config,
+    masquerade=st.sampled_from(["All", "HostOnly"]),
+    services=st.builds(
+        ServiceOptions,
+        external_ips=st.booleans(),
+        external_traffic_policy=st.sampled_from(["Any", "Local"]),
+        match_ports=st.sampled_from(["Shared", "Always"]),
+    ),
+)
+
+
+def read_all(raw: Sequence[Any]) -> list[Service]:
+    """The Services among `raw`, the last one of each name."""
+    found: dict[str, Service] = {}
+    for each in raw:
+        try:
+            service = read_service(each)
+        except UnknownObject:
+            continue
+        found[service.key] = service
+    return list(found.values())
+
+
+NODE = read_node(
+    {
+        "metadata": {"name": "worker-1"},
+        "spec": {"podCIDRs": ["10.240.2.128/25", "fd00:10:240:2::/64"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.7.11"}]},
+    }
+)
+
+
+def snapshot(found: Sequence[Service], node: Node = NODE) -> Snapshot:
+    return Snapshot({service.key: service for service in found}, node)
+
+
+@many
+@given(raw=json_value | services)
+def test_whatever_json_comes_a_service_is_read_or_refused(raw: Any) -> None:
+    said = [str(problem) for service in read_all([raw]) for problem in service.problems]
+    assert all(each.isprintable() for each in said)
+
+
+@some
+@given(raw=json_value | nodes)
+def test_whatever_json_comes_a_node_is_read_or_refused(raw: Any) -> None:
+    try:
+        node = read_node(raw)
+    except UnknownObject:
+        return
+    assert all(problem.text.isprintable() for problem in node.problems)
+
+
+IP, PREFIX = r"[0-9a-f.:]+", r"[0-9a-f.:]+/\d+"
+KEY = r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*"
+PORTS = r"(?:-p (tcp|udp|sctp) -m \1 --dport \d+ )?"
+END = rf"-j (?:KUBE-MARK-MASQ|DNAT --to-destination {IP})"
+LINE = re.compile(
+    r"\*nat|COMMIT|:IPVS_(?:PREROUTING|OUTPUT) - \[0:0\]"
+    r"|-I PREROUTING 1 -j IPVS_PREROUTING|-I OUTPUT 1 -j IPVS_OUTPUT"
+    rf'|-A IPVS_PREROUTING -s {PREFIX} -d {PREFIX} {PORTS}-m comment --comment "{KEY}" {END}'
+    rf'|-A IPVS_OUTPUT -d {PREFIX} {PORTS.replace("1", "2")}-m comment --comment "{KEY}"'
+    rf" -m addrtype --src-type LOCAL {END}"
+)
+
+
+@many
+@given(
+    raw=st.lists(services, min_size=1, max_size=4), config=configs, family=st.sampled_from(FAMILIES)
+)
+def test_nothing_but_well_formed_rules_is_rendered(
+    raw: list[Any], config: Config, family: Family
+) -> None:
+    planned = plan(config, snapshot(read_all(raw)), family)
+    rendered = difference(Found(), planned.ruleset).restore_input()
+    for line in rendered.removesuffix("\n").split("\n"):
+        assert LINE.fullmatch(line), line
+    table = FakeTable("*nat\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n")
+    table.restore(rendered)
+    found = parse_save(table.save(), owner(frozenset(planned.ruleset.chains)))
+    assert not difference(found, planned.ruleset)
+
+
+@many
+@given(
+    raw=st.lists(services, min_size=2, max_size=5),
+    config=configs,
+    family=st.sampled_from(FAMILIES),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_the_order_of_services_does_not_matter(
+    raw: list[Any], config: Config, family: Family, shuffle: Any
+) -> None:
+    found = read_all(raw)
+    shuffled = list(found)
+    shuffle.shuffle(shuffled)
+    wanted = plan(config, snapshot(found), family)
+    assert plan(config, snapshot(found), family) == wanted
+    assert plan(config, snapshot(shuffled), family) == wanted
+
+
+@some
+@given(raw=st.lists(services, min_size=1, max_size=4), family=st.sampled_from(FAMILIES))
+def test_no_service_gets_anothers_cluster_ip_or_a_pods_address(
+    raw: list[Any], family: Family
+) -> None:
+    found = read_all(raw)
+    planned = plan(DEFAULTS, snapshot(found), family)
+    own = {str(address) for service in found for address in service.cluster_ips}
+    for chain in planned.ruleset.chains.values():
+        for rule in chain:
+            destination = re.search(r"-d ([^/]+)/", rule)
+            assert destination
+            assert destination[1] not in own
+            assert not any(ipaddress.ip_address(destination[1]) in c for c in NODE.pod_cidrs)
+
+
+# Lists from the wire.
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """`data` in pieces, cut at `places`, some of them empty."""
+    ends = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in zip(ends, ends[1:])]
+
+
+def collect(chunks: Sequence[bytes]) -> tuple[list[Any], Any]:
+    items: list[Any] = []
+    metadata = read_list(chunks, items.append)
+    return items, metadata
+
+
+places = st.lists(st.integers(0, 10_000), max_size=20)
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@many
+@given(
+    items=st.lists(any_json, max_size=5),
+    others=st.dictionaries(st.text(max_size=3) | st.just("metadata"), any_json, max_size=3),
+    first=st.booleans(),
+    indent=st.sampled_from([None, 0, 2]),
+    ascii_only=st.booleans(),
+    places=places,
+)
+def test_a_list_is_what_the_json_module_reads(
+    items: list[Any],
+    others: dict[str, Any],
+    first: bool,
+    indent: int | None,
+    ascii_only: bool,
+    places: list[int],
+) -> None:
+    assume("items" not in others)
+    document = {"items": items, **others} if first else {**others, "items": items}
+    encoded = json.dumps(document, indent=indent, ensure_ascii=ascii_only)
+    chunks = cut(encoded.encode(), places)
+    assert collect(chunks) == (items, others.get("metadata", {}))
+
+
+@many
+@given(
+    data=st.binary(max_size=40)
+    | st.text('{}[]:,"\\ \n0123eE.+-metadatisnulrf', max_size=40).map(str.encode)
+    | st.text('{}[]:,"0 1', max_size=20).map(lambda end: b'{"items":[' + end.encode()),
+    places=places,
+)
+def test_whatever_bytes_come_a_list_is_read_or_broken(data: bytes, places: list[int]) -> None:
+    with contextlib.suppress(BrokenList):
+        collect(cut(data, places))
+
+
+@many
+@given(items=st.lists(any_json, max_size=4), length=st.integers(0, 10_000), places=places)
+def test_a_list_that_is_cut_off_is_broken(items: list[Any], length: int, places: list[int]) -> None:
+    data = json.dumps({"items": items}).encode()
+    with pytest.raises(BrokenList):
+        collect(cut(data[: length % len(data)], places))
+
+
+# Addresses.
+
+
+def prefixes(family: Family) -> st.SearchStrategy[Network]:
+    """Prefixes of a small part of the address space, so that they often overlap."""
+    base, kind = (
+        ("10.0.0.", ipaddress.IPv4Network) if family is IPV4 else ("fd00::", ipaddress.IPv6Network)
+    )
+
+    def prefix(offset: int, bits: int) -> Network:
+        return kind(f"{base}{offset}/{family.bits - bits}", strict=False)
+
+    return st.builds(prefix, st.integers(0, 9), st.integers(0, 4))
+
+
+pairs = st.sampled_from(FAMILIES).flatmap(
+    lambda family: st.tuples(*[st.lists(prefixes(family), max_size=6)] * 2)
+)
+
+
+@many
+@given(pair=pairs)
+def test_an_intersection_holds_what_is_in_both(pair: tuple[list[Network], list[Network]]) -> None:
+    def members(networks: Sequence[Network]) -> set[Any]:
+        return {address for network in networks for address in network}
+
+    left, right = pair
+    common = intersection(left, right)
+    assert members(common) == members(left) & members(right)
+    assert sum(network.num_addresses for network in common) == len(members(common))
+    assert list(common) == sorted(common, key=lambda network: int(network.network_address))
+    assert common == intersection(right, left)

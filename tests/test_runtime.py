@@ -1,0 +1,163 @@
+"""The runtime directory: one agent at a time, and the names of chains outlive a restart."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ipvs_node_agent.config import DEFAULTS, Chains
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
+
+OWN = {"IPVS_PREROUTING", "IPVS_OUTPUT", "IPVS_MARK_MASQ", "IPVS_POSTROUTING"}
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runtime directory, which does not exist yet."""
+    path = tmp_path / "run" / "ipvs-node-agent"
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(path))
+    return path
+
+
+def test_systemd_says_where_the_directory_is(runtime: Path) -> None:
+    assert directory() == runtime
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_systemd_it_is_in_run(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", value)
+    assert directory() == Path("/run/ipvs-node-agent")
+
+
+# The lock.
+
+
+def test_a_second_agent_is_refused_while_the_first_runs(runtime: Path) -> None:
+    with only_one("run"):
+        with pytest.raises(RefusedError) as caught, only_one("cleanup"):
+            pass
+        assert str(caught.value) == (
+            "cleanup: an agent is already running on this node (systemctl stop ipvs-node-agent)"
+        )
+        assert caught.value.exit_status == 3
+    with only_one("cleanup"):
+        pass
+
+
+def test_an_agent_that_fails_gives_the_lock_back(runtime: Path) -> None:
+    with pytest.raises(ZeroDivisionError), only_one("run"):
+        raise ZeroDivisionError
+    with only_one("run"):
+        pass
+
+
+def test_a_child_does_not_keep_the_lock(runtime: Path) -> None:
+    with only_one("run"):
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+    try:
+        with only_one("run"):
+            pass
+    finally:
+        child.communicate()
+
+
+def test_the_directory_and_the_lock_are_made_for_root_alone_to_write(runtime: Path) -> None:
+    before = os.umask(0)
+    try:
+        with only_one("run"):
+            pass
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (runtime, runtime / "lock")]
+    assert modes == [0o755, 0o600]
+
+
+def test_where_the_directory_cannot_be_made_the_reason_is_said(runtime: Path) -> None:
+    runtime.parent.write_text("")
+    with pytest.raises(RefusedError) as caught, only_one("run"):
+        pass
+    why = f"cannot open {runtime}/lock: Not a directory"
+    assert str(caught.value) == f"run: {why} (run it as root)"
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(runtime: Path, tmp_path: Path) -> None:
+    runtime.mkdir(parents=True)
+    (runtime / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RefusedError, match="cannot open"), only_one("run"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# The names.
+
+
+def test_at_first_the_agents_chains_are_those_of_the_configuration(runtime: Path) -> None:
+    assert own_names(DEFAULTS.chains) == OWN
+
+
+def test_names_of_an_earlier_configuration_are_still_the_agents(runtime: Path) -> None:
+    runtime.mkdir(parents=True)
+    remember_names(own_names(Chains(prerouting="OLD_PRE", output="OLD_OUT")))
+    assert own_names(DEFAULTS.chains) == OWN | {"OLD_PRE", "OLD_OUT"}
+
+
+def test_the_chain_that_marks_is_never_the_agents(runtime: Path) -> None:
+    runtime.mkdir(parents=True)
+    remember_names(own_names(Chains(prerouting="FIRST", output="SECOND")))
+    names = own_names(Chains(mark_masquerade="FIRST"))
+    assert names == OWN | {"SECOND"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["KUBE-SERVICES", "PREROUTING", "ACCEPT", "-X", "A" * 29, "a,b", '"x"'],
+)
+def test_a_name_that_cannot_be_the_agents_is_not_taken_from_the_file(
+    runtime: Path, line: str
+) -> None:
+    runtime.mkdir(parents=True)
+    (runtime / "chains").write_text(f"{line}\nGOOD\n")
+    assert own_names(DEFAULTS.chains) == OWN | {"GOOD"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\0", b"\0" * 100], ids=["empty", "no-text", "zeros"]
+)
+def test_a_garbled_file_is_passed_over_and_written_anew(runtime: Path, content: bytes) -> None:
+    runtime.mkdir(parents=True)
+    (runtime / "chains").write_bytes(content)
+    names = own_names(DEFAULTS.chains)
+    assert names == OWN
+    remember_names(names)
+    assert (runtime / "chains").read_text().split() == sorted(OWN)
+
+
+def test_the_file_is_written_only_where_it_differs(runtime: Path) -> None:
+    runtime.mkdir(parents=True)
+    remember_names(frozenset({"B", "A"}))
+    first = (runtime / "chains").stat()
+    assert (runtime / "chains").read_text() == "A\nB\n"
+    remember_names(frozenset({"A", "B"}))
+    assert (runtime / "chains").stat().st_ino == first.st_ino
+    remember_names(frozenset({"A"}))
+    assert (runtime / "chains").read_text() == "A\n"
+    assert os.listdir(runtime) == ["chains"]
+
+
+def test_names_that_cannot_be_kept_are_a_warning(
+    runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.mkdir(parents=True)
+    (runtime / "chains").mkdir()
+    with caplog.at_level(logging.WARNING):
+        remember_names(frozenset({"A"}))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"cannot remember the chains' names in {runtime}/chains: " in caplog.text
