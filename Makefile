@@ -1,0 +1,25 @@
+# The commands of a contributor; each installs what it needs, on a Debian machine, as root.
+
+SHELL := /bin/bash
+PYTHON := /usr/bin/python3
+RUN := tests/environments/run
+
+# What the demo takes from Debian.
+DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
+	python3-cryptography python3-aiohttp python3-trustme
+
+.PHONY: help demo test lint
+
+help: ## Show this help
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+demo: ## Show the main job on real packets, in network namespaces (under a minute)
+	@packaging/install-missing $(DEMO_PACKAGES)
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.demo
+
+test: ## Run all tests, in each of the four environments
+	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
+
+lint: ## Check format, lint and types
+	@$(RUN) newest -- packaging/lint
+
