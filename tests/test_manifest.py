@@ -84,7 +84,12 @@ def test_anchors_are_followed() -> None:
         ("kind: Service\n---\n!!timestamp abc\n", "is no YAML"),
         ("kind: Service\n---\n!!timestamp 2026-02-30\n", "is no YAML"),
         ("kind: Service\n---\n!!binary é\n", "is no YAML"),
-        ("kind: Service\n---\n" + "9" * 5000 + "\n", "is no YAML"),
+        # Pythons without CVE-2020-10735's limit read it; it is no object then.
+        *(
+            [pytest.param("kind: Service\n---\n" + "9" * 5000 + "\n", "is no YAML", id="digits")]
+            if hasattr(sys, "get_int_max_str_digits")
+            else []
+        ),
     ],
 )
 def test_what_is_broken_is_said_and_what_came_before_is_read(text: str, complaint: str) -> None:
