@@ -13,12 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ipvs_node_agent.config import (
-    OWN_MARK_CHAIN,
-    OWN_POSTROUTING_CHAIN,
-    Chains,
-    may_be_ours,
-)
+from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, may_be_ours
+from ipvs_node_agent.config import Chains
 from ipvs_node_agent.errors import RefusedError
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.support.netns import Namespace, namespaces
+from tests.support.pki import Pki
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
@@ -20,3 +22,19 @@ def namespace() -> Iterator[Namespace]:
     """A fresh network namespace."""
     with namespaces("node") as (made,):
         yield made
+
+
+@pytest.fixture(scope="session")
+def pki() -> Pki:
+    """A cluster's certificate authority."""
+    return Pki()
+
+
+@pytest.fixture
+def node_pem(pki: Pki, tmp_path: Path) -> Path:
+    """A node's certificate and key in one file, reached by a symlink, as the kubelet keeps them."""
+    dated = tmp_path / "kubelet-client-2026-01-05-08-00-00.pem"
+    pki.write_node_client(dated, "worker-1")
+    link = tmp_path / "kubelet-client-current.pem"
+    link.symlink_to(dated.name)
+    return link

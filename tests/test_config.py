@@ -11,6 +11,7 @@ import pytest
 
 from ipvs_node_agent import config
 from ipvs_node_agent.addresses import parse_network
+from ipvs_node_agent.chainnames import may_be_ours
 from ipvs_node_agent.config import (
     DEFAULTS,
     Chains,
@@ -18,7 +19,6 @@ from ipvs_node_agent.config import (
     IptablesOptions,
     ServiceOptions,
     load,
-    may_be_ours,
     parse,
 )
 from ipvs_node_agent.errors import UsageError

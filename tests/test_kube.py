@@ -24,11 +24,6 @@ TOKEN = "s3cret-s3cret"
 EXPIRED = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
-@pytest.fixture(scope="module")
-def pki() -> Pki:
-    return Pki()
-
-
 @pytest.fixture
 def server(pki: Pki) -> Iterator[ApiServer]:
     with ApiServer(pki=pki, tokens={TOKEN: "system:node:worker-1"}) as running:

@@ -22,26 +22,11 @@ URL = "https://127.0.0.1:6443"
 SECRET = "s3cret-s3cret"
 
 
-@pytest.fixture(scope="module")
-def pki() -> Pki:
-    return Pki()
-
-
 @pytest.fixture
-def pem(pki: Pki, tmp_path: Path) -> Path:
-    """A node's certificate and key in one file, reached by a symlink, as the kubelet keeps them."""
-    dated = tmp_path / "kubelet-client-2026-01-05-08-00-00.pem"
-    pki.write_node_client(dated, "worker-1")
-    link = tmp_path / "kubelet-client-current.pem"
-    link.symlink_to(dated.name)
-    return link
-
-
-@pytest.fixture
-def path(pki: Pki, pem: Path, tmp_path: Path) -> Path:
+def path(pki: Pki, node_pem: Path, tmp_path: Path) -> Path:
     """A kubeconfig as kubeadm writes it."""
     written = tmp_path / "kubelet.conf"
-    pki.write_kubeconfig(written, URL, pem)
+    pki.write_kubeconfig(written, URL, node_pem)
     return written
 
 
@@ -106,22 +91,22 @@ def test_the_certificate_behind_the_symlink_is_shown_to_the_server(
 
 
 def test_connections_made_after_the_files_are_gone_use_what_was_loaded(
-    path: Path, pem: Path, pki: Pki
+    path: Path, node_pem: Path, pki: Pki
 ) -> None:
     credentials = load_credentials(path)
-    pem.resolve().unlink()
-    pem.unlink()
+    node_pem.resolve().unlink()
+    node_pem.unlink()
     path.unlink()
     assert shown(credentials, pki)[0] == "system:node:worker-1"
 
 
 def test_relative_paths_start_at_the_kubeconfig(
-    pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node_pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pki").mkdir()
     (tmp_path / "elsewhere").mkdir()
     pki.write_ca(tmp_path / "pki" / "ca.crt")
-    user = {"client-certificate": pem.name, "client-key": pem.name}
+    user = {"client-certificate": node_pem.name, "client-key": node_pem.name}
     path = write(
         tmp_path / "kubelet.conf", document(user, **{"certificate-authority": "pki/ca.crt"})
     )
@@ -129,13 +114,13 @@ def test_relative_paths_start_at_the_kubeconfig(
     assert shown(load_credentials(path), pki)[0] == "system:node:worker-1"
 
 
-def test_inline_data_needs_no_other_file(pem: Path, pki: Pki, tmp_path: Path) -> None:
-    user = {"client-certificate-data": inline(pem), "client-key-data": inline(pem)}
+def test_inline_data_needs_no_other_file(node_pem: Path, pki: Pki, tmp_path: Path) -> None:
+    user = {"client-certificate-data": inline(node_pem), "client-key-data": inline(node_pem)}
     authority = base64.b64encode(pki.ca_pem.encode()).decode()
     path = write(
         tmp_path / "kubelet.conf", document(user, **{"certificate-authority-data": authority})
     )
-    pem.resolve().unlink()
+    node_pem.resolve().unlink()
     credentials = load_credentials(path)
     assert credentials.node_name == "worker-1"
     assert shown(credentials, pki)[0] == "system:node:worker-1"
@@ -227,8 +212,8 @@ def test_a_missing_kubeconfig_is_asked_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["certificate-authority", "client-certificate", "tokenFile"])
-def test_a_missing_file_is_the_one_named(key: str, pem: Path, tmp_path: Path) -> None:
-    user = {"client-certificate": pem.name, "client-key": pem.name}
+def test_a_missing_file_is_the_one_named(key: str, node_pem: Path, tmp_path: Path) -> None:
+    user = {"client-certificate": node_pem.name, "client-key": node_pem.name}
     cluster = {}
     if key == "certificate-authority":
         cluster[key] = "missing.file"
@@ -292,11 +277,11 @@ def test_a_cluster_without_a_server_is_refused(cluster: dict[str, str], tmp_path
     assert refusal(write(tmp_path / "kubelet.conf", content)).endswith(": names no server")
 
 
-def test_a_key_of_another_certificate_is_refused(pem: Path, pki: Pki, tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_refused(node_pem: Path, pki: Pki, tmp_path: Path) -> None:
     pki.write_node_client(tmp_path / "other.pem", "worker-2")
-    user = {"client-certificate": pem.name, "client-key": "other.pem"}
+    user = {"client-certificate": node_pem.name, "client-key": "other.pem"}
     text = refusal(write(tmp_path / "kubelet.conf", document(user)))
-    assert f"cannot load {pem}" in text
+    assert f"cannot load {node_pem}" in text
     assert "other.pem" in text
     assert text.endswith("KEY_VALUES_MISMATCH")
 
@@ -305,22 +290,24 @@ def test_a_key_of_another_certificate_is_refused(pem: Path, pki: Pki, tmp_path: 
     "form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL]
 )
 def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(
-    form: serialization.PrivateFormat, pem: Path, tmp_path: Path
+    form: serialization.PrivateFormat, node_pem: Path, tmp_path: Path
 ) -> None:
-    key = serialization.load_pem_private_key(pem.read_bytes(), None)
+    key = serialization.load_pem_private_key(node_pem.read_bytes(), None)
     encryption = serialization.BestAvailableEncryption(SECRET.encode())
     encrypted = key.private_bytes(serialization.Encoding.PEM, form, encryption)
     (tmp_path / "encrypted.key").write_bytes(encrypted)
-    user = {"client-certificate": pem.name, "client-key": "encrypted.key"}
+    user = {"client-certificate": node_pem.name, "client-key": "encrypted.key"}
     text = refusal(write(tmp_path / "kubelet.conf", document(user)))
     assert "cannot load" in text
     assert "encrypted.key" in text
 
 
 @pytest.mark.parametrize("key", ["certificate-authority", "client-certificate"])
-def test_a_file_without_a_certificate_is_the_one_named(key: str, pem: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_certificate_is_the_one_named(
+    key: str, node_pem: Path, tmp_path: Path
+) -> None:
     (tmp_path / "broken.pem").write_text("no certificate\n")
-    user = {"client-certificate": pem.name, "client-key": pem.name}
+    user = {"client-certificate": node_pem.name, "client-key": node_pem.name}
     cluster = {}
     if key in user:
         user[key] = "broken.pem"
@@ -330,8 +317,8 @@ def test_a_file_without_a_certificate_is_the_one_named(key: str, pem: Path, tmp_
     assert f"cannot load {tmp_path / 'broken.pem'}" in refusal(path)
 
 
-def test_a_certificate_without_its_key_is_refused(pem: Path, tmp_path: Path) -> None:
-    certificate, key = pem.read_text().split("-----BEGIN", 2)[1:]
+def test_a_certificate_without_its_key_is_refused(node_pem: Path, tmp_path: Path) -> None:
+    certificate, key = node_pem.read_text().split("-----BEGIN", 2)[1:]
     assert "PRIVATE KEY" in key
     (tmp_path / "alone.pem").write_text(f"-----BEGIN{certificate}")
     path = write(tmp_path / "kubelet.conf", document({"client-certificate": "alone.pem"}))
@@ -392,12 +379,12 @@ def test_the_fingerprint_stays_while_nothing_changes(path: Path) -> None:
 
 
 def test_the_fingerprint_changes_when_the_symlink_is_swapped(
-    path: Path, pem: Path, pki: Pki, tmp_path: Path
+    path: Path, node_pem: Path, pki: Pki, tmp_path: Path
 ) -> None:
     pki.write_node_client(tmp_path / "next.pem", "worker-1")
     before = fingerprint(path)
     (tmp_path / "draft").symlink_to("next.pem")
-    (tmp_path / "draft").replace(pem)
+    (tmp_path / "draft").replace(node_pem)
     assert fingerprint(path) != before
 
 
@@ -412,10 +399,10 @@ def test_the_fingerprint_changes_when_a_file_is_written_in_place(
 
 
 def test_the_fingerprint_changes_when_a_file_is_replaced_by_one_of_the_same_size(
-    path: Path, pem: Path, tmp_path: Path
+    path: Path, node_pem: Path, tmp_path: Path
 ) -> None:
     before = fingerprint(path)
-    old = pem.resolve()
+    old = node_pem.resolve()
     status = old.stat()
     (tmp_path / "draft").write_bytes(old.read_bytes())
     os.utime(tmp_path / "draft", ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -38,18 +38,6 @@ def server() -> Iterator[ApiServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def pki() -> Pki:
-    return Pki()
-
-
-@pytest.fixture
-def node_pem(pki: Pki, tmp_path: Path) -> Path:
-    path = tmp_path / "kubelet-client-current.pem"
-    pki.write_node_client(path, "worker-1")
-    return path
-
-
 def service(name: str = "web", **spec: Any) -> dict[str, Any]:
     return {"kind": "Service", "apiVersion": "v1", "metadata": {"name": name}, "spec": spec}
 

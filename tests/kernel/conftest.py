@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,15 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def bed(namespace: Namespace, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    """A node whose API server knows a dual-stack Node and no Service; the agent is down."""
-    for family in FAMILIES:
-        add_mark_masq(namespace, family, backend)
+@contextmanager
+def node_bed(
+    namespace: Namespace, backend: str, directory: Path, *objects: dict[str, Any]
+) -> Iterator[Bed]:
+    """A node whose API server knows `objects`; the agent is down."""
     with ApiServer(netns=str(namespace.path)) as api:
-        api.put(node(*POD_CIDRS))
-        kubeconfig = tmp_path / "kubelet.conf"
+        for known in objects:
+            api.put(known)
+        kubeconfig = directory / "kubelet.conf"
         plain_kubeconfig(kubeconfig, api.url, "worker-1")
         settings: dict[str, Any] = {
             "kubeconfig": str(kubeconfig),
@@ -81,5 +83,14 @@ def bed(namespace: Namespace, backend: str, tmp_path: Path) -> Iterator[Bed]:
             "iptables": {"backend": backend},
             "metricsBindAddress": "",
         }
-        with agent_process(namespace, tmp_path / "agent", settings) as agent:
+        with agent_process(namespace, directory / "agent", settings) as agent:
             yield Bed(namespace, backend, api, agent, settings)
+
+
+@pytest.fixture
+def bed(namespace: Namespace, backend: str, tmp_path: Path) -> Iterator[Bed]:
+    """A node whose API server knows a dual-stack Node and no Service; the agent is down."""
+    for family in FAMILIES:
+        add_mark_masq(namespace, family, backend)
+    with node_bed(namespace, backend, tmp_path, node(*POD_CIDRS)) as made:
+        yield made

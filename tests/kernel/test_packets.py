@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family
-from tests.kernel.conftest import Bed
-from tests.support.agentprocess import agent_process
-from tests.support.apiserver import ApiServer
+from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
-from tests.support.pki import plain_kubeconfig
 from tests.support.tables import add_foreign_rules, restore
 from tests.support.topology import (
     CLUSTER_IP,
@@ -45,19 +41,8 @@ def wired(backend: str) -> Iterator[Topology]:
 @pytest.fixture
 def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
     """The node's API server and agent; the Service is known, the agent is not started."""
-    with ApiServer(netns=str(wired.node.path)) as api:
-        api.put(node(*POD_CIDR.values()))
-        api.put(SERVICE)
-        kubeconfig = tmp_path / "kubelet.conf"
-        plain_kubeconfig(kubeconfig, api.url, "worker-1")
-        settings: dict[str, Any] = {
-            "kubeconfig": str(kubeconfig),
-            "nodeName": "worker-1",
-            "iptables": {"backend": backend},
-            "metricsBindAddress": "",
-        }
-        with agent_process(wired.node, tmp_path / "agent", settings) as agent:
-            yield Bed(wired.node, backend, api, agent, settings)
+    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), SERVICE) as made:
+        yield made
 
 
 @pytest.fixture(params=FAMILIES, ids=str)

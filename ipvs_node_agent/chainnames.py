@@ -1,0 +1,63 @@
+"""Which names chains of the agent's can have."""
+
+from __future__ import annotations
+
+import re
+
+# Iptables keeps 28 of XT_EXTENSION_MAXNAMELEN's 29 bytes for the name (iptables(8), -N).
+MAX_CHAIN_NAME = 28
+OWN_MARK_CHAIN = "IPVS_MARK_MASQ"
+OWN_POSTROUTING_CHAIN = "IPVS_POSTROUTING"
+
+_BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+# A chain by the name of a target could never be jumped to.
+_TARGETS = (
+    "ACCEPT",
+    "DROP",
+    "QUEUE",
+    "RETURN",
+    "DNAT",
+    "SNAT",
+    "MASQUERADE",
+    "REDIRECT",
+    "NETMAP",
+    "MARK",
+    "CONNMARK",
+    "LOG",
+    "NFLOG",
+    "REJECT",
+    "TPROXY",
+    "TRACE",
+    "NOTRACK",
+    "CT",
+    "SET",
+    "CLASSIFY",
+    "TCPMSS",
+    "TEE",
+    "NFQUEUE",
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "CHECKSUM",
+    "AUDIT",
+)
+_CHAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def may_be_ours(name: str) -> bool:
+    """Whether a chain of the agent's could have `name`."""
+    return not name_fault(name) and not name.startswith("KUBE-")
+
+
+def name_fault(name: str) -> str:
+    """What a chain's name has to be and `name` is not; empty where it is fine."""
+    if len(name) > MAX_CHAIN_NAME:
+        return f"a chain name of at most {MAX_CHAIN_NAME} characters"
+    if not _CHAIN_NAME.fullmatch(name):
+        return "a chain name of letters, digits and _ . - (no - in front)"
+    if name in _BUILT_IN_CHAINS:
+        return "a chain of its own, not one that is built in"
+    if name in _TARGETS:
+        return "a chain name that is no target of iptables"
+    return ""
