@@ -1,8 +1,8 @@
 """The node's credentials: a kubeconfig and the files it names, loaded whole or not at all.
 
-The `kubernetes` package reads the kubeconfig. The certificate, key and CA go into one SSLContext at
-once, so that a rotation that breaks the files afterwards cannot break connections: what was loaded
-stays good for as long as the certificate is valid.
+`kubeconfigreader` reads them. The certificate, key and CA go into one SSLContext at once, so that a
+rotation that breaks the files afterwards cannot break connections: what was loaded stays good for
+as long as the certificate is valid.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import urllib3
 import yaml
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-from kubernetes.client import Configuration
-from kubernetes.config import ConfigException, load_kube_config
 from urllib3.util.ssl_ import create_urllib3_context
 
-from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent import kubeconfigreader
+from ipvs_node_agent.kubeconfigreader import File, Settings, refused
 
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _NODE_USER = "system:node:"
@@ -65,32 +63,12 @@ class Credentials:
 
 def load_credentials(path: Path) -> Credentials:
     """The credentials in the kubeconfig at `path`. Raises RefusedError with what is wrong."""
-    # Older versions of the package would take localhost where the file names no server.
-    configuration = Configuration(host="")
-    try:
-        document = _document(path)
-        load_kube_config(  # type: ignore[no-untyped-call]  # its module has no types
-            config_file=str(path), client_configuration=configuration, persist_config=False
-        )
-    except OSError as error:
-        why = error.strerror or str(error)
-        if error.filename not in (None, str(path)):
-            raise _refused(path, f"cannot read {error.filename}: {why}") from None
-        raise _refused(path, why, "is this node's kubelet set up?") from None
-    except (yaml.YAMLError, RecursionError):
-        raise _refused(path, "is no YAML") from None
-    # The package meets a malformed file with whatever its code runs into first.
-    except (ConfigException, LookupError, TypeError, ValueError, AttributeError) as error:
-        # It may show a whole entry, with token and key.
-        why = str(error).partition("{")[0]
-        raise _refused(path, f"is no usable kubeconfig: {why}") from None
-    if not isinstance(document, dict) or not configuration.host:
-        raise _refused(path, "names no server")
-    if not all(
-        value.isascii() and value.isprintable() for value in _headers(configuration).values()
-    ):
-        raise _refused(path, "its token has characters that no HTTP header can carry")
-    context = _ssl_context(path, configuration)
+    settings = kubeconfigreader.read(path)
+
+    def headers() -> Mapping[str, str]:
+        return kubeconfigreader.read(path).headers if settings.short_lived else settings.headers
+
+    context = _ssl_context(path, settings)
     pool = urllib3.PoolManager(
         maxsize=4,
         retries=False,
@@ -99,12 +77,7 @@ def load_credentials(path: Path) -> Credentials:
         cert_reqs=context.verify_mode,
         socket_options=_SOCKET_OPTIONS,
     )
-    return Credentials(
-        server=str(configuration.host),
-        user=_common_name(configuration.cert_file) if configuration.cert_file else None,
-        headers=lambda: _headers(configuration),
-        pool=pool,
-    )
+    return Credentials(settings.server, settings.user, headers, pool)
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -152,52 +125,37 @@ def _identity(name: str) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _ssl_context(path: Path, configuration: Any) -> ssl.SSLContext:
-    loading = configuration.ssl_ca_cert
+def _ssl_context(path: Path, settings: Settings) -> ssl.SSLContext:
+    loading = settings.authority.name if settings.authority else ""
     try:
         # Verifies the certificate and, in one way or another by version, the host name in it.
         context: ssl.SSLContext = create_urllib3_context()
-        if configuration.ssl_ca_cert:
-            context.load_verify_locations(cafile=configuration.ssl_ca_cert)
+        if settings.authority:
+            context.load_verify_locations(cadata=settings.authority.text)
         else:
             context.load_default_certs()
         # On by default since Python 3.13, it refuses CAs without key identifiers, as older
         # clusters have them; Go's and so Kubernetes' own clients take those.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if not configuration.verify_ssl:
+        if not settings.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if configuration.cert_file:
-            named = filter(None, (configuration.cert_file, configuration.key_file))
-            loading = " and ".join(dict.fromkeys(named))
-            # An empty password, as otherwise OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(
-                configuration.cert_file, configuration.key_file, password=lambda: ""
-            )
+        if settings.certificate:
+            # Without a file of its own, the key has to be in the certificate's.
+            key = settings.key or settings.certificate
+            loading = " and ".join(dict.fromkeys((settings.certificate.name, key.name)))
+            with _in_memory(settings.certificate) as cert_path, _in_memory(key) as key_path:
+                # An empty password, as otherwise OpenSSL would ask for one on the terminal.
+                context.load_cert_chain(cert_path, key_path, password=lambda: "")
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        raise _refused(path, f"cannot load {loading}: {why}") from None
+        raise refused(path, f"cannot load {loading}: {why}") from None
     return context
 
 
-def _common_name(cert_file: str) -> str | None:
-    try:
-        subject = x509.load_pem_x509_certificate(Path(cert_file).read_bytes()).subject
-    except (OSError, ValueError):
-        return None
-    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else None
-
-
-def _headers(configuration: Any) -> Mapping[str, str]:
-    settings: dict[str, Any] = configuration.auth_settings()
-    # A token file ends in a newline, which no header takes.
-    return {
-        setting["key"]: str(setting["value"]).strip()
-        for setting in settings.values()
-        if setting["in"] == "header" and setting["value"]
-    }
-
-
-def _refused(path: Path, why: str, hint: str = "") -> RefusedError:
-    return RefusedError(f"kubeconfig {path}", why, hint)
+@contextmanager
+def _in_memory(file: File) -> Iterator[str]:
+    """A path to `file` as it was read: OpenSSL takes certificates and keys by path only."""
+    with open(os.memfd_create("credentials"), "w+b", buffering=0) as memory:
+        memory.write(file.text.encode())
+        yield f"/proc/self/fd/{memory.fileno()}"

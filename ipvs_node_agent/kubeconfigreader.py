@@ -1,0 +1,173 @@
+"""Reads a kubeconfig with the `kubernetes` package, in a process of its own.
+
+The package takes 30 MB and half a second to import, and is needed for a moment only: at the start
+and when the credentials change. `read` starts such a process and gives what it found; `main` is
+what runs in there. What passes between the two is one line of JSON in a pipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipvs_node_agent.errors import RefusedError
+
+# An exec plugin may ask some server for a token.
+_TIME_LIMIT = 60
+# Isolated, so that neither variables nor the working directory bring in other code than ours.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    " from ipvs_node_agent import kubeconfigreader; kubeconfigreader.main(sys.argv[2])"
+)
+_PLUGIN_KEYS = ("exec", "auth-provider")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that the kubeconfig names, or the data it holds in its place."""
+
+    name: str
+    text: str = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a kubeconfig says, files and all.
+
+    `user` is the CN of the client certificate, None without one. `headers` have to be read again
+    for each request where they are `short_lived`.
+    """
+
+    server: str
+    verify: bool
+    user: str | None
+    headers: dict[str, str] = dataclasses.field(repr=False)
+    short_lived: bool
+    authority: File | None
+    certificate: File | None
+    key: File | None
+
+
+def read(path: Path) -> Settings:
+    """What the kubeconfig at `path` says. Raises RefusedError with what is wrong."""
+    command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), os.path.abspath(path)]
+    try:
+        done = subprocess.run(  # noqa: S603  (no shell, and nothing from outside but a path)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIME_LIMIT,
+            check=False,
+        )
+        said = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise refused(path, f"was not read within {_TIME_LIMIT} s", "a slow exec plugin?") from None
+    except OSError as error:
+        raise refused(path, f"no process to read it: {error.strerror}") from None
+    except ValueError:
+        raise refused(path, f"its reader ended with status {done.returncode}") from None
+    if "why" in said:
+        raise refused(path, said["why"], said["hint"])
+    files = {name: File(**said[name]) for name in ("authority", "certificate", "key") if said[name]}
+    return Settings(**{**said, **files})
+
+
+def refused(path: Path, why: str, hint: str = "") -> RefusedError:
+    """The error that the kubeconfig at `path` gives."""
+    return RefusedError(f"kubeconfig {path}", why, hint)
+
+
+def main(path: str) -> None:
+    """Prints what the kubeconfig at `path` says, or why it cannot be used."""
+    # What the package, or a plugin that it starts, prints must not get in between.
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        said = dataclasses.asdict(settings(Path(path)))
+    except RefusedError as error:
+        said = {"why": error.why, "hint": error.hint}
+    with output:
+        json.dump(said, output)
+
+
+def settings(path: Path) -> Settings:
+    """What the kubeconfig at `path` says, read in this process. Raises RefusedError."""
+    import yaml
+    from kubernetes.client import Configuration
+    from kubernetes.config import ConfigException, load_kube_config
+
+    # Older versions of the package would take localhost where the file names no server.
+    configuration: Any = Configuration(host="")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        load_kube_config(  # type: ignore[no-untyped-call]  # its module has no types
+            config_file=str(path), client_configuration=configuration, persist_config=False
+        )
+        certificate = _file(configuration.cert_file)
+        found = Settings(
+            server=str(configuration.host or ""),
+            verify=bool(configuration.verify_ssl),
+            user=_common_name(certificate) if certificate else None,
+            headers=_headers(configuration),
+            short_lived=_is_short_lived(document),
+            authority=_file(configuration.ssl_ca_cert),
+            certificate=certificate,
+            key=_file(configuration.key_file),
+        )
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.filename not in (None, str(path)):
+            raise refused(path, f"cannot read {error.filename}: {why}") from None
+        raise refused(path, why, "is this node's kubelet set up?") from None
+    except (yaml.YAMLError, RecursionError):
+        raise refused(path, "is no YAML") from None
+    # The package meets a malformed file with whatever its code runs into first.
+    except (ConfigException, LookupError, TypeError, ValueError, AttributeError) as error:
+        # It may show a whole entry, with token and key.
+        why = str(error).partition("{")[0]
+        raise refused(path, f"is no usable kubeconfig: {why}") from None
+    if not isinstance(document, dict) or not found.server:
+        raise refused(path, "names no server")
+    if not all(value.isascii() and value.isprintable() for value in found.headers.values()):
+        raise refused(path, "its token has characters that no HTTP header can carry")
+    return found
+
+
+def _file(name: str | None) -> File | None:
+    # What is no text cannot be PEM, and is refused as such when it is used.
+    return File(name, Path(name).read_text(encoding="ascii", errors="replace")) if name else None
+
+
+def _common_name(certificate: File) -> str | None:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        subject = x509.load_pem_x509_certificate(certificate.text.encode()).subject
+    except ValueError:
+        return None
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else None
+
+
+def _headers(configuration: Any) -> dict[str, str]:
+    settings: dict[str, Any] = configuration.auth_settings()
+    # A token file ends in a newline, which no header takes.
+    return {
+        setting["key"]: str(setting["value"]).strip()
+        for setting in settings.values()
+        if setting["in"] == "header" and setting["value"]
+    }
+
+
+def _is_short_lived(document: Any) -> bool:
+    """Whether a program, and not the file, makes the token."""
+    users = [entry.get("user") for entry in document.get("users") or ()]
+    return any(key in user for user in users if user for key in _PLUGIN_KEYS)
