@@ -4,13 +4,16 @@
 in. What is due, and when:
 
   a change             at once, but at most ten times a second, so that a burst becomes few writes
-  a drift check        each `driftCheckPeriod`
+  splitting chains     a second after the change that made one too long, or with the next burst
+  a drift check        each `driftCheckPeriod`, or less often where it would take over 1 % of a core
+  a thorough one       every five minutes
   a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Callable
@@ -19,8 +22,9 @@ from ipvs_node_agent.addresses import FAMILIES, Family, show_address
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
+from ipvs_node_agent.planner import Plan, Planner
 from ipvs_node_agent.programmer import Programmer
-from ipvs_node_agent.rules import Plan, plan, pod_cidrs
+from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.ruleset import Change, Ruleset
 from ipvs_node_agent.watch import Changed, Deleted, Event, Listed, Recovered, Skipped, Trouble
 
@@ -29,6 +33,11 @@ log = logging.getLogger(__name__)
 SERVICES, NODES = "services", "nodes"
 
 _SYNC_INTERVAL = 0.1
+_SETTLE_AFTER = 1.0
+_CHECK_SHARE = 0.01
+_DOUBT_PERIOD = 300.0
+# So many changes at once are a burst, which need not write as few chains as a single one.
+_BURST = 8
 _RETRY_FIRST, _RETRY_CAP = 0.2, 10.0
 _LINES_AT_ONCE = 20
 
@@ -53,6 +62,7 @@ class FamilyState:
 
     def __init__(self, programmer: Programmer) -> None:
         self.programmer = programmer
+        self.planner: Planner | None = None
         self.plan: Plan | None = None
         self.dirty = True
         self.error: TableError | None = None
@@ -73,7 +83,11 @@ class Agent:
         self._cluster = Cluster()
         self._families = {family: FamilyState(programmers[family]) for family in FAMILIES}
         self._stale = True
-        self._next_sync = self._next_check = 0.0
+        self._next_sync = self._next_check = self._next_doubt = 0.0
+        self._settle_at = math.inf
+        # What the Services were, as the planners know them, that changed since.
+        self._changed: dict[str, Service | None] = {}
+        self._service_problems: dict[str, tuple[Problem, ...]] = {}
         self._unsynced: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
         self._waiting = self._node_note = ""
@@ -93,7 +107,7 @@ class Agent:
             self._families[family].retry_at = 0.0
             # The table may be another one.
             self._families[family].dirty = True
-        self._stale = True
+        self._plan_anew()
         self._next_check = 0.0
 
     def take(self, event: Event) -> None:
@@ -117,23 +131,26 @@ class Agent:
         snapshot = self._ready()
         if snapshot is None:
             return now + self._config.drift_check_period
-        if self._stale and now >= self._next_sync:
-            self._plan(snapshot)
+        if now >= (self._next_sync if self._stale else self._settle_at):
+            self._plan(snapshot, settle=now >= self._settle_at)
             self._next_sync = now + _SYNC_INTERVAL
-        if now >= self._next_check:
-            self._next_check = now + self._config.drift_check_period
-            checking = True
-        else:
-            checking = False
+        checking = now >= self._next_check
+        if now >= self._next_doubt:
+            self._next_doubt = now + _DOUBT_PERIOD
+            for state in self._families.values():
+                state.programmer.doubt()
         for family, state in self._families.items():
             if state.plan is not None and now >= state.retry_at and (checking or state.dirty):
                 self._sync(family, state, state.plan.ruleset, checking)
+        if checking:
+            took = sum(state.programmer.check_seconds for state in self._families.values())
+            self._next_check = now + max(self._config.drift_check_period, took / _CHECK_SHARE)
         if not self._stale and all(s.error or not s.dirty for s in self._families.values()):
             self._say_synced()
         return self._next_due()
 
     def _next_due(self) -> float:
-        due = [self._next_check] + ([self._next_sync] if self._stale else [])
+        due = [self._next_check, self._settle_at] + ([self._next_sync] if self._stale else [])
         due += [s.retry_at for s in self._families.values() if s.dirty]
         return min(due)
 
@@ -156,17 +173,37 @@ class Agent:
         self._waiting = waiting
         return snapshot
 
-    def _plan(self, snapshot: Snapshot) -> None:
+    def _plan(self, snapshot: Snapshot, settle: bool) -> None:
         self._stale = False
-        problems = {p for service in snapshot.services.values() for p in service.problems}
+        changed, self._changed = self._changed, {}
+        problems = {p for found in self._service_problems.values() for p in found}
         problems.update(snapshot.node.problems)
         for family, state in self._families.items():
-            wanted = plan(self._config, snapshot, family)
+            if state.planner is None:
+                state.planner = Planner(self._config, snapshot.node, family)
+                state.planner.fill(snapshot.services.values())
+            else:
+                for key, old in changed.items():
+                    state.planner.replace(old, snapshot.services.get(key))
+            if settle or len(changed) >= _BURST:
+                state.planner.settle()
+            wanted = state.planner.plan()
             if state.plan is None or state.plan.ruleset != wanted.ruleset:
                 state.dirty = True
             state.plan = wanted
             problems.update(wanted.problems)
         self._say_problems(frozenset(problems))
+        loose = any(s.planner is not None and s.planner.loose for s in self._families.values())
+        if not loose:
+            self._settle_at = math.inf
+        elif self._settle_at == math.inf:
+            self._settle_at = self._clock() + _SETTLE_AFTER
+
+    def _plan_anew(self) -> None:
+        """Has everything planned from the start, as what all rules depend on has changed."""
+        for state in self._families.values():
+            state.planner = None
+        self._stale = True
 
     def _sync(self, family: Family, state: FamilyState, wanted: Ruleset, checking: bool) -> None:
         started = self._clock()
@@ -225,7 +262,7 @@ class Agent:
         self._node_note = note
         if node is not None and node != old:
             self._cluster.node = node
-            self._stale = True
+            self._plan_anew()
 
     def _take_service_list(self, event: Listed) -> None:
         known = self._cluster.services
@@ -233,8 +270,11 @@ class Agent:
         self._cluster.services = listed
         self._stale = True
         # The first list is no change to anybody; a later one may hold some.
-        for key in (known.keys() | listed.keys()) if known is not None else ():
-            self._note(key, (known or {}).get(key), listed.get(key), event.arrived)
+        if known is None:
+            self._service_problems = {s.key: s.problems for s in event.items if s.problems}
+            return
+        for key in known.keys() | listed.keys():
+            self._note(key, known.get(key), listed.get(key), event.arrived)
 
     def _take_service(self, event: Changed | Deleted) -> None:
         known = self._cluster.services
@@ -252,6 +292,10 @@ class Agent:
         if old == new:
             return
         self._stale = True
+        self._changed.setdefault(key, old)
+        self._service_problems.pop(key, None)
+        if new is not None and new.problems:
+            self._service_problems[key] = new.problems
         if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
             self._unsynced.setdefault(key, arrived)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 # Iptables keeps 28 of XT_EXTENSION_MAXNAMELEN's 29 bytes for the name (iptables(8), -N).
 MAX_CHAIN_NAME = 28
+# What a chain's part of a tree is called behind its stem and a dash.
+MAX_TAG = 12
+_MAX_STEM = MAX_CHAIN_NAME - MAX_TAG - 1
 OWN_MARK_CHAIN = "IPVS_MARK_MASQ"
 OWN_POSTROUTING_CHAIN = "IPVS_POSTROUTING"
 
-_BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 # A chain by the name of a target could never be jumped to.
 _TARGETS = (
     "ACCEPT",
@@ -56,8 +60,19 @@ def name_fault(name: str) -> str:
         return f"a chain name of at most {MAX_CHAIN_NAME} characters"
     if not _CHAIN_NAME.fullmatch(name):
         return "a chain name of letters, digits and _ . - (no - in front)"
-    if name in _BUILT_IN_CHAINS:
+    if name in BUILT_IN_CHAINS:
         return "a chain of its own, not one that is built in"
     if name in _TARGETS:
         return "a chain name that is no target of iptables"
     return ""
+
+
+def stem(name: str) -> str:
+    """What the names of the chains begin with that are split off from the chain `name`.
+
+    It is the name itself where that leaves room for a tag, as the default names do.
+    """
+    if len(name) <= _MAX_STEM:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=2).hexdigest()
+    return f"{name[: _MAX_STEM - 5]}_{digest}"

@@ -23,7 +23,7 @@ from ipvs_node_agent.model import (
     read_node,
     read_service,
 )
-from ipvs_node_agent.rules import plan
+from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, difference
 
 PROGRAM = "ipvs-node-agent"

@@ -17,7 +17,7 @@ import yaml
 
 from ipvs_node_agent import yamlvalues as read
 from ipvs_node_agent.addresses import Network
-from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault
+from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
 from ipvs_node_agent.errors import UsageError
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
@@ -174,9 +174,11 @@ def _check_chain_names_differ(root: yaml.Node, chains: Chains) -> None:
     fault = ""
     if len(set(names)) < len(names):
         fault = f"chains: wanted three different names, got {', '.join(names)}"
+    if stem(names[0]) == stem(names[1]):
+        fault = fault or f"chains: wanted names that differ in front, got {', '.join(names[:2])}"
     for name in names:
         for base in (*names[:2], OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
-            if name.startswith(f"{base}-"):
+            if name.startswith(f"{stem(base)}-"):
                 fault = f"chains: wanted no name like {name}, which could be split off from {base}"
     if fault:
         node = next(value for key, value in root.value if key.value == "chains")

@@ -1,7 +1,8 @@
 """The kernel's nat tables through iptables-save and iptables-restore; the only user of `sh`.
 
-A `Table` is two methods wide: `save` gives the table's text, `restore` applies a text as one. All
-knowledge of commands, backends, exit statuses and error texts stays behind it.
+A `Table` is three methods wide: `save` gives the table's text, `restore` applies a text as one,
+`touched` tells whether a look is worth it. All knowledge of commands, backends, exit statuses and
+error texts stays behind it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Callable, NamedTuple, Protocol
 
 import sh
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.chainnames import BUILT_IN_CHAINS
 from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.nftmonitor import NftMonitor
+
+log = logging.getLogger(__name__)
 
 NFT, LEGACY = "nft", "legacy"
 BACKENDS = (NFT, LEGACY)
@@ -28,6 +33,8 @@ BACKENDS = (NFT, LEGACY)
 # What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
 _TIME_LIMIT = 30
 _SHOWN_STDERR = 4096
+# A restore input of so many characters changes more than the kernel could tell.
+_LOUD = 1 << 18
 # The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
 _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
@@ -55,24 +62,76 @@ class Table(Protocol):
     def restore(self, text: str) -> None:
         """Applies `text`, all of it or nothing, without flushing the rest. Raises TableError."""
 
+    def touched(self) -> bool | None:
+        """Whether somebody else changed something of ours since `save`; None: only it can tell."""
+
 
 class KernelTable:
-    """The nat table of this network namespace, in one family, by one backend's commands."""
+    """The nat table of this network namespace, in one family, by one backend's commands.
 
-    def __init__(self, family: Family, backend: str, options: IptablesOptions) -> None:
+    `owns` tells which chains are the agent's: `touched` is about those and the built-in ones.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        backend: str,
+        options: IptablesOptions,
+        owns: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self._family, self._backend, self._owns = family, backend, owns
+        self._monitor: NftMonitor | None = None
+        self._touched = False
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
         self._lock_wait = options.lock_wait_seconds
 
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
-        return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT)
+        # What happens from now on is after this look, or at worst both in it and after it.
+        self._listen()
+        self._touched = False
+        return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT).printed
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
         arguments = ["-w", str(self._lock_wait), "--noflush"]
-        _run(self._restore, arguments, stdin=text, limit=_TIME_LIMIT + self._lock_wait)
+        limit = _TIME_LIMIT + self._lock_wait
+        if len(text) > _LOUD:
+            self._stop_listening()
+        process = _run(self._restore, arguments, stdin=text, limit=limit).process
+        if self._monitor is not None and self._monitor.changed(but_by=process):
+            self._touched = True
+
+    def touched(self) -> bool | None:
+        """See `Table`; legacy tables have nobody who would tell."""
+        if self._monitor is not None:
+            self._touched = self._touched or self._monitor.changed()
+        elif not self._touched:
+            return None
+        return self._touched
+
+    def _listen(self) -> None:
+        """Starts to listen, or forgets what was heard so far."""
+        if self._monitor is not None:
+            self._monitor.changed()
+        elif self._backend == NFT:
+            version = self._family.version
+            try:
+                self._monitor = NftMonitor(version, "nat", self._concerns)
+            except OSError as error:
+                log.debug("cannot listen for changes of nftables: %s", error)
+
+    def _stop_listening(self) -> None:
+        """Spares the kernel telling us more of our own change than we could take in."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+            self._touched = True
+
+    def _concerns(self, chain: str) -> bool:
+        return chain in BUILT_IN_CHAINS or self._owns(chain)
 
 
 def detect_backend() -> str | None:
@@ -89,7 +148,7 @@ def detect_backend() -> str | None:
             if _path(command) is None:
                 continue
             try:
-                text = _run(command, ["-t", "mangle"], limit=_TIME_LIMIT)
+                text = _run(command, ["-t", "mangle"], limit=_TIME_LIMIT).printed
             except TableError:
                 if family is IPV4:
                     raise
@@ -121,8 +180,15 @@ def _path(command: str) -> str | None:
     return shutil.which(command, path=_SEARCH)
 
 
-def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") -> str:
-    """What `command` prints on its standard output; raises TableError where it fails."""
+class _Done(NamedTuple):
+    """A command that ended well: what it printed, and which process it was."""
+
+    printed: str
+    process: int
+
+
+def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") -> _Done:
+    """Runs `command` to its end; raises TableError where it fails."""
     path = _path(command)
     if path is None:
         raise TableError(command, "not found", "apt install iptables")
@@ -156,7 +222,7 @@ def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") 
             reason = str(error).strip().rpartition("\n")[2].strip()
             raise TableError(command, f"could not be started: {reason}") from None
         printed.seek(0)
-        return printed.read().decode("utf-8", "replace")
+        return _Done(printed.read().decode("utf-8", "replace"), call.pid)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Kernel:
         """A programmer for each family."""
         owns = owner(self._names)
         return {
-            family: Programmer(KernelTable(family, self.backend, self._options), owns)
+            family: Programmer(KernelTable(family, self.backend, self._options, owns), owns)
             for family in FAMILIES
         }
 

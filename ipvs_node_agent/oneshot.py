@@ -11,7 +11,8 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kernel import Kernel, clean
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model import Snapshot
-from ipvs_node_agent.rules import plan, pod_cidrs
+from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.ruleset import Change, difference
 from ipvs_node_agent.run import node_name, resources
 from ipvs_node_agent.runtime import only_one, own_names

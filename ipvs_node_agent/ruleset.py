@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable
+
+from ipvs_node_agent.chainnames import stem
 
 Rules = tuple[str, ...]
 
 _CHAIN_LINE = re.compile(r":(\S+) ")
 # The overlap matters: a comment may be `-j`, which is printed without quotes.
 _TARGETS = re.compile(r" -[jg](?= (\S+))")
+# So many chains in one input are worth an order that iptables likes.
+_MANY = 64
+# So many are what one input may hold before it is taken apart.
+_PART = 2048
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -50,36 +56,75 @@ class Found:
 class Change:
     """The steps from what was found to what is wanted; falsy where there are none.
 
-    `unhooked` has an entry for each copy of a jump that goes.
+    `unhooked` has an entry for each copy of a jump that goes; `new` are those of the written chains
+    that were not there.
     """
 
     written: Mapping[str, Rules] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     unhooked: tuple[tuple[str, str], ...] = ()
     hooked: tuple[tuple[str, str], ...] = ()
+    new: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.written or self.dropped or self.unhooked or self.hooked)
 
+    def parts(self) -> Iterator[Change]:
+        """The change as several ones, to be applied in their order; mostly there is but one.
+
+        Thousands of chains at once would take iptables-nft a time that grows with their square. All
+        parts but the last only make chains that nothing jumps to yet, so the last is the change.
+        """
+        leaves = [name for name in self._leaves() if name in self.new]
+        early = leaves[: len(leaves) // _PART * _PART]
+        for start in range(0, len(early), _PART):
+            names = early[start : start + _PART]
+            yield Change({name: self.written[name] for name in names}, new=frozenset(names))
+        done = frozenset(early)
+        rest = {name: rules for name, rules in self.written.items() if name not in done}
+        yield replace(self, written=rest, new=self.new - done)
+
     def restore_input(self) -> str:
         """The change as one input for `iptables-restore --noflush`, which applies it as one.
 
-        Every chain is declared, and so emptied, before a rule is added; a dropped one is emptied
+        Every chain is declared, and so emptied, before a rule jumps to it; a dropped one is emptied
         and unhooked before it goes.
         """
         lines = ["*nat"]
-        lines += [f":{name} - [0:0]" for name in sorted({*self.written, *self.dropped})]
+        leaves = self._leaves()
+        for name in leaves:
+            lines.append(f":{name} - [0:0]")
+            lines += [f"-A {name} {rule}" for rule in self.written[name]]
+        others = sorted(self.written.keys() - {*leaves})
+        lines += [f":{name} - [0:0]" for name in sorted({*others, *self.dropped})]
         lines += [f"-D {built_in} -j {name}" for built_in, name in self.unhooked]
-        for name in sorted(self.written):
+        for name in others:
             lines += [f"-A {name} {rule}" for rule in self.written[name]]
         lines += [f"-I {built_in} 1 -j {name}" for built_in, name in self.hooked]
         lines += [f"-X {name}" for name in self.dropped]
         return "\n".join([*lines, "COMMIT", ""])
 
+    def _leaves(self) -> list[str]:
+        """Written chains that jump to none of the others, names descending, where there are many.
+
+        For each rule iptables-nft walks the sorted list of the chains it has met so far; with the
+        last names first it is at the right place at once, which saves a third of a long restore.
+        """
+        if len(self.written) < _MANY:
+            return []
+        return sorted(
+            (
+                name
+                for name, rules in self.written.items()
+                if not any(rule.rpartition(" -j ")[2] in self.written for rule in rules)
+            ),
+            reverse=True,
+        )
+
 
 def owner(names: frozenset[str]) -> Callable[[str], bool]:
     """Tells whether a chain is ours: one of `names`, or one split off from it (`NAME-...`)."""
-    prefixes = tuple(f"{name}-" for name in names)
+    prefixes = tuple(f"{stem(name)}-" for name in names)
     return lambda chain: chain in names or chain.startswith(prefixes)
 
 
@@ -137,9 +182,12 @@ def _targets(rule: str) -> set[str]:
 
 def difference(found: Found, wanted: Ruleset) -> Change:
     """What has to be done so that `found` becomes `wanted`; nothing that is right is touched."""
-    written = {
-        name: rules for name, rules in wanted.chains.items() if found.chains.get(name) != rules
-    }
+    written = {}
+    for name, rules in wanted.chains.items():
+        there = found.chains.get(name)
+        # Mostly the very same object; comparing thousands of chains takes longer than a write.
+        if there is not rules and there != rules:
+            written[name] = rules
     dead = [name for name in sorted(found.chains) if name not in wanted.chains]
     dropped = tuple(name for name in dead if name not in found.held)
     # Somebody else's rule keeps the chain alive: emptied, it does no more than return.
@@ -147,12 +195,13 @@ def difference(found: Found, wanted: Ruleset) -> Change:
     unhooked: list[tuple[str, str]] = []
     hooked: list[tuple[str, str]] = []
     for built_in in sorted({*found.jumps, *wanted.jumps}):
-        there, target = found.jumps.get(built_in, ()), wanted.jumps.get(built_in)
-        if there == ((1, target),) or not (there or target):
+        jumps, target = found.jumps.get(built_in, ()), wanted.jumps.get(built_in)
+        if jumps == ((1, target),) or not (jumps or target):
             continue
-        unhooked += [(built_in, chain) for _, chain in there]
+        unhooked += [(built_in, chain) for _, chain in jumps]
         hooked += [(built_in, target)] if target else []
-    return Change(written, dropped, tuple(unhooked), tuple(hooked))
+    new = frozenset(written.keys() - found.chains.keys())
+    return Change(written, dropped, tuple(unhooked), tuple(hooked), new)
 
 
 def settled(found: Found, wanted: Ruleset) -> Found:

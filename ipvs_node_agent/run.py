@@ -131,6 +131,8 @@ class _Loop:
     ) -> None:
         self._config_path, self._config, self._say_ready = config_path, config, say_ready
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        # First of all, as the list may take a second to arrive.
+        self._following = _Following(config, self._queue.put)
         self._kernel = Kernel(config.iptables, _remembered(config))
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
@@ -141,7 +143,6 @@ class _Loop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # A SimpleQueue may be put to from a signal handler.
             signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
-        self._following = _Following(self._config, self._queue.put)
         try:
             while not self._turn():
                 pass

@@ -606,8 +606,69 @@ def test_a_burst_becomes_few_writes() -> None:
         started.clock.now += 0.001
         started.tick()
     started.settle()
-    assert len(started.rules(IPV4)) == 4 + 1000 * 4
+    assert sum("DNAT" in line for line in started.rules(IPV4)) == 1000 * 2
     assert started.restores[IPV4] - before <= 12
+
+
+def pool(count: int) -> list[dict[str, Any]]:
+    """Services enough for chains that are split."""
+    return [other(f"10.19.0.{number}", f"web-{number}") for number in range(1, count + 1)]
+
+
+def longest(started: Node) -> int:
+    """How many rules the longest chain of the agent's has."""
+    names = [line.split(" ")[1] for line in started.rules(IPV4) if line.startswith("-A ")]
+    return max(map(names.count, names))
+
+
+def test_a_chain_that_becomes_too_long_is_split_a_second_after_the_change() -> None:
+    started = running(*pool(15), *(other(f"10.19.9.{n}", f"far-{n}") for n in range(1, 9)))
+    assert longest(started) == 30
+    before = started.restores[IPV4]
+    started.put(other("10.19.0.16", "web-16"), other("10.19.0.17", "web-17"))
+    started.tick()
+    assert started.restores[IPV4] == before + 1
+    assert longest(started) == 34
+    started.pass_time(0.9)
+    assert started.restores[IPV4] == before + 1
+    started.pass_time(0.2)
+    assert started.restores[IPV4] == before + 2
+    assert longest(started) <= 32
+    started.pass_time(20)
+    assert started.restores[IPV4] == before + 2
+
+
+def test_changes_that_go_on_do_not_put_splitting_off() -> None:
+    started = running(*pool(17))
+    for number in range(18, 80):
+        started.put(other(f"10.19.0.{number}", f"web-{number}"))
+        started.pass_time(0.15)
+    assert longest(started) <= 34
+
+
+def test_a_burst_is_split_with_its_own_write() -> None:
+    started = running(*pool(17))
+    before = started.restores[IPV4]
+    started.put(*pool(60))
+    started.tick()
+    assert started.restores[IPV4] == before + 1
+    assert longest(started) <= 32
+    started.pass_time(10)
+    assert started.restores[IPV4] == before + 1
+
+
+def test_a_restart_after_changes_that_have_settled_writes_nothing() -> None:
+    started = running(*pool(30))
+    for number in range(31, 60):
+        started.put(other(f"10.19.0.{number}", f"web-{number}"))
+        started.settle()
+    started.pass_time(2)
+    before = started.restores
+    again = Node(before=started)
+    again.list_node(node(*POD_CIDRS))
+    again.list_services(*pool(59))
+    again.pass_time(10)
+    assert again.restores == before
 
 
 def test_an_idle_agent_ticks_only_for_its_checks() -> None:
@@ -646,6 +707,27 @@ def test_drift_is_repaired_at_the_next_check(
     started.holds(WEB_4)
     assert started.restores == {IPV4: 2, IPV6: 1}
     assert len(said(caplog, "^IPv4: repaired ")) == 1
+
+
+def test_checks_take_a_hundredth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = running(web(EXTERNAL_4))
+    monkeypatch.setattr(Programmer, "check_seconds", 0.05)
+    before = started.tables[IPV4].tries
+    started.pass_time(100)
+    assert started.tables[IPV4].tries - before in (10, 11)
+
+
+def test_the_kernel_is_not_believed_for_longer_than_five_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = running(web(EXTERNAL_4))
+    monkeypatch.setattr(FakeTable, "touched", lambda _: False)
+    wanted = started.rules(IPV4)
+    meddle(started.tables[IPV4], "-F IPVS_OUTPUT")
+    started.pass_time(200)
+    assert started.rules(IPV4) != wanted
+    started.pass_time(110)
+    assert started.rules(IPV4) == wanted
 
 
 def test_our_jump_comes_first_again_after_somebody_got_ahead() -> None:

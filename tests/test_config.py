@@ -11,7 +11,7 @@ import pytest
 
 from ipvs_node_agent import config
 from ipvs_node_agent.addresses import parse_network
-from ipvs_node_agent.chainnames import may_be_ours
+from ipvs_node_agent.chainnames import may_be_ours, stem
 from ipvs_node_agent.config import (
     DEFAULTS,
     Chains,
@@ -433,6 +433,18 @@ def test_every_address_may_be_an_external_one() -> None:
 def test_two_chains_of_one_name_are_refused(chains: str, names: str) -> None:
     wanted = f"{at(2)}chains: wanted three different names, got {names}"
     assert refusal(f"\nchains: {chains}") == wanted
+
+
+def test_two_names_whose_trees_would_be_called_alike_are_refused() -> None:
+    """Long names are shortened for the chains below them, to a digest that may be the same."""
+    found: dict[str, str] = {}
+    for number in range(10_000):
+        name = f"A_NAME_OF_SOME_LENGTH_{number}"
+        other = found.setdefault(stem(name), name)
+        if other != name:
+            break
+    text = refusal(f"chains: {{prerouting: {name}, output: {other}}}")
+    assert text == f"{at(1)}chains: wanted names that differ in front, got {name}, {other}"
 
 
 @pytest.mark.parametrize(

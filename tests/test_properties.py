@@ -17,7 +17,7 @@ from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, intersect
 from ipvs_node_agent.config import DEFAULTS, Config, ServiceOptions
 from ipvs_node_agent.jsonlist import BrokenList, read_list
 from ipvs_node_agent.model import Node, Service, Snapshot, UnknownObject, read_node, read_service
-from ipvs_node_agent.rules import plan
+from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, Ruleset, difference, owner, parse_save, settled
 from tests.support.faketable import BUILT_IN, FakeTable
 

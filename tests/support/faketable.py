@@ -45,6 +45,10 @@ class FakeTable:
         lines += [f"-A {name} {rule}" for name, rules in self._chains.items() for rule in rules]
         return "\n".join([*lines, "COMMIT", ""])
 
+    def touched(self) -> bool | None:
+        """Whether to look; it never knows."""
+        return None
+
     def restore(self, text: str) -> None:
         """Applies `text`, all of it or nothing. Raises TableError."""
         self.restores += 1

@@ -1,0 +1,112 @@
+"""What is wanted in one family's nat table, kept up to date Service by Service.
+
+A `Planner` is filled once and then told each change; what it plans depends on the Services alone,
+and not on the way there, once it is settled. `plan` is the same in one step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ipvs_node_agent.addresses import Address, Family
+from ipvs_node_agent.claims import Claims
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.dispatch import Entries, Tree
+from ipvs_node_agent.model import Node, Problem, Service, Snapshot
+from ipvs_node_agent.rules import Writer
+from ipvs_node_agent.ruleset import Ruleset
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is wanted in one family's nat table, and what was asked for and is refused."""
+
+    ruleset: Ruleset
+    problems: tuple[Problem, ...]
+
+
+class Planner:
+    """Plans for one configuration, node and family."""
+
+    def __init__(self, config: Config, node: Node, family: Family) -> None:
+        names = config.chains
+        self._limit = names.services_per_chain
+        self._claims = Claims(config, node, family)
+        self._writer = Writer(config, node, family)
+        self._tree = Tree(family, (names.prerouting, names.output), self._limit)
+        self._jumps = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
+        # What became of each address: who has rules for it, and who was refused it.
+        self._having: dict[Address, tuple[str, ...]] = {}
+        self._refused: dict[Address, tuple[Problem, ...]] = {}
+        # For how many addresses a Service has rules.
+        self._addresses: Counter[str] = Counter()
+
+    def fill(self, services: Iterable[Service]) -> None:
+        """Takes in all Services at once, which is faster than one by one."""
+        for service in services:
+            self._claims.replace(None, service)
+        entries: Entries = {}
+        for address in self._claims:
+            entries.update(self._entries(address))
+        self._tree.fill(entries)
+
+    def replace(self, old: Service | None, new: Service | None) -> None:
+        """Takes in that a Service changed, came (`old` is None) or went (`new` is None)."""
+        for address in self._claims.replace(old, new):
+            self._tree.place(address, self._entries(address))
+
+    @property
+    def loose(self) -> bool:
+        """Whether `settle` might change the plan."""
+        return self._tree.loose
+
+    def settle(self) -> None:
+        """Splits chains that have become too long, and joins short ones."""
+        self._tree.settle()
+
+    def plan(self) -> Plan:
+        """What is wanted now."""
+        problems = tuple(sorted(p for found in self._refused.values() for p in found))
+        if not (self._writer.speaks or self._having):
+            # The node does not speak this family: not even an empty chain belongs there.
+            return Plan(Ruleset(), problems)
+        chains = self._tree.chains(flat=len(self._addresses) <= self._limit)
+        return Plan(Ruleset(chains, self._jumps), problems)
+
+    def _entries(self, address: Address) -> Entries:
+        """The rules for `address` as its claims are now; takes note of who has it."""
+        claims, problems = self._claims.settled(address)
+        entries: Entries = {}
+        having = []
+        for claim in claims:
+            found = self._writer.entries(address, claim)
+            if found:
+                having.append(claim.service.key)
+                entries.update(found)
+        self._note(address, tuple(having), tuple(problems))
+        return entries
+
+    def _note(
+        self, address: Address, having: tuple[str, ...], problems: tuple[Problem, ...]
+    ) -> None:
+        before = self._having.pop(address, ())
+        if before != having:
+            self._addresses.subtract(before)
+            self._addresses.update(having)
+            for key in before:
+                if not self._addresses[key]:
+                    del self._addresses[key]
+        if having:
+            self._having[address] = having
+        self._refused.pop(address, None)
+        if problems:
+            self._refused[address] = problems
+
+
+def plan(config: Config, snapshot: Snapshot, family: Family) -> Plan:
+    """The rules that are wanted in `family`'s nat table; a function of the arguments alone."""
+    planner = Planner(config, snapshot.node, family)
+    planner.fill(snapshot.services.values())
+    return planner.plan()

@@ -1,0 +1,131 @@
+"""Which changes of real nft tables are heard, and whose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ipvs_node_agent.addresses import IPV4, IPV6
+from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable
+from ipvs_node_agent.ruleset import owner
+from tests.support.netns import Namespace
+from tests.support.tables import add_mark_masq, restore
+
+pytestmark = pytest.mark.kernel
+
+OURS = """*nat
+:IPVS_OUTPUT - [0:0]
+:IPVS_OUTPUT-0a000000/8 - [0:0]
+-A IPVS_OUTPUT -d 10.0.0.0/8 -j IPVS_OUTPUT-0a000000/8
+-I OUTPUT 1 -j IPVS_OUTPUT
+COMMIT
+"""
+owns = owner(frozenset({"IPVS_OUTPUT"}))
+
+
+@pytest.fixture
+def table(namespace: Namespace) -> Iterator[KernelTable]:
+    """A table that was just read, with chains of ours and of kube-proxy in it."""
+    add_mark_masq(namespace, IPV4, NFT)
+    with namespace.enter():
+        made = KernelTable(IPV4, NFT, IptablesOptions(), owns)
+        made.restore(OURS)
+        made.save()
+        yield made
+
+
+def test_nothing_is_heard_where_nothing_happens(table: KernelTable) -> None:
+    assert table.touched() is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "-F IPVS_OUTPUT-0a000000/8",
+        "-D IPVS_OUTPUT -d 10.0.0.0/8 -j IPVS_OUTPUT-0a000000/8",
+        "-A IPVS_OUTPUT -j RETURN",
+        "-I IPVS_OUTPUT 1 -j RETURN",
+        ":IPVS_OUTPUT-0b000000/8 - [0:0]",
+        "-D OUTPUT -j IPVS_OUTPUT",
+        "-I OUTPUT 1 -j KUBE-MARK-MASQ",
+        "-A PREROUTING -j KUBE-MARK-MASQ",
+    ],
+)
+def test_a_change_of_ours_or_of_a_built_in_chain_is_heard(
+    change: str, table: KernelTable, namespace: Namespace
+) -> None:
+    # An empty chain is flushed without a word.
+    restore(namespace, IPV4, NFT, "*nat\n-A IPVS_OUTPUT-0a000000/8 -j RETURN\nCOMMIT\n")
+    table.save()
+    restore(namespace, IPV4, NFT, f"*nat\n{change}\nCOMMIT\n")
+    assert table.touched() is True
+    # It stays so until the table is read.
+    assert table.touched() is True
+    table.save()
+    assert table.touched() is False
+
+
+@pytest.mark.parametrize(
+    "command", [("nft", "flush", "ruleset"), ("iptables-nft", "-t", "nat", "-F")]
+)
+def test_a_flush_of_everything_is_heard(
+    command: tuple[str, ...], table: KernelTable, namespace: Namespace
+) -> None:
+    namespace.run(*command)
+    assert table.touched() is True
+
+
+def test_what_others_do_in_chains_of_their_own_is_not_heard(
+    table: KernelTable, namespace: Namespace
+) -> None:
+    """As kube-proxy does it every thirty seconds."""
+    for _ in range(3):
+        restore(
+            namespace,
+            IPV4,
+            NFT,
+            "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j RETURN\nCOMMIT\n",
+        )
+        namespace.run("iptables-nft", "-t", "nat", "-N", "KUBE-OTHER")
+        namespace.run("iptables-nft", "-t", "nat", "-X", "KUBE-OTHER")
+        namespace.run("iptables-nft", "-A", "INPUT", "-j", "ACCEPT")
+    add_mark_masq(namespace, IPV6, NFT)
+    assert table.touched() is False
+
+
+def test_what_the_table_itself_wrote_is_not_heard(table: KernelTable) -> None:
+    table.restore(":".join(["*nat\n", "IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n"]))
+    assert table.touched() is False
+
+
+def test_a_change_just_before_our_own_is_heard(table: KernelTable, namespace: Namespace) -> None:
+    restore(namespace, IPV4, NFT, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
+    table.restore("*nat\n:IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n")
+    assert table.touched() is True
+
+
+def test_more_than_can_be_told_counts_as_a_change(table: KernelTable, namespace: Namespace) -> None:
+    rules = "".join(
+        f"-A KUBE-MARK-MASQ -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(20000)
+    )
+    restore(namespace, IPV4, NFT, f"*nat\n{rules}COMMIT\n")
+    assert table.touched() is True
+
+
+def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
+    rules = "".join(f"-A IPVS_OUTPUT -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(9000))
+    table.restore(f"*nat\n{rules}COMMIT\n")
+    assert table.touched() is True
+    table.save()
+    assert table.touched() is False
+
+
+def test_nobody_tells_about_a_legacy_table(namespace: Namespace) -> None:
+    with namespace.enter():
+        table = KernelTable(IPV4, LEGACY, IptablesOptions(), owns)
+        assert table.touched() is None
+        table.restore(OURS)
+        table.save()
+        assert table.touched() is None

@@ -1,0 +1,144 @@
+"""Split chains in real kernels: the agent's process, both backends, both families."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, parse_address
+from ipvs_node_agent.config import DEFAULTS, Config
+from ipvs_node_agent.model import Service, Snapshot
+from ipvs_node_agent.planner import plan
+from ipvs_node_agent.ruleset import Found, Rules, difference
+from tests.kernel.conftest import Bed
+from tests.support.fleet import LAYOUTS, NODE, fleet, raw, service
+from tests.support.netns import Namespace
+from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, ours, restore, saved
+from tests.support.tracer import chains_of
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+LAYOUT = {4: LAYOUTS["twenty pools"], 6: LAYOUTS["twenty IPv6 pools"]}
+COUNT = 300
+
+Chains = Mapping[str, Rules]
+
+
+@pytest.fixture
+def services(bed: Bed) -> dict[str, Service]:
+    """An agent at work in a cluster with hundreds of Services, half of them IPv6."""
+    for family in FAMILIES:
+        add_foreign_rules(bed.namespace, family, bed.backend)
+    made: dict[str, Service] = {}
+    for family in FAMILIES:
+        for key, each in fleet(LAYOUT[family.version], COUNT).items():
+            named = f"{key.replace('service', family.name.lower())}"
+            made[named] = each._replace(key=named)
+    for each in made.values():
+        bed.api.put(raw(each))
+    bed.agent.start()
+    return made
+
+
+def our_chains(namespace: Namespace, family: Family, backend: str) -> Chains:
+    """The agent's chains, as the kernel has them."""
+    found = chains_of(ours(saved(namespace, family, backend)))
+    return {n: tuple(rules) for n, rules in found.items() if n not in ("PREROUTING", "OUTPUT")}
+
+
+def wait_for(bed: Bed, services: dict[str, Service], config: Config = DEFAULTS) -> None:
+    """Waits until the kernel holds exactly what is wanted, in both families."""
+    for family in FAMILIES:
+        wanted = plan(config, Snapshot(services, NODE), family).ruleset.chains
+
+        def there(family: Family = family, wanted: Chains = wanted) -> bool:
+            return our_chains(bed.namespace, family, bed.backend) == wanted
+
+        eventually(there, f"{family} as wanted\n{bed.agent.log[-2000:]}", timeout=20)
+
+
+@pytest.fixture(autouse=True)
+def _same_node(bed: Bed) -> None:
+    bed.api.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": NODE.name},
+            "spec": {"podCIDRs": [str(cidr) for cidr in NODE.pod_cidrs]},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": str(a)} for a in NODE.addresses]
+            },
+        }
+    )
+
+
+def test_a_tree_is_made_and_found_again_and_cleaned_up(
+    bed: Bed, services: dict[str, Service]
+) -> None:
+    before = {f: foreign(saved(bed.namespace, f, bed.backend)) for f in FAMILIES}
+    wait_for(bed, services)
+    bed.agent.stop()
+    bed.agent.start()
+    assert bed.agent.log.count(": wrote ") == len(FAMILIES)
+    assert bed.agent.call("diff").returncode == 0
+    bed.agent.stop()
+    assert bed.agent.call("cleanup").returncode == 0
+    for family in FAMILIES:
+        lines = saved(bed.namespace, family, bed.backend)
+        assert ours(lines) == []
+        assert foreign(lines) == before[family]
+
+
+def test_a_change_writes_the_chains_that_it_touches(bed: Bed, services: dict[str, Service]) -> None:
+    wait_for(bed, services)
+    for key in sorted(services)[::60]:
+        old = services[key]
+        services[key] = old._replace(cluster_ips=(old.cluster_ips[0] + 60_000,))
+        bed.api.put(raw(services[key]))
+        bed.agent.said(f"{key}: ")
+    wait_for(bed, services)
+    written = re.findall(r"IPv.: wrote (\d+) chains", bed.agent.log)
+    assert written[2:] == ["2"] * len(sorted(services)[::60])
+
+
+def test_from_few_to_many_and_back(bed: Bed, services: dict[str, Service]) -> None:
+    keys = sorted(services)
+    for key in keys[5:]:
+        namespace, _, name = key.partition("/")
+        bed.api.delete("Service", namespace, name)
+    few = {key: services[key] for key in keys[:5]}
+    wait_for(bed, few)
+    for key in keys[5:]:
+        bed.api.put(raw(services[key]))
+    wait_for(bed, services)
+
+
+def test_somebody_elses_hands_in_a_tree_are_undone(bed: Bed, services: dict[str, Service]) -> None:
+    wait_for(bed, services)
+    chains = our_chains(bed.namespace, IPV4, bed.backend)
+    names = sorted(chains)
+    leaf = next(name for name in names if any("DNAT" in rule for rule in chains[name]))
+    for damage in (f"-F {leaf}", f"-A {leaf} -j ACCEPT", f"-F {names[0]}"):
+        bed.restore(IPV4, f"*nat\n{damage}\nCOMMIT\n")
+        wait_for(bed, services)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_addresses_chosen_to_be_hard_are_taken_by_the_kernel(
+    family: Family, backend: str, namespace: Namespace
+) -> None:
+    """Three addresses beside every two bits of another one: as deep as a tree can become."""
+    add_mark_masq(namespace, family, backend)
+    base = int(parse_address("172.20.0.1" if family is IPV4 else "2001:db8:19::1"))
+    kind = ipaddress.IPv4Address if family is IPV4 else ipaddress.IPv6Address
+    hard = [kind(base ^ other << low) for low in range(0, family.bits, 2) for other in (1, 2, 3)]
+    shared = [service(1000 + port, kind(base), 1 + (1 << port % 16)) for port in range(64)]
+    made = [*(service(number, address) for number, address in enumerate(hard)), *shared]
+    ruleset = plan(DEFAULTS, Snapshot({s.key: s for s in made}, NODE), family).ruleset
+    restore(namespace, family, backend, difference(Found(), ruleset).restore_input())
+    assert our_chains(namespace, family, backend) == ruleset.chains

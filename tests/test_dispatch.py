@@ -1,0 +1,423 @@
+"""Chains that dispatch by prefix: short, the same whatever happened before, and never wrong."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
+from ipvs_node_agent.chainnames import MAX_CHAIN_NAME, stem
+from ipvs_node_agent.config import DEFAULTS, Chains, Config
+from ipvs_node_agent.dispatch import Entry, Tree, destination
+from ipvs_node_agent.model import Port, Service, Snapshot
+from ipvs_node_agent.planner import Planner, plan
+from ipvs_node_agent.ruleset import Found, Rules, difference, owner, settled
+from tests.support.fleet import LAYOUTS, NODE, fleet, service, snapshot
+from tests.support.tracer import Packet, Walk, trace
+
+PODS, HOST = "IPVS_PREROUTING", "IPVS_OUTPUT"
+POD = {4: "10.240.2.130", 6: "fd00:10:240:2::130"}
+STRANGER = {4: "203.0.113.9", 6: "2001:db8:ffff::9"}
+FLAT = replace(DEFAULTS, chains=Chains(services_per_chain=1 << 30))
+MOST_RULES = 64
+
+POOL = LAYOUTS["one dense pool"]
+Chain = Mapping[str, Rules]
+
+
+def chains(services: Mapping[str, Service], family: Family, config: Config = DEFAULTS) -> Chain:
+    return plan(config, Snapshot(services, NODE), family).ruleset.chains
+
+
+def target(rule: str) -> str:
+    return rule.rpartition(" -j ")[2]
+
+
+def holds_jumps(rules: Rules, among: Chain) -> bool:
+    return bool(rules) and all(target(rule) in among for rule in rules)
+
+
+def packets(address: Address, port: Port) -> Iterable[tuple[str, Packet]]:
+    """From a pod, from a stranger and from the host, to one destination."""
+    to = (str(address), port.protocol, port.number)
+    yield PODS, Packet(POD[address.version], *to)
+    yield PODS, Packet(STRANGER[address.version], *to)
+    yield HOST, Packet(STRANGER[address.version], *to, local=True)
+    yield HOST, Packet(STRANGER[address.version], *to)
+
+
+def walks(found: Chain, address: Address, port: Port) -> list[Walk]:
+    return [trace(found, start, packet) for start, packet in packets(address, port)]
+
+
+# 1. The layout
+
+
+@pytest.mark.parametrize("count", [0, 1, 16])
+def test_up_to_the_limit_the_two_chains_hold_every_rule(count: int) -> None:
+    found = chains(fleet(POOL, count), IPV4)
+    assert found.keys() == {PODS, HOST}
+    assert found == chains(fleet(POOL, count), IPV4, FLAT)
+
+
+def test_past_the_limit_they_hold_jumps_and_no_rule() -> None:
+    found = chains(fleet(POOL, 17), IPV4)
+    assert holds_jumps(found[PODS], found)
+    assert holds_jumps(found[HOST], found)
+    assert found[PODS][0] == "-d 172.20.0.0/28 -j IPVS_PREROUTING-ac140000/28"
+
+
+def test_the_limit_is_the_configurations() -> None:
+    config = replace(DEFAULTS, chains=Chains(services_per_chain=4))
+    assert chains(fleet(POOL, 4), IPV4, config).keys() == {PODS, HOST}
+    assert len(chains(fleet(POOL, 5), IPV4, config)) > 2
+
+
+def test_services_count_and_not_their_addresses() -> None:
+    """Sixteen Services with four addresses each are no more than sixteen Services."""
+    services = {}
+    for number in range(16):
+        made = service(number, parse_address("172.20.0.1"))
+        addresses = tuple(parse_address(f"172.20.{number}.{last}") for last in range(1, 5))
+        services[made.key] = made._replace(load_balancer_ips=addresses)
+    assert chains(services, IPV4).keys() == {PODS, HOST}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_chain_holds_either_jumps_or_rules_and_few_of_them(name: str) -> None:
+    family = LAYOUTS[name].family
+    found = chains(fleet(LAYOUTS[name], 2000), family)
+    for rules in found.values():
+        assert rules
+        if holds_jumps(rules, found):
+            assert len(rules) <= 4
+        else:
+            assert not any(target(rule) in found for rule in rules)
+            assert len({re.findall('"(.+)"', rule)[0] for rule in rules}) <= 16
+
+
+def test_every_chain_but_the_two_is_jumped_to_once() -> None:
+    found = chains(fleet(LAYOUTS["random over 10/8"], 2000), IPV4)
+    jumped_to = [
+        target(rule) for rules in found.values() for rule in rules if target(rule) in found
+    ]
+    assert len(jumped_to) == len(set(jumped_to))
+    assert {*jumped_to, PODS, HOST} == found.keys()
+
+
+# 2. What becomes of packets
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_packet_walks_more_than_64_rules_at_50000_services(name: str) -> None:
+    """To a sample of all Services, and to the addresses beside them."""
+    seen = snapshot(LAYOUTS[name], 50_000)
+    found = plan(DEFAULTS, seen, LAYOUTS[name].family).ruleset.chains
+    for made in random.Random(name).sample(sorted(seen.services.values()), 1000):
+        (address,), (port,) = made.load_balancer_ips, made.ports
+        beside = address + 1 if int(address) % 2 == 0 else address - 1
+        pod, stranger, host, _ = walks(found, address, port)
+        assert pod.fate == host.fate == (True, str(made.cluster_ips[0]))
+        assert stranger.fate == (False, None)
+        for walk in (pod, stranger, host, *walks(found, beside, Port("udp", 53))):
+            assert walk.walked <= MOST_RULES
+
+
+def addresses(family: Family) -> st.SearchStrategy[Address]:
+    """Near one another in every way that two addresses can be."""
+    kind = ipaddress.IPv4Address if family is IPV4 else ipaddress.IPv6Address
+    base = int(parse_address("172.20.0.0" if family is IPV4 else "2001:db8:19::"))
+    near = st.integers(0, 300).map(lambda low: base + low)
+    far = st.integers(0, family.bits - 9).map(lambda bit: base ^ 1 << bit)
+    wide = st.integers(0, (1 << family.bits) - 1)
+    return (near | far | wide).map(kind)
+
+
+ports = st.builds(
+    Port,
+    st.sampled_from(["tcp", "udp", "sctp"]),
+    st.integers(1, 40) | st.integers(1, 65535),
+)
+
+
+@st.composite
+def claims(draw: st.DrawFn, family: Family, most: int = 60) -> dict[str, Service]:
+    """Services with up to three addresses and ports, some of them shared."""
+    made = {}
+    for number in range(draw(st.integers(0, most))):
+        external = draw(st.lists(addresses(family), min_size=1, max_size=3, unique=True))
+        one = service(number, external[0])
+        made[one.key] = one._replace(
+            load_balancer_ips=tuple(external),
+            ports=tuple(draw(st.lists(ports, min_size=1, max_size=3, unique=True))),
+        )
+    return made
+
+
+fleets = st.sampled_from(FAMILIES).flatmap(lambda f: st.tuples(st.just(f), claims(f)))
+limits = st.integers(2, 16).map(
+    lambda limit: replace(DEFAULTS, chains=Chains(services_per_chain=limit))
+)
+
+
+@settings(max_examples=150)
+@given(of=fleets, config=limits)
+def test_each_destination_gets_what_the_flat_layout_gives_it(
+    of: tuple[Family, dict[str, Service]], config: Config
+) -> None:
+    family, services = of
+    split, flat = chains(services, family, config), chains(services, family, FLAT)
+    for made in services.values():
+        for address in made.load_balancer_ips:
+            for port in (*made.ports, Port("tcp", 9999), Port("udp", 1)):
+                for near in (address, address.__class__(int(address) ^ 1)):
+                    ours, theirs = walks(split, near, port), walks(flat, near, port)
+                    assert [w.fate for w in ours] == [w.fate for w in theirs]
+
+
+@settings(max_examples=100)
+@given(of=fleets, config=limits)
+def test_each_rule_of_the_flat_layout_stands_in_one_chain(
+    of: tuple[Family, dict[str, Service]], config: Config
+) -> None:
+    family, services = of
+    split, flat = chains(services, family, config), chains(services, family, FLAT)
+    for top in (PODS, HOST):
+        rules = [
+            rule
+            for name, rules in split.items()
+            if name.startswith(top)
+            for rule in rules
+            if target(rule) not in split
+        ]
+        assert sorted(rules) == sorted(flat.get(top, ()))
+
+
+def test_addresses_chosen_to_be_hard_are_bounded_by_the_length_of_an_address() -> None:
+    """One address beside each prefix of another: every two bits of it take a chain of their own."""
+    for family, most in ((IPV4, 16 * 4 + 32), (IPV6, 64 * 4 + 32)):
+        base = int(parse_address("172.20.0.1" if family is IPV4 else "2001:db8:19::1"))
+        kind = ipaddress.IPv4Address if family is IPV4 else ipaddress.IPv6Address
+        services = {}
+        for number, bit in enumerate(range(family.bits)):
+            made = service(number, kind(base ^ 1 << bit))
+            services[made.key] = made
+        found = chains(services, family)
+        assert max(w.walked for w in walks(found, kind(base), Port("tcp", 80))) <= most
+
+
+# 3. Ports of shared addresses
+
+
+def sharing(count: int) -> dict[str, Service]:
+    address = parse_address("10.19.20.201")
+    made = [service(number, address, 8000 + number) for number in range(count)]
+    return {each.key: each for each in made}
+
+
+def test_an_address_that_many_share_is_told_apart_by_port() -> None:
+    found = chains(sharing(200), IPV4)
+    jumps = [rule for rules in found.values() for rule in rules if target(rule) in found]
+    assert any(" -p tcp -m tcp --dport 8000:8063 -j " in rule for rule in jumps)
+    for made in sharing(200).values():
+        walk = walks(found, parse_address("10.19.20.201"), made.ports[0])[0]
+        assert walk.fate == (True, str(made.cluster_ips[0]))
+        assert walk.walked <= MOST_RULES
+
+
+def test_protocols_are_told_apart_before_ports() -> None:
+    services = sharing(40)
+    for key in sorted(services)[::2]:
+        services[key] = services[key]._replace(ports=(Port("udp", services[key].ports[0].number),))
+    found = chains(services, IPV4)
+    jumps = [rule.partition(" -j ")[0] for rules in found.values() for rule in rules]
+    assert "-d 10.19.20.201/32 -p tcp -m tcp --dport 8000:8015" in jumps
+    assert "-d 10.19.20.201/32 -p udp -m udp --dport 8000:8015" in jumps
+
+
+def test_from_shared_to_one_owner_and_back() -> None:
+    services = sharing(200)
+    planner = Planner(DEFAULTS, NODE, IPV4)
+    planner.fill(services.values())
+    others = dict(list(fleet(POOL, 400).items())[300:])
+    for made in others.values():
+        planner.replace(None, made)
+    first = services.pop(sorted(services)[0])
+    for made in services.values():
+        planner.replace(made, None)
+    alone = {first.key: first, **others}
+    for settling in (False, True):
+        if settling:
+            planner.settle()
+        found = planner.plan().ruleset.chains
+        walk = walks(found, first.load_balancer_ips[0], Port("udp", 1))[0]
+        assert walk.fate == (True, str(first.cluster_ips[0]))
+    assert found == chains(alone, IPV4)
+    for made in services.values():
+        planner.replace(None, made)
+    planner.settle()
+    assert planner.plan().ruleset.chains == chains({**services, **alone}, IPV4)
+
+
+# 4. Changes
+
+
+Step = tuple[int, int, int]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    of=st.sampled_from(FAMILIES).flatmap(
+        lambda f: st.tuples(st.just(f), claims(f, 40), claims(f, 40), claims(f, 40))
+    ),
+    config=limits,
+    chance=st.randoms(use_true_random=False),
+)
+def test_the_way_to_a_state_leaves_no_trace(
+    of: tuple[Family, dict[str, Service], dict[str, Service], dict[str, Service]],
+    config: Config,
+    chance: random.Random,
+) -> None:
+    """Right at every step, and settled as if everything had been known from the beginning."""
+    family, services, *others = of
+    planner = Planner(config, NODE, family)
+    planner.fill(services.values())
+    for other in others:
+        keys = sorted(services.keys() | other.keys())
+        chance.shuffle(keys)
+        for key in keys:
+            planner.replace(services.get(key), other.get(key))
+            if chance.random() < 0.1:
+                planner.settle()
+        services = other
+        found, flat = planner.plan().ruleset.chains, chains(services, family, FLAT)
+        for made in services.values():
+            for port in made.ports:
+                ours = walks(found, made.load_balancer_ips[0], port)
+                theirs = walks(flat, made.load_balancer_ips[0], port)
+                assert [w.fate for w in ours] == [w.fate for w in theirs]
+    planner.settle()
+    assert not planner.loose
+    assert planner.plan().ruleset.chains == chains(services, family, config)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_one_change_writes_at_most_four_chains(name: str) -> None:
+    """Made, moved, changed and deleted; in a family and with all that was there before."""
+    layout = LAYOUTS[name]
+    services = fleet(layout, 2000)
+    spare = [made for key, made in services.items() if int(key.rpartition("-")[2]) % 10 == 0]
+    for made in spare:
+        del services[made.key]
+    planner = Planner(DEFAULTS, NODE, layout.family)
+    planner.fill(services.values())
+    found = settled(Found(), planner.plan().ruleset)
+    chance = random.Random(name)
+    for new in spare:
+        old = services.pop(chance.choice(sorted(services)))
+        moved = old._replace(load_balancer_ips=new.load_balancer_ips, ports=new.ports)
+        other = moved._replace(cluster_ips=(moved.cluster_ips[0] + 60_000,))
+        for before, after in ((old, moved), (moved, other), (other, None), (None, old)):
+            planner.replace(before, after)
+            wanted = planner.plan().ruleset
+            change = difference(found, wanted)
+            assert 0 < len(change.written) <= 4
+            assert not change.hooked
+            assert not change.unhooked
+            found = settled(found, wanted)
+            if chance.random() < 0.2:
+                planner.settle()
+                found = settled(found, planner.plan().ruleset)
+        services[old.key] = old
+
+
+def test_a_change_elsewhere_renames_and_writes_nothing() -> None:
+    services = fleet(LAYOUTS["twenty pools"], 1000)
+    before = chains(services, IPV4)
+    made = service(5000, parse_address("11.1.1.1"))
+    after = chains({**services, made.key: made}, IPV4)
+    changed = {name for name, rules in after.items() if before.get(name) != rules}
+    assert len(changed) <= 8
+    assert len(before.keys() - after.keys()) <= 4
+
+
+def test_an_empty_fleet_leaves_the_two_chains_empty() -> None:
+    planner = Planner(DEFAULTS, NODE, IPV4)
+    services = fleet(POOL, 100)
+    planner.fill(services.values())
+    for made in services.values():
+        planner.replace(made, None)
+    planner.settle()
+    assert planner.plan().ruleset.chains == {PODS: (), HOST: ()}
+
+
+# 5. Names
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("base", ["IPVS_PREROUTING", "A" * MAX_CHAIN_NAME])
+def test_names_fit_and_are_known_as_the_agents(name: str, base: str) -> None:
+    config = replace(DEFAULTS, chains=Chains(prerouting=base))
+    found = chains(fleet(LAYOUTS[name], 1000), LAYOUTS[name].family, config)
+    owns = owner(frozenset({base, HOST}))
+    for chain in found:
+        assert len(chain) <= MAX_CHAIN_NAME
+        assert re.fullmatch(r"[A-Za-z0-9_/-]+", chain)
+        assert owns(chain)
+
+
+def test_a_name_says_its_prefix() -> None:
+    found = chains(fleet(POOL, 1000), IPV4)
+    for rules in found.values():
+        for rule in rules:
+            if target(rule) in found:
+                network = ipaddress.ip_network(rule.split(" ")[1])
+                number, length = int(network.network_address), network.prefixlen
+                assert target(rule).endswith(f"-{number:08x}/{length}")
+
+
+def test_the_stem_of_a_short_name_is_the_name() -> None:
+    assert stem("IPVS_PREROUTING") == "IPVS_PREROUTING"
+    assert stem("IPVS_PREROUTINGS") != stem("IPVS_PREROUTINGT")
+
+
+def test_prefixes_whose_digests_are_equal_have_different_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def digest(data: bytes, digest_size: int) -> object:
+        class Poor:
+            @staticmethod
+            def digest() -> bytes:
+                # Salts still count, or no name would ever be free.
+                return bytes([int(data.decode().strip("()").split(",")[2])] * digest_size)
+
+        return Poor()
+
+    monkeypatch.setattr("ipvs_node_agent.dispatch.hashlib.blake2b", digest)
+    layout = LAYOUTS["random over an IPv6 /64"]
+    services = fleet(layout, 500)
+    found = chains(services, IPV6)
+    for made in services.values():
+        walk = walks(found, made.load_balancer_ips[0], made.ports[0])[0]
+        assert walk.fate == (True, str(made.cluster_ips[0]))
+
+
+# 6. Weights
+
+
+def test_a_destination_with_many_rules_counts_for_more_than_one() -> None:
+    plain = Entry(("mark", "dnat"), ("mark", "dnat"), "a/b")
+    assert plain.weight == 1
+    assert plain._replace(pods=("dnat",)).weight == 1
+    assert plain._replace(pods=("rule",) * 8).weight == 4
+    tree = Tree(IPV4, (PODS, HOST), 16)
+    heavy = plain._replace(pods=("rule",) * 100)
+    tree.fill({destination(parse_address(f"10.0.0.{n}"), None): heavy for n in range(1, 9)})
+    assert all(len(rules) <= 100 for rules in tree.chains(flat=False).values())

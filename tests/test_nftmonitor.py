@@ -1,0 +1,54 @@
+"""What the kernel's notifications are taken for; tests/kernel/test_nftmonitor.py has real ones."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipvs_node_agent.nftmonitor import Lost, attributes, messages
+
+
+def message(kind: int, body: bytes = b"", sender: int = 7) -> bytes:
+    data = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, sender) + body
+    return data + bytes(-len(data) % 4)
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    data = struct.pack("=HH", 4 + len(value), kind) + value
+    return data + bytes(-len(data) % 4)
+
+
+def test_messages_are_taken_apart() -> None:
+    data = message(10 << 8 | 6, b"abcde") + message(10 << 8 | 15, b"x", sender=9)
+    assert list(messages(data)) == [(6, 7, b"abcde"), (15, 9, b"x")]
+
+
+def test_other_subsystems_are_passed_over() -> None:
+    assert list(messages(message(1 << 8 | 6, b"ab") + message(3))) == []
+
+
+def test_attributes_are_read_as_names() -> None:
+    data = attribute(1, b"nat\0") + attribute(0x8000 | 2, b"IPVS_OUTPUT\0")
+    assert list(attributes(data)) == [(1, "nat"), (2, "IPVS_OUTPUT")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\1", message(10 << 8)[:-2], struct.pack("=IHHII", 8, 0, 0, 0, 0), message(4)],
+    ids=["short", "cut off", "a length that is too small", "an overrun"],
+)
+def test_what_cannot_be_read_is_lost(data: bytes) -> None:
+    with pytest.raises(Lost):
+        list(messages(data))
+
+
+@given(st.binary(max_size=200))
+def test_whatever_comes_is_read_or_lost(data: bytes) -> None:
+    for read in (messages, attributes):
+        try:
+            list(read(data))
+        except Lost:
+            pass

@@ -1,0 +1,102 @@
+"""When a table is read, and when it is believed to be what it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.ruleset import Ruleset, owner
+from tests.support.faketable import FakeTable
+
+WANTED = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})
+OTHER = Ruleset({"IPVS_OUTPUT": ("-j ACCEPT",)}, {"OUTPUT": "IPVS_OUTPUT"})
+
+
+class Table(FakeTable):
+    """A table that says what it is told to, has counters that run, and counts its readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says: bool | None = None
+        self.saves = 0
+
+    def save(self) -> str:
+        self.saves += 1
+        text = super().save().replace("ACCEPT [0:0]", f"ACCEPT [{self.saves}:{60 * self.saves}]")
+        return text.replace("FakeTable", f"FakeTable for the {self.saves}. time")
+
+    def touched(self) -> bool | None:
+        return self.says
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def programmer(table: Table) -> Programmer:
+    made = Programmer(table, owner(frozenset({"IPVS_OUTPUT"})))
+    made.apply(WANTED)
+    made.check(WANTED)
+    table.saves = 0
+    return made
+
+
+def meddle(table: Table) -> None:
+    table.restore("*nat\n-F IPVS_OUTPUT\nCOMMIT\n")
+
+
+def test_a_table_that_nobody_touched_is_not_read(programmer: Programmer, table: Table) -> None:
+    table.says = False
+    assert not programmer.check(WANTED)
+    assert table.saves == 0
+
+
+def test_a_table_that_somebody_touched_is_read_and_mended(
+    programmer: Programmer, table: Table
+) -> None:
+    table.says = True
+    assert not programmer.check(WANTED)
+    assert table.saves == 1
+    meddle(table)
+    assert programmer.check(WANTED).written == WANTED.chains
+
+
+def test_a_table_that_tells_nothing_is_read_and_mended(
+    programmer: Programmer, table: Table
+) -> None:
+    assert not programmer.check(WANTED)
+    assert table.saves == 1
+    meddle(table)
+    assert programmer.check(WANTED).written == WANTED.chains
+
+
+def test_the_same_text_is_not_parsed_again(
+    programmer: Programmer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packet counts of built-in chains and the time of day do not make it another one."""
+    monkeypatch.setattr("ipvs_node_agent.programmer.parse_save", None)
+    assert not programmer.check(WANTED)
+    assert programmer.check_seconds > 0
+    meddle(table)
+    with pytest.raises(TypeError):
+        programmer.check(WANTED)
+
+
+def test_a_text_from_before_our_own_write_is_not_gone_by(
+    programmer: Programmer, table: Table
+) -> None:
+    before = table.save()
+    programmer.apply(OTHER)
+    table.restore("*nat\n:IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n")
+    assert table.save().partition("-A")[2] == before.partition("-A")[2]
+    assert programmer.check(OTHER).written == OTHER.chains
+
+
+def test_a_doubt_has_the_table_read_whatever_it_says(programmer: Programmer, table: Table) -> None:
+    table.says = False
+    meddle(table)
+    assert not programmer.check(WANTED)
+    programmer.doubt()
+    assert programmer.check(WANTED).written == WANTED.chains
