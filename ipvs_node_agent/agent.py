@@ -3,7 +3,7 @@
 `take` notes an event; `tick` does what is due and tells when to call it again. The clock is handed
 in. What is due, and when:
 
-  a change             at once, but at most ten times a second, so that a burst becomes few writes
+  a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
   a drift check        each `driftCheckPeriod`, or less often where it would take over 1 % of a core
   a thorough one       every five minutes
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SERVICES, NODES = "services", "nodes"
 
-_SYNC_INTERVAL = 0.1
+_SYNC_INTERVAL = 0.07
 _SETTLE_AFTER = 1.0
 _CHECK_SHARE = 0.01
 _DOUBT_PERIOD = 300.0

@@ -10,8 +10,9 @@
 
 The shape follows from the destinations alone: whether a prefix is split depends on what lies inside
 it and on nothing else, so a change elsewhere moves and renames nothing. Between two calls of
-`settle` chains may be a little too long or too short, so that one change writes one chain in each
-tree, and splitting waits for a quiet moment.
+`settle` a chain may be too long or too short, and one of jumps may hold the rules of a destination
+that none of them leads to yet: so one change writes one chain in each tree for each address, and
+splitting waits for a quiet moment.
 
 Destinations are numbers: the address, two bits of protocol, sixteen of port (zero for any).
 """
@@ -65,28 +66,31 @@ Entries = dict[int, Entry]
 
 
 class _Node:
-    """A chain in each tree: a leaf has entries, another node has children."""
+    """A chain in each tree. A leaf has only entries; another node has them as guests, if at all."""
 
-    __slots__ = ("children", "entries", "loose", "prefix", "tag", "weight")
+    __slots__ = ("children", "entries", "is_leaf", "loose", "prefix", "tag", "weight")
 
     def __init__(
-        self, prefix: Prefix, entries: Entries | None, children: list[_Node] | None = None
+        self, prefix: Prefix, entries: Entries, children: list[_Node] | None = None
     ) -> None:
-        self.prefix, self.entries, self.children = prefix, entries, children
+        self.prefix, self.entries = prefix, entries
+        self.is_leaf, self.children = children is None, children or []
         self.tag = ""
         # Whether it, or something below, may have another shape than the settled one.
         self.loose = False
-        if entries is not None:
-            self.weight = sum(entry.weight for entry in entries.values())
-        else:
-            self.weight = sum(child.weight for child in children or ())
+        self.weight = 0
+        self.weigh()
 
-    def leaves(self) -> Iterator[_Node]:
-        """The leaves below, or the node itself, in the order of their prefixes."""
-        if self.children is None:
-            yield self
-        for child in self.children or ():
-            yield from child.leaves()
+    def weigh(self) -> None:
+        """Adds up what is in it and in its children."""
+        own = sum(entry.weight for entry in self.entries.values())
+        self.weight = own + sum(child.weight for child in self.children)
+
+    def nodes(self) -> Iterator[_Node]:
+        """The node itself and all below it, in the order of their prefixes."""
+        yield self
+        for child in self.children:
+            yield from child.nodes()
 
 
 def destination(address: Address, port: Port | None) -> int:
@@ -110,7 +114,7 @@ class Tree:
         self._width = family.bits + _LOCAL_BITS
         self._chains: dict[str, Rules] = {}
         self._tags: dict[str, Prefix] = {}
-        self._root = _Node(Prefix(0, 0), None, [])
+        self._root = _Node(Prefix(0, 0), {}, [])
 
     @property
     def loose(self) -> bool:
@@ -121,29 +125,29 @@ class Tree:
         """Holds `entries`, and nothing else, from now on."""
         self._chains.clear()
         self._tags.clear()
-        self._root = _Node(self._common(entries), None, self._branches(entries, 0))
-        for child in self._root.children or ():
+        self._root = _Node(self._common(entries), {}, self._branches(entries, 0))
+        for child in self._root.children:
             self._draw_all(child)
 
     def place(self, address: Address, entries: Mapping[int, Entry]) -> None:
         """Lets `address` have `entries`, all of which are destinations at it, and no others."""
         whole = Prefix(int(address) << _LOCAL_BITS, self._bits)
         path = [self._root]
-        while True:
-            node = path[-1]
-            if node.children is None:
-                self._refill(node, whole, entries)
-                break
-            covering = (c for c in node.children if c.prefix.length < self._bits)
-            child = next((c for c in covering if self._holds(c.prefix, whole.start)), None)
-            if child is None:
-                self._replace(node, len(path), whole, dict(entries))
-                break
-            path.append(child)
-        for node in reversed(path):
-            node.loose = True
-            if node.children is not None:
-                node.weight = sum(child.weight for child in node.children)
+        while inner := self._towards(path[-1], whole):
+            path.append(inner)
+        node = path[-1]
+        own = [c for c in node.children if self._holds(whole, c.prefix.start)]
+        others = {k: e for k, e in node.entries.items() if not self._holds(whole, k)}
+        if own:
+            # Chains for this address alone, which many share: only those that differ are written.
+            self._replace(node, len(path), own, whole, dict(entries))
+            node.entries = others
+        else:
+            node.entries = {**others, **entries}
+        self._draw(node)
+        for each in reversed(path):
+            each.loose = True
+            each.weigh()
 
     def settle(self) -> None:
         """Splits and joins chains so that the tree has the shape that its destinations ask for."""
@@ -151,9 +155,7 @@ class Tree:
         if not root.loose:
             return
         spread = self._spread(root)
-        slots = root.prefix.length + _STRIDE
-        wide = any(child.prefix.length < slots for child in root.children or ())
-        if wide or len(spread) < 2 or self._common(spread) != root.prefix:
+        if len(spread) < 2 or self._common(spread) != root.prefix:
             # Everything is elsewhere than before, and the first chain tells other bits apart.
             self.fill(self._gathered([root]))
         else:
@@ -162,46 +164,39 @@ class Tree:
     def chains(self, flat: bool) -> dict[str, Rules]:
         """All chains. With `flat`, the two of the configuration hold every rule themselves."""
         if not flat:
-            tops = {name: self._jumps(self._root, which) for which, name in enumerate(self._names)}
+            tops = {name: self._rules(self._root, which) for which, name in enumerate(self._names)}
             return {**self._chains, **tops}
         entries = self._gathered([self._root])
         return {name: _listed(entries, which) for which, name in enumerate(self._names)}
 
     # Changes of single addresses
 
-    def _refill(self, leaf: _Node, whole: Prefix, entries: Mapping[int, Entry]) -> None:
-        """Replaces what `leaf` has at the address `whole`."""
-        others = {k: e for k, e in (leaf.entries or {}).items() if not self._holds(whole, k)}
-        leaf.entries = {**others, **entries}
-        leaf.weight = sum(entry.weight for entry in leaf.entries.values())
-        self._draw(leaf)
+    def _towards(self, node: _Node, whole: Prefix) -> _Node | None:
+        """The child of `node` that leads to the address `whole`, and to others as well."""
+        for child in node.children:
+            if child.prefix.length < self._bits and self._holds(child.prefix, whole.start):
+                return child
+        return None
 
-    def _replace(self, node: _Node, depth: int, whole: Prefix, entries: Entries) -> None:
-        """Replaces the children of `node`, at `depth`, that are for the address `whole` alone."""
-        children = node.children or []
-        old = [
-            c
-            for c in children
-            if self._holds(whole, c.prefix.start) and c.prefix.length >= whole.length
-        ]
-        others = [c for c in children if c not in old]
-        for child in old:
+    def _replace(
+        self, node: _Node, depth: int, own: list[_Node], whole: Prefix, entries: Entries
+    ) -> None:
+        """Puts `entries` in the place of `own`, children of `node` for the address `whole`."""
+        for child in own:
             self._forget(child)
-        new = [self._build(self._gap(node, others, whole), entries, depth)] if entries else []
-        for child in new:
-            child.loose = True
-            self._draw_all(child)
-        node.children = sorted(others + new, key=lambda c: c.prefix)
-        if node is not self._root:
-            self._draw(node)
-
-    def _gap(self, node: _Node, others: Iterable[_Node], whole: Prefix) -> Prefix:
-        """The widest prefix around an address that has nothing of `others`, children of `node`."""
-        length = node.prefix.length + _STRIDE if node is not self._root else _STRIDE
-        for child in others:
-            shared = self._width - (child.prefix.start ^ whole.start).bit_length()
-            length = max(length, shared - shared % _STRIDE + _STRIDE)
-        return self._cut(whole.start, min(length, self._bits))
+        others = [child for child in node.children if child not in own]
+        new = []
+        if entries:
+            # The slot that the address has where nothing else is near: mostly that of `own`.
+            length = node.prefix.length + _STRIDE
+            for child in others:
+                shared = self._width - (child.prefix.start ^ whole.start).bit_length()
+                length = max(length, shared - shared % _STRIDE + _STRIDE)
+            slot = self._cut(whole.start, min(length, self._bits))
+            new = [self._build(slot, entries, depth)]
+            new[0].loose = True
+            self._draw_all(new[0])
+        node.children = sorted(others + new, key=lambda child: child.prefix)
 
     # The settled shape
 
@@ -210,7 +205,7 @@ class Tree:
         leaf = _Node(slot, entries)
         if leaf.weight <= self._limit or len(entries) == 1:
             return leaf
-        return _Node(self._common(entries), None, self._branches(entries, depth))
+        return _Node(self._common(entries), {}, self._branches(entries, depth))
 
     def _branches(self, entries: Entries, depth: int) -> list[_Node]:
         """The children of a node at `depth`, which has all `entries` below it.
@@ -228,71 +223,74 @@ class Tree:
         children = [self._build(slot, part, depth + 1) for slot, part in parts.items()]
         if depth + 1 < _DEEPEST:
             return children
-        return [leaf for child in children for leaf in child.leaves()]
+        return [node for child in children for node in child.nodes() if node.is_leaf]
 
     def _mend(self, node: _Node, depth: int) -> None:
         """Gives everything below `node`, which is settled itself, its settled shape."""
         if not node.loose:
             return
         node.loose = False
-        if node.children is None:
+        if node.is_leaf:
             return
+        before, guests = node.children, node.entries
         if depth + 1 == _DEEPEST:
-            self._regrow(node, depth)
-            return
+            entries = self._gathered([node])
+            for child in before:
+                self._forget(child)
+            node.children = self._branches(entries, depth)
+            for child in node.children:
+                self._draw_all(child)
+        else:
+            node.children = list(self._mended(node, depth + 1))
+        node.entries = {}
+        if guests or node.children != before:
+            self._draw(node)
+
+    def _mended(self, node: _Node, depth: int) -> Iterator[_Node]:
+        """The settled children of `node`, which are at `depth`, with its guests in them."""
         length = node.prefix.length + _STRIDE
-        groups: dict[Prefix, list[_Node]] = {}
+        groups: dict[Prefix, tuple[list[_Node], Entries]] = {}
         for child in node.children:
-            groups.setdefault(self._cut(child.prefix.start, length), []).append(child)
-        children: list[_Node] = []
-        for slot, group in groups.items():
-            if len(group) == 1 and (not group[0].loose or self._is_settled(group[0], slot)):
-                self._mend(group[0], depth + 1)
-                children += group
+            groups.setdefault(self._cut(child.prefix.start, length), ([], {}))[0].append(child)
+        for key, entry in node.entries.items():
+            groups.setdefault(self._cut(key, length), ([], {}))[1][key] = entry
+        for slot, (group, guests) in sorted(groups.items()):
+            if not guests and len(group) == 1 and self._is_settled(group[0], slot):
+                self._mend(group[0], depth)
+                yield group[0]
                 continue
-            entries = self._gathered(group)
+            entries = {**self._gathered(group), **guests}
             for child in group:
                 self._forget(child)
             if entries:
-                children.append(self._build(slot, entries, depth + 1))
-                self._draw_all(children[-1])
-        if children != node.children:
-            node.children = children
-            if node is not self._root:
-                self._draw(node)
-
-    def _regrow(self, node: _Node, depth: int) -> None:
-        entries = self._gathered([node])
-        for child in node.children or ():
-            self._forget(child)
-        node.children = self._branches(entries, depth)
-        for child in node.children:
-            self._draw_all(child)
-        if node is not self._root:
-            self._draw(node)
+                made = self._build(slot, entries, depth)
+                self._draw_all(made)
+                yield made
 
     def _is_settled(self, node: _Node, slot: Prefix) -> bool:
-        if node.entries is not None:
+        """Whether `node` itself, if not all below it, is as `_build` would make it for `slot`."""
+        if not node.loose:
+            return True
+        if node.is_leaf:
             few = node.weight <= self._limit or len(node.entries) == 1
             return bool(node.entries) and few and node.prefix == slot
         return node.weight > self._limit and node.prefix == self._common(self._spread(node))
 
     def _spread(self, node: _Node) -> list[int]:
         """Numbers that share as many bits as all destinations below `node` do."""
-        found: list[int] = []
-        for child in node.children or ():
-            if child.entries is not None:
+        found = list(node.entries)
+        for child in node.children:
+            if child.is_leaf:
                 found += child.entries
             elif child.weight:
-                first, last = child.prefix.start, self._last(child.prefix)
-                found += (first, last)
+                found += (child.prefix.start, self._last(child.prefix))
         return found
 
     def _gathered(self, nodes: Iterable[_Node]) -> Entries:
         found: Entries = {}
-        for node in nodes:
-            for leaf in node.leaves():
-                found.update(leaf.entries or {})
+        for top in nodes:
+            for node in top.nodes():
+                found.update(node.entries)
         return found
 
     # Prefixes
@@ -319,31 +317,27 @@ class Tree:
     # Text
 
     def _draw_all(self, node: _Node) -> None:
-        for child in node.children or ():
-            self._draw_all(child)
-        self._draw(node)
+        for each in node.nodes():
+            each.tag = each.tag or self._new_tag(each.prefix)
+        for each in node.nodes():
+            self._draw(each)
 
     def _draw(self, node: _Node) -> None:
-        if not node.tag:
-            node.tag = self._new_tag(node.prefix)
-        for which, base in enumerate(self._stems):
-            rules = (
-                self._jumps(node, which) if node.entries is None else _listed(node.entries, which)
-            )
-            self._chains[f"{base}-{node.tag}"] = rules
+        # The root is drawn when it is asked for, as it has other names.
+        if node is not self._root:
+            for which, base in enumerate(self._stems):
+                self._chains[f"{base}-{node.tag}"] = self._rules(node, which)
 
     def _forget(self, node: _Node) -> None:
-        for child in node.children or ():
-            self._forget(child)
-        del self._tags[node.tag]
-        for base in self._stems:
-            del self._chains[f"{base}-{node.tag}"]
+        for each in node.nodes():
+            del self._tags[each.tag]
+            for base in self._stems:
+                del self._chains[f"{base}-{each.tag}"]
 
-    def _jumps(self, node: _Node, which: int) -> Rules:
+    def _rules(self, node: _Node, which: int) -> Rules:
         base = self._stems[which]
-        return tuple(
-            f"{self._match(child.prefix)} -j {base}-{child.tag}" for child in node.children or ()
-        )
+        jumps = [f"{self._match(child.prefix)} -j {base}-{child.tag}" for child in node.children]
+        return (*jumps, *_listed(node.entries, which))
 
     def _match(self, prefix: Prefix) -> str:
         """What iptables-save prints for the destinations in `prefix`."""

@@ -34,7 +34,7 @@ BACKENDS = (NFT, LEGACY)
 _TIME_LIMIT = 30
 _SHOWN_STDERR = 4096
 # A restore input of so many characters changes more than the kernel could tell.
-_LOUD = 1 << 18
+_LOUD = 1 << 20
 # The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
 _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}

@@ -32,7 +32,9 @@ _ATTRIBUTES = {
 }
 _HEADER, _FAMILY_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), 4, struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
-_BUFFER = 1 << 20
+_SO_RCVBUFFORCE = 33
+# Room for what a few thousand changed rules make the kernel tell; used only while it is there.
+_BUFFER = 16 << 20
 _DATAGRAM = 1 << 16
 
 
@@ -52,7 +54,7 @@ class NftMonitor:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            self._make_room()
             self._socket.bind((0, 0))
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except OSError:
@@ -81,6 +83,13 @@ class NftMonitor:
                 )
             except Lost:
                 changed = True
+
+    def _make_room(self) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except OSError:
+            # Without CAP_NET_ADMIN the kernel's own limit holds.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
 
     def close(self) -> None:
         """Stops listening."""

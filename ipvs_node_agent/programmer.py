@@ -15,6 +15,7 @@ from typing import Callable
 from ipvs_node_agent.iptables import Table, TableError
 from ipvs_node_agent.ruleset import Change, Found, Ruleset, difference, parse_save, settled
 
+_NOTHING = Ruleset()
 _COUNTS = re.compile(r" \[\d+:\d+\]$", re.MULTILINE)
 
 
@@ -33,12 +34,12 @@ class Programmer:
         """How long the last check took that looked at the table for no reason."""
         return self._check_seconds
 
-    def read(self) -> Found:
-        """What the table holds of ours, read anew. Raises TableError."""
-        return self._parse(self._table.save())
+    def read(self, expected: Ruleset = _NOTHING) -> Found:
+        """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
+        return self._parse(self._table.save(), expected)
 
-    def _parse(self, text: str) -> Found:
-        self._known = parse_save(text, self._owns)
+    def _parse(self, text: str, expected: Ruleset) -> Found:
+        self._known = parse_save(text, self._owns, expected.chains)
         self._digest = _digest(text)
         return self._known
 
@@ -48,7 +49,7 @@ class Programmer:
         Nothing is applied where it fails.
         """
         believed = self._known
-        found = self.read() if believed is None else believed
+        found = self.read(wanted) if believed is None else believed
         change = difference(found, wanted)
         if not change:
             return change
@@ -70,7 +71,7 @@ class Programmer:
             self._known = None
         elif touched is None:
             started = time.monotonic()
-            self._look()
+            self._look(wanted)
             self._check_seconds = time.monotonic() - started
         return self.apply(wanted)
 
@@ -78,13 +79,13 @@ class Programmer:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
         self._known = None
 
-    def _look(self) -> None:
+    def _look(self, wanted: Ruleset) -> None:
         known, self._known = self._known, None
         text = self._table.save()
         if _digest(text) == self._digest:
             self._known = known
         else:
-            self._parse(text)
+            self._parse(text, wanted)
 
 
 def _digest(text: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Callable
 
 from ipvs_node_agent.chainnames import stem
@@ -128,8 +129,13 @@ def owner(names: frozenset[str]) -> Callable[[str], bool]:
     return lambda chain: chain in names or chain.startswith(prefixes)
 
 
-def parse_save(text: str, owns: Callable[[str], bool]) -> Found:
-    """What `text`, printed by iptables-save for the nat table, holds of ours."""
+def parse_save(
+    text: str, owns: Callable[[str], bool], expected: Mapping[str, Rules] = MappingProxyType({})
+) -> Found:
+    """What `text`, printed by iptables-save for the nat table, holds of ours.
+
+    Rules that are as `expected` are the very same objects, and take no memory of their own.
+    """
     chains: dict[str, list[str]] = {}
     built_in: set[str] = set()
     foreign: set[str] = set()
@@ -140,7 +146,10 @@ def parse_save(text: str, owns: Callable[[str], bool]) -> Found:
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
             if chain in chains:
-                chains[chain].append(rule)
+                rules, known = chains[chain], expected.get(chain, ())
+                place = len(rules)
+                same = place < len(known) and known[place] == rule
+                rules.append(known[place] if same else rule)
                 continue
             positions[chain] = positions.get(chain, 0) + 1
             for target in _targets(rule) & chains.keys():
@@ -165,9 +174,13 @@ def parse_save(text: str, owns: Callable[[str], bool]) -> Found:
 
 def _lines(text: str) -> Iterator[str]:
     """The lines of `text`; a line break inside quotes, as a comment may have, ends none."""
-    pending = ""
-    for part in text.split("\n"):
-        line = pending + part
+    pending, start = "", 0
+    # Not split at once, as forty thousand lines would all be in memory twice.
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        line = pending + text[start:end]
+        start = end + 1
         if '"' in line and (line.count('"') % 2 or "\\" in line) and '"' in _QUOTED.sub("", line):
             pending = line + "\n"
         else:

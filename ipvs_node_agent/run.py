@@ -6,6 +6,7 @@ takes them out, and is the only one that touches the agent and the kernel.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import queue
 import signal
@@ -31,6 +32,19 @@ log = logging.getLogger(__name__)
 _CREDENTIALS_PERIOD = 1.0
 # How often a backend that was only guessed is looked at again.
 _BACKEND_PERIOD = 30.0
+# mallopt(3)
+_M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
+
+
+def _return_freed_memory() -> None:
+    """Has glibc give freed memory back at once, not keep it for a list that comes once a day.
+
+    With 10,000 Services that is a fifth of the process. Other C libraries do so by themselves.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 64 << 10)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 class _Signal(NamedTuple):
@@ -68,6 +82,7 @@ def node_name(api: Api, config: Config) -> str:
 def run(config_path: Path | None, say_ready: Callable[[], None] = lambda: None) -> None:
     """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError."""
     config = load(config_path)
+    _return_freed_memory()
     with only_one("run"):
         _Loop(config_path, config, say_ready).run()
 

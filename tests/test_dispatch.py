@@ -200,17 +200,23 @@ def test_each_rule_of_the_flat_layout_stands_in_one_chain(
         assert sorted(rules) == sorted(flat.get(top, ()))
 
 
-def test_addresses_chosen_to_be_hard_are_bounded_by_the_length_of_an_address() -> None:
-    """One address beside each prefix of another: every two bits of it take a chain of their own."""
-    for family, most in ((IPV4, 16 * 4 + 32), (IPV6, 64 * 4 + 32)):
-        base = int(parse_address("172.20.0.1" if family is IPV4 else "2001:db8:19::1"))
-        kind = ipaddress.IPv4Address if family is IPV4 else ipaddress.IPv6Address
-        services = {}
-        for number, bit in enumerate(range(family.bits)):
-            made = service(number, kind(base ^ 1 << bit))
-            services[made.key] = made
-        found = chains(services, family)
-        assert max(w.walked for w in walks(found, kind(base), Port("tcp", 80))) <= most
+@pytest.mark.parametrize(("family", "most"), [(IPV4, 73), (IPV6, 219)])
+def test_addresses_chosen_to_be_hard_cost_what_the_documents_say(family: Family, most: int) -> None:
+    """Three addresses beside every two bits of another one; a tree must not get deeper than 12."""
+    base = int(parse_address("172.20.0.1" if family is IPV4 else "2001:db8:19::1"))
+    kind = ipaddress.IPv4Address if family is IPV4 else ipaddress.IPv6Address
+    hard = [kind(base ^ n << low) for low in range(0, family.bits, 2) for n in (1, 2, 3)]
+    made = [service(number, address) for number, address in enumerate(hard)]
+    found = chains({each.key: each for each in made}, family)
+    assert depth(found, PODS) <= 12
+    near = [kind(base ^ difference) for difference in range(64)]
+    assert max(w.walked for a in near for w in walks(found, a, Port("tcp", 80))) == most
+
+
+def depth(found: Chain, name: str) -> int:
+    """How many chains are below `name`, one below the other."""
+    below = [target(rule) for rule in found[name] if target(rule) in found]
+    return max((1 + depth(found, chain) for chain in below), default=0)
 
 
 # 3. Ports of shared addresses

@@ -20,6 +20,7 @@ EXAMPLES = re.findall(r"^```console\n[#$] (.+)\n((?:.*\n)*?)```$", README, re.MU
 ELSEWHERE = {
     "make demo": ".ci/run",
     "make test": ".ci/run",
+    "make bench": ".ci/run",
     "apt install iptables python3-kubernetes python3-sh python3-yaml"
     " python3-cryptography": "Makefile",
     "python3 -m ipvs_node_agent run": "tests/support/agentprocess.py",

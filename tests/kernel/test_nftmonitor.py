@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ipvs_node_agent import nftmonitor
 from ipvs_node_agent.addresses import IPV4, IPV6
 from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable
@@ -106,7 +107,14 @@ def test_a_change_just_before_our_own_is_heard(table: KernelTable, namespace: Na
     assert table.touched() is True
 
 
-def test_more_than_can_be_told_counts_as_a_change(table: KernelTable, namespace: Namespace) -> None:
+def test_more_than_can_be_told_counts_as_a_change(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nftmonitor, "_BUFFER", 1 << 16)
+    add_mark_masq(namespace, IPV4, NFT)
+    with namespace.enter():
+        table = KernelTable(IPV4, NFT, IptablesOptions(), owns)
+        table.save()
     rules = "".join(
         f"-A KUBE-MARK-MASQ -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(20000)
     )
@@ -115,7 +123,9 @@ def test_more_than_can_be_told_counts_as_a_change(table: KernelTable, namespace:
 
 
 def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
-    rules = "".join(f"-A IPVS_OUTPUT -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(9000))
+    rules = "".join(
+        f"-A IPVS_OUTPUT -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(30000)
+    )
     table.restore(f"*nat\n{rules}COMMIT\n")
     assert table.touched() is True
     table.save()

@@ -14,7 +14,7 @@ from ipvs_node_agent.model import Service, Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, Rules, difference
 from tests.kernel.conftest import Bed
-from tests.support.fleet import LAYOUTS, NODE, fleet, raw, service
+from tests.support.fleet import LAYOUTS, NODE, fleet, raw, raw_node, service
 from tests.support.netns import Namespace
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, ours, restore, saved
 from tests.support.tracer import chains_of
@@ -63,17 +63,7 @@ def wait_for(bed: Bed, services: dict[str, Service], config: Config = DEFAULTS) 
 
 @pytest.fixture(autouse=True)
 def _same_node(bed: Bed) -> None:
-    bed.api.put(
-        {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": NODE.name},
-            "spec": {"podCIDRs": [str(cidr) for cidr in NODE.pod_cidrs]},
-            "status": {
-                "addresses": [{"type": "InternalIP", "address": str(a)} for a in NODE.addresses]
-            },
-        }
-    )
+    bed.api.put(raw_node())
 
 
 def test_a_tree_is_made_and_found_again_and_cleaned_up(

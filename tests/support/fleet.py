@@ -196,6 +196,18 @@ def raw(service: Service) -> dict[str, Any]:
     }
 
 
+def raw_node() -> dict[str, Any]:
+    """`NODE` as an API server sends it."""
+    addresses = [{"type": "InternalIP", "address": str(address)} for address in NODE.addresses]
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": NODE.name},
+        "spec": {"podCIDRs": [str(cidr) for cidr in NODE.pod_cidrs]},
+        "status": {"addresses": addresses},
+    }
+
+
 def _owned(fields: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {f"f:{field}": {} for field in fields}
 

@@ -1,0 +1,101 @@
+"""`python3 -m tests.bench full|start|quick` measures and prints the figures as JSON.
+
+`report DIRECTORY` makes docs/benchmarks.md and the plots of the files that the others printed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from ipvs_node_agent.iptables import BACKENDS
+from tests.bench import measures
+from tests.bench.measures import FULL, QUICK, Figures
+
+
+def machine() -> Figures:
+    """What the figures were measured on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory = int(Path("/proc/meminfo").read_text().split()[1])
+    cores = Path("/proc/cpuinfo").read_text().count("\nprocessor") + 1
+    return {
+        "processor": model,
+        "cores": cores,
+        "memory_gib": round(memory / (1 << 20)),
+        "kernel": platform.release(),
+        "versions": json.loads(Path("/versions.json").read_text()),
+    }
+
+
+def full() -> Figures:
+    """Everything, in one run."""
+    return {
+        "machine": machine(),
+        "walks": measures.walks(50_000),
+        "agent": [measures.agent(FULL, backend) for backend in BACKENDS],
+        "latency": [
+            {"backend": backend, **measures.latency(backend, count, 10)}
+            for backend in BACKENDS
+            for count in (10, 100, 1_000)
+        ],
+        "connections": measures.connections(FULL),
+        "prior_art": measures.prior_arts(FULL),
+    }
+
+
+def start() -> Figures:
+    """A cold start, for another set of libraries."""
+    return {"machine": machine(), "start": [measures.start(FULL, backend) for backend in BACKENDS]}
+
+
+def quick() -> Figures:
+    """Everything on a small scale; fails where something that cannot vary is not as promised."""
+    figures: Figures = {
+        "machine": machine(),
+        "walks": measures.walks(3_000),
+        "agent": [measures.agent(QUICK, backend) for backend in BACKENDS],
+        "connections": measures.connections(QUICK),
+        "prior_art": measures.prior_arts(QUICK),
+        "processes": [measures.processes(QUICK, backend) for backend in BACKENDS],
+    }
+    for walk in figures["walks"]:
+        assert walk["worst"] <= 64, walk
+    for agent in figures["agent"]:
+        assert agent["start"]["restart_writes"] == 0, agent
+        assert agent["single"]["most_chains"] <= 4, agent
+        assert agent["burst"]["restores"] <= 20, agent
+        assert agent["burst"]["in_sync"], agent
+        assert agent["stream"]["in_sync"], agent
+    for count in figures["processes"]:
+        assert count["for_a_change"] == ["restore"], count
+        assert count["lines_of_a_change"] <= 2 * 33 + 3, count
+    return figures
+
+
+def main(arguments: list[str]) -> int:
+    """Measures, or reports; gives the exit status."""
+    commands: dict[str, Any] = {"full": full, "start": start, "quick": quick}
+    if arguments[:1] == ["report"] and len(arguments) == 2:
+        from tests.bench.report import report
+
+        report(Path(arguments[1]))
+        return 0
+    if len(arguments) != 1 or arguments[0] not in commands:
+        print(__doc__, file=sys.stderr)
+        return 2
+    json.dump(commands[arguments[0]](), sys.stdout, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
