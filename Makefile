@@ -20,7 +20,7 @@ demo: ## Show the main job on real packets, in network namespaces (under a minut
 test: ## Run all tests, in each of the four environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
 
-bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can)
+bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute)
 	@QUICK=$(QUICK) tests/bench/run
 
 lint: ## Check format, lint and types

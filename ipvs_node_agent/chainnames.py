@@ -8,8 +8,8 @@ import re
 # Iptables keeps 28 of XT_EXTENSION_MAXNAMELEN's 29 bytes for the name (iptables(8), -N).
 MAX_CHAIN_NAME = 28
 # What a chain's part of a tree is called behind its stem and a dash.
-MAX_TAG = 12
-_MAX_STEM = MAX_CHAIN_NAME - MAX_TAG - 1
+_MAX_TAG = 12
+_MAX_STEM = MAX_CHAIN_NAME - _MAX_TAG - 1
 OWN_MARK_CHAIN = "IPVS_MARK_MASQ"
 OWN_POSTROUTING_CHAIN = "IPVS_POSTROUTING"
 

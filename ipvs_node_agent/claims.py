@@ -58,7 +58,9 @@ class Claims:
             for address in service.cluster_ips:
                 if address.version == self._family.version:
                     index(self._holders, address, service.key)
-                    touched.add(address)
+                    # Most ClusterIPs are nobody's external IP.
+                    if address in self._claims:
+                        touched.add(address)
             for address, claim in self._of(service):
                 index(self._claims, address, claim)
                 touched.add(address)

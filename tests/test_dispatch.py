@@ -354,6 +354,17 @@ def test_a_change_elsewhere_renames_and_writes_nothing() -> None:
     assert len(before.keys() - after.keys()) <= 4
 
 
+def test_a_service_that_has_no_external_ip_leaves_the_tree_alone() -> None:
+    planner = Planner(DEFAULTS, NODE, IPV4)
+    planner.fill(fleet(POOL, 100).values())
+    before = planner.plan().ruleset.chains
+    inside = service(500, parse_address("172.30.0.1"))._replace(load_balancer_ips=())
+    planner.replace(None, inside)
+    planner.replace(inside, None)
+    assert not planner.loose
+    assert planner.plan().ruleset.chains == before
+
+
 def test_an_empty_fleet_leaves_the_two_chains_empty() -> None:
     planner = Planner(DEFAULTS, NODE, IPV4)
     services = fleet(POOL, 100)

@@ -10,7 +10,7 @@ import pytest
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.config import DEFAULTS, Config
-from ipvs_node_agent.model import Service, Snapshot
+from ipvs_node_agent.model import Port, Service, Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, Rules, difference
 from tests.kernel.conftest import Bed
@@ -127,7 +127,11 @@ def test_addresses_chosen_to_be_hard_are_taken_by_the_kernel(
     base = int(parse_address("172.20.0.1" if family is IPV4 else "2001:db8:19::1"))
     kind = ipaddress.IPv4Address if family is IPV4 else ipaddress.IPv6Address
     hard = [kind(base ^ other << low) for low in range(0, family.bits, 2) for other in (1, 2, 3)]
-    shared = [service(1000 + port, kind(base), 1 + (1 << port % 16)) for port in range(64)]
+    shared = [
+        service(1000 + index, kind(base))._replace(ports=(Port(protocol, 1 + index * 500),))
+        for index in range(131)
+        for protocol in [("tcp", "udp", "sctp")[index % 3]]
+    ]
     made = [*(service(number, address) for number, address in enumerate(hard)), *shared]
     ruleset = plan(DEFAULTS, Snapshot({s.key: s for s in made}, NODE), family).ruleset
     restore(namespace, family, backend, difference(Found(), ruleset).restore_input())
