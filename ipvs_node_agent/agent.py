@@ -99,6 +99,26 @@ class Agent:
         states = self._families.values()
         return not self._stale and not any(s.dirty or s.error for s in states)
 
+    def sentence(self) -> str:
+        """How far the agent is, as an operator wants to know it; true at this moment."""
+        trouble = next(iter(self._troubles.values()), "")
+        if self._cluster.services is None or not self._cluster.node_listed:
+            return f"Waiting: {trouble or 'the API server has not told everything yet'}"
+        if self._waiting:
+            return f"Waiting, and leaving all rules as they are: {self._waiting}"
+        sentence = self._programmed()
+        return f"{sentence}; not following changes: {trouble}" if trouble else sentence
+
+    def _programmed(self) -> str:
+        for family, state in self._families.items():
+            if state.error is not None:
+                return f"Cannot program the kernel, trying again: {family}: {state.error}"
+        if not self.in_sync:
+            return "Writing changes to the kernel"
+        counts = {str(f): s.planner.services for f, s in self._families.items() if s.planner}
+        shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
+        return f"In sync; Services with rules: {shown or 'none'}"
+
     def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
         """Goes on with another configuration; nothing that was learnt is lost."""
         self._config = config

@@ -70,6 +70,7 @@ class KernelTable:
     """The nat table of this network namespace, in one family, by one backend's commands.
 
     `owns` tells which chains are the agent's: `touched` is about those and the built-in ones.
+    `alive` is called after each command, each of which has its time limit.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class KernelTable:
         backend: str,
         options: IptablesOptions,
         owns: Callable[[str], bool] = lambda _: True,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._family, self._backend, self._owns = family, backend, owns
+        self._alive = alive
         self._monitor: NftMonitor | None = None
         self._touched = False
         self._save = f"{family.command}-{backend}-save"
@@ -91,7 +94,10 @@ class KernelTable:
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._touched = False
-        return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT).printed
+        try:
+            return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT).printed
+        finally:
+            self._alive()
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
@@ -100,7 +106,10 @@ class KernelTable:
         limit = _TIME_LIMIT + self._lock_wait
         if len(text) > _LOUD:
             self._stop_listening()
-        process = _run(self._restore, arguments, stdin=text, limit=limit).process
+        try:
+            process = _run(self._restore, arguments, stdin=text, limit=limit).process
+        finally:
+            self._alive()
         if self._monitor is not None and self._monitor.changed(but_by=process):
             self._touched = True
 
@@ -173,7 +182,6 @@ def installed(family: Family, backend: str) -> bool:
 
 # Services and cron start with a PATH that need not hold the system's own commands.
 _SEARCH = ":".join([*os.get_exec_path(), "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
-_ENVIRONMENT: dict[str, str] = {**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}
 
 
 def _path(command: str) -> str | None:
@@ -204,7 +212,7 @@ def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") 
                 _out=printed,
                 _err=complaints,
                 _tty_out=False,
-                _env=_ENVIRONMENT,
+                _env={**os.environ, "PATH": _SEARCH, "LC_ALL": "C"},
                 # In the background, as sh's own time limit would delay every call by 100 ms.
                 _bg=True,
                 _bg_exc=False,

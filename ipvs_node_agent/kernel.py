@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Callable
 
 from ipvs_node_agent.addresses import FAMILIES, Family
 from ipvs_node_agent.config import IptablesOptions
@@ -31,11 +32,18 @@ log = logging.getLogger(__name__)
 class Kernel:
     """The tables to program. `names` are those of the agent's chains.
 
-    `backend` is taken to be the node's until there is better knowledge.
+    `backend` is taken to be the node's until there is better knowledge. `alive` is called now and
+    then while a table is worked on.
     """
 
-    def __init__(self, options: IptablesOptions, names: frozenset[str], backend: str = NFT) -> None:
-        self._options, self._names = options, names
+    def __init__(
+        self,
+        options: IptablesOptions,
+        names: frozenset[str],
+        backend: str = NFT,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._options, self._names, self._alive = options, names, alive
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again.
         self.certain = False
@@ -61,7 +69,9 @@ class Kernel:
         """A programmer for each family."""
         owns = owner(self._names)
         return {
-            family: Programmer(KernelTable(family, self.backend, self._options, owns), owns)
+            family: Programmer(
+                KernelTable(family, self.backend, self._options, owns, self._alive), owns
+            )
             for family in FAMILIES
         }
 
