@@ -156,7 +156,7 @@ def completions(*words: str, directory: Path = REPOSITORY) -> list[str]:
     script = f"""
         . /usr/share/bash-completion/bash_completion
         . {REPOSITORY}/packaging/bash-completion/ipvs-node-agent
-        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=(ipvs-node-agent {' '.join(words)!s})
+        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=(ipvs-node-agent {" ".join(words)!s})
         [ "${{COMP_LINE: -1}}" != " " ] || COMP_WORDS+=("")
         COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9 COMP_KEY=9
         _ipvs_node_agent ipvs-node-agent
@@ -218,7 +218,7 @@ def test_the_watchdog_waits_for_longer_than_any_command_may_take() -> None:
     longest = vars(iptables)["_TIME_LIMIT"] + 60  # lockWaitSeconds' upper bound
     assert unit()["Service"]["WatchdogSec"] == "2min"
     # A sign of life may be as late as a quarter of the time before the command began.
-    assert _SILENCE * 3 / 4 >= longest
+    assert longest <= _SILENCE * 3 / 4
 
 
 def test_conffiles_hold_no_setting() -> None:

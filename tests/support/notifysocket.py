@@ -28,3 +28,7 @@ class NotifySocket:
         """Whether `message` was ever told."""
         self.messages()
         return message in self.heard
+
+    def close(self) -> None:
+        """Listens no more."""
+        self._socket.close()
