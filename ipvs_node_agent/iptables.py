@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, NamedTuple, Protocol
+from typing import Any, BinaryIO, Callable, Protocol
 
 import sh
 
@@ -82,6 +83,7 @@ class KernelTable:
         self._family, self._backend, self._owns = family, backend, owns
         self._monitor: NftMonitor | None = None
         self._touched = False
+        self._ending: _Process | None = None
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
         self._lock_wait = options.lock_wait_seconds
@@ -91,23 +93,50 @@ class KernelTable:
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._touched = False
-        return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT).printed
+        return _Process(self._save, ["-t", "nat"], _TIME_LIMIT).result()
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
-        # Only with a number does -w stop waiting, and only as a word of its own on every version.
-        arguments = ["-w", str(self._lock_wait), "--noflush"]
-        limit = _TIME_LIMIT + self._lock_wait
+        self._finish()
         if len(text) > _LOUD:
             self._stop_listening()
-        process = _run(self._restore, arguments, stdin=text, limit=limit).process
-        if self._monitor is not None and self._monitor.changed(but_by=process):
-            self._touched = True
+        # Only with a number does -w stop waiting, and only as a word of its own on every version.
+        arguments = ["-w", str(self._lock_wait), "--noflush"]
+        process = _Process(self._restore, arguments, _TIME_LIMIT + self._lock_wait, text)
+        if self._monitor is not None and self._committed(process, self._monitor):
+            self._ending = process
+        else:
+            process.result()
+
+    def _committed(self, process: _Process, monitor: NftMonitor) -> bool:
+        """Waits for the end of `process`, or until the kernel tells that it took its change.
+
+        From there to the end it takes longer than all before: closing its socket waits until the
+        old rules are freed. False where only its end can tell how it went.
+        """
+        waiting = select.poll()
+        for each in (process, monitor):
+            waiting.register(each, select.POLLIN)
+        while True:
+            ready = [number for number, _ in waiting.poll()]
+            heard = monitor.hear(process.pid)
+            self._touched = self._touched or heard.changed
+            if heard.committed or process.fileno() in ready:
+                return heard.committed
+
+    def _finish(self) -> None:
+        """Waits for the end of the last restore, which has had its effect already."""
+        process, self._ending = self._ending, None
+        if process is not None:
+            try:
+                process.result()
+            except TableError as error:
+                log.debug("%s, after it had done its work", error)
 
     def touched(self) -> bool | None:
         """See `Table`; legacy tables have nobody who would tell."""
         if self._monitor is not None:
-            self._touched = self._touched or self._monitor.changed()
+            self._touched = self._touched or self._monitor.hear().changed
         elif not self._touched:
             return None
         return self._touched
@@ -115,7 +144,7 @@ class KernelTable:
     def _listen(self) -> None:
         """Starts to listen, or forgets what was heard so far."""
         if self._monitor is not None:
-            self._monitor.changed()
+            self._monitor.hear()
         elif self._backend == NFT:
             version = self._family.version
             try:
@@ -148,7 +177,7 @@ def detect_backend() -> str | None:
             if _path(command) is None:
                 continue
             try:
-                text = _run(command, ["-t", "mangle"], limit=_TIME_LIMIT).printed
+                text = _Process(command, ["-t", "mangle"], _TIME_LIMIT).result()
             except TableError:
                 if family is IPV4:
                     raise
@@ -180,66 +209,80 @@ def _path(command: str) -> str | None:
     return shutil.which(command, path=_SEARCH)
 
 
-class _Done(NamedTuple):
-    """A command that ended well: what it printed, and which process it was."""
+class _Process:
+    """A command of iptables that runs. `result` has to be called once. Raises TableError."""
 
-    printed: str
-    process: int
-
-
-def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") -> _Done:
-    """Runs `command` to its end; raises TableError where it fails."""
-    path = _path(command)
-    if path is None:
-        raise TableError(command, "not found", "apt install iptables")
-    # Through files, since sh pumps strings through threads at a tenth of the speed.
-    with _memory_file() as given, _memory_file() as printed, _memory_file() as complaints:
-        given.write(stdin.encode())
-        given.seek(0)
-        expired = threading.Event()
+    def __init__(
+        self, command: str, arguments: Sequence[str], limit: float, stdin: str = ""
+    ) -> None:
+        path = _path(command)
+        if path is None:
+            raise TableError(command, "not found", "apt install iptables")
+        self._command, self._limit = command, limit
+        self._expired = threading.Event()
+        self._timer = threading.Timer(limit, self._expire)
+        self._timer.daemon = True
+        self._resources = ExitStack()
+        self._printed = self._resources.enter_context(_memory_file())
+        self._complaints = self._resources.enter_context(_memory_file())
+        self._ended, self._running = os.pipe()
+        self._resources.callback(os.close, self._ended)
         try:
-            call = sh.Command(path)(
+            self._call = self._started(path, arguments, stdin)
+        except (OSError, sh.ForkException) as error:
+            self._resources.close()
+            os.close(self._running)
+            # The last line of sh's own report holds the system's reason.
+            reason = str(error).strip().rpartition("\n")[2].strip()
+            raise TableError(command, f"could not be started: {reason}") from None
+        self.pid: int = self._call.pid
+        self._timer.start()
+
+    def fileno(self) -> int:
+        """What select(2) finds readable once the process has ended."""
+        return self._ended
+
+    def result(self) -> str:
+        """What it printed, once it has ended; raises TableError where it failed."""
+        with self._resources:
+            try:
+                self._call.wait()
+            except sh.ErrorReturnCode as error:
+                if self._expired.is_set():
+                    why = f"did not end within {self._limit:g} s and was killed"
+                    raise TableError(self._command, why) from None
+                raise _failure(self._command, error.exit_code, self._complaints) from None
+            finally:
+                self._timer.cancel()
+            self._printed.seek(0)
+            return self._printed.read().decode("utf-8", "replace")
+
+    def _started(self, path: str, arguments: Sequence[str], stdin: str) -> Any:
+        # Through files, since sh pumps strings through threads at a tenth of the speed.
+        with _memory_file() as given:
+            given.write(stdin.encode())
+            given.seek(0)
+            return sh.Command(path)(
                 *arguments,
                 _in=given,
-                _out=printed,
-                _err=complaints,
+                _out=self._printed,
+                _err=self._complaints,
                 _tty_out=False,
                 _env=_ENVIRONMENT,
                 # In the background, as sh's own time limit would delay every call by 100 ms.
                 _bg=True,
                 _bg_exc=False,
+                _done=self._on_end,
             )
-            with _time_limit(limit, call, expired):
-                call.wait()
-        except sh.ErrorReturnCode as error:
-            if expired.is_set():
-                raise TableError(
-                    command, f"did not end within {limit:g} s and was killed"
-                ) from None
-            raise _failure(command, error.exit_code, complaints) from None
-        except (OSError, sh.ForkException) as error:
-            # The last line of sh's own report holds the system's reason.
-            reason = str(error).strip().rpartition("\n")[2].strip()
-            raise TableError(command, f"could not be started: {reason}") from None
-        printed.seek(0)
-        return _Done(printed.read().decode("utf-8", "replace"), call.pid)
 
+    def _on_end(self, *_: object) -> None:
+        # Its number may soon be another process's.
+        self._timer.cancel()
+        os.close(self._running)
 
-@contextmanager
-def _time_limit(seconds: float, call: Any, expired: threading.Event) -> Iterator[None]:
-    """Kills `call` once `seconds` are over, and sets `expired` before it does."""
-
-    def expire() -> None:
-        expired.set()
-        call.kill()
-
-    timer = threading.Timer(seconds, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def _expire(self) -> None:
+        self._expired.set()
+        self._call.kill()
 
 
 def _memory_file() -> BinaryIO:
