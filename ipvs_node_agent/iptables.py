@@ -90,6 +90,7 @@ class KernelTable:
 
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
+        self._finish()
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._touched = False
@@ -131,10 +132,13 @@ class KernelTable:
             try:
                 process.result()
             except TableError as error:
-                log.debug("%s, after it had done its work", error)
+                # What the kernel told may have been another process of that number.
+                log.debug("looking at the table again: %s", error)
+                self._touched = True
 
     def touched(self) -> bool | None:
         """See `Table`; legacy tables have nobody who would tell."""
+        self._finish()
         if self._monitor is not None:
             self._touched = self._touched or self._monitor.hear().changed
         elif not self._touched:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +15,8 @@ from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable
 from ipvs_node_agent.ruleset import owner
 from tests.support.netns import Namespace
-from tests.support.tables import add_mark_masq, restore
+from tests.support.tables import add_mark_masq, restore, saved
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -139,3 +143,43 @@ def test_nobody_tells_about_a_legacy_table(namespace: Namespace) -> None:
         table.restore(OURS)
         table.save()
         assert table.touched() is None
+
+
+def busy_rules(count: int) -> str:
+    """Input that fills our second chain, so that freeing its rules later takes a while."""
+    rules = "".join(
+        f"-A IPVS_OUTPUT-0a000000/8 -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(count)
+    )
+    return f"*nat\n:IPVS_OUTPUT-0a000000/8 - [0:0]\n{rules}COMMIT\n"
+
+
+def children() -> set[int]:
+    """The processes that this one started and that have not been waited for."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(number) for each in lists for number in each.read_text().split()}
+
+
+def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: Namespace) -> None:
+    """Its process goes on for a while, since it waits for the old rules to be freed."""
+    before = children()
+
+    def still_running_when_done() -> bool:
+        table.restore(busy_rules(8000))
+        return bool(children() - before)
+
+    eventually(still_running_when_done)
+    assert len(saved(namespace, IPV4, NFT)) > 8000
+    assert table.touched() is False
+    assert children() == before
+
+
+def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> None:
+    before = children()
+
+    def killed_at_its_end() -> bool:
+        table.restore(busy_rules(8000))
+        for number in children() - before:
+            os.kill(number, signal.SIGKILL)
+        return table.touched() is True
+
+    eventually(killed_at_its_end)
