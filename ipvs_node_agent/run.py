@@ -19,6 +19,7 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config, load
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.iptables import launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
@@ -148,7 +149,8 @@ class _Loop:
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         # First of all, as the list may take a second to arrive.
         self._following = _Following(config, self._queue.put)
-        self._kernel = Kernel(config.iptables, _remembered(config))
+        self._launcher = launch()
+        self._kernel = Kernel(self._launcher, config.iptables, _remembered(config))
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
         self._ready = False
@@ -218,7 +220,9 @@ class _Loop:
             log.error("going on with the old configuration: %s", error)
             return
         old, self._config = self._config, config
-        self._kernel = Kernel(config.iptables, _remembered(config), self._kernel.backend)
+        self._kernel = Kernel(
+            self._launcher, config.iptables, _remembered(config), self._kernel.backend
+        )
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
