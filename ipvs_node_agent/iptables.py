@@ -204,12 +204,11 @@ def installed(family: Family, backend: str) -> bool:
 
 # Services and cron start with a PATH that need not hold the system's own commands.
 _SEARCH = ":".join([*os.get_exec_path(), "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
-_ENVIRONMENT: dict[str, str] = {**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}
 
 
-def launch() -> Launcher:
-    """What the commands of iptables are started with."""
-    return Launcher(_ENVIRONMENT)
+def launch(alive: Callable[[], None] = lambda: None) -> Launcher:
+    """What the commands of iptables are started with; each has a time limit, and calls `alive`."""
+    return Launcher({**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}, alive)
 
 
 def _path(command: str) -> str | None:

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Callable, NamedTuple
 
 # Isolated, so that neither variables nor the working directory bring in other code than ours.
 _PROGRAM = (
@@ -127,10 +127,15 @@ class Running:
 
 
 class Launcher:
-    """Starts commands in `environment`, one after the other; its process starts with the first."""
+    """Starts commands in `environment`, one after the other; its process starts with the first.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
+    `alive` is called before each of them.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str], alive: Callable[[], None] = lambda: None
+    ) -> None:
+        self._environment, self._alive = environment, alive
         self._server: _Server | None = None
         self._running: Running | None = None
 
@@ -143,6 +148,7 @@ class Launcher:
             with suppress(LaunchError):
                 self._running.end()
             self._running = None
+        self._alive()
         if self._server is None or self._server.gone():
             self.close()
             self._server = _Server(self._environment)
