@@ -21,9 +21,7 @@ ELSEWHERE = {
     "make demo": ".ci/run",
     "make test": ".ci/run",
     "make bench": ".ci/run",
-    "apt install iptables python3-kubernetes python3-sh python3-yaml"
-    " python3-cryptography": "Makefile",
-    "python3 -m ipvs_node_agent run": "tests/support/agentprocess.py",
+    "make deb": ".ci/run",
     "ipvs-node-agent diff": "tests/kernel/test_transitions.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
 }
