@@ -141,5 +141,5 @@ def test_it_leaves_no_bytecode_where_that_is_not_wanted(tmp_path: Path) -> None:
         "Launcher(os.environ).start(['/bin/true'], 9, [null] * 3).end()"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     assert not [*tmp_path.rglob("*.pyc")]
