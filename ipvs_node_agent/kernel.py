@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Callable
 
 from ipvs_node_agent.addresses import FAMILIES, Family
 from ipvs_node_agent.config import IptablesOptions
@@ -23,6 +22,7 @@ from ipvs_node_agent.iptables import (
     installed,
     legacy_tables,
 )
+from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import Ruleset, owner
 
@@ -32,18 +32,17 @@ log = logging.getLogger(__name__)
 class Kernel:
     """The tables to program. `names` are those of the agent's chains.
 
-    `backend` is taken to be the node's until there is better knowledge. `alive` is called now and
-    then while a table is worked on.
+    `backend` is taken to be the node's until there is better knowledge.
     """
 
     def __init__(
         self,
+        launcher: Launcher,
         options: IptablesOptions,
         names: frozenset[str],
         backend: str = NFT,
-        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self._options, self._names, self._alive = options, names, alive
+        self._launcher, self._options, self._names = launcher, options, names
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again.
         self.certain = False
@@ -56,7 +55,7 @@ class Kernel:
             self.backend, self.certain = self._options.backend, True
             return self.backend != before
         try:
-            found = detect_backend()
+            found = detect_backend(self._launcher)
         except TableError as error:
             log.debug("cannot tell the iptables backend yet: %s", error)
             return False
@@ -68,25 +67,27 @@ class Kernel:
     def programmers(self) -> dict[Family, Programmer]:
         """A programmer for each family."""
         owns = owner(self._names)
-        return {
-            family: Programmer(
-                KernelTable(family, self.backend, self._options, owns, self._alive), owns
-            )
+        tables = {
+            family: KernelTable(self._launcher, family, self.backend, self._options, owns)
             for family in FAMILIES
         }
+        return {family: Programmer(table, owns) for family, table in tables.items()}
 
     def clean_others(self) -> None:
         """Removes what is ours from the backend that is not in use."""
         others = [backend for backend in BACKENDS if backend != self.backend]
         try:
-            for line in clean(self._names, self._options, others):
+            for line in clean(self._launcher, self._names, self._options, others):
                 log.info("%s", line)
         except RefusedError as error:
             log.warning("cannot clean the other iptables backend: %s", error)
 
 
 def clean(
-    names: frozenset[str], options: IptablesOptions, backends: Iterable[str] = BACKENDS
+    launcher: Launcher,
+    names: frozenset[str],
+    options: IptablesOptions,
+    backends: Iterable[str] = BACKENDS,
 ) -> list[str]:
     """Removes our chains and jumps from `backends`, in both families; a line for each removal.
 
@@ -101,7 +102,7 @@ def clean(
                 backend == LEGACY and "nat" not in legacy_tables(family)
             ):
                 continue
-            programmer = Programmer(KernelTable(family, backend, options), owner(names))
+            programmer = Programmer(KernelTable(launcher, family, backend, options), owner(names))
             try:
                 change = programmer.check(Ruleset())
                 held = programmer.read().chains

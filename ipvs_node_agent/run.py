@@ -20,6 +20,7 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config, load
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.iptables import launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
@@ -154,7 +155,8 @@ class _Loop:
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         # First of all, as the list may take a second to arrive.
         self._following = _Following(config, self._queue.put)
-        self._kernel = Kernel(config.iptables, _remembered(config), alive=manager.alive)
+        self._launcher = launch(manager.alive)
+        self._kernel = Kernel(self._launcher, config.iptables, _remembered(config))
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
         self._ready = False
@@ -238,7 +240,7 @@ class _Loop:
         self._config_fault = ""
         old, self._config = self._config, config
         self._kernel = Kernel(
-            config.iptables, _remembered(config), self._kernel.backend, self._manager.alive
+            self._launcher, config.iptables, _remembered(config), self._kernel.backend
         )
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):

@@ -24,6 +24,7 @@ from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.config import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api, ApiError
+from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
 from ipvs_node_agent.systemd import ServiceManager
@@ -53,10 +54,10 @@ class StandInKernel:
 
     def __init__(
         self,
+        launcher: Launcher,
         options: IptablesOptions,
         names: frozenset[str],
         backend: str = "nft",
-        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._names = names
         self.backend = backend
