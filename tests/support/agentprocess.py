@@ -27,6 +27,8 @@ class AgentProcess:
         self.config = directory / "config.yaml"
         self.log_path = directory / "agent.log"
         self.runtime = directory / "run"
+        # Further arguments of `run`.
+        self.options: list[str] = []
         self.configure(settings)
         self._process: subprocess.Popen[Any] | None = None
 
@@ -61,7 +63,7 @@ class AgentProcess:
         before = self.log.count("ready: ")
         with self.log_path.open("ab") as log:
             self._process = self.namespace.popen(
-                self.command("run"), stdout=log, stderr=log, env=self.environment
+                self.command("run", *self.options), stdout=log, stderr=log, env=self.environment
             )
         if wait:
             eventually(lambda: self.log.count("ready: ") > before, f"ready\n{self.log}")
