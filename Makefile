@@ -8,7 +8,7 @@ RUN := tests/environments/run
 DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
 	python3-cryptography python3-aiohttp python3-trustme
 
-.PHONY: help demo test cluster-test lint bench
+.PHONY: help demo deb deb-test test cluster-test lint bench
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -16,6 +16,12 @@ help: ## Show this help
 demo: ## Show the main job on real packets, in network namespaces (under a minute)
 	@packaging/install-missing $(DEMO_PACKAGES)
 	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.demo
+
+deb: ## Build the Debian package into dist/
+	@packaging/build-deb dist
+
+deb-test: ## Build it twice, and check it in every way that needs no machine of its own
+	@packaging/deb-test
 
 test: ## Run all tests, in each of the four environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)

@@ -50,6 +50,11 @@ class Cluster:
         self.node: Node | None = None
         self.node_listed = False
 
+    @property
+    def listed(self) -> bool:
+        """Whether both have been listed whole."""
+        return self.services is not None and self.node_listed
+
     def snapshot(self) -> Snapshot | None:
         """Everything known, or None before the first whole listing of both."""
         if self.services is None or self.node is None:
@@ -90,7 +95,7 @@ class Agent:
         self._service_problems: dict[str, tuple[Problem, ...]] = {}
         self._unsynced: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
-        self._waiting = self._node_note = ""
+        self._lacked = self._node_note = ""
         self._said: frozenset[Problem] = frozenset()
 
     @property
@@ -98,6 +103,27 @@ class Agent:
         """Whether the kernel holds what is wanted, as far as the agent knows."""
         states = self._families.values()
         return not self._stale and not any(s.dirty or s.error for s in states)
+
+    def sentence(self) -> str:
+        """How far the agent is, as an operator wants to know it; true at this moment."""
+        trouble = next(iter(self._troubles.values()), "")
+        if not self._cluster.listed:
+            return f"Waiting: {trouble or 'the API server has not told everything yet'}"
+        lacking = self._lacking()
+        if lacking:
+            return f"Waiting, and leaving all rules as they are: {lacking}"
+        sentence = self._programmed()
+        return f"{sentence}; not following changes: {trouble}" if trouble else sentence
+
+    def _programmed(self) -> str:
+        for family, state in self._families.items():
+            if state.error is not None:
+                return f"Cannot program the kernel, trying again: {family}: {state.error}"
+        if not self.in_sync:
+            return "Writing changes to the kernel"
+        counts = {str(f): s.planner.services for f, s in self._families.items() if s.planner}
+        shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
+        return f"In sync; Services with rules: {shown or 'none'}"
 
     def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
         """Goes on with another configuration; nothing that was learnt is lost."""
@@ -156,22 +182,23 @@ class Agent:
 
     def _ready(self) -> Snapshot | None:
         """The snapshot to work from, or None while something is missing; said once."""
-        waiting = ""
-        snapshot = self._cluster.snapshot()
-        if self._cluster.services is None or not self._cluster.node_listed:
-            snapshot = None
-        elif self._cluster.node is None:
-            waiting = "this Node is not known to the API server yet (see nodeName)"
-        elif pod_cidrs(self._config, self._cluster.node) is None:
-            snapshot = None
-            waiting = (
-                f"Node {self._cluster.node.name} has no pod CIDR yet (if it never gets one, since"
-                " the network plugin keeps its own, set podCIDRs)"
+        lacking = self._lacking() if self._cluster.listed else ""
+        if lacking and lacking != self._lacked:
+            log.warning("waiting, and leaving all rules as they are: %s", lacking)
+        self._lacked = lacking
+        return self._cluster.snapshot() if self._cluster.listed and not lacking else None
+
+    def _lacking(self) -> str:
+        """What the Node lacks before its rules can be known."""
+        node = self._cluster.node
+        if node is None:
+            return "this Node is not known to the API server yet (see nodeName)"
+        if pod_cidrs(self._config, node) is None:
+            return (
+                f"Node {node.name} has no pod CIDR yet (if it never gets one, since the network"
+                " plugin keeps its own, set podCIDRs)"
             )
-        if waiting and waiting != self._waiting:
-            log.warning("waiting, and leaving all rules as they are: %s", waiting)
-        self._waiting = waiting
-        return snapshot
+        return ""
 
     def _plan(self, snapshot: Snapshot, settle: bool) -> None:
         self._stale = False

@@ -185,8 +185,9 @@ def _set_up_logging(level: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from ipvs_node_agent.run import run
+    from ipvs_node_agent.systemd import ServiceManager
 
-    run(options.config)
+    run(options.config, ServiceManager(os.environ))
     return OK
 
 

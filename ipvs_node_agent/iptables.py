@@ -1,4 +1,4 @@
-"""The kernel's nat tables through iptables-save and iptables-restore; the only user of `sh`.
+"""The kernel's nat tables through iptables-save and iptables-restore.
 
 A `Table` is three methods wide: `save` gives the table's text, `restore` applies a text as one,
 `touched` tells whether a look is worth it. All knowledge of commands, backends, exit statuses and
@@ -10,19 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, NamedTuple, Protocol
-
-import sh
+from typing import BinaryIO, Callable, Protocol
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.chainnames import BUILT_IN_CHAINS
 from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.launcher import Launcher, LaunchError
 from ipvs_node_agent.nftmonitor import NftMonitor
 
 log = logging.getLogger(__name__)
@@ -40,9 +39,6 @@ _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 _PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
 _NOISE = re.compile(r"Try `|#|Error occurred at line")
-
-# sh 2 logs every call at INFO, with its arguments.
-logging.getLogger("sh").setLevel(logging.WARNING)
 
 
 class TableError(RefusedError):
@@ -74,40 +70,75 @@ class KernelTable:
 
     def __init__(
         self,
+        launcher: Launcher,
         family: Family,
         backend: str,
         options: IptablesOptions,
         owns: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._launcher = launcher
         self._family, self._backend, self._owns = family, backend, owns
         self._monitor: NftMonitor | None = None
         self._touched = False
+        self._ending: _Command | None = None
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
         self._lock_wait = options.lock_wait_seconds
 
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
+        self._finish()
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._touched = False
-        return _run(self._save, ["-t", "nat"], limit=_TIME_LIMIT).printed
+        return _Command(self._launcher, self._save, ["-t", "nat"]).result()
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
+        self._finish()
+        if len(text) > _LOUD:
+            self._stop_listening()
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
         arguments = ["-w", str(self._lock_wait), "--noflush"]
         limit = _TIME_LIMIT + self._lock_wait
-        if len(text) > _LOUD:
-            self._stop_listening()
-        process = _run(self._restore, arguments, stdin=text, limit=limit).process
-        if self._monitor is not None and self._monitor.changed(but_by=process):
-            self._touched = True
+        command = _Command(self._launcher, self._restore, arguments, limit, text)
+        if self._monitor is not None and self._committed(command, self._monitor):
+            self._ending = command
+        else:
+            command.result()
+
+    def _committed(self, command: _Command, monitor: NftMonitor) -> bool:
+        """Waits for the end of `command`, or until the kernel tells that it took its change.
+
+        From there to the end it takes longer than all before: closing its socket waits until the
+        old rules are freed. False where only its end can tell how it went.
+        """
+        waiting = select.poll()
+        for each in (command, monitor):
+            waiting.register(each, select.POLLIN)
+        while True:
+            ready = [number for number, _ in waiting.poll()]
+            heard = monitor.hear(command.process)
+            self._touched = self._touched or heard.changed
+            if heard.committed or command.fileno() in ready:
+                return heard.committed
+
+    def _finish(self) -> None:
+        """Waits for the end of the last restore, which has had its effect already."""
+        command, self._ending = self._ending, None
+        if command is not None:
+            try:
+                command.result()
+            except TableError as error:
+                # What the kernel told may have been another process of that number.
+                log.debug("looking at the table again: %s", error)
+                self._touched = True
 
     def touched(self) -> bool | None:
         """See `Table`; legacy tables have nobody who would tell."""
+        self._finish()
         if self._monitor is not None:
-            self._touched = self._touched or self._monitor.changed()
+            self._touched = self._touched or self._monitor.hear().changed
         elif not self._touched:
             return None
         return self._touched
@@ -115,7 +146,7 @@ class KernelTable:
     def _listen(self) -> None:
         """Starts to listen, or forgets what was heard so far."""
         if self._monitor is not None:
-            self._monitor.changed()
+            self._monitor.hear()
         elif self._backend == NFT:
             version = self._family.version
             try:
@@ -134,7 +165,7 @@ class KernelTable:
         return chain in BUILT_IN_CHAINS or self._owns(chain)
 
 
-def detect_backend() -> str | None:
+def detect_backend(launcher: Launcher) -> str | None:
     """The backend that the node's kubelet uses; None where it left no trace.
 
     The order is that of kubernetes-sigs/iptables-wrappers, version 3. Reading a legacy table would
@@ -148,7 +179,7 @@ def detect_backend() -> str | None:
             if _path(command) is None:
                 continue
             try:
-                text = _run(command, ["-t", "mangle"], limit=_TIME_LIMIT).printed
+                text = _Command(launcher, command, ["-t", "mangle"]).result()
             except TableError:
                 if family is IPV4:
                     raise
@@ -173,73 +204,68 @@ def installed(family: Family, backend: str) -> bool:
 
 # Services and cron start with a PATH that need not hold the system's own commands.
 _SEARCH = ":".join([*os.get_exec_path(), "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
-_ENVIRONMENT: dict[str, str] = {**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}
+
+
+def launch(alive: Callable[[], None] = lambda: None) -> Launcher:
+    """What the commands of iptables are started with; each has a time limit, and calls `alive`."""
+    return Launcher({**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}, alive)
 
 
 def _path(command: str) -> str | None:
     return shutil.which(command, path=_SEARCH)
 
 
-class _Done(NamedTuple):
-    """A command that ended well: what it printed, and which process it was."""
+class _Command:
+    """A command of iptables that runs; `result` has to be called once. Raises TableError."""
 
-    printed: str
-    process: int
+    def __init__(
+        self,
+        launcher: Launcher,
+        command: str,
+        arguments: Sequence[str],
+        limit: float = _TIME_LIMIT,
+        stdin: str = "",
+    ) -> None:
+        path = _path(command)
+        if path is None:
+            raise TableError(command, "not found", "apt install iptables")
+        self._command, self._limit = command, limit
+        self._files = ExitStack()
+        self._printed = self._files.enter_context(_memory_file())
+        self._complaints = self._files.enter_context(_memory_file())
+        with _memory_file() as given:
+            given.write(stdin.encode())
+            given.seek(0)
+            streams = (given, self._printed, self._complaints)
+            try:
+                self._running = launcher.start([path, *arguments], limit, streams)
+            except LaunchError as error:
+                self._files.close()
+                raise TableError(command, f"could not be started: {error}") from None
 
+    def fileno(self) -> int:
+        """What select(2) finds readable once the command has ended."""
+        return self._running.fileno()
 
-def _run(command: str, arguments: Sequence[str], limit: float, stdin: str = "") -> _Done:
-    """Runs `command` to its end; raises TableError where it fails."""
-    path = _path(command)
-    if path is None:
-        raise TableError(command, "not found", "apt install iptables")
-    # Through files, since sh pumps strings through threads at a tenth of the speed.
-    with _memory_file() as given, _memory_file() as printed, _memory_file() as complaints:
-        given.write(stdin.encode())
-        given.seek(0)
-        expired = threading.Event()
-        try:
-            call = sh.Command(path)(
-                *arguments,
-                _in=given,
-                _out=printed,
-                _err=complaints,
-                _tty_out=False,
-                _env=_ENVIRONMENT,
-                # In the background, as sh's own time limit would delay every call by 100 ms.
-                _bg=True,
-                _bg_exc=False,
-            )
-            with _time_limit(limit, call, expired):
-                call.wait()
-        except sh.ErrorReturnCode as error:
-            if expired.is_set():
-                raise TableError(
-                    command, f"did not end within {limit:g} s and was killed"
-                ) from None
-            raise _failure(command, error.exit_code, complaints) from None
-        except (OSError, sh.ForkException) as error:
-            # The last line of sh's own report holds the system's reason.
-            reason = str(error).strip().rpartition("\n")[2].strip()
-            raise TableError(command, f"could not be started: {reason}") from None
-        printed.seek(0)
-        return _Done(printed.read().decode("utf-8", "replace"), call.pid)
+    @property
+    def process(self) -> int:
+        """Its process id."""
+        return self._running.process
 
-
-@contextmanager
-def _time_limit(seconds: float, call: Any, expired: threading.Event) -> Iterator[None]:
-    """Kills `call` once `seconds` are over, and sets `expired` before it does."""
-
-    def expire() -> None:
-        expired.set()
-        call.kill()
-
-    timer = threading.Timer(seconds, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def result(self) -> str:
+        """What it printed, once it has ended; raises TableError where it failed."""
+        with self._files:
+            try:
+                status, expired = self._running.end()
+            except LaunchError as error:
+                raise TableError(self._command, str(error)) from None
+            if expired:
+                why = f"did not end within {self._limit:g} s and was killed"
+                raise TableError(self._command, why)
+            if status != 0:
+                raise _failure(self._command, status, self._complaints)
+            self._printed.seek(0)
+            return self._printed.read().decode("utf-8", "replace")
 
 
 def _memory_file() -> BinaryIO:

@@ -22,6 +22,7 @@ from ipvs_node_agent.iptables import (
     installed,
     legacy_tables,
 )
+from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import Ruleset, owner
 
@@ -34,8 +35,14 @@ class Kernel:
     `backend` is taken to be the node's until there is better knowledge.
     """
 
-    def __init__(self, options: IptablesOptions, names: frozenset[str], backend: str = NFT) -> None:
-        self._options, self._names = options, names
+    def __init__(
+        self,
+        launcher: Launcher,
+        options: IptablesOptions,
+        names: frozenset[str],
+        backend: str = NFT,
+    ) -> None:
+        self._launcher, self._options, self._names = launcher, options, names
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again.
         self.certain = False
@@ -48,7 +55,7 @@ class Kernel:
             self.backend, self.certain = self._options.backend, True
             return self.backend != before
         try:
-            found = detect_backend()
+            found = detect_backend(self._launcher)
         except TableError as error:
             log.debug("cannot tell the iptables backend yet: %s", error)
             return False
@@ -60,23 +67,27 @@ class Kernel:
     def programmers(self) -> dict[Family, Programmer]:
         """A programmer for each family."""
         owns = owner(self._names)
-        return {
-            family: Programmer(KernelTable(family, self.backend, self._options, owns), owns)
+        tables = {
+            family: KernelTable(self._launcher, family, self.backend, self._options, owns)
             for family in FAMILIES
         }
+        return {family: Programmer(table, owns) for family, table in tables.items()}
 
     def clean_others(self) -> None:
         """Removes what is ours from the backend that is not in use."""
         others = [backend for backend in BACKENDS if backend != self.backend]
         try:
-            for line in clean(self._names, self._options, others):
+            for line in clean(self._launcher, self._names, self._options, others):
                 log.info("%s", line)
         except RefusedError as error:
             log.warning("cannot clean the other iptables backend: %s", error)
 
 
 def clean(
-    names: frozenset[str], options: IptablesOptions, backends: Iterable[str] = BACKENDS
+    launcher: Launcher,
+    names: frozenset[str],
+    options: IptablesOptions,
+    backends: Iterable[str] = BACKENDS,
 ) -> list[str]:
     """Removes our chains and jumps from `backends`, in both families; a line for each removal.
 
@@ -91,7 +102,7 @@ def clean(
                 backend == LEGACY and "nat" not in legacy_tables(family)
             ):
                 continue
-            programmer = Programmer(KernelTable(family, backend, options), owner(names))
+            programmer = Programmer(KernelTable(launcher, family, backend, options), owner(names))
             try:
                 change = programmer.check(Ruleset())
                 held = programmer.read().chains

@@ -60,6 +60,11 @@ class Settings:
 
 def read(path: Path) -> Settings:
     """What the kubeconfig at `path` says. Raises RefusedError with what is wrong."""
+    try:
+        # A node that has not joined its cluster yet is asked for long: without a process each time.
+        path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
     command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), os.path.abspath(path)]
     try:
         done = subprocess.run(  # noqa: S603  (no shell, and nothing from outside but a path)
@@ -86,6 +91,10 @@ def read(path: Path) -> Settings:
 def refused(path: Path, why: str, hint: str = "") -> RefusedError:
     """The error that the kubeconfig at `path` gives."""
     return RefusedError(f"kubeconfig {path}", why, hint)
+
+
+def _unreadable(path: Path, error: OSError) -> RefusedError:
+    return refused(path, error.strerror or str(error), "is this node's kubelet set up?")
 
 
 def main(path: str) -> None:
@@ -132,7 +141,7 @@ def settings(path: Path) -> Settings:
         why = error.strerror or str(error)
         if error.filename not in (None, str(path)):
             raise refused(path, f"cannot read {error.filename}: {why}") from None
-        raise refused(path, why, "is this node's kubelet set up?") from None
+        raise _unreadable(path, error) from None
     except (yaml.YAMLError, RecursionError):
         raise refused(path, "is no YAML") from None
     # The package meets a malformed file with whatever its code runs into first.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Callable
+from typing import Callable, NamedTuple
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
@@ -21,6 +21,7 @@ _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10
 _NLMSG_OVERRUN = 4
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
+_NEWGEN = 15
 # Where a message names its table and its chain: (attribute of the table, attribute of the chain).
 _ATTRIBUTES = {
     _NEWTABLE: (1, 0),
@@ -36,6 +37,16 @@ _SO_RCVBUFFORCE = 33
 # Room for what a few thousand changed rules make the kernel tell; used only while it is there.
 _BUFFER = 16 << 20
 _DATAGRAM = 1 << 16
+
+
+class Heard(NamedTuple):
+    """Whether anything that matters was changed by others, and whether we made a change ourselves.
+
+    A transaction ends with a message that it is in effect.
+    """
+
+    changed: bool
+    committed: bool
 
 
 class Lost(Exception):
@@ -61,26 +72,31 @@ class NftMonitor:
             self._socket.close()
             raise
 
-    def changed(self, but_by: int | None = None) -> bool:
-        """Whether anything that matters changed since the last call.
+    def fileno(self) -> int:
+        """What select(2) finds readable when there is something to hear."""
+        return self._socket.fileno()
 
-        Changes by the process `but_by` do not count: its socket has its process id for a name.
+    def hear(self, own: int | None = None) -> Heard:
+        """What was told since the last call.
+
+        Changes by the process `own` do not count: its socket has its process id for a name.
         """
-        changed = False
+        changed = committed = False
         while True:
             try:
                 data = self._socket.recv(_DATAGRAM)
             except BlockingIOError:
-                return changed
+                return Heard(changed, committed)
             except OSError:
                 # ENOBUFS: more came than the buffer holds, so what is left tells nothing.
                 changed = True
                 continue
             try:
-                changed = changed or any(
-                    sender != but_by and self._matters(kind, body)
-                    for kind, sender, body in messages(data)
-                )
+                for kind, sender, body in messages(data):
+                    if sender == own:
+                        committed = committed or kind == _NEWGEN
+                    else:
+                        changed = changed or self._matters(kind, body)
             except Lost:
                 changed = True
 

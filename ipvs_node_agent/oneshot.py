@@ -8,6 +8,7 @@ from typing import Callable
 from ipvs_node_agent.agent import NODES, SERVICES
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.iptables import launch
 from ipvs_node_agent.kernel import Kernel, clean
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model import Snapshot
@@ -52,7 +53,7 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
         raise RefusedError(
             f"Node {seen.node.name}", "has no pod CIDR yet, so that run would wait", "set podCIDRs"
         )
-    kernel = Kernel(config.iptables, own_names(config.chains))
+    kernel = Kernel(launch(), config.iptables, own_names(config.chains))
     changes: list[tuple[str, Change]] = []
     for family, programmer in kernel.programmers().items():
         planned = plan(config, seen, family)
@@ -65,4 +66,4 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
 def cleanup(config: Config) -> list[str]:
     """Removes all that the agent ever made here; a line for each. Raises RefusedError."""
     with only_one("cleanup"):
-        return clean(own_names(config.chains), config.iptables)
+        return clean(launch(), own_names(config.chains), config.iptables)

@@ -58,6 +58,11 @@ class Planner:
             self._tree.place(address, self._entries(address))
 
     @property
+    def services(self) -> int:
+        """How many Services have rules."""
+        return len(self._addresses)
+
+    @property
     def loose(self) -> bool:
         """Whether `settle` might change the plan."""
         return self._tree.loose

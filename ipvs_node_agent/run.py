@@ -19,11 +19,13 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config, load
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.iptables import launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.model import read_node, read_service
 from ipvs_node_agent.runtime import only_one, own_names, remember_names
+from ipvs_node_agent.systemd import ServiceManager
 from ipvs_node_agent.watch import Event, Follower, Recovered, Resource
 
 log = logging.getLogger(__name__)
@@ -90,12 +92,15 @@ def node_name(api: Api, config: Config) -> str:
     return config.node_name or api.credentials().node_name or host_name()
 
 
-def run(config_path: Path | None, say_ready: Callable[[], None] = lambda: None) -> None:
-    """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError."""
+def run(config_path: Path | None, manager: ServiceManager) -> None:
+    """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError.
+
+    `manager` is told how far it is.
+    """
     config = load(config_path)
     _return_freed_memory()
     with only_one("run"):
-        _Loop(config_path, config, say_ready).run()
+        _Loop(config_path, config, manager).run()
 
 
 def _remembered(config: Config) -> frozenset[str]:
@@ -152,14 +157,15 @@ class _Following:
 
 
 class _Loop:
-    def __init__(
-        self, config_path: Path | None, config: Config, say_ready: Callable[[], None]
-    ) -> None:
-        self._config_path, self._config, self._say_ready = config_path, config, say_ready
+    def __init__(self, config_path: Path | None, config: Config, manager: ServiceManager) -> None:
+        self._config_path, self._config, self._manager = config_path, config, manager
+        # Why the file is not what the agent goes by.
+        self._config_fault = ""
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         # First of all, as the list may take a second to arrive.
         self._following = _Following(config, self._queue.put)
-        self._kernel = Kernel(config.iptables, _remembered(config))
+        self._launcher = launch(manager.alive)
+        self._kernel = Kernel(self._launcher, config.iptables, _remembered(config))
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
         self._ready = False
@@ -172,19 +178,31 @@ class _Loop:
         try:
             while not self._turn():
                 pass
+            self._manager.stopping()
         finally:
             self._following.stop()
+        self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
 
     def _turn(self) -> bool:
         """Does what is due, and waits for what comes next; True where that is the end."""
+        # Before the work as well, as that may take a while.
+        self._report()
         due = min(self._agent.tick(), self._credentials_due, self._backend_due)
         if self._agent.in_sync:
             self._after_sync()
+        self._report()
         if self._take(max(0.0, due - time.monotonic())):
             return True
         self._look_around(time.monotonic())
         return False
+
+    def _report(self) -> None:
+        sentence = self._agent.sentence()
+        if self._config_fault:
+            sentence += f"; going on with the old configuration: {self._config_fault}"
+        self._manager.status(sentence)
+        self._manager.alive()
 
     def _take(self, timeout: float) -> bool:
         """Takes what is in the queue, waiting for the first at most `timeout`; True to stop."""
@@ -196,7 +214,8 @@ class _Loop:
                 if not isinstance(message, _Signal):
                     self._agent.take(message)
                 elif message.number == signal.SIGHUP:
-                    self._reload()
+                    with self._manager.reloading():
+                        self._reload()
                 else:
                     return True
                 message = self._queue.get_nowait()
@@ -220,16 +239,20 @@ class _Loop:
         if not self._ready:
             self._ready = True
             log.info("ready: the kernel (iptables-%s) holds all rules", self._kernel.backend)
-            self._say_ready()
+            self._manager.ready()
 
     def _reload(self) -> None:
         try:
             config = load(self._config_path)
         except AgentError as error:
             log.error("going on with the old configuration: %s", error)
+            self._config_fault = str(error)
             return
+        self._config_fault = ""
         old, self._config = self._config, config
-        self._kernel = Kernel(config.iptables, _remembered(config), self._kernel.backend)
+        self._kernel = Kernel(
+            self._launcher, config.iptables, _remembered(config), self._kernel.backend
+        )
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()

@@ -12,9 +12,20 @@ import pytest
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
 
+# Where tests marked `once` run: they take long, and no library makes them differ.
+_ONCE = "newest"
+
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("IPVS_NODE_AGENT_ENVIRONMENT", _ONCE) == _ONCE:
+        return
+    elsewhere = [item for item in items if item.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.fixture

@@ -1097,3 +1097,45 @@ def test_a_configuration_that_comes_while_waiting_ends_the_wait() -> None:
     fresh.agent.reconfigure(Config(pod_cidrs=cidrs), fresh.programmers())
     fresh.settle()
     fresh.holds(WEB_4, cidrs=["10.1.0.0/16"])
+
+
+# 9. The sentence for an operator
+
+
+def test_the_sentence_tells_the_way_to_the_first_sync() -> None:
+    fresh = Node()
+    assert fresh.agent.sentence() == "Waiting: the API server has not told everything yet"
+    fresh.agent.take(Trouble(SERVICES, AWAY))
+    assert fresh.agent.sentence() == (
+        "Waiting: API server https://10.0.0.1:6443: cannot be reached: Connection refused"
+    )
+    fresh.agent.take(Recovered(SERVICES))
+    fresh.list_services(web(EXTERNAL_4, EXTERNAL_6), other())
+    fresh.list_node(node())
+    fresh.settle()
+    assert fresh.agent.sentence().startswith(
+        "Waiting, and leaving all rules as they are: Node worker-1 has no pod CIDR yet"
+    )
+    fresh.put_node(node(*POD_CIDRS))
+    assert fresh.agent.sentence() == "Writing changes to the kernel"
+    fresh.settle()
+    assert fresh.agent.sentence() == "In sync; Services with rules: 2 in IPv4, 1 in IPv6"
+
+
+def test_the_sentence_tells_what_is_wrong_now_and_not_what_was() -> None:
+    started = running(web(EXTERNAL_4))
+    in_sync = started.agent.sentence()
+    started.agent.take(Trouble(NODES, AWAY))
+    assert started.agent.sentence() == f"{in_sync}; not following changes: {AWAY}"
+    started.agent.take(Recovered(NODES))
+    assert started.agent.sentence() == in_sync
+    started.tables[IPV4].broken = BUSY
+    started.put(other())
+    started.settle()
+    assert started.agent.sentence() == (f"Cannot program the kernel, trying again: IPv4: {BUSY}")
+    started.tables[IPV4].broken = None
+    started.pass_time(20)
+    assert started.agent.sentence() == "In sync; Services with rules: 2 in IPv4"
+    started.delete("web", "other")
+    started.settle()
+    assert started.agent.sentence() == "In sync; Services with rules: none"

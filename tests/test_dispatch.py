@@ -115,6 +115,7 @@ def test_every_chain_but_the_two_is_jumped_to_once() -> None:
 # 2. What becomes of packets
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_no_packet_walks_more_than_64_rules_at_50000_services(name: str) -> None:
     """To a sample of all Services, and to the addresses beside them."""

@@ -25,8 +25,10 @@ from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.config import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api, ApiError
+from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
+from ipvs_node_agent.systemd import ServiceManager
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.faketable import FakeTable
@@ -51,7 +53,11 @@ class StandInKernel:
     cleaned: list[str]
 
     def __init__(
-        self, options: IptablesOptions, names: frozenset[str], backend: str = "nft"
+        self,
+        launcher: Launcher,
+        options: IptablesOptions,
+        names: frozenset[str],
+        backend: str = "nft",
     ) -> None:
         self._names = names
         self.backend = backend
@@ -100,6 +106,22 @@ def server() -> Iterator[ApiServer]:
         yield running
 
 
+class Told(ServiceManager):
+    """A service manager that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.messages: list[str] = []
+
+    def _send(self, state: str) -> None:
+        self.messages.append(state)
+
+    @property
+    def sentences(self) -> list[str]:
+        """Each sentence about the state, in order."""
+        return [m[len("STATUS=") :] for m in self.messages if m.startswith("STATUS=")]
+
+
 class Setting:
     """A configuration, and the agent run with it."""
 
@@ -107,7 +129,7 @@ class Setting:
         self.directory = directory
         self.path = directory / "config.yaml"
         self.kubeconfig = directory / "kubelet.conf"
-        self.ready = 0
+        self.told = Told()
         self._values: dict[str, Any] = {
             "kubeconfig": str(self.kubeconfig),
             "nodeName": "worker-1",
@@ -125,11 +147,13 @@ class Setting:
     def connect(self, server: ApiServer) -> None:
         plain_kubeconfig(self.kubeconfig, server.url, "worker-1")
 
-    def _say_ready(self) -> None:
-        self.ready += 1
+    @property
+    def ready(self) -> int:
+        """How often it said to be ready."""
+        return self.told.messages.count("READY=1")
 
     def run(self) -> None:
-        run.run(self.path, self._say_ready)
+        run.run(self.path, self.told)
 
     def run_while(
         self,
@@ -310,7 +334,7 @@ def test_an_agent_without_a_server_can_be_stopped(
 def test_a_second_agent_on_the_node_is_refused(setting: Setting, kernel: Kernel) -> None:
     def script() -> None:
         with pytest.raises(RefusedError, match="already running"):
-            run.run(setting.path)
+            run.run(setting.path, Told())
 
     setting.run_while(script)
 
@@ -369,7 +393,9 @@ def test_another_configuration_is_put_to_work(
         eventually(lambda: said(caplog, "read the configuration again"))
 
     setting.run_while(script)
-    assert setting.ready == 1
+    # Once at first, and once at the reload's end.
+    assert setting.ready == 2
+    assert len([m for m in setting.told.messages if m.startswith("RELOADING=1\n")]) == 1
 
 
 def test_chains_by_other_names_replace_the_old_ones(setting: Setting, kernel: Kernel) -> None:

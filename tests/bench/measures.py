@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -60,7 +58,7 @@ class Scale:
 
 FULL = Scale(
     services=10_000,
-    split=(100, 1_000, 10_000, 50_000),
+    split=(1, 100, 1_000, 10_000, 50_000),
     flat=(100, 1_000, 10_000),
     changes=60,
     burst=1_000,
@@ -68,8 +66,8 @@ FULL = Scale(
     many_changes=10_000,
     idle_seconds=10,
     prior_art=1_000,
-    connections=30_000,
-    rounds=5,
+    connections=10_000,
+    rounds=15,
     pause=3.0,
 )
 QUICK = Scale(
@@ -108,10 +106,13 @@ def ruleset(services: dict[str, Service], family: Family, flat: bool = False) ->
 
 
 def connections(scale: Scale) -> list[Figures]:
-    """Microseconds for a new connection, with the agent's rules and with none, in turns."""
+    """Microseconds for a new connection, with the agent's rules and with none, in turns.
+
+    Of each the quickest round counts, since whatever else the machine does only makes it longer.
+    """
     found: list[Figures] = []
     sizes = [(IPV4, count, False) for count in scale.split]
-    sizes += [(IPV6, scale.services, False)]
+    sizes += [(IPV6, 1, False), (IPV6, scale.services, False)]
     sizes += [(IPV4, count, True) for count in scale.flat]
     with pinned():
         for backend in BACKENDS:
@@ -136,7 +137,7 @@ def _connection(scale: Scale, backend: str, family: Family, count: int, flat: bo
         name: trace(wanted.chains, "IPVS_PREROUTING", Packet(source, target)).walked
         for name, target in targets.items()
     }
-    number = scale.connections // 20 if flat and count >= 1000 else scale.connections
+    number = scale.connections // 10 if flat and count >= 1000 else scale.connections
     times: dict[str, list[float]] = {"no rules": [], **{name: [] for name in targets}}
     with wire() as without, wire() as ruled:
         for each in (without, ruled):
@@ -146,7 +147,7 @@ def _connection(scale: Scale, backend: str, family: Family, count: int, flat: bo
             times["no rules"].append(without.cost(targets["last"], number))
             for name, target in targets.items():
                 times[name].append(ruled.cost(target, number))
-    figures = {name: statistics.median(values) for name, values in times.items()}
+    figures = {name: min(values) for name, values in times.items()}
     return {
         "backend": backend,
         "family": family.name,
@@ -312,7 +313,8 @@ def _single_changes(bed: BenchBed, services: dict[str, Service], count: int) -> 
         ours.append(latencies(lines)[new.key])
         chains.append(max(write.chains for write in writes(lines)))
         if commits is not None:
-            seen.append(((commits.after(began) or math.inf) - began) * 1000)
+            # The agent may be quicker to say it than the other listener.
+            seen.append((eventually(partial(commits.after, began), "a commit") - began) * 1000)
     return {
         "changes": count,
         "p50_ms": percentile(ours, 0.5),

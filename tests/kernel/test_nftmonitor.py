@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ipvs_node_agent import nftmonitor
 from ipvs_node_agent.addresses import IPV4, IPV6
 from ipvs_node_agent.config import IptablesOptions
-from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable
+from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable, launch
 from ipvs_node_agent.ruleset import owner
 from tests.support.netns import Namespace
-from tests.support.tables import add_mark_masq, restore
+from tests.support.tables import add_mark_masq, restore, saved
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -31,7 +35,7 @@ def table(namespace: Namespace) -> Iterator[KernelTable]:
     """A table that was just read, with chains of ours and of kube-proxy in it."""
     add_mark_masq(namespace, IPV4, NFT)
     with namespace.enter():
-        made = KernelTable(IPV4, NFT, IptablesOptions(), owns)
+        made = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns)
         made.restore(OURS)
         made.save()
         yield made
@@ -113,7 +117,7 @@ def test_more_than_can_be_told_counts_as_a_change(
     monkeypatch.setattr(nftmonitor, "_BUFFER", 1 << 16)
     add_mark_masq(namespace, IPV4, NFT)
     with namespace.enter():
-        table = KernelTable(IPV4, NFT, IptablesOptions(), owns)
+        table = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns)
         table.save()
     rules = "".join(
         f"-A KUBE-MARK-MASQ -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(20000)
@@ -134,8 +138,49 @@ def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
 
 def test_nobody_tells_about_a_legacy_table(namespace: Namespace) -> None:
     with namespace.enter():
-        table = KernelTable(IPV4, LEGACY, IptablesOptions(), owns)
+        table = KernelTable(launch(), IPV4, LEGACY, IptablesOptions(), owns)
         assert table.touched() is None
         table.restore(OURS)
         table.save()
         assert table.touched() is None
+
+
+def busy_rules(count: int) -> str:
+    """Input that fills our second chain, so that freeing its rules later takes a while."""
+    rules = "".join(
+        f"-A IPVS_OUTPUT-0a000000/8 -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(count)
+    )
+    return f"*nat\n:IPVS_OUTPUT-0a000000/8 - [0:0]\n{rules}COMMIT\n"
+
+
+def descendants(process: int | str = "self") -> set[int]:
+    """The processes that this one started, and those that they did."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    found = {int(number) for each in lists for number in each.read_text().split()}
+    return found.union(*map(descendants, found))
+
+
+def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: Namespace) -> None:
+    """Its process goes on for a while, since it waits for the old rules to be freed."""
+    before = descendants()
+
+    def still_running_when_done() -> bool:
+        table.restore(busy_rules(8000))
+        return bool(descendants() - before)
+
+    eventually(still_running_when_done)
+    assert len(saved(namespace, IPV4, NFT)) > 8000
+    assert table.touched() is False
+    assert descendants() <= before
+
+
+def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> None:
+    before = descendants()
+
+    def killed_at_its_end() -> bool:
+        table.restore(busy_rules(8000))
+        for number in descendants() - before:
+            os.kill(number, signal.SIGKILL)
+        return table.touched() is True
+
+    eventually(killed_at_its_end)

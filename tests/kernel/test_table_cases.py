@@ -10,7 +10,7 @@ import pytest
 
 from ipvs_node_agent.addresses import FAMILIES, Family
 from ipvs_node_agent.config import IptablesOptions
-from ipvs_node_agent.iptables import BACKENDS, KernelTable, Table, TableError
+from ipvs_node_agent.iptables import BACKENDS, KernelTable, Table, TableError, launch
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace
 
@@ -88,7 +88,7 @@ def test_the_fake_table(case: Case, family: Family) -> None:
 @every_case
 def test_the_kernels_table(case: Case, family: Family, backend: str, namespace: Namespace) -> None:
     with namespace.enter():
-        play(case, KernelTable(family, backend, IptablesOptions()), family)
+        play(case, KernelTable(launch(), family, backend, IptablesOptions()), family)
 
 
 def test_the_fake_table_fails_once_when_told_to() -> None:

@@ -29,6 +29,8 @@ class AgentProcess:
         self.runtime = directory / "run"
         # Further arguments of `run`.
         self.options: list[str] = []
+        # What else its environment has.
+        self.variables: dict[str, str] = {}
         self.configure(settings)
         self._process: subprocess.Popen[Any] | None = None
 
@@ -44,7 +46,8 @@ class AgentProcess:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of the agent's commands."""
-        return {**os.environ, "RUNTIME_DIRECTORY": str(self.runtime), "PYTHONPATH": str(REPOSITORY)}
+        own = {"RUNTIME_DIRECTORY": str(self.runtime), "PYTHONPATH": str(REPOSITORY)}
+        return {**os.environ, **own, **self.variables}
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs one of the agent's commands to its end, inside the namespace."""

@@ -1,0 +1,103 @@
+"""What the service manager is told, by sd_notify(3): readiness, a sentence, and signs of life.
+
+It is a datagram to a socket that the environment names, so there is no dependency on
+python3-systemd, which PyPI only has as source. Where nobody started the agent so, nobody is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Callable
+
+from ipvs_node_agent.errors import one_line
+
+log = logging.getLogger(__name__)
+
+# How long the agent may be silent where the unit has no WatchdogSec; it counts before readiness.
+_SILENCE = 120.0
+# Signs of life in that time: one may be late, and another lost.
+_SIGNS = 4
+# The manager reads its socket whenever it can; if it is stuck, the agent must not be.
+_SEND_TIMEOUT = 5.0
+
+
+class ServiceManager:
+    """The service manager that `environment` names; its variables are taken out of there.
+
+    Otherwise the agent's own children could speak for it.
+    """
+
+    def __init__(
+        self,
+        environment: MutableMapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        address = environment.pop("NOTIFY_SOCKET", "")
+        limit = environment.pop("WATCHDOG_USEC", "")
+        meant_for = environment.pop("WATCHDOG_PID", "") or str(os.getpid())
+        # A leading @ stands for a name outside of the file system (unix(7)).
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._watched = limit.isdigit() and int(limit) > 0 and meant_for == str(os.getpid())
+        self._silence = int(limit) / 1e6 if self._watched else _SILENCE
+        self._clock = clock
+        self._next_sign = -self._silence
+        self._ready = False
+        self._status = ""
+
+    def ready(self) -> None:
+        """The service has started."""
+        self._ready = True
+        self._send("READY=1")
+        self._next_sign = -self._silence
+        self.alive()
+
+    def status(self, sentence: str) -> None:
+        """What `systemctl status` shows; sent only where it is news."""
+        if sentence != self._status:
+            self._status = sentence
+            self._send(f"STATUS={one_line(sentence)}")
+
+    def alive(self) -> None:
+        """The main loop goes round; to be called as often as one likes.
+
+        Before readiness there is no watchdog, but a time limit for the start, which is extended.
+        """
+        now = self._clock()
+        if now < self._next_sign:
+            return
+        self._next_sign = now + self._silence / _SIGNS
+        if not self._ready:
+            self._send(f"EXTEND_TIMEOUT_USEC={self._silence * 1e6:.0f}")
+        elif self._watched:
+            self._send("WATCHDOG=1")
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """The configuration is read again meanwhile. To say so ends readiness, if there is any."""
+        if not self._ready:
+            yield
+            return
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            yield
+        finally:
+            self._send("READY=1")
+
+    def stopping(self) -> None:
+        """The service is about to end."""
+        self._send("STOPPING=1")
+
+    def _send(self, state: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.settimeout(_SEND_TIMEOUT)
+                sender.sendto(state.encode("utf-8", "replace"), self._address)
+        except (OSError, ValueError) as error:
+            log.warning("cannot tell the service manager %s: %s", state.partition("=")[0], error)

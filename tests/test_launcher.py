@@ -1,0 +1,128 @@
+"""Commands are started by a process of its own, and how they end is told, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from ipvs_node_agent.launcher import End, Launcher, LaunchError, Running
+from tests.support.waiting import eventually
+
+FOR_LONG = 60.0
+
+
+def memory_file() -> BinaryIO:
+    return open(os.memfd_create("stream"), "w+b", buffering=0)
+
+
+class Shell:
+    """Runs scripts by a launcher, with files as their standard streams."""
+
+    def __init__(self, launcher: Launcher, files: ExitStack) -> None:
+        self.launcher = launcher
+        self.streams = [files.enter_context(memory_file()) for _ in range(3)]
+
+    def start(self, script: str, limit: float = FOR_LONG) -> Running:
+        return self.launcher.start(["/bin/sh", "-c", script], limit, self.streams)
+
+    def run(self, script: str) -> End:
+        return self.start(script).end()
+
+    def printed(self, stream: int = 1) -> bytes:
+        self.streams[stream].seek(0)
+        return self.streams[stream].read()
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    launcher = Launcher({**os.environ, "TOLD": "by the launcher"})
+    with ExitStack() as files:
+        files.callback(launcher.close)
+        yield Shell(launcher, files)
+
+
+def children(process: int | str = "self") -> set[int]:
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(number) for each in lists for number in each.read_text().split()}
+
+
+def test_a_command_has_the_streams_and_the_environment(shell: Shell) -> None:
+    shell.streams[0].write(b"given\n")
+    shell.streams[0].seek(0)
+    assert shell.run('read line; echo "$line $TOLD"; echo complaint >&2') == End(0, False)
+    assert shell.printed() == b"given by the launcher\n"
+    assert shell.printed(2) == b"complaint\n"
+
+
+def test_arguments_pass_no_shell(shell: Shell) -> None:
+    odd = ["$(id)", "a b", "'", "*", "", "-x", "\n", "\N{SNOWMAN}"]
+    shell.launcher.start(["/usr/bin/printf", "%s|", *odd], FOR_LONG, shell.streams).end()
+    assert shell.printed().decode() == "".join(f"{each}|" for each in odd)
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 1", 1), ("exit 255", 255), ("kill -9 $$", -signal.SIGKILL)]
+)
+def test_how_it_ended_is_told(script: str, status: int, shell: Shell) -> None:
+    assert shell.run(script) == End(status, False)
+
+
+def test_the_process_id_is_the_commands_own(shell: Shell) -> None:
+    running = shell.start("echo $$")
+    assert running.end().status == 0
+    assert int(shell.printed()) == running.process
+
+
+def test_what_takes_too_long_is_killed(shell: Shell) -> None:
+    assert shell.start("exec sleep 60", limit=0.2).end() == End(-signal.SIGKILL, True)
+    assert shell.run("true") == End(0, False)
+
+
+def test_what_cannot_be_started_says_why(shell: Shell, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o700)
+    with pytest.raises(LaunchError, match="No such file"):
+        shell.launcher.start([str(script)], FOR_LONG, shell.streams)
+    assert shell.run("true") == End(0, False)
+
+
+def test_one_starts_after_the_other_has_ended(shell: Shell) -> None:
+    first = shell.start("sleep 0.2; echo first; exit 3")
+    second = shell.start("echo second")
+    assert first.end() == End(3, False)
+    assert second.end() == End(0, False)
+    assert shell.printed() == b"first\nsecond\n"
+    # It is told as often as somebody asks.
+    assert first.end() == End(3, False)
+
+
+def test_where_its_process_dies_that_is_told_and_another_one_goes_on(shell: Shell) -> None:
+    before = children()
+    running = shell.start("exec sleep 60")
+    (process,) = children() - before
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(LaunchError, match="has ended"):
+        running.end()
+    os.kill(running.process, signal.SIGKILL)
+    assert shell.run("true") == End(0, False)
+    # Between commands nobody notices at all.
+    (process,) = children() - before
+    os.kill(process, signal.SIGKILL)
+    eventually(lambda: ") Z " in Path(f"/proc/{process}/stat").read_text(), "its end")
+    assert shell.run("true") == End(0, False)
+
+
+def test_it_ends_with_the_agent(shell: Shell) -> None:
+    before = children()
+    shell.run("true")
+    (process,) = children() - before
+    shell.launcher.close()
+    assert not Path(f"/proc/{process}").exists()
+    assert children() == before

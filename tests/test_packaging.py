@@ -1,0 +1,228 @@
+"""What the package is made of: versions, conffiles, man pages, completion and the unit.
+
+What a package manager and systemd make of it is tests/packaging's and tests/node's business.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipvs_node_agent import __version__, cli, config
+
+REPOSITORY = Path(__file__).parents[1]
+PLACES = ("ipvs_node_agent/__init__.py", "CHANGELOG.md", "debian/changelog")
+MAN = REPOSITORY / "packaging" / "man"
+
+
+# 1. Versions
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The files that say a version, and what checks them, to be changed."""
+    for name in (*PLACES, "packaging/check-versions"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    return tmp_path
+
+
+def check_versions(tree: Path) -> tuple[int, str]:
+    command = ["python3", str(tree / "packaging" / "check-versions")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_all_versions_agree() -> None:
+    assert check_versions(REPOSITORY) == (0, "")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_version_that_differs_is_one_line_and_fails_the_build(place: str, tree: Path) -> None:
+    path = tree / place
+    path.write_text(path.read_text().replace(__version__, "9.9.9", 1))
+    status, said = check_versions(tree)
+    assert status == 1
+    assert said.count("\n") == 1
+    assert f"9.9.9 in {place}" in said
+    assert "check-versions" in (REPOSITORY / "debian" / "rules").read_text()
+
+
+@pytest.mark.parametrize("suffix", ["+test1", "~bpo12+1"])
+def test_a_package_built_anew_may_have_a_suffix(suffix: str, tree: Path) -> None:
+    path = tree / "debian" / "changelog"
+    path.write_text(path.read_text().replace(")", f"{suffix})", 1))
+    assert check_versions(tree) == (0, "")
+
+
+def test_setup_takes_the_codes_version() -> None:
+    assert "version=VERSION[1]" in (REPOSITORY / "setup.py").read_text()
+
+
+# 2. What the command line offers, as it knows itself
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, and under "" what comes before it."""
+    main = vars(cli)["_parser"]()
+    found = {"": main}
+    for action in main._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(action.choices)
+    return found
+
+
+def options(command: str) -> list[str]:
+    """The options of a command, short and long."""
+    return [option for action in parsers()[command]._actions for option in action.option_strings]
+
+
+def keys(readers: object = None, prefix: str = "") -> Iterator[str]:
+    """Every key of the configuration with its section."""
+    shown = (REPOSITORY / "packaging" / "config.yaml").read_text()
+    section = ""
+    for line in shown.splitlines():
+        match = re.fullmatch(r"#(  )?(\w+):.*", line)
+        if match and match[1]:
+            yield f"{section}.{match[2]}"
+        elif match:
+            section = match[2]
+            if section not in ("chains", "services", "iptables"):
+                yield section
+
+
+# 3. Man pages
+
+
+def page(name: str) -> str:
+    """A man page as one reads it."""
+    formatted = subprocess.run(
+        ["groff", "-man", "-Tascii", "-P-cbou", str(MAN / name)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return formatted.stdout
+
+
+@pytest.mark.parametrize("name", ["ipvs-node-agent.8", "ipvs-node-agent.yaml.5"])
+def test_groff_has_nothing_to_say_about_a_page(name: str) -> None:
+    command = ["groff", "-man", "-ww", "-z", "-Tutf8", str(MAN / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_page_has_every_command_and_option() -> None:
+    text = page("ipvs-node-agent.8")
+    for command in parsers():
+        if command:
+            assert re.search(rf"^ +ipvs-node-agent .*\b{command}\b", text, re.MULTILINE)
+            assert re.search(rf"^ {{7}}{command}\b", text, re.MULTILINE), command
+        for option in options(command):
+            assert re.search(rf"^ {{7}}(-\w, )?{option}\b", text, re.MULTILINE), option
+
+
+def test_the_page_has_every_exit_status() -> None:
+    text = page("ipvs-node-agent.8").partition("EXIT STATUS")[2]
+    for status in (cli.OK, cli.PENDING, 2, 3, cli.INTERNAL_ERROR):
+        assert re.search(rf"^ {{7}}{status}\b", text, re.MULTILINE), status
+
+
+def test_the_page_has_every_key_with_its_default() -> None:
+    text = " ".join(page("ipvs-node-agent.yaml.5").split())
+    shown = (REPOSITORY / "packaging" / "config.yaml").read_text()
+    names = list(keys())
+    assert len(names) == 16
+    assert {name.partition(".")[0] for name in names} == set(vars(config)["_KEYS"])
+    for name in names:
+        (default,) = re.findall(rf"^#\s*{name.rpartition('.')[2]}: (.+)$", shown, re.MULTILINE)
+        assert f"{name} (default {default})" in text
+
+
+# 4. Completion
+
+
+def completions(*words: str, directory: Path = REPOSITORY) -> list[str]:
+    """What bash completes the last of `words` to, after ipvs-node-agent."""
+    line = " ".join(("ipvs-node-agent", *words))
+    script = f"""
+        . /usr/share/bash-completion/bash_completion
+        . {REPOSITORY}/packaging/bash-completion/ipvs-node-agent
+        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=(ipvs-node-agent {" ".join(words)!s})
+        [ "${{COMP_LINE: -1}}" != " " ] || COMP_WORDS+=("")
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9 COMP_KEY=9
+        _ipvs_node_agent ipvs-node-agent
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=directory,
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture
+def bash_completion() -> None:
+    if not Path("/usr/share/bash-completion/bash_completion").exists():
+        pytest.skip("the bash-completion package is not installed; packaging/deb-test installs it")
+
+
+@pytest.mark.usefixtures("bash_completion")
+def test_commands_and_their_options_are_completed() -> None:
+    for command in parsers():
+        wanted = {option for option in options(command) if option.startswith("--")}
+        words = [command] if command else []
+        assert set(completions(*words, "--")) == wanted, command
+    commands = {command for command in parsers() if command}
+    assert {word for word in completions("") if not word.startswith("-")} == commands
+    assert completions("ren") == ["render"]
+    assert completions("--log-level", "debug", "ren") == ["render"]
+
+
+@pytest.mark.usefixtures("bash_completion")
+def test_values_are_completed(tmp_path: Path) -> None:
+    (tmp_path / "services.yaml").touch()
+    assert completions("--log-level", "") == ["debug", "info", "warning", "error"]
+    assert completions("render", "--family", "IPv") == ["IPv4", "IPv6"]
+    for words in (["--config"], ["render", "-f"], ["render", "--file"], ["render", "--node"]):
+        assert completions(*words, "ser", directory=tmp_path) == ["services.yaml"]
+
+
+# 5. The unit
+
+
+def unit() -> configparser.RawConfigParser:
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(REPOSITORY / "systemd" / "ipvs-node-agent.service")
+    return parser
+
+
+def test_the_watchdog_waits_for_longer_than_any_command_may_take() -> None:
+    from ipvs_node_agent import iptables
+    from ipvs_node_agent.systemd import _SILENCE
+
+    longest = vars(iptables)["_TIME_LIMIT"] + 60  # lockWaitSeconds' upper bound
+    assert unit()["Service"]["WatchdogSec"] == "2min"
+    # A sign of life may be as late as a quarter of the time before the command began.
+    assert longest <= _SILENCE * 3 / 4
+
+
+def test_conffiles_hold_no_setting() -> None:
+    for name in ("packaging/config.yaml", "debian/ipvs-node-agent.default"):
+        lines = (REPOSITORY / name).read_text().splitlines()
+        settings = [line for line in lines if line and not line.startswith("#")]
+        assert settings in ([], ["IPVS_NODE_AGENT_ARGS="])
