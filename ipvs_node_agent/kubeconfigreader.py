@@ -12,20 +12,15 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ipvs_node_agent import ownprocess
 from ipvs_node_agent.errors import RefusedError
 
 # An exec plugin may ask some server for a token.
 _TIME_LIMIT = 60
-# Isolated, so that neither variables nor the working directory bring in other code than ours.
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    " from ipvs_node_agent import kubeconfigreader; kubeconfigreader.main(sys.argv[2])"
-)
 _PLUGIN_KEYS = ("exec", "auth-provider")
 
 
@@ -65,10 +60,9 @@ def read(path: Path) -> Settings:
         path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
-    command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), os.path.abspath(path)]
     try:
         done = subprocess.run(  # noqa: S603  (no shell, and nothing from outside but a path)
-            command,
+            ownprocess.command("kubeconfigreader", os.path.abspath(path)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

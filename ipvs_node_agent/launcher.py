@@ -15,17 +15,13 @@ import json
 import select
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO, Callable, NamedTuple
 
-# Isolated, so that neither variables nor the working directory bring in other code than ours.
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    " from ipvs_node_agent import launcher; launcher.main(int(sys.argv[2]))"
-)
+from ipvs_node_agent import ownprocess
+
 _MESSAGE = 1 << 16
 _STREAMS = 3
 
@@ -51,10 +47,9 @@ class _Server:
         self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             number = its.fileno()
-            command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), str(number)]
             try:
                 self._process = subprocess.Popen(  # noqa: S603  (nothing from outside is in it)
-                    command,
+                    ownprocess.command("launcher", str(number)),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -163,9 +158,9 @@ class Launcher:
             self._server = None
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: str) -> None:
     """Runs what comes over the socket `descriptor`, until its other end is closed."""
-    with socket.socket(fileno=descriptor) as peer:
+    with socket.socket(fileno=int(descriptor)) as peer:
         while True:
             request, numbers, _, _ = socket.recv_fds(peer, _MESSAGE, _STREAMS)
             if not request:

@@ -103,6 +103,7 @@ def test_a_reader_that_dies_is_an_error_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / "kubelet.conf").touch()
     with pytest.raises(RefusedError, match="its reader ended with status 1"):
         read(tmp_path / "kubelet.conf")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import BinaryIO
 
 import pytest
 
+import ipvs_node_agent
 from ipvs_node_agent.launcher import End, Launcher, LaunchError, Running
 from tests.support.waiting import eventually
 
@@ -126,3 +130,16 @@ def test_it_ends_with_the_agent(shell: Shell) -> None:
     shell.launcher.close()
     assert not Path(f"/proc/{process}").exists()
     assert children() == before
+
+
+def test_it_leaves_no_bytecode_where_that_is_not_wanted(tmp_path: Path) -> None:
+    """prerm calls `cleanup` while the package is being removed."""
+    package = Path(ipvs_node_agent.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import os; from ipvs_node_agent.launcher import Launcher; null = open(os.devnull, 'r+b');"
+        "Launcher(os.environ).start(['/bin/true'], 9, [null] * 3).end()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert not [*tmp_path.rglob("*.pyc")]

@@ -99,7 +99,7 @@ def test_the_watchdog_hears_four_signs_in_its_time_from_readiness_on(told: Notif
 def test_a_watchdog_that_is_not_ours_is_left_alone(
     variables: dict[str, str], told: NotifySocket
 ) -> None:
-    it = manager(told, **variables)
+    it = ServiceManager({"NOTIFY_SOCKET": told.name, **variables})
     it.ready()
     it.alive()
     assert told.messages() == ["READY=1"]

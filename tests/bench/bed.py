@@ -65,9 +65,9 @@ class Commits:
             if any(kind == self._NEWGEN for kind, _, _ in messages(data)):
                 self._times.append(now)
 
-    def after(self, moment: float) -> float | None:
-        """The time of the first change after `moment`, if there was one."""
-        return next((when for when in list(self._times) if when > moment), None)
+    def after(self, moment: float) -> float:
+        """The time of the first change after `moment`, which others may hear earlier."""
+        return eventually(lambda: [t for t in list(self._times) if t > moment], "a commit")[0]
 
 
 class BenchBed:
