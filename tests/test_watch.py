@@ -582,7 +582,7 @@ def test_a_list_that_breaks_off_tells_nothing(server: ApiServer, follow: Follow)
         put(server, f"web-{index}")
     server.truncate_lists()
     following = follow()
-    following.wait_for(lambda: len(following.of(Trouble)) == 3)
+    following.wait_for(lambda: len(following.of(Trouble)) >= 3)
     assert not following.news
     server.heal()
     following.wait_for(lambda: following.news)
@@ -598,7 +598,7 @@ def test_a_list_that_breaks_off_later_leaves_what_is_known(
     server.truncate_lists()
     server.compact()
     server.close_watches()
-    following.wait_for(lambda: len(following.of(Trouble)) == 3)
+    following.wait_for(lambda: len(following.of(Trouble)) >= 3)
     assert following.names == {"web"}
     delete(server)
     put(server, "other")
@@ -613,7 +613,7 @@ def test_a_server_that_comes_late_is_waited_for(server: ApiServer, follow: Follo
     put(server)
     server.stop()
     following = follow()
-    following.wait_for(lambda: len(following.of(Trouble)) == 3)
+    following.wait_for(lambda: len(following.of(Trouble)) >= 3)
     assert {type(e) for e in following.events} == {Trouble}
     assert str(following.events[0].error).endswith("Connection refused")  # type: ignore[union-attr]
     server.start()
@@ -661,7 +661,7 @@ def test_a_version_that_is_refused_again_and_again_is_given_up_for_a_list(
     """As after a restore of etcd from a backup: the version is from a future that never came."""
     server.fail(status, "watch", times=4)
     follow()
-    server.wait_for(lambda: count(server, "list") == 2, timeout=3)
+    server.wait_for(lambda: count(server, "list") == 2)
 
 
 def test_an_error_event_again_and_again_is_given_up_for_a_list(
@@ -671,7 +671,7 @@ def test_an_error_event_again_and_again_is_given_up_for_a_list(
     for times in range(1, 4):
         watched_again(server, times)
         server.send_raw(event("ERROR", {"kind": "Status", "code": 500}))
-    server.wait_for(lambda: count(server, "list") == 2, timeout=3)
+    server.wait_for(lambda: count(server, "list") == 2)
 
 
 def test_a_server_that_hangs_is_given_up(
@@ -710,7 +710,7 @@ def test_credentials_that_are_not_there_are_trouble_and_waited_for(
     put(server)
     resource = Resource("services", SERVICES.path, "Service", read_service, selector)
     following = follow(resource)
-    following.wait_for(lambda: len(following.of(Trouble)) == 3)
+    following.wait_for(lambda: len(following.of(Trouble)) >= 3)
     assert not server.requests
     there.set()
     following.knows("web")
