@@ -67,25 +67,28 @@ class Api:
 
         Connections made with the old ones are then closed, as a revoked or expired certificate
         must not live on in them. Files that cannot be loaded leave the old credentials in use.
+        To be called by one thread only.
         """
         files = fingerprint(self._path)
+        if files == self._files:
+            self._failed = None
+            return False
+        try:
+            # Requests go on meanwhile.
+            new = self._loaded()
+        except AgentError as error:
+            # A rotation removes the file before it renames the next one into place: the state is
+            # looked at again next time, and said only if it lasts.
+            lasts = self._failed is not None and str(error) == str(self._failed)
+            if lasts and self._credentials is not None:
+                log.warning("the credentials changed and cannot be read, going on: %s", error)
+            if lasts:
+                self._files = files
+            self._failed = error
+            return False
+        self._files, self._failed = files, None
         with self._lock:
-            if files == self._files:
-                self._failed = None
-                return False
-            try:
-                self._credentials, old = self._loaded(), self._credentials
-            except AgentError as error:
-                # A rotation removes the file before it renames the next one into place: the state
-                # is looked at again next time, and said only if it lasts.
-                lasts = self._failed is not None and str(error) == str(self._failed)
-                if lasts and self._credentials is not None:
-                    log.warning("the credentials changed and cannot be read, going on: %s", error)
-                if lasts:
-                    self._files = files
-                self._failed = error
-                return False
-            self._files, self._failed = files, None
+            self._credentials, old = new, self._credentials
         log.info("read the credentials in %s again, since they changed", self._path)
         self._close_connections()
         if old is not None:

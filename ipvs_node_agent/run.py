@@ -1,7 +1,8 @@
 """`ipvs-node-agent run`: threads, signals and the main loop around the agent's mind.
 
-One thread for each resource follows the API server and puts events into a queue; the main thread
-takes them out, and is the only one that touches the agent and the kernel.
+One thread for each resource follows the API server and puts events into a queue, and one more the
+credentials' files; the main thread takes the events out, and is the only one that touches the agent
+and the kernel.
 """
 
 from __future__ import annotations
@@ -121,8 +122,10 @@ class _Following:
             Follower(self.api, resource, self._emit, self._stopped)
             for resource in resources(self.api, config)
         ]
-        for follower in self._followers:
-            threading.Thread(target=self._follow, args=(follower,), daemon=True).start()
+        # Set when the credentials' files are to be looked at.
+        self._look = threading.Event()
+        for job in (self._follow_files, *(follower.run for follower in self._followers)):
+            threading.Thread(target=self._do, args=(job,), daemon=True).start()
 
     def _emit(self, event: Event) -> None:
         # The next set of threads tells everything anew.
@@ -138,20 +141,29 @@ class _Following:
             if follower.name != but:
                 follower.hurry()
 
-    def _follow(self, follower: Follower) -> None:
+    def _do(self, job: Callable[[], None]) -> None:
         try:
-            follower.run()
+            job()
         except BaseException as error:  # A bug must end the process, not just its thread.
             self._put(_Crash(error))
 
     def refresh(self) -> None:
-        """Follows the credentials' files."""
-        if self.api.refresh():
-            self._hurry()
+        """Has the credentials' files looked at; does not wait, as reading them takes its time."""
+        self._look.set()
+
+    def _follow_files(self) -> None:
+        while True:
+            self._look.wait()
+            self._look.clear()
+            if self._stopped.is_set():
+                return
+            if self.api.refresh():
+                self._hurry()
 
     def stop(self) -> None:
         """Lets the threads end; nothing of theirs arrives any more."""
         self._stopped.set()
+        self._look.set()
         self.api.close()
         self._hurry()
 
