@@ -1,8 +1,8 @@
 """`ipvs-node-agent run`: threads, signals and the main loop around the agent's mind.
 
-One thread for each resource follows the API server and puts events into a queue, and one more the
-credentials' files; the main thread takes the events out, and is the only one that touches the agent
-and the kernel.
+One thread for each resource follows the API server and puts events into a queue, and one follows
+the credentials' files; the main thread takes the events out, and is the only one that touches the
+agent and the kernel. It waits for nothing else, so that a watchdog can tell whether it hangs.
 """
 
 from __future__ import annotations
@@ -122,10 +122,8 @@ class _Following:
             Follower(self.api, resource, self._emit, self._stopped)
             for resource in resources(self.api, config)
         ]
-        # Set when the credentials' files are to be looked at.
-        self._look = threading.Event()
-        for job in (self._follow_files, *(follower.run for follower in self._followers)):
-            threading.Thread(target=self._do, args=(job,), daemon=True).start()
+        for run in (self._refresh, *(follower.run for follower in self._followers)):
+            threading.Thread(target=self._until_it_ends, args=(run,), daemon=True).start()
 
     def _emit(self, event: Event) -> None:
         # The next set of threads tells everything anew.
@@ -141,29 +139,21 @@ class _Following:
             if follower.name != but:
                 follower.hurry()
 
-    def _do(self, job: Callable[[], None]) -> None:
+    def _until_it_ends(self, run: Callable[[], None]) -> None:
         try:
-            job()
+            run()
         except BaseException as error:  # A bug must end the process, not just its thread.
             self._put(_Crash(error))
 
-    def refresh(self) -> None:
-        """Has the credentials' files looked at; does not wait, as reading them takes its time."""
-        self._look.set()
-
-    def _follow_files(self) -> None:
-        while True:
-            self._look.wait()
-            self._look.clear()
-            if self._stopped.is_set():
-                return
+    def _refresh(self) -> None:
+        """Follows the credentials' files. To read them may take a minute (an exec plugin)."""
+        while not self._stopped.wait(_CREDENTIALS_PERIOD):
             if self.api.refresh():
                 self._hurry()
 
     def stop(self) -> None:
         """Lets the threads end; nothing of theirs arrives any more."""
         self._stopped.set()
-        self._look.set()
         self.api.close()
         self._hurry()
 
@@ -181,7 +171,7 @@ class _Loop:
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
         self._ready = False
-        self._credentials_due = self._backend_due = 0.0
+        self._backend_due = 0.0
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -200,10 +190,11 @@ class _Loop:
         """Does what is due, and waits for what comes next; True where that is the end."""
         # Before the work as well, as that may take a while.
         self._report()
-        due = min(self._agent.tick(), self._credentials_due, self._backend_due)
+        due = min(self._agent.tick(), self._backend_due)
         if self._agent.in_sync:
             self._after_sync()
         self._report()
+        due = min(due, self._manager.sign_due)
         if self._take(max(0.0, due - time.monotonic())):
             return True
         self._look_around(time.monotonic())
@@ -235,9 +226,6 @@ class _Loop:
             return False
 
     def _look_around(self, now: float) -> None:
-        if now >= self._credentials_due:
-            self._credentials_due = now + _CREDENTIALS_PERIOD
-            self._following.refresh()
         if now >= self._backend_due:
             self._backend_due = now + _BACKEND_PERIOD
             if not self._kernel.certain and self._kernel.choose():

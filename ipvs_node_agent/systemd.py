@@ -7,6 +7,7 @@ python3-systemd, which PyPI only has as source. Where nobody started the agent s
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -45,7 +46,7 @@ class ServiceManager:
         self._watched = limit.isdigit() and int(limit) > 0 and meant_for == str(os.getpid())
         self._silence = int(limit) / 1e6 if self._watched else _SILENCE
         self._clock = clock
-        self._next_sign = -self._silence
+        self._sign_due = -math.inf
         self._ready = False
         self._status = ""
 
@@ -53,7 +54,7 @@ class ServiceManager:
         """The service has started."""
         self._ready = True
         self._send("READY=1")
-        self._next_sign = -self._silence
+        self._sign_due = -math.inf
         self.alive()
 
     def status(self, sentence: str) -> None:
@@ -62,15 +63,20 @@ class ServiceManager:
             self._status = sentence
             self._send(f"STATUS={one_line(sentence)}")
 
+    @property
+    def sign_due(self) -> float:
+        """When `alive` should be called next."""
+        return self._sign_due
+
     def alive(self) -> None:
         """The main loop goes round; to be called as often as one likes.
 
         Before readiness there is no watchdog, but a time limit for the start, which is extended.
         """
         now = self._clock()
-        if now < self._next_sign:
+        if now < self._sign_due:
             return
-        self._next_sign = now + self._silence / _SIGNS
+        self._sign_due = now + self._silence / _SIGNS
         if not self._ready:
             self._send(f"EXTEND_TIMEOUT_USEC={self._silence * 1e6:.0f}")
         elif self._watched:

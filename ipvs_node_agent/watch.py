@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.errors import AgentError, one_line
 from ipvs_node_agent.jsonlist import BrokenList, read_list
 from ipvs_node_agent.kube import Api, ApiError, Superseded, be_patient
 from ipvs_node_agent.model import UnknownObject, object_key
@@ -320,10 +320,8 @@ class Follower:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
         }
-        with (
-            self._otherwise(),
-            self._api.get(self._resource.path, parameters, doing, begin_timeout) as response,
-        ):
+        path = self._resource.path
+        with self._otherwise(), self._api.get(path, parameters, doing, begin_timeout) as response:
             self._begun = time.monotonic()
             # The server ends the watch in time; if not even that is heard, the connection is dead.
             yield response, seconds + _READ_SLACK
@@ -360,7 +358,7 @@ class Follower:
                 key = object_key(line.raw, self._resource.kind)
                 self._emit(Deleted(name, key, arrived))
             elif line.kind != "BOOKMARK":
-                raise UnknownObject(f"an event of the unknown type {line.kind!r}")
+                raise UnknownObject(f"an event of the unknown type {one_line(repr(line.kind), 60)}")
         except UnknownObject as error:
             self._skip(error)
 

@@ -90,7 +90,7 @@ def options(command: str) -> list[str]:
     return [option for action in parsers()[command]._actions for option in action.option_strings]
 
 
-def keys(readers: object = None, prefix: str = "") -> Iterator[str]:
+def keys() -> Iterator[str]:
     """Every key of the configuration with its section."""
     shown = (REPOSITORY / "packaging" / "config.yaml").read_text()
     section = ""

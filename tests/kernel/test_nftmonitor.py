@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,10 @@ def busy_rules(count: int) -> str:
 def descendants(process: int | str = "self") -> set[int]:
     """The processes that this one started, and those that they did."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
-    found = {int(number) for each in lists for number in each.read_text().split()}
+    found: set[int] = set()
+    for each in lists:
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended while being looked at
+            found |= {int(number) for number in each.read_text().split()}
     return found.union(*map(descendants, found))
 
 
@@ -180,7 +184,8 @@ def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> No
     def killed_at_its_end() -> bool:
         table.restore(busy_rules(8000))
         for number in descendants() - before:
-            os.kill(number, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         return table.touched() is True
 
     eventually(killed_at_its_end)
