@@ -8,7 +8,7 @@ RUN := tests/environments/run
 DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
 	python3-cryptography python3-aiohttp python3-trustme
 
-.PHONY: help demo deb deb-test test lint bench
+.PHONY: help demo deb deb-test test cluster-test lint bench
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -25,6 +25,9 @@ deb-test: ## Build it twice, and check it in every way that needs no machine of 
 
 test: ## Run all tests, in each of the four environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
+
+cluster-test: ## Run the agent against real API servers, of two Kubernetes versions (first builds them)
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
 
 bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute)
 	@QUICK=$(QUICK) tests/bench/run

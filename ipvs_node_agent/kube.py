@@ -18,12 +18,15 @@ from urllib.parse import urlencode
 
 import urllib3
 
+from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import AgentError, RefusedError, one_line
 from ipvs_node_agent.kubeconfig import Credentials, fingerprint, load_credentials
 
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 10.0
+_LOOK_TIMEOUT = 2.0
+_USER_AGENT = f"ipvs-node-agent/{__version__}"
 _MAX_STATUS_BYTES = 64 << 10
 
 
@@ -56,7 +59,7 @@ class Api:
         """The credentials to use now. Raises RefusedError while there are none."""
         with self._lock:
             if self._credentials is None:
-                self._credentials = load_credentials(self._path)
+                self._credentials = self._loaded()
             return self._credentials
 
     def refresh(self) -> bool:
@@ -64,30 +67,39 @@ class Api:
 
         Connections made with the old ones are then closed, as a revoked or expired certificate
         must not live on in them. Files that cannot be loaded leave the old credentials in use.
+        To be called by one thread only.
         """
         files = fingerprint(self._path)
+        if files == self._files:
+            self._failed = None
+            return False
+        try:
+            # Requests go on meanwhile.
+            new = self._loaded()
+        except AgentError as error:
+            # A rotation removes the file before it renames the next one into place: the state is
+            # looked at again next time, and said only if it lasts.
+            lasts = self._failed is not None and str(error) == str(self._failed)
+            if lasts and self._credentials is not None:
+                log.warning("the credentials changed and cannot be read, going on: %s", error)
+            if lasts:
+                self._files = files
+            self._failed = error
+            return False
+        self._files, self._failed = files, None
         with self._lock:
-            if files == self._files:
-                self._failed = None
-                return False
-            try:
-                self._credentials, old = load_credentials(self._path), self._credentials
-            except AgentError as error:
-                # A rotation removes the file before it renames the next one into place: the state
-                # is looked at again next time, and said only if it lasts.
-                lasts = self._failed is not None and str(error) == str(self._failed)
-                if lasts and self._credentials is not None:
-                    log.warning("the credentials changed and cannot be read, going on: %s", error)
-                if lasts:
-                    self._files = files
-                self._failed = error
-                return False
-            self._files, self._failed = files, None
+            self._credentials, old = new, self._credentials
         log.info("read the credentials in %s again, since they changed", self._path)
         self._close_connections()
         if old is not None:
             old.pool.clear()
         return True
+
+    def _loaded(self) -> Credentials:
+        credentials = load_credentials(self._path)
+        if credentials.warning:
+            log.warning("%s", credentials.warning)
+        return credentials
 
     @contextmanager
     def get(
@@ -95,18 +107,24 @@ class Api:
     ) -> Iterator[urllib3.HTTPResponse]:
         """The response to a GET, its body still to be streamed. Raises ApiError.
 
-        `doing` says what the request is for, such as "list services", in messages.
+        `doing` says what the request is for, such as "list services", in messages. The answer has
+        to begin within `read_timeout`, and no pause in it may be longer; see `be_patient`.
         """
         ended = self._ended
         credentials = self.credentials()
         url = f"{credentials.server}{path}" + (f"?{urlencode(parameters)}" if parameters else "")
         timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout)
         what = f"API server {credentials.server}"
+        log.debug("GET %s", url)
         try:
             response: Any = credentials.pool.request(
                 "GET",
                 url,
-                headers={"Accept": "application/json", **credentials.headers()},
+                headers={
+                    "Accept": "application/json",
+                    "User-Agent": _USER_AGENT,
+                    **credentials.headers(),
+                },
                 preload_content=False,
                 redirect=False,
                 timeout=timeout,
@@ -120,6 +138,8 @@ class Api:
         try:
             if superseded:
                 raise Superseded
+            if response.status == 401 and credentials.short_lived:
+                self._forget(credentials)
             if response.status != 200:
                 raise _refusal(what, doing, response, credentials)
             yield response
@@ -132,6 +152,21 @@ class Api:
                 self._open.discard(response)
             # Half-read, it must not serve another request with older credentials.
             response.close()
+
+    def _forget(self, credentials: Credentials) -> None:
+        """Has the program that made them asked again."""
+        with self._lock:
+            if self._credentials is credentials:
+                self._credentials = None
+
+    def answers(self) -> bool:
+        """Whether anybody takes connections where the requests go to; it is not asked anything."""
+        try:
+            address = self.credentials().address
+            socket.create_connection(address, _LOOK_TIMEOUT).close()
+        except (AgentError, OSError):
+            return False
+        return True
 
     def close(self) -> None:
         """Ends everything under way; the requests raise Superseded."""
@@ -151,6 +186,13 @@ class Api:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 except OSError:
                     pass  # It has just ended by itself.
+
+
+def be_patient(response: urllib3.HTTPResponse, seconds: float) -> None:
+    """Lets the rest of a response pause for up to `seconds`."""
+    sock = getattr(getattr(response, "connection", None), "sock", None)
+    if sock is not None:
+        sock.settimeout(seconds)
 
 
 def reason(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 import yaml
@@ -45,13 +46,17 @@ class Credentials:
     """How to reach the API server, and as whom.
 
     `user` is the CN of the client certificate, None without one; `headers` gives what to send along
-    with a request made now; `pool` opens the connections.
+    with a request made now; `pool` opens the connections, and `address` is where to. `warning` says
+    what makes them unsafe, if anything does. A program makes those that are `short_lived`.
     """
 
     server: str
     user: str | None
     headers: Callable[[], Mapping[str, str]]
     pool: urllib3.PoolManager
+    address: tuple[str, int]
+    warning: str
+    short_lived: bool
 
     @property
     def node_name(self) -> str | None:
@@ -68,16 +73,54 @@ def load_credentials(path: Path) -> Credentials:
     def headers() -> Mapping[str, str]:
         return kubeconfigreader.read(path).headers if settings.short_lived else settings.headers
 
-    context = _ssl_context(path, settings)
-    pool = urllib3.PoolManager(
-        maxsize=4,
-        retries=False,
-        ssl_context=context,
-        # Debian's urllib3 1.26 would set it to required in the context otherwise.
-        cert_reqs=context.verify_mode,
-        socket_options=_SOCKET_OPTIONS,
+    return Credentials(
+        settings.server,
+        settings.user,
+        headers,
+        _pool(settings, _ssl_context(path, settings)),
+        _address(path, settings),
+        _warning(settings),
+        settings.short_lived,
     )
-    return Credentials(settings.server, settings.user, headers, pool)
+
+
+def _pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "maxsize": 4,
+        "retries": False,
+        "ssl_context": context,
+        # Debian's urllib3 1.26 would set it to required in the context otherwise.
+        "cert_reqs": context.verify_mode,
+        "socket_options": _SOCKET_OPTIONS,
+    }
+    if settings.server_name:
+        options["server_hostname"] = settings.server_name
+    if not settings.proxy:
+        return urllib3.PoolManager(**options)
+    user = urllib3.util.parse_url(settings.proxy).auth
+    headers = urllib3.util.make_headers(proxy_basic_auth=unquote(user)) if user else None
+    return urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
+
+
+def _address(path: Path, settings: Settings) -> tuple[str, int]:
+    """Host and port that connections are opened to."""
+    try:
+        url = urlsplit(settings.proxy or settings.server)
+        default = 443 if url.scheme == "https" else 80
+        return url.hostname or "", url.port or default
+    except ValueError:
+        raise refused(path, "its server is no URL") from None
+
+
+def _warning(settings: Settings) -> str:
+    if settings.verify:
+        return ""
+    # Said once, and better, by the one that is given here.
+    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    return (
+        f"the certificate of the API server {settings.server} is not verified"
+        " (insecure-skip-tls-verify): anybody on the way can steer this node's traffic"
+    )
 
 
 def fingerprint(path: Path) -> Fingerprint:

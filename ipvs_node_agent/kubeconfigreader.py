@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class Settings:
     """What a kubeconfig says, files and all.
 
     `user` is the CN of the client certificate, None without one. `headers` have to be read again
-    for each request where they are `short_lived`.
+    for each request where they are `short_lived`. `server_name` is what the server's certificate
+    has to be made out to, None for the host in `server`; `proxy` may hold a password.
     """
 
     server: str
@@ -47,6 +49,8 @@ class Settings:
     authority: File | None
     certificate: File | None
     key: File | None
+    server_name: str | None
+    proxy: str | None = dataclasses.field(repr=False)
 
 
 def read(path: Path) -> Settings:
@@ -119,10 +123,13 @@ def settings(path: Path) -> Settings:
             verify=bool(configuration.verify_ssl),
             user=_common_name(certificate) if certificate else None,
             headers=_headers(configuration),
-            short_lived=_is_short_lived(document),
+            short_lived=any(key in _current(document, "user") for key in _PLUGIN_KEYS),
             authority=_file(configuration.ssl_ca_cert),
             certificate=certificate,
             key=_file(configuration.key_file),
+            # Older versions of the package read neither of these.
+            server_name=_current(document, "cluster").get("tls-server-name"),
+            proxy=_current(document, "cluster").get("proxy-url"),
         )
     except OSError as error:
         why = error.strerror or str(error)
@@ -140,6 +147,14 @@ def settings(path: Path) -> Settings:
         raise refused(path, "names no server")
     if not all(value.isascii() and value.isprintable() for value in found.headers.values()):
         raise refused(path, "its token has characters that no HTTP header can carry")
+    if found.short_lived and not (found.headers or found.certificate):
+        # Some versions of the package go on without, as nobody.
+        raise refused(path, "its exec plugin gave no credentials", "does it run by hand?")
+    if not isinstance(found.server_name, (str, type(None))):
+        raise refused(path, "its tls-server-name is no text")
+    if found.proxy and not re.fullmatch(r"http://[^/?#\s]+/?", str(found.proxy)):
+        # Not shown, as it may hold a password.
+        raise refused(path, "its proxy-url is not of the form http://HOST:PORT", "no other works")
     return found
 
 
@@ -170,7 +185,9 @@ def _headers(configuration: Any) -> dict[str, str]:
     }
 
 
-def _is_short_lived(document: Any) -> bool:
-    """Whether a program, and not the file, makes the token."""
-    users = [entry.get("user") for entry in document.get("users") or ()]
-    return any(key in user for user in users if user for key in _PLUGIN_KEYS)
+def _current(document: Any, kind: str) -> dict[str, Any]:
+    """The `user` or `cluster` of the current context; empty where it names none."""
+    contexts = {entry["name"]: entry["context"] for entry in document["contexts"]}
+    name = contexts[document["current-context"]].get(kind)
+    named = (entry[kind] for entry in document.get(f"{kind}s") or () if entry["name"] == name)
+    return next(named, None) or {}

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 _CREDENTIALS_PERIOD = 1.0
 # How often a backend that was only guessed is looked at again.
 _BACKEND_PERIOD = 30.0
+# Leaves out only Services that have no ClusterIP: they get no rule, and guard no address. Any other
+# selector would hide ClusterIPs, and a Service whose external IP is one of them has to be refused.
+_WITH_CLUSTER_IP = {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
 
@@ -69,7 +72,15 @@ def resources(api: Api, config: Config) -> list[Resource]:
         return {"fieldSelector": f"metadata.name={node_name(api, config)}"}
 
     return [
-        Resource(SERVICES, "/api/v1/services", "Service", read_service, dict),
+        Resource(
+            SERVICES,
+            "/api/v1/services",
+            "Service",
+            read_service,
+            dict,
+            sparing=_WITH_CLUSTER_IP,
+            streamed=True,
+        ),
         Resource(NODES, "/api/v1/nodes", "Node", read_node, own_node),
     ]
 

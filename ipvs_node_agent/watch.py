@@ -3,35 +3,49 @@
 A `Follower` hands every change to `emit` as an event. What it guarantees: no event before the first
 whole list; a list replaces everything before it; nothing that the server does or fails to do ends
 it or takes a known object away, except that the server says so.
+
+Where the server has streaming lists, list and watch are one request. What a server refuses, since
+it is too old for it, is not asked for again.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import random
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Union
 
-from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.errors import AgentError, one_line
 from ipvs_node_agent.jsonlist import BrokenList, read_list
-from ipvs_node_agent.kube import Api, ApiError, Superseded
+from ipvs_node_agent.kube import Api, ApiError, Superseded, be_patient
 from ipvs_node_agent.model import UnknownObject, object_key
+from ipvs_node_agent.watchlines import BrokenStream, Gone, Line, read_lines
+
+log = logging.getLogger(__name__)
 
 # Watches that end spread over a while, so that the nodes of a cluster do not come back together.
 _WATCH_SECONDS = (300, 600)
 _READ_SLACK = 30.0
 _LIST_READ_TIMEOUT = 60.0
+# A server begins the answer to a watch at once, whether there is an event or not.
+_WATCH_BEGIN_TIMEOUT = 30.0
 _CHUNK = 64 << 10
-_MAX_LINE_BYTES = 32 << 20
 # A watch that lived that long ended normally, and is resumed at once.
 _HEALTHY_SECONDS = 5.0
 # So often a watch may break at the same version before the version itself is given up.
 _BREAKS_BEFORE_LIST = 3
 # What a watch may fail with for as long as it likes: a list would fail alike, or do harm (429).
 _MAY_PASS = (0, 401, 403, 429, 503)
+# So often a server that nobody is to be reached at is looked for, spread over the nodes.
+_LOOK_SECONDS = (1.5, 3.0)
+
+_STREAMED_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class Resource:
     """What to list and watch. `read` makes a value of a raw object, or raises UnknownObject.
 
     `selector` gives the request's selectors; it is asked each time, and may raise AgentError.
+    `sparing` are further ones, for what `read` would make nothing of: a server that does not know
+    them is asked without. `streamed` says that there is enough of it for a streaming list.
     """
 
     name: str
@@ -46,6 +62,8 @@ class Resource:
     kind: str
     read: Callable[[Any], Any]
     selector: Callable[[], Mapping[str, str]]
+    sparing: Mapping[str, str] = field(default_factory=dict)
+    streamed: bool = False
 
 
 class Listed(NamedTuple):
@@ -95,41 +113,17 @@ class Recovered(NamedTuple):
 Event = Union[Listed, Changed, Deleted, Skipped, Trouble, Recovered]
 
 
-class Backoff:
-    """Growing delays with jitter, as client-go's reflector has them: 0.8 s doubling to 30 s.
-
-    After two minutes without a failure they start over.
-    """
-
-    FIRST, FACTOR, CAP, JITTER, RESET_AFTER = 0.8, 2.0, 30.0, 1.0, 120.0
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        self._clock, self._chance = clock, chance
-        self._delay, self._last = self.FIRST, clock()
-
-    def next(self) -> float:
-        """Seconds to wait before the next attempt."""
-        now = self._clock()
-        if now - self._last > self.RESET_AFTER:
-            self._delay = self.FIRST
-        self._last = now
-        delay, self._delay = self._delay, min(self._delay * self.FACTOR, self.CAP)
-        return delay * (1 + self.JITTER * self._chance())
+class _OtherWay(Exception):
+    """The server does not know this way of asking; there is another one."""
 
 
-class _Gone(Exception):
-    """The server no longer knows the version to watch from (410)."""
-
-
-class _BrokenStream(Exception):
-    """A line of a watch that is no event."""
-
-
-def list_all(api: Api, resource: Resource, version: str, emit: Callable[[Event], None]) -> str:
+def list_all(
+    api: Api,
+    resource: Resource,
+    version: str,
+    emit: Callable[[Event], None],
+    sparing: Mapping[str, str] | None = None,
+) -> str:
     """Lists `resource` once, emits it as `Listed`, and gives the version to watch from.
 
     `version` "0" takes what the server has in its cache, "" asks for the newest. Raises AgentError.
@@ -142,7 +136,7 @@ def list_all(api: Api, resource: Resource, version: str, emit: Callable[[Event],
         except UnknownObject as error:
             emit(Skipped(resource.name, str(error)))
 
-    parameters = dict(resource.selector())
+    parameters = {**(sparing or {}), **resource.selector()}
     if version:
         parameters["resourceVersion"] = version
     doing = f"list {resource.name}"
@@ -181,6 +175,11 @@ class Follower:
         self._list_from = "0"
         self._breaks = 0
         self._listed = -_HEALTHY_SECONDS
+        # When the server began to answer the present watch.
+        self._begun = math.inf
+        # What this server is asked for: less, once it has refused something.
+        self._sparing = resource.sparing
+        self._streamed = resource.streamed
 
     def hurry(self) -> None:
         """Cuts the present wait short: whatever made the last attempt fail may be mended."""
@@ -194,122 +193,177 @@ class Follower:
             if self._stopped.is_set():
                 return
             started, before = time.monotonic(), self._version
-            failed = True
+            failed, away, self._begun = True, False, math.inf
             try:
                 if self._version:
                     self._watch()
+                elif self._streamed:
+                    self._stream()
                 else:
                     self._list()
                 failed = False
-            except _Gone:
+            except Gone:
                 self._version = self._list_from = ""
                 if started - self._listed > _HEALTHY_SECONDS:
                     continue
-            except Superseded:
+            except (Superseded, _OtherWay):
                 continue
-            except _BrokenStream as error:
+            except BrokenStream as error:
+                self._count_break()
                 # Once is what a restart of the server looks like; only what lasts is worth a word.
                 if not self._version:
                     self._trouble(AgentError("API server", f"{self._resource.name}: {error}"))
             except AgentError as error:
                 self._trouble(error)
+                away = isinstance(error, ApiError) and error.status == 0
                 if self._version and getattr(error, "status", 0) not in _MAY_PASS:
                     self._count_break()
             if self._version and self._version != before:
                 self._breaks = 0
-            elif failed or time.monotonic() - started < _HEALTHY_SECONDS:
-                self._wait(self._backoff.next())
+            elif not self._lived(failed, started):
+                self._wait(self._backoff.next(), away)
+
+    def _lived(self, failed: bool, started: float) -> bool:
+        """Whether what has just ended worked for a while: then its end says nothing of the next."""
+        # The start alone, where it did not end by a failure: a list may take its time.
+        since = self._begun if failed else started
+        return time.monotonic() - since >= _HEALTHY_SECONDS
 
     def _trouble(self, error: AgentError) -> None:
         self._emit(Trouble(self._resource.name, error))
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, away: bool) -> None:
+        end = time.monotonic() + seconds
+        # Where nobody answers at all, looking again is cheap for both sides, and a server that is
+        # back is not left alone for the rest of a long wait.
+        away = away and not self._api.answers()
         # Followers whose watches never last would otherwise hurry each other on without end.
-        if time.monotonic() - self._hurried < Backoff.CAP:
-            self._stopped.wait(seconds)
-        elif self._hurry.wait(seconds):
-            self._hurried = time.monotonic()
+        may_hurry = time.monotonic() - self._hurried >= Backoff.CAP
+        woken = self._hurry if may_hurry else self._stopped
+        while time.monotonic() < end:
+            look = random.uniform(*_LOOK_SECONDS) if away else seconds  # noqa: S311
+            if woken.wait(max(0.0, min(look, end - time.monotonic()))):
+                if may_hurry:
+                    self._hurried = time.monotonic()
+                return
+            if away and self._api.answers():
+                self._backoff.reset()
+                return
 
     def _list(self) -> None:
-        self._version = list_all(self._api, self._resource, self._list_from, self._emit)
+        with self._otherwise():
+            self._version = list_all(
+                self._api, self._resource, self._list_from, self._emit, self._sparing
+            )
+        self._listed_all()
+
+    def _listed_all(self) -> None:
         self._list_from = "0"
         self._listed = time.monotonic()
         self._emit(Recovered(self._resource.name))
 
+    def _stream(self) -> None:
+        """A list that goes on as a watch (KEP-3157)."""
+        doing = f"list {self._resource.name}"
+        with self._open(_STREAMED_LIST, doing, _LIST_READ_TIMEOUT) as (response, patience):
+            lines = read_lines(response, f"streaming list of {self._resource.name}")
+            # What does not come to its end once may never do, and a plain list always works.
+            self._streamed = False
+            try:
+                items, version = self._initial(lines)
+            except ApiError as error:
+                # Servers with an etcd before 3.4.31 or 3.5.13 say so in a stream that has begun.
+                log.debug("listing %s without streaming: %s", self._resource.name, error)
+                raise _OtherWay from None
+            self._streamed = True
+            self._emit(Listed(self._resource.name, items, time.monotonic()))
+            self._version = version
+            self._listed_all()
+            be_patient(response, patience)
+            self._follow(lines)
+
+    def _initial(self, lines: Iterator[Line]) -> tuple[tuple[Any, ...], str]:
+        """All objects that there are, and the version of that moment."""
+        items: dict[str, Any] = {}
+        for line in lines:
+            if line.ends_initial_events and line.version:
+                return tuple(items.values()), line.version
+            try:
+                key = object_key(line.raw, self._resource.kind)
+                if line.kind == "DELETED":
+                    items.pop(key, None)
+                elif line.kind != "BOOKMARK":
+                    items[key] = self._resource.read(line.raw)
+            except UnknownObject as error:
+                self._skip(error)
+        raise ApiError("API server", "the streaming list has no end")
+
     def _watch(self) -> None:
+        doing = f"watch {self._resource.name}"
+        at = {"resourceVersion": self._version}
+        with self._open(at, doing, _WATCH_BEGIN_TIMEOUT) as (response, patience):
+            self._emit(Recovered(self._resource.name))
+            be_patient(response, patience)
+            self._follow(read_lines(response, f"watch of {self._resource.name}"))
+
+    @contextmanager
+    def _open(
+        self, how: Mapping[str, str], doing: str, begin_timeout: float
+    ) -> Iterator[tuple[Any, float]]:
+        """A watch, and how long it may be silent before it counts as dead."""
         seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311  (spreads load, hides nothing)
         parameters = {
+            **self._sparing,
             **self._resource.selector(),
+            **how,
             "watch": "true",
             "allowWatchBookmarks": "true",
-            "resourceVersion": self._version,
             "timeoutSeconds": str(seconds),
         }
-        try:
+        path = self._resource.path
+        with self._otherwise(), self._api.get(path, parameters, doing, begin_timeout) as response:
+            self._begun = time.monotonic()
             # The server ends the watch in time; if not even that is heard, the connection is dead.
-            with self._api.get(
-                self._resource.path,
-                parameters,
-                f"watch {self._resource.name}",
-                seconds + _READ_SLACK,
-            ) as response:
-                self._emit(Recovered(self._resource.name))
-                self._read_events(response)
+            yield response, seconds + _READ_SLACK
+
+    @contextmanager
+    def _otherwise(self) -> Iterator[None]:
+        """Turns a server's refusal of what it does not know into _OtherWay, and 410 into Gone."""
+        try:
+            yield
         except ApiError as error:
             if error.status == 410:
-                raise _Gone from None
-            raise
+                raise Gone from None
+            if error.status == 422 and not self._version and self._streamed:
+                self._streamed = False
+            elif error.status == 400 and self._sparing:
+                self._sparing = {}
+            else:
+                raise
+            log.debug("asking for the %s in another way: %s", self._resource.name, error)
+            raise _OtherWay from None
 
-    def _read_events(self, response: Any) -> None:
-        rest = b""
-        for chunk in response.stream(_CHUNK, decode_content=False):
-            arrived = time.monotonic()
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if line.strip():
-                    self._take(line, arrived)
-            if len(rest) > _MAX_LINE_BYTES:
-                raise self._broken("a line that is too long")
-        if rest.strip():
-            # The server was cut off in the middle of an event; it comes again with the next watch.
-            raise self._broken("the stream broke off within an event")
+    def _follow(self, lines: Iterator[Line]) -> None:
+        for line in lines:
+            self._take(line, time.monotonic())
+            if line.version:
+                self._version = line.version
 
-    def _take(self, line: bytes, arrived: float) -> None:
-        try:
-            event = json.loads(line)
-            kind, raw = event["type"], event["object"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise self._broken("a line that is no event") from None
+    def _take(self, line: Line, arrived: float) -> None:
         name = self._resource.name
-        if kind == "ERROR":
-            self._raise_status(raw)
         try:
-            if kind in ("ADDED", "MODIFIED"):
-                self._emit(Changed(name, self._resource.read(raw), arrived))
-            elif kind == "DELETED":
-                self._emit(Deleted(name, object_key(raw, self._resource.kind), arrived))
-            elif kind != "BOOKMARK":
-                raise UnknownObject(f"an event of the unknown type {kind!r}")
+            if line.kind in ("ADDED", "MODIFIED"):
+                self._emit(Changed(name, self._resource.read(line.raw), arrived))
+            elif line.kind == "DELETED":
+                key = object_key(line.raw, self._resource.kind)
+                self._emit(Deleted(name, key, arrived))
+            elif line.kind != "BOOKMARK":
+                raise UnknownObject(f"an event of the unknown type {one_line(repr(line.kind), 60)}")
         except UnknownObject as error:
-            self._emit(Skipped(name, str(error)))
-        metadata = raw.get("metadata") if isinstance(raw, dict) else None
-        version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
-        if isinstance(version, str) and version:
-            self._version = version
+            self._skip(error)
 
-    def _raise_status(self, status: Any) -> None:
-        code = status.get("code") if isinstance(status, dict) else None
-        message = status.get("message") if isinstance(status, dict) else None
-        if code == 410 or (
-            isinstance(status, dict) and status.get("reason") in ("Expired", "Gone")
-        ):
-            raise _Gone
-        what = f"ended the watch of {self._resource.name}: {code} {message}"
-        raise ApiError("API server", what, "", code if isinstance(code, int) else 500)
-
-    def _broken(self, why: str) -> _BrokenStream:
-        self._count_break()
-        return _BrokenStream(why)
+    def _skip(self, error: UnknownObject) -> None:
+        self._emit(Skipped(self._resource.name, str(error)))
 
     def _count_break(self) -> None:
         self._breaks += 1

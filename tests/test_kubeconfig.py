@@ -183,6 +183,55 @@ def test_a_server_is_only_taken_unseen_where_the_kubeconfig_says_so(tmp_path: Pa
         assert credentials.pool.request("GET", url).status == 401
 
 
+def test_a_server_may_be_asked_for_under_another_name(node_pem: Path, pki: Pki) -> None:
+    user = {"client-certificate": node_pem.name, "client-key": node_pem.name}
+    pki.write_ca(node_pem.with_name("ca.crt"))
+    cluster = {"certificate-authority": "ca.crt", "tls-server-name": "kubernetes"}
+    path = write(node_pem.with_name("kubeconfig"), document(user, **cluster))
+    credentials = load_credentials(path)
+    with ApiServer(host="0.0.0.0", pki=pki, names=["kubernetes"]) as server:
+        url = f"https://127.0.0.1:{server.port}/version"
+        assert credentials.pool.request("GET", url).status == 200
+    with ApiServer(pki=pki) as server, pytest.raises(urllib3.exceptions.SSLError):
+        credentials.pool.request("GET", f"{server.url}/version")
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        (None, ("127.0.0.1", 6443)),
+        ("http://proxy.example.org:3128", ("proxy.example.org", 3128)),
+        ("http://proxy.example.org/", ("proxy.example.org", 80)),
+        ("http://me:s3cret@[fd00::1]:3128", ("fd00::1", 3128)),
+    ],
+)
+def test_connections_are_opened_to_the_proxy_where_there_is_one(
+    url: str | None, address: tuple[str, int], tmp_path: Path
+) -> None:
+    cluster = {"proxy-url": url} if url else {}
+    credentials = load_credentials(write(tmp_path / "kubeconfig", document(**cluster)))
+    assert credentials.address == address
+    assert isinstance(credentials.pool, urllib3.ProxyManager) == bool(url)
+    assert SECRET not in repr(credentials)
+
+
+def test_only_the_current_contexts_user_and_cluster_count(tmp_path: Path) -> None:
+    content = document({"token": SECRET})
+    content["contexts"].append({"name": "o", "context": {"cluster": "x", "user": "y"}})
+    content["clusters"].append({"name": "x", "cluster": {"proxy-url": "socks5://p"}})
+    content["users"].append({"name": "y", "user": {"exec": {"command": "/no/such"}}})
+    credentials = load_credentials(write(tmp_path / "kubeconfig", content))
+    assert not credentials.short_lived
+    assert credentials.address == ("127.0.0.1", 6443)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_server_that_is_taken_unseen_is_warned_of(verify: bool, tmp_path: Path) -> None:
+    cluster = {"insecure-skip-tls-verify": not verify}
+    credentials = load_credentials(write(tmp_path / "kubeconfig", document(**cluster)))
+    assert ("is not verified" in credentials.warning) == (not verify)
+
+
 # 2. The Node's name
 
 
@@ -277,6 +326,18 @@ def test_a_weird_shape_is_refused_and_still_has_a_fingerprint(content: Any, tmp_
     path = write(tmp_path / "kubelet.conf", content)
     assert fingerprint(path)
     assert refusal(path)
+
+
+@pytest.mark.parametrize("url", ["socks5://p:1", "https://p:1", "p:1", "http://", "http://a b", 7])
+def test_a_proxy_of_another_kind_is_refused(url: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", document(**{"proxy-url": url}))
+    assert "its proxy-url is not of the form http://HOST:PORT" in refusal(path)
+
+
+def test_an_exec_plugin_that_gives_nothing_is_refused(tmp_path: Path) -> None:
+    exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/such/plugin"}
+    path = write(tmp_path / "kubelet.conf", document({"exec": exec_}))
+    assert "exec plugin gave no credentials" in refusal(path) or "/no/such" in refusal(path)
 
 
 @pytest.mark.parametrize("cluster", [{}, {"certificate-authority-data": ""}, {"server": ""}])

@@ -19,16 +19,17 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from ipvs_node_agent import cli, oneshot, run
+from ipvs_node_agent import cli, kube, oneshot, run
 from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family
+from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.config import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api, ApiError
+from ipvs_node_agent.kubeconfig import load_credentials
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
 from ipvs_node_agent.systemd import ServiceManager
-from ipvs_node_agent.watch import Backoff
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.faketable import FakeTable
@@ -610,13 +611,15 @@ def test_the_nodes_name_is_the_configured_one_else_the_certificates_else_the_hos
     services, nodes = run.resources(api, config)
     assert nodes.selector() == {"fieldSelector": f"metadata.name={name}"}
     assert services.selector() == {}
+    # Whatever hides a ClusterIP would let another Service have it for an external IP.
+    assert services.sparing == {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
 
 
 def test_a_nodes_own_credentials_are_enough(
     setting: Setting, kernel: Kernel, tmp_path: Path
 ) -> None:
     pki = Pki()
-    with ApiServer(pki=pki) as secure:
+    with ApiServer(pki=pki, streaming_lists=True) as secure:
         secure.put(node(*POD_CIDRS))
         secure.put(WEB)
         pki.write_node_client(tmp_path / "node.pem", "worker-1")
@@ -624,6 +627,31 @@ def test_a_nodes_own_credentials_are_enough(
         setting.configure(nodeName=None)
         setting.run_while(lambda: holds(kernel, WEB_ENTRY))
         assert {request.status for request in secure.requests} == {200}
+
+
+def test_changes_do_not_wait_while_new_credentials_are_read(
+    setting: Setting, server: ApiServer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an exec plugin that takes its time."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Any:
+        reading.set()
+        assert go_on.wait(30)
+        return load_credentials(path)
+
+    def script() -> None:
+        holds(kernel, WEB_ENTRY)
+        monkeypatch.setattr(kube, "load_credentials", slow)
+        setting.kubeconfig.write_text(setting.kubeconfig.read_text() + "# changed\n")
+        try:
+            assert reading.wait(10)
+            server.put(OTHER)
+            holds(kernel, WEB_ENTRY, OTHER_ENTRY)
+        finally:
+            go_on.set()
+
+    setting.run_while(script)
 
 
 # 5. Looking once

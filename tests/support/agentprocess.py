@@ -27,6 +27,8 @@ class AgentProcess:
         self.config = directory / "config.yaml"
         self.log_path = directory / "agent.log"
         self.runtime = directory / "run"
+        # Further arguments of `run`.
+        self.options: list[str] = []
         # What else its environment has.
         self.variables: dict[str, str] = {}
         self.configure(settings)
@@ -64,7 +66,7 @@ class AgentProcess:
         before = self.log.count("ready: ")
         with self.log_path.open("ab") as log:
             self._process = self.namespace.popen(
-                self.command("run"), stdout=log, stderr=log, env=self.environment
+                self.command("run", *self.options), stdout=log, stderr=log, env=self.environment
             )
         if wait:
             eventually(lambda: self.log.count("ready: ") > before, f"ready\n{self.log}")

@@ -1,0 +1,37 @@
+"""How long to wait before something that failed is tried again."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Callable
+
+
+class Backoff:
+    """Growing delays with jitter, as client-go's reflector has them: 0.8 s doubling to 30 s.
+
+    After two minutes without a failure they start over.
+    """
+
+    FIRST, FACTOR, CAP, JITTER, RESET_AFTER = 0.8, 2.0, 30.0, 1.0, 120.0
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._clock, self._chance = clock, chance
+        self._delay, self._last = self.FIRST, clock()
+
+    def next(self) -> float:
+        """Seconds to wait before the next attempt."""
+        now = self._clock()
+        if now - self._last > self.RESET_AFTER:
+            self._delay = self.FIRST
+        self._last = now
+        delay, self._delay = self._delay, min(self._delay * self.FACTOR, self.CAP)
+        return delay * (1 + self.JITTER * self._chance())
+
+    def reset(self) -> None:
+        """Starts over: what made the attempts fail is known to be gone."""
+        self._delay = self.FIRST

@@ -1,0 +1,88 @@
+"""The body of a watch, from its bytes to its events; what an event means is `watch`'s business."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ipvs_node_agent.kube import ApiError
+
+_CHUNK = 64 << 10
+_MAX_LINE_BYTES = 32 << 20
+# On the bookmark behind the last object of a streaming list (KEP-3157).
+_INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+
+
+class Gone(Exception):
+    """The server no longer knows the version to watch from (410)."""
+
+
+class BrokenStream(Exception):
+    """Bytes that are no event, or an end in the middle of one."""
+
+
+class Line(NamedTuple):
+    """One event: its type, such as ADDED, and its raw object, which may be anything."""
+
+    kind: str
+    raw: Any
+
+    @property
+    def version(self) -> str:
+        """The object's version; empty where it has none."""
+        version = self._metadata.get("resourceVersion")
+        return version if isinstance(version, str) else ""
+
+    @property
+    def ends_initial_events(self) -> bool:
+        """Whether everything there was has been told with this bookmark."""
+        annotations = self._metadata.get("annotations")
+        return (
+            self.kind == "BOOKMARK"
+            and isinstance(annotations, dict)
+            and annotations.get(_INITIAL_EVENTS_END) == "true"
+        )
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        metadata = self.raw.get("metadata") if isinstance(self.raw, dict) else None
+        return metadata if isinstance(metadata, dict) else {}
+
+
+def read_lines(response: Any, doing: str) -> Iterator[Line]:
+    """The events of a watch's response, as they arrive.
+
+    Raises BrokenStream, and for an ERROR event Gone or ApiError, which says what it was `doing`.
+    """
+    rest = b""
+    for chunk in response.stream(_CHUNK, decode_content=False):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield _parsed(line, doing)
+        if len(rest) > _MAX_LINE_BYTES:
+            raise BrokenStream("a line that is too long")
+    if rest.strip():
+        # The server was cut off in the middle of an event; it comes again with the next watch.
+        raise BrokenStream("the stream broke off within an event")
+
+
+def _parsed(line: bytes, doing: str) -> Line:
+    try:
+        event = json.loads(line)
+        kind, raw = event["type"], event["object"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BrokenStream("a line that is no event") from None
+    if kind == "ERROR":
+        _raise_status(raw, doing)
+    return Line(kind, raw)
+
+
+def _raise_status(status: Any, doing: str) -> None:
+    status = status if isinstance(status, dict) else {}
+    code, message = status.get("code"), status.get("message")
+    if code == 410 or status.get("reason") in ("Expired", "Gone"):
+        raise Gone
+    text = f"ended the {doing}: {code} {message}"
+    raise ApiError("API server", text, "", code if isinstance(code, int) else 500)

@@ -1,0 +1,110 @@
+"""What the agent asks a real API server for, by the server's own audit log."""
+
+from __future__ import annotations
+
+from tests.cluster.apiserver import Asked
+from tests.cluster.bed import SERVICES, Worker, add_service, set_external_ips, streams
+from tests.cluster.rest import Client
+from tests.support.waiting import eventually
+
+SELECTOR = "spec.type!=ExternalName,spec.clusterIP!=None"
+KINDS = ("nodes", "services")
+
+
+def in_sync(node: Worker) -> list[Asked]:
+    """The requests that it took, once both watches are open."""
+    node.agent.start()
+
+    eventually(lambda: len(node.connections()) == 2, "both watches are open")
+    return asked(node)
+
+
+def asked(node: Worker) -> list[Asked]:
+    """The requests so far, each once, as the server first spoke of it."""
+    first: dict[str, Asked] = {}
+    for entry in node.server.asked(node.name):
+        first.setdefault(entry.id, entry)
+    return list(first.values())
+
+
+def test_a_nodes_own_credentials_are_enough(node: Worker, admin: Client) -> None:
+    web = add_service(admin, "web", "10.19.20.201")
+    node.agent.start()
+    node.holds(web)
+    set_external_ips(admin, "web", "10.19.20.202")
+    node.holds(("10.19.20.202", *web[1:]))
+    entries = node.server.asked(node.name)
+    assert {entry.resource for entry in entries} == {"services", "nodes"}
+    assert {entry.verb for entry in entries} <= {"list", "watch"}
+    assert all(entry.status == 200 for entry in entries if entry.verb == "list")
+    assert all(entry.agent.startswith("ipvs-node-agent/") for entry in entries)
+    own = f"metadata.name={node.name}"
+    assert {e.params["fieldSelector"] for e in entries if e.resource == "nodes"} == {own}
+
+
+def test_no_object_of_rbac_names_the_agent_or_the_node(node: Worker, admin: Client) -> None:
+    for kind in ("clusterrolebindings", "rolebindings"):
+        text = admin.text("GET", f"/apis/rbac.authorization.k8s.io/v1/{kind}")
+        assert "ipvs" not in text
+        assert node.name not in text
+
+
+def test_three_requests_are_enough_and_none_is_repeated(node: Worker, admin: Client) -> None:
+    web = add_service(admin, "web", "10.19.20.201")
+    requests = in_sync(node)
+    node.holds(web)
+    of = {resource: [e.verb for e in requests if e.resource == resource] for resource in KINDS}
+    if streams(admin):
+        assert of == {"nodes": ["list", "watch"], "services": ["watch"]}
+    else:
+        # Said within the stream, since the server finds out late that its etcd is too old.
+        assert of == {"nodes": ["list", "watch"], "services": ["watch", "list", "watch"]}
+    distinct = {(e.verb, e.resource, e.params.get("resourceVersion")) for e in requests}
+    assert len(distinct) == len(requests)
+    assert {e.params["fieldSelector"] for e in requests if e.resource == "services"} == {SELECTOR}
+
+
+def test_services_without_a_cluster_ip_do_not_travel(node: Worker, admin: Client) -> None:
+    headless = {"clusterIP": "None", "ports": [{"port": 80}]}
+    admin.post(SERVICES, {"metadata": {"name": "headless"}, "spec": headless})
+    elsewhere = {"type": "ExternalName", "externalName": "example.org"}
+    admin.post(SERVICES, {"metadata": {"name": "elsewhere"}, "spec": elsewhere})
+    plain = admin.post(SERVICES, {"metadata": {"name": "plain"}, "spec": {"ports": [{"port": 80}]}})
+    text = admin.text("GET", f"/api/v1/services?fieldSelector={SELECTOR}")
+    assert '"name":"plain"' in text
+    assert '"name":"headless"' not in text
+    assert '"name":"elsewhere"' not in text
+    # A ClusterIP that only the agent's full view protects.
+    web = add_service(admin, "web", "10.19.20.201")
+    add_service(admin, "greedy", plain["spec"]["clusterIP"])
+    node.agent.start()
+    node.holds(web)
+    node.agent.said(f"default/greedy: {plain['spec']['clusterIP']} is refused: it is the ClusterIP")
+
+
+def test_a_server_without_streaming_lists_is_asked_once(node: Worker, admin: Client) -> None:
+    web = add_service(admin, "web", "10.19.20.201")
+    # As all before 1.32, which answer 422.
+    with node.plane.another("--feature-gates=WatchList=false") as without:
+        without.start()
+        node.use(without)
+        requests = in_sync(node)
+        node.holds(web)
+    assert [(e.verb, e.status) for e in requests if e.resource == "services"] == [
+        ("watch", 422),
+        ("list", 200),
+        ("watch", 200),
+    ]
+    assert [e.verb for e in requests if e.resource == "nodes"] == ["list", "watch"]
+
+
+def test_a_server_without_a_watch_cache_will_do(node: Worker, admin: Client) -> None:
+    web = add_service(admin, "web", "10.19.20.201")
+    with node.plane.another("--watch-cache=false") as without:
+        without.start()
+        node.use(without)
+        in_sync(node)
+        node.holds(web)
+        set_external_ips(admin, "web", "10.19.20.202")
+        node.holds(("10.19.20.202", *web[1:]))
+        assert "WARNING" not in node.agent.log

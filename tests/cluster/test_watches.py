@@ -1,0 +1,176 @@
+"""Watches that end, die, or go on for long; versions that are gone."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+from tests.cluster.apiserver import KubeApiServer
+from tests.cluster.bed import ControlPlane, Worker, add_service, set_external_ips, streams, worker
+from tests.cluster.rest import Client
+from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, ask, topology
+from tests.support.waiting import eventually
+
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
+
+
+def listings(node: Worker) -> int:
+    """How often everything was asked for: lists, and watches that begin with one."""
+    entries = node.server.asked(node.name)
+    plain = sum(entry.verb == "list" for entry in entries)
+    streamed = sum(
+        entry.stage == "ResponseStarted" and "sendInitialEvents" in entry.params
+        for entry in entries
+    )
+    return plain + streamed
+
+
+def watching(node: Worker) -> None:
+    """Waits until both watches are open."""
+    eventually(lambda: len(node.connections()) == 2, f"two watches\n{node.agent.log}")
+
+
+def test_a_hundred_ends_of_the_watch_cost_no_list(node: Worker, admin: Client) -> None:
+    web = add_service(admin, "web", "10.19.20.0")
+    node.agent.start()
+    node.holds(web)
+    before = listings(node)
+    for number in range(1, 101):
+        node.cut()
+        address = f"10.19.20.{number}"
+        set_external_ips(admin, "web", address)
+        node.holds((address, *web[1:]))
+    assert listings(node) == before
+
+
+def test_a_quiet_watch_that_is_reset_is_resumed_at_once(node: Worker, admin: Client) -> None:
+    web = add_service(admin, "web", "10.19.20.0")
+    node.agent.start()
+    before = listings(node)
+    for _ in range(4):
+        watching(node)
+        time.sleep(5.5)
+        cut = set(node.connections())
+        node.cut()
+        eventually(lambda gone=cut: not gone & node.connections().keys(), timeout=2)  # type: ignore[misc]
+        eventually(lambda: len(node.connections()) == 2, "both are resumed", timeout=2)
+    set_external_ips(admin, "web", "10.19.20.1")
+    node.holds(("10.19.20.1", *web[1:]), timeout=2)
+    assert listings(node) == before
+
+
+def test_bookmarks_keep_the_version_of_a_quiet_watch_young(
+    node: Worker, admin: Client, second: KubeApiServer
+) -> None:
+    web = add_service(admin, "web", "10.19.20.0")
+    node.agent.start()
+    node.holds(web)
+    version = admin.get("/api/v1/services")["metadata"]["resourceVersion"]
+    for number in range(30):
+        admin.post(CONFIG_MAPS, {"metadata": {"name": f"other-{node.name}-{number}"}})
+    # Whatever it knows is younger than the last change of a Service.
+    second.start()
+    assert is_gone(second.client(), version), "without bookmarks this would prove nothing"
+    watching(node)
+    young = streams(admin)
+    if young:
+        start = node.connections()
+        eventually(
+            lambda: all(node.connections().get(port, 0) > got for port, got in start.items()),
+            "a bookmark on each watch",
+            timeout=130,
+        )
+    node.use(second)
+    watching(node)
+    set_external_ips(admin, "web", "10.19.20.1")
+    node.holds(("10.19.20.1", *web[1:]))
+    # Counted by the second server: whoever resumes there lists nothing. Without bookmarks, as with
+    # an etcd that is too old for them, it is one list of each.
+    assert listings(node) == (0 if young else 2)
+
+
+def is_gone(client: Client, version: str) -> bool:
+    """Whether a watch from there ends with 410."""
+    path = f"/api/v1/services?watch=true&resourceVersion={version}&timeoutSeconds=1"
+    return '"code":410' in client.text("GET", path)
+
+
+def test_a_connection_that_dies_without_a_word_is_replaced_within_a_minute(
+    node: Worker, admin: Client
+) -> None:
+    web = add_service(admin, "web", "10.19.20.0")
+    node.agent.start()
+    watching(node)
+    before = listings(node)
+    ports = list(node.connections())
+    for port in ports:
+        for chain, there in (("INPUT", "--sport"), ("OUTPUT", "--dport")):
+            rule = ["-s" if chain == "INPUT" else "-d", node.address, "-p", "tcp", there, port]
+            node.plane.namespace.run("iptables", "-I", chain, *rule, "-j", "DROP")
+    started = time.monotonic()
+    set_external_ips(admin, "web", "10.19.20.1")
+    node.holds(("10.19.20.1", *web[1:]), timeout=60)
+    print(f"noticed and replaced within {time.monotonic() - started:.1f} s")
+    assert not set(ports) & node.connections().keys()
+    assert listings(node) == before
+
+
+def test_a_server_that_accepts_and_never_answers_is_left_within_a_minute(
+    node: Worker, admin: Client, second: KubeApiServer
+) -> None:
+    web = add_service(admin, "web", "10.19.20.0")
+    second.start()
+    node.use(second)
+    node.agent.start()
+    watching(node)
+    second.send(signal.SIGSTOP)
+    node.cut()
+    node.agent.said("timed out")
+    set_external_ips(admin, "web", "10.19.20.1")
+    second.send(signal.SIGCONT)
+    node.holds(("10.19.20.1", *web[1:]), timeout=60)
+
+
+def test_compaction_leads_to_a_list_and_no_rule_is_missing_for_a_moment(
+    plane: ControlPlane, second: KubeApiServer, tmp_path: Path
+) -> None:
+    with topology() as hosts, worker(plane, tmp_path, hosts.node) as node:
+        second.start()
+        admin = second.client()
+        web = add_service(admin, "web", EXTERNAL_IP[4], CLUSTER_IP[4])
+        gone = add_service(admin, "gone", "10.19.20.7")
+        node.agent.start()
+        node.holds(web, gone)
+        watching(node)
+        before = listings(node)
+        stop = threading.Event()
+        answers: dict[str, set[str]] = {"pod": set(), "node": set()}
+        counts = {"pod": 0, "node": 0}
+
+        def connect(name: str) -> None:
+            client = getattr(hosts, name)
+            while not stop.is_set():
+                # Without its rules a connection never comes about, however long one waits.
+                answers[name].add(ask(client, EXTERNAL_IP[4], timeout=10))
+                counts[name] += 1
+
+        threads = [threading.Thread(target=connect, args=(name,)) for name in answers]
+        for thread in threads:
+            thread.start()
+        try:
+            node.server.kill()
+            admin.delete("/api/v1/namespaces/default/services/gone")
+            new = add_service(admin, "new", "10.19.20.8")
+            plane.etcd.compact()
+            node.server.start()
+            node.holds(web, new)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert listings(node) > before
+        assert min(counts.values()) > 100
+        # Both are masqueraded: the server saw the node, every time.
+        assert answers == {"pod": {"10.200.0.1"}, "node": {"10.200.0.1"}}
