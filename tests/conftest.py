@@ -9,11 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support.examples import THOROUGH
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
-
-# Where tests marked `once` run: they take long, and no library makes them differ.
-_ONCE = "newest"
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
@@ -21,8 +19,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("IPVS_NODE_AGENT_ENVIRONMENT", _ONCE) == _ONCE:
+    if THOROUGH:
         return
+    # They take long, and no library makes them differ.
     elsewhere = [item for item in items if item.get_closest_marker("once")]
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
@@ -19,6 +19,7 @@ from ipvs_node_agent.dispatch import Entry, Tree, destination
 from ipvs_node_agent.model import Port, Service, Snapshot
 from ipvs_node_agent.planner import Planner, plan
 from ipvs_node_agent.ruleset import Found, Rules, difference, owner, settled
+from tests.support.examples import examples
 from tests.support.fleet import LAYOUTS, NODE, fleet, service, snapshot
 from tests.support.tracer import Packet, Walk, trace
 
@@ -168,7 +169,7 @@ limits = st.integers(2, 16).map(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(of=fleets, config=limits)
 def test_each_destination_gets_what_the_flat_layout_gives_it(
     of: tuple[Family, dict[str, Service]], config: Config
@@ -183,7 +184,7 @@ def test_each_destination_gets_what_the_flat_layout_gives_it(
                     assert [w.fate for w in ours] == [w.fate for w in theirs]
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(of=fleets, config=limits)
 def test_each_rule_of_the_flat_layout_stands_in_one_chain(
     of: tuple[Family, dict[str, Service]], config: Config
@@ -279,7 +280,7 @@ def test_from_shared_to_one_owner_and_back() -> None:
 Step = tuple[int, int, int]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     of=st.sampled_from(FAMILIES).flatmap(
         lambda f: st.tuples(st.just(f), claims(f, 40), claims(f, 40), claims(f, 40))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, intersection
@@ -19,10 +19,11 @@ from ipvs_node_agent.jsonlist import BrokenList, read_list
 from ipvs_node_agent.model import Node, Service, Snapshot, UnknownObject, read_node, read_service
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, Ruleset, difference, owner, parse_save, settled
+from tests.support.examples import examples
 from tests.support.faketable import BUILT_IN, FakeTable
 
-many = settings(max_examples=200)
-some = settings(max_examples=100)
+many = examples(200)
+some = examples(100)
 
 
 # Two states of a table, and the change between them.

@@ -1,6 +1,6 @@
 """Runs the tests against real Kubernetes: `make cluster-test`.
 
-python3 -m tests.cluster                                   # all, see RUNS
+python3 -m tests.cluster                                   # all, see RUNS; QUICK=1: QUICK_RUNS
 python3 -m tests.cluster newest debian12 -k rotation       # one of them, with pytest's arguments
 """
 
@@ -17,7 +17,10 @@ from tests.cluster.binaries import NotObtained, obtain, version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Both Kubernetes versions, and both ends of the range of libraries that the package will meet.
-RUNS = (("newest", "debian12"), ("oldest", "newest"))
+RUNS = (("newest", "debian12", ""), ("oldest", "newest", ""))
+# What the second version adds nothing to, and takes minutes; and two generations of certificates.
+QUICK_RUNS = (RUNS[0], ("oldest", "newest", "not rotation and not scale"))
+QUICK_MINUTES = "4"
 
 
 def run(kubernetes: str, environment: str, arguments: Sequence[str]) -> int:
@@ -27,8 +30,8 @@ def run(kubernetes: str, environment: str, arguments: Sequence[str]) -> int:
     command = [
         str(REPOSITORY / "tests/environments/run"),
         *(environment, "--", "python3", "-m", "pytest", "-p", "no:cacheprovider", "-v"),
-        # A process for the rotation, one for the large cluster, one for all the rest meanwhile.
-        *("-n", "3", "--dist", "loadgroup", "tests/cluster", *arguments),
+        # More than there are cores, as most of it is waiting.
+        *("-n", "4", "--durations=12", "--dist", "loadgroup", "tests/cluster", *arguments),
     ]
     assets = {"KUBEBUILDER_ASSETS": str(obtain(kubernetes))}
     status = subprocess.run(command, env={**os.environ, **assets}, check=False).returncode
@@ -41,7 +44,11 @@ def main(arguments: Sequence[str]) -> int:
     if arguments:
         return run(arguments[0], arguments[1], arguments[2:])
     # One after the other: what is measured here needs its cores.
-    statuses = [run(kubernetes, environment, ()) for kubernetes, environment in RUNS]
+    quick = os.environ.get("QUICK") == "1"
+    if quick:
+        os.environ.setdefault("IPVS_NODE_AGENT_ROTATION_MINUTES", QUICK_MINUTES)
+    runs = QUICK_RUNS if quick else RUNS
+    statuses = [run(which, where, ("-k", some)) for which, where, some in runs]
     return int(any(statuses))
 
 

@@ -1,0 +1,19 @@
+"""How many examples a property is tried on: many in one environment, a tenth in the others.
+
+What a property says of the pure core depends on no library, and little on Python's version.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Where there are many, and where tests marked `once` run.
+_ONCE = "newest"
+THOROUGH = os.environ.get("IPVS_NODE_AGENT_ENVIRONMENT", _ONCE) == _ONCE
+
+
+def examples(count: int) -> settings:
+    """Hypothesis' settings for about `count` examples where they are many."""
+    return settings(max_examples=count if THOROUGH else count // 10)
