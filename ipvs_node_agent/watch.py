@@ -288,11 +288,13 @@ class Follower:
         for line in lines:
             if line.ends_initial_events and line.version:
                 return tuple(items.values()), line.version
+            if line.kind == "BOOKMARK":
+                continue
             try:
                 key = object_key(line.raw, self._resource.kind)
                 if line.kind == "DELETED":
                     items.pop(key, None)
-                elif line.kind != "BOOKMARK":
+                else:
                     items[key] = self._resource.read(line.raw)
             except UnknownObject as error:
                 self._skip(error)

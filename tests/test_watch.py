@@ -989,10 +989,12 @@ def test_a_streaming_list_without_an_end_tells_nothing_and_is_not_tried_again(
     following = follow(STREAMED)
     watched_again(server, 1)
     assert not following.events
+    server.send_bookmarks()
     server.close_watches()
     following.knows("web")
     assert asked(server)[:2] == [("watch", None), ("list", "0")]
     assert not following.of(Trouble)
+    assert not following.of(Skipped)
 
 
 def test_a_streaming_list_that_is_refused_after_it_has_begun_is_not_tried_again(
