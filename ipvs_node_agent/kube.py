@@ -51,6 +51,8 @@ class Api:
         self._credentials: Credentials | None = None
         self._files = fingerprint(kubeconfig)
         self._failed: AgentError | None = None
+        # The last warning about credentials, which are read again at every rotation.
+        self._warned = ""
         self._open: set[urllib3.HTTPResponse] = set()
         # Counts the times that everything under way was ended.
         self._ended = 0
@@ -97,8 +99,9 @@ class Api:
 
     def _loaded(self) -> Credentials:
         credentials = load_credentials(self._path)
-        if credentials.warning:
+        if credentials.warning and credentials.warning != self._warned:
             log.warning("%s", credentials.warning)
+        self._warned = credentials.warning
         return credentials
 
     @contextmanager

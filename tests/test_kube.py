@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from ipvs_node_agent import kube
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.kube import Api, ApiError, Superseded
 from tests.support.apiserver import ApiServer
-from tests.support.pki import Pki, plain_kubeconfig
+from tests.support.pki import Pki, plain_kubeconfig, point_to
 
 SERVICES = "/api/v1/services"
 TOKEN = "s3cret-s3cret"
@@ -39,7 +40,7 @@ class NodeFiles:
         self.current = directory / "kubelet-client-current.pem"
         self.serial = 0
         self._issued = 0
-        self.put_in_place(self.issue())
+        point_to(self.current, self.issue())
         pki.write_kubeconfig(self.kubeconfig, url, self.current)
 
     def issue(self) -> Path:
@@ -49,15 +50,9 @@ class NodeFiles:
         self.serial = self._pki.write_node_client(dated, "worker-1")
         return dated
 
-    def put_in_place(self, dated: Path) -> None:
-        """Renames a symlink to `dated` into place."""
-        draft = self._directory / "kubelet-client-updated.pem"
-        draft.symlink_to(dated.name)
-        draft.replace(self.current)
-
     def rotate(self) -> int:
         """Puts the next certificate in place of the current one, and gives its serial number."""
-        self.put_in_place(self.issue())
+        point_to(self.current, self.issue())
         return self.serial
 
     @property
@@ -449,7 +444,7 @@ def test_a_file_that_is_missing_for_a_moment_is_no_error(
     assert not api.refresh()
     get(api)
     assert server.requests[-1].serial == old
-    files.put_in_place(dated)
+    point_to(files.current, dated)
     assert api.refresh()
     get(api)
     assert server.requests[-1].serial == files.serial
@@ -548,6 +543,19 @@ def test_nothing_is_said_about_credentials_that_were_never_there(
             api.credentials()
     # Whoever asked for them got the error, and says it.
     assert not warnings(caplog)
+
+
+def test_what_makes_credentials_unsafe_is_said_once_for_all_rotations(
+    api: Api, files: NodeFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = files.kubeconfig.read_text()
+    unsafe = re.sub("certificate-authority-data: .*", "insecure-skip-tls-verify: true", text)
+    files.kubeconfig.write_text(unsafe)
+    for _ in range(3):
+        files.rotate()
+        assert api.refresh()
+    (said,) = warnings(caplog)
+    assert "is not verified" in said
 
 
 # 6. Secrets stay secret

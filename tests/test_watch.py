@@ -980,8 +980,22 @@ def test_a_server_without_streaming_lists_is_asked_for_one_once(
     assert [r for r in server.requests[1:] if "sendInitialEvents" in r.params] == []
 
 
-def test_a_streaming_list_without_an_end_tells_nothing_and_is_not_tried_again(
-    server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
+def cut_off(server: ApiServer) -> None:
+    server.send_bookmarks()
+    server.close_watches()
+
+
+def refuse_late(server: ApiServer) -> None:
+    """As a server whose etcd is too old for it."""
+    server.send_raw(event("ERROR", {"kind": "Status", "code": 500, "message": "is disabled"}))
+
+
+@pytest.mark.parametrize("end", [cut_off, refuse_late])
+def test_a_streaming_list_that_never_is_whole_tells_nothing_and_is_not_tried_again(
+    end: Callable[[ApiServer], None],
+    server: ApiServer,
+    follow: Follow,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watchlines, "_INITIAL_EVENTS_END", "another mark")
     server.streaming_lists = True
@@ -989,27 +1003,11 @@ def test_a_streaming_list_without_an_end_tells_nothing_and_is_not_tried_again(
     following = follow(STREAMED)
     watched_again(server, 1)
     assert not following.events
-    server.send_bookmarks()
-    server.close_watches()
+    end(server)
     following.knows("web")
     assert asked(server)[:2] == [("watch", None), ("list", "0")]
     assert not following.of(Trouble)
     assert not following.of(Skipped)
-
-
-def test_a_streaming_list_that_is_refused_after_it_has_begun_is_not_tried_again(
-    server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As by a server whose etcd is too old for it."""
-    monkeypatch.setattr(watchlines, "_INITIAL_EVENTS_END", "another mark")
-    server.streaming_lists = True
-    put(server)
-    following = follow(STREAMED)
-    watched_again(server, 1)
-    server.send_raw(event("ERROR", {"kind": "Status", "code": 500, "message": "is disabled"}))
-    following.knows("web")
-    assert asked(server)[:2] == [("watch", None), ("list", "0")]
-    assert not following.of(Trouble)
     assert following.backoff.calls == 0
 
 

@@ -79,12 +79,8 @@ class KubeApiServer:
     def __init__(
         self, program: Path, namespace: Namespace, directory: Path, etcd: Etcd, secrets: Secrets
     ) -> None:
-        self._program, self._namespace, self._etcd, self._secrets = (
-            program,
-            namespace,
-            etcd,
-            secrets,
-        )
+        self._program, self._namespace = program, namespace
+        self._etcd, self._secrets = etcd, secrets
         self.port = 0
         self.directory = directory
         directory.mkdir()
@@ -96,15 +92,10 @@ class KubeApiServer:
         admin = Path(self._secrets.path("admin.pem"))
         return Client(self._namespace, f"https://127.0.0.1:{self.port}", self._secrets.pki, admin)
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(self) -> None:
         """Starts it, and waits until it is ready."""
         with (self.directory / "kube-apiserver.log").open("ab") as log:
             self._process = self._namespace.popen(self._command(), stdout=log, stderr=log)
-        if wait:
-            self.wait_until_ready()
-
-    def wait_until_ready(self) -> None:
-        """Waits until it says that it is."""
         eventually(self._ready, f"{self.directory.name} is ready", timeout=120)
 
     def kill(self) -> None:

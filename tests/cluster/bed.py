@@ -115,7 +115,7 @@ class Worker:
         self.server = plane.servers[0]
         self.directory = directory
         self.certificate = KubeletCertificate(plane.pki, directory / "pki", name)
-        self.credential = self.certificate.rotate()
+        self.certificate.rotate()
         self.kubeconfig = directory / "kubelet.conf"
         self.use(self.server)
         self.agent = AgentProcess(namespace, directory, self.settings())

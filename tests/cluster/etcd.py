@@ -62,11 +62,10 @@ class Etcd:
             self._process.wait(timeout=15)
             self._process = None
 
-    def compact(self) -> int:
-        """Forgets all history up to now (etcd's gateway, v3/kv/compaction); gives the revision."""
+    def compact(self) -> None:
+        """Forgets all history up to now (etcd's gateway, v3/kv/compaction)."""
         revision = int(self._client.post("/v3/kv/range", {"key": "AA=="})["header"]["revision"])
         self._client.post("/v3/kv/compaction", {"revision": revision, "physical": True})
-        return revision
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.pki import Pki, write_private
+from tests.support.pki import Pki, point_to, write_private
 
 _serial = itertools.count(1)
 
@@ -51,7 +50,7 @@ class KubeletCertificate:
         now = datetime.now(timezone.utc)
         dated = self._dated(now)
         self._pki.write_node_client(dated, self._node, now + lifetime)
-        self.point_to(dated)
+        point_to(self.path, dated)
         return credential_id(dated)
 
     def break_off(self) -> None:
@@ -59,14 +58,7 @@ class KubeletCertificate:
         whole = self.path.read_text()
         dated = self._dated(datetime.now(timezone.utc))
         write_private(dated, whole[: len(whole) - 200])
-        self.point_to(dated)
-
-    def point_to(self, dated: Path) -> None:
-        """Removes the symlink and renames the next one into place, as the kubelet does."""
-        updated = self.path.with_name("kubelet-client-updated.pem")
-        updated.symlink_to(dated.name)
-        self.path.unlink(missing_ok=True)
-        os.replace(updated, self.path)
+        point_to(self.path, dated)
 
     def _dated(self, now: datetime) -> Path:
         # Two of one second would share a name; the kubelet never is that fast.

@@ -82,6 +82,14 @@ def plain_kubeconfig(path: Path, url: str, node: str) -> None:
     _write_kubeconfig(path, [f"server: {url}"], [], f"system:node:{node}")
 
 
+def point_to(link: Path, dated: Path) -> None:
+    """Removes a symlink and renames one to `dated` into place, as the kubelet rotates."""
+    updated = link.with_name("kubelet-client-updated.pem")
+    updated.symlink_to(dated.name)
+    link.unlink(missing_ok=True)
+    updated.replace(link)
+
+
 def write_private(path: Path, text: str) -> None:
     """Replace a file in one step by one that only its owner can read."""
     draft = path.with_name(f".{path.name}.new")
