@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
@@ -171,6 +172,32 @@ def test_401_without_a_certificate_still_reads_well(tmp_path: Path) -> None:
         server.fail(401)
         error = failure(plain(tmp_path, server.url))
     assert "the credentials of the kubeconfig's user" in error.hint
+
+
+def test_a_401_has_the_program_that_made_the_credentials_asked_again(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin"
+    said = {"kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1"}
+    plugin.write_text(f"#!/bin/sh\necho '{json.dumps({**said, 'status': {'token': TOKEN}})}'\n")
+    plugin.chmod(0o755)
+    user = {
+        "apiVersion": said["apiVersion"],
+        "command": str(plugin),
+        "interactiveMode": "Never",
+    }
+    with ApiServer() as server:
+        api = plain(tmp_path, server.url)
+        kubeconfig = tmp_path / "plain.conf"
+        text = kubeconfig.read_text()
+        kubeconfig.write_text(text.replace("user: {}", f"user: {json.dumps({'exec': user})}"))
+        before = api.credentials()
+        assert before.short_lived
+        server.fail(403)
+        failure(api)
+        assert api.credentials() is before
+        server.heal()
+        server.fail(401)
+        failure(api)
+        assert api.credentials() is not before
 
 
 def test_an_expired_certificate_is_a_401(

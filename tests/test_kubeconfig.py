@@ -334,6 +334,12 @@ def test_a_proxy_of_another_kind_is_refused(url: Any, tmp_path: Path) -> None:
     assert "its proxy-url is not of the form http://HOST:PORT" in refusal(path)
 
 
+@pytest.mark.parametrize("name", [7, ["kubernetes"]])
+def test_a_server_name_that_is_no_text_is_refused(name: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", document(**{"tls-server-name": name}))
+    assert refusal(path).endswith("its tls-server-name is no text")
+
+
 def test_an_exec_plugin_that_gives_nothing_is_refused(tmp_path: Path) -> None:
     exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/such/plugin"}
     path = write(tmp_path / "kubelet.conf", document({"exec": exec_}))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.nftmonitor import Lost, attributes, messages
+from ipvs_node_agent.nftmonitor import Heard, Lost, NftMonitor, attributes, messages
 
 
 def message(kind: int, body: bytes = b"", sender: int = 7) -> bytes:
@@ -43,6 +44,22 @@ def test_attributes_are_read_as_names() -> None:
 def test_what_cannot_be_read_is_lost(data: bytes) -> None:
     with pytest.raises(Lost):
         list(messages(data))
+
+
+def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
+    told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    hearing.setblocking(False)
+    monitor = NftMonitor(4, "nat", lambda _: True)
+    with told, monitor._socket:
+        monitor._socket = hearing
+        nat = attribute(1, b"nat\0") + attribute(3, b"IPVS_OUTPUT\0")
+        body = struct.pack("=BBH", socket.AF_INET, 0, 0) + nat
+        told.send(message(10 << 8 | 6, body))
+        assert monitor.hear(own=7) == Heard(changed=False, committed=False)
+        told.send(message(10 << 8 | 15, sender=9))
+        assert monitor.hear(own=7) == Heard(changed=False, committed=False)
+        told.send(message(10 << 8 | 15))
+        assert monitor.hear(own=7) == Heard(changed=False, committed=True)
 
 
 @given(st.binary(max_size=200))

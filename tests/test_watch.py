@@ -513,7 +513,9 @@ def test_an_unknown_object_in_a_watch_is_passed_over(
     assert count(server, "watch") == 1
 
 
-@pytest.mark.parametrize("kind", ["FROBNICATED", "", "added", None, 7, [], {}])
+@pytest.mark.parametrize(
+    "kind", ["FROBNICATED", "", "added", pytest.param("a\nb" * 50_000, id="long"), None, 7, [], {}]
+)
 def test_an_event_of_an_unknown_type_is_passed_over(
     kind: Any, server: ApiServer, follow: Follow
 ) -> None:
@@ -524,7 +526,9 @@ def test_an_event_of_an_unknown_type_is_passed_over(
     put(server, "other")
     following.knows("web", "other")
     following.wait_for(lambda: following.of(Skipped))
-    assert len(following.of(Skipped)) == 1
+    (skipped,) = following.of(Skipped)
+    assert "\n" not in skipped.text
+    assert len(skipped.text) < 100
     assert count(server, "watch") == 1
 
 
@@ -1050,6 +1054,40 @@ def test_an_older_server_behind_the_same_address_changes_nothing_but_the_selecto
     put(server, "other")
     following.knows("web", "other")
     assert count(server, "list") == 1
+    assert not following.of(Trouble)
+
+
+def test_an_object_that_goes_while_the_stream_begins_is_in_no_list(
+    server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchlines, "_INITIAL_EVENTS_END", "another mark")
+    server.streaming_lists = True
+    put(server, "web")
+    put(server, "gone")
+    following = follow(STREAMED)
+    watched_again(server, 1)
+    metadata = {"resourceVersion": "9", "annotations": {"another mark": "true"}}
+    server.send_raw(event("DELETED", {"metadata": {"name": "gone", "namespace": "default"}}))
+    server.send_raw(event("BOOKMARK", {"kind": "Service", "metadata": metadata}))
+    following.knows("web")
+    assert [type(e) for e in following.events] == [Listed, Recovered]
+
+
+@pytest.mark.parametrize("resource", [SERVICES, STREAMED], ids=["a watch", "a streaming list"])
+def test_what_has_begun_may_be_silent_for_longer_than_a_beginning(
+    resource: Resource, server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_WATCH_BEGIN_TIMEOUT", 0.3)
+    monkeypatch.setattr(watch, "_LIST_READ_TIMEOUT", 0.3)
+    server.streaming_lists = True
+    put(server)
+    following = follow(resource)
+    following.knows("web")
+    watched_again(server, 1)
+    time.sleep(1)
+    put(server, "other")
+    following.knows("web", "other")
+    assert count(server, "watch") == 1
     assert not following.of(Trouble)
 
 
