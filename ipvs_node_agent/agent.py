@@ -7,7 +7,7 @@ in. What is due, and when:
   splitting chains     a second after the change that made one too long, or with the next burst
   a drift check        each `driftCheckPeriod`, or less often where it would take over 1 % of a core
   a thorough one       every five minutes
-  a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s
+  a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`familytable`)
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import Callable
 
 from ipvs_node_agent.addresses import FAMILIES, Family, show_address
 from ipvs_node_agent.config import Config
-from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.conntrack import Forgetter
+from ipvs_node_agent.familytable import FamilyTable
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
-from ipvs_node_agent.planner import Plan, Planner
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.rules import pod_cidrs
-from ipvs_node_agent.ruleset import Change, Ruleset
 from ipvs_node_agent.watch import Changed, Deleted, Event, Listed, Recovered, Skipped, Trouble
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ _CHECK_SHARE = 0.01
 _DOUBT_PERIOD = 300.0
 # So many changes at once are a burst, which need not write as few chains as a single one.
 _BURST = 8
-_RETRY_FIRST, _RETRY_CAP = 0.2, 10.0
 _LINES_AT_ONCE = 20
 
 
@@ -62,19 +60,6 @@ class Cluster:
         return Snapshot(self.services, self.node)
 
 
-class FamilyState:
-    """How far one family's table is."""
-
-    def __init__(self, programmer: Programmer) -> None:
-        self.programmer = programmer
-        self.planner: Planner | None = None
-        self.plan: Plan | None = None
-        self.dirty = True
-        self.error: TableError | None = None
-        self.retry_at = 0.0
-        self.delay = _RETRY_FIRST
-
-
 class Agent:
     """Turns events into a programmed kernel."""
 
@@ -83,10 +68,14 @@ class Agent:
         config: Config,
         programmers: Mapping[Family, Programmer],
         clock: Callable[[], float] = time.monotonic,
+        conntrack: Forgetter | None = None,
     ) -> None:
         self._config, self._clock = config, clock
         self._cluster = Cluster()
-        self._families = {family: FamilyState(programmers[family]) for family in FAMILIES}
+        self._tables = {
+            family: FamilyTable(family, config, programmers[family], conntrack, clock)
+            for family in FAMILIES
+        }
         self._stale = True
         self._next_sync = self._next_check = self._next_doubt = 0.0
         self._settle_at = math.inf
@@ -101,8 +90,8 @@ class Agent:
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds what is wanted, as far as the agent knows."""
-        states = self._families.values()
-        return not self._stale and not any(s.dirty or s.error for s in states)
+        tables = self._tables.values()
+        return not self._stale and not any(table.dirty or table.error for table in tables)
 
     def sentence(self) -> str:
         """How far the agent is, as an operator wants to know it; true at this moment."""
@@ -116,12 +105,12 @@ class Agent:
         return f"{sentence}; not following changes: {trouble}" if trouble else sentence
 
     def _programmed(self) -> str:
-        for family, state in self._families.items():
-            if state.error is not None:
-                return f"Cannot program the kernel, trying again: {family}: {state.error}"
+        for family, table in self._tables.items():
+            if table.error is not None:
+                return f"Cannot program the kernel, trying again: {family}: {table.error}"
         if not self.in_sync:
             return "Writing changes to the kernel"
-        counts = {str(f): s.planner.services for f, s in self._families.items() if s.planner}
+        counts = {str(family): table.services for family, table in self._tables.items()}
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
         return f"In sync; Services with rules: {shown or 'none'}"
 
@@ -129,10 +118,7 @@ class Agent:
         """Goes on with another configuration; nothing that was learnt is lost."""
         self._config = config
         for family, programmer in programmers.items():
-            self._families[family].programmer = programmer
-            self._families[family].retry_at = 0.0
-            # The table may be another one.
-            self._families[family].dirty = True
+            self._tables[family].use(programmer)
         self._plan_anew()
         self._next_check = 0.0
 
@@ -160,24 +146,24 @@ class Agent:
         if now >= (self._next_sync if self._stale else self._settle_at):
             self._plan(snapshot, settle=now >= self._settle_at)
             self._next_sync = now + _SYNC_INTERVAL
-        checking = now >= self._next_check
+        looking = now >= self._next_check
         if now >= self._next_doubt:
             self._next_doubt = now + _DOUBT_PERIOD
-            for state in self._families.values():
-                state.programmer.doubt()
-        for family, state in self._families.items():
-            if state.plan is not None and now >= state.retry_at and (checking or state.dirty):
-                self._sync(family, state, state.plan.ruleset, checking)
-        if checking:
-            took = sum(state.programmer.check_seconds for state in self._families.values())
+            for table in self._tables.values():
+                table.doubt()
+        for table in self._tables.values():
+            table.sync(looking)
+        if looking:
+            took = sum(table.check_seconds for table in self._tables.values())
             self._next_check = now + max(self._config.drift_check_period, took / _CHECK_SHARE)
-        if not self._stale and all(s.error or not s.dirty for s in self._families.values()):
+        self._say_problems(snapshot)
+        if not self._stale and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
         return self._next_due()
 
     def _next_due(self) -> float:
         due = [self._next_check, self._settle_at] + ([self._next_sync] if self._stale else [])
-        due += [s.retry_at for s in self._families.values() if s.dirty]
+        due += [table.due for table in self._tables.values()]
         return min(due)
 
     def _ready(self) -> Snapshot | None:
@@ -203,66 +189,18 @@ class Agent:
     def _plan(self, snapshot: Snapshot, settle: bool) -> None:
         self._stale = False
         changed, self._changed = self._changed, {}
-        problems = {p for found in self._service_problems.values() for p in found}
-        problems.update(snapshot.node.problems)
-        for family, state in self._families.items():
-            if state.planner is None:
-                state.planner = Planner(self._config, snapshot.node, family)
-                state.planner.fill(snapshot.services.values())
-            else:
-                for key, old in changed.items():
-                    state.planner.replace(old, snapshot.services.get(key))
-            if settle or len(changed) >= _BURST:
-                state.planner.settle()
-            wanted = state.planner.plan()
-            if state.plan is None or state.plan.ruleset != wanted.ruleset:
-                state.dirty = True
-            state.plan = wanted
-            problems.update(wanted.problems)
-        self._say_problems(frozenset(problems))
-        loose = any(s.planner is not None and s.planner.loose for s in self._families.values())
-        if not loose:
+        for table in self._tables.values():
+            table.plan(self._config, snapshot, changed, settle or len(changed) >= _BURST)
+        if not any(table.loose for table in self._tables.values()):
             self._settle_at = math.inf
         elif self._settle_at == math.inf:
             self._settle_at = self._clock() + _SETTLE_AFTER
 
     def _plan_anew(self) -> None:
         """Has everything planned from the start, as what all rules depend on has changed."""
-        for state in self._families.values():
-            state.planner = None
+        for table in self._tables.values():
+            table.plan_anew()
         self._stale = True
-
-    def _sync(self, family: Family, state: FamilyState, wanted: Ruleset, checking: bool) -> None:
-        started = self._clock()
-        drifted = checking and not state.dirty
-        try:
-            change = state.programmer.check(wanted) if checking else state.programmer.apply(wanted)
-        except TableError as error:
-            if not wanted.chains and state.error is None:
-                # Nothing belongs there; a kernel without the family cannot even be asked.
-                log.debug("%s: %s", family, error)
-                state.dirty = False
-            else:
-                self._failed(family, state, error)
-            return
-        if state.error is not None:
-            log.info("%s: works again", family)
-        state.dirty, state.error, state.retry_at, state.delay = False, None, 0.0, _RETRY_FIRST
-        if change:
-            log.info(
-                "%s: %s %s in %.0f ms",
-                family,
-                "repaired" if drifted else "wrote",
-                _described(change),
-                (self._clock() - started) * 1000,
-            )
-
-    def _failed(self, family: Family, state: FamilyState, error: TableError) -> None:
-        if state.error is None or str(state.error) != str(error):
-            log.error("%s: cannot program the kernel, trying again: %s", family, error)
-        state.dirty, state.error = True, error
-        state.retry_at = self._clock() + state.delay
-        state.delay = min(state.delay * 2, _RETRY_CAP)
 
     def _take_trouble(self, event: Trouble) -> None:
         text = str(event.error)
@@ -326,7 +264,10 @@ class Agent:
         if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
             self._unsynced.setdefault(key, arrived)
 
-    def _say_problems(self, problems: frozenset[Problem]) -> None:
+    def _say_problems(self, snapshot: Snapshot) -> None:
+        read = (problem for found in self._service_problems.values() for problem in found)
+        refused = (table.problems for table in self._tables.values())
+        problems = frozenset(snapshot.node.problems).union(read, *refused)
         new = sorted(problems - self._said)
         for problem in new[:_LINES_AT_ONCE]:
             log.warning("%s", problem)
@@ -348,16 +289,6 @@ class Agent:
             return "deleted"
         external = " ".join(map(show_address, service.load_balancer_ips)) or "no external IP"
         return f"{external} to {' '.join(map(show_address, service.cluster_ips)) or 'no ClusterIP'}"
-
-
-def _described(change: Change) -> str:
-    parts: tuple[tuple[int, str], ...] = (
-        (len(change.written), "chains"),
-        (sum(map(len, change.written.values())), "rules"),
-        (len(change.dropped), "chains removed"),
-        (len(change.hooked), "jumps"),
-    )
-    return ", ".join(f"{count} {what}" for count, what in parts if count) or "jumps removed"
 
 
 def _node_in(event: Listed | Changed | Deleted) -> Node | None:

@@ -32,6 +32,8 @@ BACKENDS = (NFT, LEGACY)
 # What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
 _TIME_LIMIT = 30
 _SHOWN_STDERR = 4096
+# Exit statuses of iptables-restore that speak of its input, and of neither lock nor rights.
+_REFUSED = (1, 2)
 # A restore input of so many characters changes more than the kernel could tell.
 _LOUD = 1 << 20
 # The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
@@ -42,11 +44,23 @@ _NOISE = re.compile(r"Try `|#|Error occurred at line")
 
 
 class TableError(RefusedError):
-    """A command of iptables failed; `line` is the line of the restore input that it blames."""
+    """A command of iptables failed.
 
-    def __init__(self, what: str, why: str, hint: str = "", line: int | None = None) -> None:
+    `line` is the line of the restore input that it blames, and `blamed` that line's text. With
+    `by_content` it ran, and refused what it was given.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        why: str,
+        hint: str = "",
+        line: int | None = None,
+        by_content: bool = False,
+    ) -> None:
         super().__init__(what, why, hint)
-        self.line = line
+        self.line, self.by_content = line, by_content
+        self.blamed = ""
 
 
 class Table(Protocol):
@@ -65,7 +79,8 @@ class Table(Protocol):
 class KernelTable:
     """The nat table of this network namespace, in one family, by one backend's commands.
 
-    `owns` tells which chains are the agent's: `touched` is about those and the built-in ones.
+    `owns` tells which chains are the agent's: `touched` is about those and the built-in ones, and
+    about whether there is a chain `guest`.
     """
 
     def __init__(
@@ -75,12 +90,13 @@ class KernelTable:
         backend: str,
         options: IptablesOptions,
         owns: Callable[[str], bool] = lambda _: True,
+        guest: str = "",
     ) -> None:
         self._launcher = launcher
-        self._family, self._backend, self._owns = family, backend, owns
+        self._family, self._backend, self._owns, self._guest = family, backend, owns, guest
         self._monitor: NftMonitor | None = None
         self._touched = False
-        self._ending: _Command | None = None
+        self._ending: Command | None = None
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
         self._lock_wait = options.lock_wait_seconds
@@ -91,7 +107,7 @@ class KernelTable:
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._touched = False
-        return _Command(self._launcher, self._save, ["-t", "nat"]).result()
+        return Command(self._launcher, self._save, ["-t", "nat"]).result()
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
@@ -101,13 +117,13 @@ class KernelTable:
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
         arguments = ["-w", str(self._lock_wait), "--noflush"]
         limit = _TIME_LIMIT + self._lock_wait
-        command = _Command(self._launcher, self._restore, arguments, limit, text)
+        command = Command(self._launcher, self._restore, arguments, limit, text)
         if self._monitor is not None and self._committed(command, self._monitor):
             self._ending = command
         else:
             command.result()
 
-    def _committed(self, command: _Command, monitor: NftMonitor) -> bool:
+    def _committed(self, command: Command, monitor: NftMonitor) -> bool:
         """Waits for the end of `command`, or until the kernel tells that it took its change.
 
         From there to the end it takes longer than all before: closing its socket waits until the
@@ -150,7 +166,7 @@ class KernelTable:
         elif self._backend == NFT:
             version = self._family.version
             try:
-                self._monitor = NftMonitor(version, "nat", self._concerns)
+                self._monitor = NftMonitor(version, "nat", self._concerns, self._guest)
             except OSError as error:
                 log.debug("cannot listen for changes of nftables: %s", error)
 
@@ -179,7 +195,7 @@ def detect_backend(launcher: Launcher) -> str | None:
             if _path(command) is None:
                 continue
             try:
-                text = _Command(launcher, command, ["-t", "mangle"]).result()
+                text = Command(launcher, command, ["-t", "mangle"]).result()
             except TableError:
                 if family is IPV4:
                     raise
@@ -215,8 +231,11 @@ def _path(command: str) -> str | None:
     return shutil.which(command, path=_SEARCH)
 
 
-class _Command:
-    """A command of iptables that runs; `result` has to be called once. Raises TableError."""
+class Command:
+    """A command of netfilter's that runs; `result` has to be called once. Raises TableError.
+
+    `package` is what it comes with, and `good` are the exit statuses of success.
+    """
 
     def __init__(
         self,
@@ -225,11 +244,13 @@ class _Command:
         arguments: Sequence[str],
         limit: float = _TIME_LIMIT,
         stdin: str = "",
+        package: str = "iptables",
+        good: Sequence[int] = (0,),
     ) -> None:
         path = _path(command)
         if path is None:
-            raise TableError(command, "not found", "apt install iptables")
-        self._command, self._limit = command, limit
+            raise TableError(command, "not found", f"apt install {package}")
+        self._command, self._limit, self._good = command, limit, good
         self._files = ExitStack()
         self._printed = self._files.enter_context(_memory_file())
         self._complaints = self._files.enter_context(_memory_file())
@@ -262,7 +283,7 @@ class _Command:
             if expired:
                 why = f"did not end within {self._limit:g} s and was killed"
                 raise TableError(self._command, why)
-            if status != 0:
+            if status not in self._good:
                 raise _failure(self._command, status, self._complaints)
             self._printed.seek(0)
             return self._printed.read().decode("utf-8", "replace")
@@ -282,7 +303,9 @@ def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:
         said.append(f"killed by signal {-status}")
     blamed = re.search(r"\bline:? (\d+)", text)
     why = "; ".join(said) or f"exit status {status}"
-    return TableError(command, why, _hint(text), int(blamed[1]) if blamed else None)
+    hint = _hint(text)
+    line = int(blamed[1]) if blamed else None
+    return TableError(command, why, hint, line, by_content=status in _REFUSED and not hint)
 
 
 def _hint(text: str) -> str:

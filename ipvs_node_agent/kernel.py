@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 
 class Kernel:
-    """The tables to program. `names` are those of the agent's chains.
+    """The tables to program. `names` are those of the agent's chains, `guest` is Kubernetes' own
+    that marks.
 
     `backend` is taken to be the node's until there is better knowledge.
     """
@@ -40,9 +41,10 @@ class Kernel:
         launcher: Launcher,
         options: IptablesOptions,
         names: frozenset[str],
+        guest: str,
         backend: str = NFT,
     ) -> None:
-        self._launcher, self._options, self._names = launcher, options, names
+        self._launcher, self._options, self._names, self._guest = launcher, options, names, guest
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again.
         self.certain = False
@@ -68,7 +70,9 @@ class Kernel:
         """A programmer for each family."""
         owns = owner(self._names)
         tables = {
-            family: KernelTable(self._launcher, family, self.backend, self._options, owns)
+            family: KernelTable(
+                self._launcher, family, self.backend, self._options, owns, self._guest
+            )
             for family in FAMILIES
         }
         return {family: Programmer(table, owns) for family, table in tables.items()}

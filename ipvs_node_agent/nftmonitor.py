@@ -56,12 +56,15 @@ class Lost(Exception):
 class NftMonitor:
     """Listens for changes of one table in this network namespace.
 
-    `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Raises OSError.
+    `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
+    `guest` only matters whether it is there. Raises OSError.
     """
 
-    def __init__(self, version: int, table: str, concerns: Callable[[str], bool]) -> None:
+    def __init__(
+        self, version: int, table: str, concerns: Callable[[str], bool], guest: str = ""
+    ) -> None:
         self._family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
-        self._table, self._concerns = table, concerns
+        self._table, self._concerns, self._guest = table, concerns, guest
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
         try:
@@ -119,7 +122,9 @@ class NftMonitor:
         if names.get(table) != self._table:
             return False
         # A table that comes or goes takes all chains along.
-        return not chain or chain not in names or self._concerns(names[chain])
+        if not chain or chain not in names or self._concerns(names[chain]):
+            return True
+        return names[chain] == self._guest and kind in (_NEWCHAIN, _DELCHAIN)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -53,11 +53,13 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
         raise RefusedError(
             f"Node {seen.node.name}", "has no pod CIDR yet, so that run would wait", "set podCIDRs"
         )
-    kernel = Kernel(launch(), config.iptables, own_names(config.chains))
+    chains = config.chains
+    kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
     changes: list[tuple[str, Change]] = []
     for family, programmer in kernel.programmers().items():
-        planned = plan(config, seen, family)
-        change = difference(programmer.read(), planned.ruleset)
+        found = programmer.read()
+        own_mark = config.chains.mark_masquerade not in found.foreign
+        change = difference(found, plan(config, seen, family, own_mark).ruleset)
         if change:
             changes.append((f"{family.command}-{kernel.backend}-restore", change))
     return changes

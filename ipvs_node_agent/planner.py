@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ipvs_node_agent import mark
 from ipvs_node_agent.addresses import Address, Family
+from ipvs_node_agent.chainnames import OWN_MARK_CHAIN
 from ipvs_node_agent.claims import Claims
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.dispatch import Entries, Tree
@@ -28,13 +30,18 @@ class Plan:
 
 
 class Planner:
-    """Plans for one configuration, node and family."""
+    """Plans for one configuration, node and family.
 
-    def __init__(self, config: Config, node: Node, family: Family) -> None:
+    With `own_mark` the node lacks the chain of Kubernetes' that marks, and we bring one of our own.
+    """
+
+    def __init__(self, config: Config, node: Node, family: Family, own_mark: bool = False) -> None:
         names = config.chains
         self._limit = names.services_per_chain
         self._claims = Claims(config, node, family)
-        self._writer = Writer(config, node, family)
+        self._own_mark, self._kubernetes_mark = own_mark, frozenset({names.mark_masquerade})
+        marking = OWN_MARK_CHAIN if own_mark else names.mark_masquerade
+        self._writer = Writer(config, node, family, marking)
         self._tree = Tree(family, (names.prerouting, names.output), self._limit)
         self._jumps = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
         # What became of each address: who has rules for it, and who was refused it.
@@ -78,7 +85,14 @@ class Planner:
             # The node does not speak this family: not even an empty chain belongs there.
             return Plan(Ruleset(), problems)
         chains = self._tree.chains(flat=len(self._addresses) <= self._limit)
-        return Plan(Ruleset(chains, self._jumps), problems)
+        if not self._having:
+            return Plan(Ruleset(chains, self._jumps), problems)
+        if not self._own_mark:
+            ruleset = Ruleset(chains, self._jumps, needs=self._kubernetes_mark)
+        else:
+            chains, jumps = {**chains, **mark.CHAINS}, {**self._jumps, **mark.JUMPS}
+            ruleset = Ruleset(chains, jumps, instead_of=self._kubernetes_mark)
+        return Plan(ruleset, problems)
 
     def _entries(self, address: Address) -> Entries:
         """The rules for `address` as its claims are now; takes note of who has it."""
@@ -110,8 +124,8 @@ class Planner:
             self._refused[address] = problems
 
 
-def plan(config: Config, snapshot: Snapshot, family: Family) -> Plan:
+def plan(config: Config, snapshot: Snapshot, family: Family, own_mark: bool = False) -> Plan:
     """The rules that are wanted in `family`'s nat table; a function of the arguments alone."""
-    planner = Planner(config, snapshot.node, family)
+    planner = Planner(config, snapshot.node, family, own_mark)
     planner.fill(snapshot.services.values())
     return planner.plan()

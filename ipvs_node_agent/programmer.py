@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Callable
 
+from ipvs_node_agent import drift
 from ipvs_node_agent.iptables import Table, TableError
 from ipvs_node_agent.ruleset import Change, Found, Ruleset, difference, parse_save, settled
 
@@ -19,14 +22,22 @@ _NOTHING = Ruleset()
 _COUNTS = re.compile(r" \[\d+:\d+\]$", re.MULTILINE)
 
 
+class Misfit(Exception):
+    """Others' chains are not those that the wanted rules are made for."""
+
+
 class Programmer:
     """One family's table in one backend. `owns` tells which chains are the agent's."""
 
     def __init__(self, table: Table, owns: Callable[[str], bool]) -> None:
         self._table, self._owns = table, owns
+        # What the table held when last written or read, and whether it still has to hold that.
         self._known: Found | None = None
+        self._certain = False
         # Of the text that `_known` was read from, where nothing was written since.
         self._digest: tuple[str, int] | None = None
+        # What others did to it, where it is not undone yet.
+        self._drift: tuple[str, ...] = ()
         self._check_seconds = 0.0
 
     @property
@@ -36,56 +47,71 @@ class Programmer:
 
     def read(self, expected: Ruleset = _NOTHING) -> Found:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
-        return self._parse(self._table.save(), expected)
-
-    def _parse(self, text: str, expected: Ruleset) -> Found:
-        self._known = parse_save(text, self._owns, expected.chains)
-        self._digest = _digest(text)
-        return self._known
+        text = self._table.save()
+        left, digest = self._known, _digest(text)
+        if left is not None and digest == self._digest:
+            found = left
+        else:
+            found = parse_save(text, self._owns, expected.chains)
+            if left is not None:
+                self._drift = _merged(self._drift, drift.reasons(left, found))
+        self._known, self._digest, self._certain = found, digest, True
+        return found
 
     def apply(self, wanted: Ruleset) -> Change:
-        """Makes the table hold `wanted`, and gives what had to be changed. Raises TableError.
+        """Makes the table hold `wanted`, and gives what had to be changed.
 
-        Nothing is applied where it fails.
+        Nothing is applied where it fails. Raises TableError, and Misfit where it is not `wanted`
+        that belongs there.
         """
-        believed = self._known
+        if self._certain and self._table.touched():
+            self._certain = False
+        believed = self._known if self._certain else None
         found = self.read(wanted) if believed is None else believed
+        if not wanted.fits(found.foreign):
+            raise Misfit
         change = difference(found, wanted)
-        if not change:
-            return change
-        self._known = self._digest = None
-        try:
-            for part in change.parts():
-                self._table.restore(part.restore_input())
-        except TableError:
-            if believed is None:
-                raise
-            return self.apply(wanted)
-        self._known = settled(found, wanted)
-        return change
+        if change:
+            try:
+                self._write(change)
+            except TableError:
+                if believed is None:
+                    raise
+                return self.apply(wanted)
+            self._known, self._certain = settled(found, wanted), True
+        repairs, self._drift = self._drift, ()
+        return replace(change, repairs=repairs)
 
     def check(self, wanted: Ruleset) -> Change:
-        """Like `apply`, but sees to drift first: what changes then had drifted."""
-        touched = self._table.touched()
-        if touched or self._known is None:
-            self._known = None
-        elif touched is None:
+        """Like `apply`, but looks for drift where nobody would tell."""
+        if self._certain and self._table.touched() is None:
             started = time.monotonic()
-            self._look(wanted)
+            self._certain = False
+            self.read(wanted)
             self._check_seconds = time.monotonic() - started
         return self.apply(wanted)
 
+    def _write(self, change: Change) -> None:
+        """Applies `change`; until all of it is there, nothing is certain."""
+        self._digest, self._certain = None, False
+        for part in change.parts():
+            text = part.restore_input()
+            try:
+                self._table.restore(text)
+            except TableError as error:
+                if error.line is not None:
+                    error.blamed = "".join(text.split("\n")[error.line - 1 : error.line])
+                raise
+            # Only what is left of several parts could still tell drift from our own doing.
+            self._known = None
+
     def doubt(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
-        self._known = None
+        self._certain = False
 
-    def _look(self, wanted: Ruleset) -> None:
-        known, self._known = self._known, None
-        text = self._table.save()
-        if _digest(text) == self._digest:
-            self._known = known
-        else:
-            self._parse(text, wanted)
+
+def _merged(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
 
 
 def _digest(text: str) -> tuple[str, int]:

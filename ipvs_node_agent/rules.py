@@ -45,14 +45,13 @@ def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
 
 
 class Writer:
-    """Writes the rules of claims, for one node and one family.
+    """Writes the rules of claims, for one node and one family; `mark` is the chain that marks.
 
     `speaks` says whether the node has anything to do with the family at all.
     """
 
-    def __init__(self, config: Config, node: Node, family: Family) -> None:
-        self._family = family
-        self._mark = config.chains.mark_masquerade
+    def __init__(self, config: Config, node: Node, family: Family, mark: str) -> None:
+        self._family, self._mark = family, mark
         self._mark_pods = config.masquerade == "All"
         self._cidrs = sorted(set(of_family(pod_cidrs(config, node) or (), family)))
         self._hosts = [a for a in node.addresses if a.version == family.version]

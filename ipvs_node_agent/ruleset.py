@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Callable
 
-from ipvs_node_agent.chainnames import stem
+from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, stem
 
 Rules = tuple[str, ...]
 
@@ -31,11 +31,18 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 class Ruleset:
     """The chains and jumps that are wanted.
 
-    `jumps` names, for a built-in chain, the chain of ours that its first rule must jump to.
+    `jumps` names, for a built-in chain, the chain of ours that its first rule must jump to. It is
+    the right one only where others have all of the chains `needs`, and none of `instead_of`.
     """
 
     chains: Mapping[str, Rules] = field(default_factory=dict)
     jumps: Mapping[str, str] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+    instead_of: frozenset[str] = frozenset()
+
+    def fits(self, foreign: frozenset[str]) -> bool:
+        """Whether it is the right one beside others' chains `foreign`."""
+        return self.needs <= foreign and not self.instead_of & foreign
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ class Change:
     """The steps from what was found to what is wanted; falsy where there are none.
 
     `unhooked` has an entry for each copy of a jump that goes; `new` are those of the written chains
-    that were not there.
+    that were not there; `replaced` is what the written and dropped chains held. `repairs` says what
+    others had done to the table (see `drift`) that it undoes.
     """
 
     written: Mapping[str, Rules] = field(default_factory=dict)
@@ -66,6 +74,8 @@ class Change:
     unhooked: tuple[tuple[str, str], ...] = ()
     hooked: tuple[tuple[str, str], ...] = ()
     new: frozenset[str] = frozenset()
+    replaced: Mapping[str, Rules] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.written or self.dropped or self.unhooked or self.hooked)
@@ -110,17 +120,20 @@ class Change:
 
         For each rule iptables-nft walks the sorted list of the chains it has met so far; with the
         last names first it is at the right place at once, which saves a third of a long restore.
+        The chain of ours that marks comes before all of them, as they jump to it.
         """
         if len(self.written) < _MANY:
             return []
-        return sorted(
+        others = self.written.keys() - {OWN_MARK_CHAIN}
+        leaves = sorted(
             (
                 name
-                for name, rules in self.written.items()
-                if not any(rule.rpartition(" -j ")[2] in self.written for rule in rules)
+                for name in others
+                if not any(rule.rpartition(" -j ")[2] in others for rule in self.written[name])
             ),
             reverse=True,
         )
+        return [OWN_MARK_CHAIN, *leaves] if OWN_MARK_CHAIN in self.written else leaves
 
 
 def owner(names: frozenset[str]) -> Callable[[str], bool]:
@@ -214,7 +227,8 @@ def difference(found: Found, wanted: Ruleset) -> Change:
         unhooked += [(built_in, chain) for _, chain in jumps]
         hooked += [(built_in, target)] if target else []
     new = frozenset(written.keys() - found.chains.keys())
-    return Change(written, dropped, tuple(unhooked), tuple(hooked), new)
+    replaced = {name: found.chains[name] for name in (*written, *dropped) if name not in new}
+    return Change(written, dropped, tuple(unhooked), tuple(hooked), new, replaced)
 
 
 def settled(found: Found, wanted: Ruleset) -> Found:

@@ -19,11 +19,13 @@ from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config, load
+from ipvs_node_agent.conntrack import Conntrack
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.iptables import launch
+from ipvs_node_agent.iptables import NFT, launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
+from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model import read_node, read_service
 from ipvs_node_agent.runtime import only_one, own_names, remember_names
 from ipvs_node_agent.systemd import ServiceManager
@@ -104,11 +106,11 @@ def run(config_path: Path | None, manager: ServiceManager) -> None:
         _Loop(config_path, config, manager).run()
 
 
-def _remembered(config: Config) -> frozenset[str]:
-    """The names of all chains of ours, kept for the time after `config`."""
+def _kernel(launcher: Launcher, config: Config, backend: str = NFT) -> Kernel:
+    """The tables to program; the names of all chains of ours are kept for the time after."""
     names = own_names(config.chains)
     remember_names(names)
-    return names
+    return Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
 
 
 class _Following:
@@ -167,8 +169,8 @@ class _Loop:
         # First of all, as the list may take a second to arrive.
         self._following = _Following(config, self._queue.put)
         self._launcher = launch(manager.alive)
-        self._kernel = Kernel(self._launcher, config.iptables, _remembered(config))
-        self._agent = Agent(config, self._kernel.programmers())
+        self._kernel = _kernel(self._launcher, config)
+        self._agent = Agent(config, self._kernel.programmers(), conntrack=Conntrack(self._launcher))
         self._clean_due = True
         self._ready = False
         self._backend_due = 0.0
@@ -250,9 +252,7 @@ class _Loop:
             return
         self._config_fault = ""
         old, self._config = self._config, config
-        self._kernel = Kernel(
-            self._launcher, config.iptables, _remembered(config), self._kernel.backend
-        )
+        self._kernel = _kernel(self._launcher, config, self._kernel.backend)
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()

@@ -91,7 +91,34 @@ def test_the_two_chains_have_a_pair_of_rules_for_an_external_ip() -> None:
         "IPVS_PREROUTING": tuple(pod_pair("10.19.0.1", "default/web", "10.231.0.1")),
         "IPVS_OUTPUT": tuple(host_pair("10.19.0.1", "default/web", "10.231.0.1")),
     }
-    assert found == Plan(replace(NOTHING, chains=chains), ())
+    needs = frozenset({"KUBE-MARK-MASQ"})
+    assert found == Plan(replace(NOTHING, chains=chains, needs=needs), ())
+
+
+def test_without_kubernetes_mark_chain_there_is_one_of_our_own() -> None:
+    """Marked and masqueraded by the same bit and in the same steps as kube-proxy does it."""
+    found = plan(DEFAULTS, snapshot(WEB), IPV4, own_mark=True).ruleset
+    theirs = plan(DEFAULTS, snapshot(WEB), IPV4).ruleset
+    own = {
+        name: tuple(rule.replace("KUBE-MARK-MASQ", "IPVS_MARK_MASQ") for rule in rules)
+        for name, rules in theirs.chains.items()
+    }
+    assert found.chains == {
+        **own,
+        "IPVS_MARK_MASQ": ("-j MARK --set-xmark 0x4000/0x4000",),
+        "IPVS_POSTROUTING": (
+            "-m mark ! --mark 0x4000/0x4000 -j RETURN",
+            "-j MARK --set-xmark 0x4000/0x0",
+            "-j MASQUERADE --random-fully",
+        ),
+    }
+    assert found.jumps == {**theirs.jumps, "POSTROUTING": "IPVS_POSTROUTING"}
+    for others, kubernetes in ((frozenset[str](), False), (frozenset({"KUBE-MARK-MASQ"}), True)):
+        assert (theirs.fits(others), found.fits(others)) == (kubernetes, not kubernetes)
+
+
+def test_without_a_rule_nothing_has_to_be_marked() -> None:
+    assert plan(DEFAULTS, snapshot(), IPV4, own_mark=True) == Plan(NOTHING, ())
 
 
 def test_ipv6_is_the_same() -> None:

@@ -58,6 +58,7 @@ class StandInKernel:
         launcher: Launcher,
         options: IptablesOptions,
         names: frozenset[str],
+        guest: str,
         backend: str = "nft",
     ) -> None:
         self._names = names

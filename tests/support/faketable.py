@@ -17,6 +17,7 @@ TARGETS = ("ACCEPT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "MARK", "REDIRECT")
 OPTION = re.compile(
     "-[sdiopmjg]|--(dport|sport|mark|comment|src-type|dst-type|to-destination|set-xmark)"
 )
+FLAGS = ("--random-fully",)
 MAX_CHAIN_NAME = 28
 
 Chains = dict[str, list[str]]
@@ -127,7 +128,7 @@ def _referred(chains: Chains, name: str) -> bool:
 
 def _options(rule: str) -> list[tuple[str, str]]:
     """The options of `rule` with their values; ValueError where one has none."""
-    words = [word for word in shlex.split(rule) if word != "!"]
+    words = [word for word in shlex.split(rule) if word not in ("!", *FLAGS)]
     _demand(len(words) % 2 == 0, f"an option without a value in {rule!r}")
     return list(zip(words[::2], words[1::2]))
 
