@@ -5,6 +5,7 @@ in. What is due, and when:
 
   a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
+  drift that is told   within half a second, since asking costs next to nothing (nft)
   a drift check        each `driftCheckPeriod`, or less often where it would take over 1 % of a core
   a thorough one       every five minutes
   a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`familytable`)
@@ -34,6 +35,7 @@ SERVICES, NODES = "services", "nodes"
 _SYNC_INTERVAL = 0.07
 _SETTLE_AFTER = 1.0
 _CHECK_SHARE = 0.01
+_LISTEN_PERIOD = 0.5
 _DOUBT_PERIOD = 300.0
 # So many changes at once are a burst, which need not write as few chains as a single one.
 _BURST = 8
@@ -159,10 +161,11 @@ class Agent:
         self._say_problems(snapshot)
         if not self._stale and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
-        return self._next_due()
+        return self._next_due(now)
 
-    def _next_due(self) -> float:
-        due = [self._next_check, self._settle_at] + ([self._next_sync] if self._stale else [])
+    def _next_due(self, now: float) -> float:
+        due = [self._next_check, self._settle_at, now + _LISTEN_PERIOD]
+        due += [self._next_sync] if self._stale else []
         due += [table.due for table in self._tables.values()]
         return min(due)
 

@@ -134,7 +134,8 @@ class Conntrack:
         return Command(
             self._launcher,
             "conntrack",
-            [*arguments, "-f", name, "-p", "udp"],
+            # Options of a protocol come after it.
+            [arguments[0], "-f", name, "-p", "udp", *arguments[1:]],
             package="conntrack",
             good=(0, 1),  # 1 where there was nothing to delete.
         ).result()

@@ -29,6 +29,8 @@ _RETRY_FIRST, _RETRY_CAP = 0.2, 10.0
 _HELD_FIRST, _HELD_CAP = 10.0, 300.0
 # A repair of the same kind within this time is counted, and not said again.
 _QUIET = 60.0
+# After so many of the same kind: this long between two repairs, and no more than a share of a core.
+_PATIENCE, _REST, _REPAIR_SHARE = 5, 2.0, 0.2
 # So many Services that the kernel names itself are held back in one go.
 _NAMED = 16
 # What is wanted changes with what others have; more often in a row nobody changes it for good.
@@ -72,7 +74,8 @@ class FamilyTable:
         # What Services were that changed since the last write.
         self._before: dict[str, Service | None] = {}
         self._delay = _RETRY_FIRST
-        self._repaired_at: dict[str, float] = {}
+        self._repaired_at: dict[str, list[float]] = {}
+        self._rest_until = 0.0
         self.dirty = True
         self.error: TableError | None = None
         self.retry_at = 0.0
@@ -167,12 +170,15 @@ class FamilyTable:
         self._plan = plan
 
     def sync(self, looking: bool) -> None:
-        """Writes what is due; `looking` also for drift."""
+        """Writes what is due; `looking` also for drift that nobody tells of."""
         if self._plan is None:
             return
         now = self._clock()
         self._try_again(now)
-        if now < self.retry_at or not (self.dirty or looking):
+        if now < self.retry_at:
+            return
+        looking = now >= self._rest_until and (looking or self._programmer.heard())
+        if not (self.dirty or looking):
             return
         try:
             change = self._write(looking)
@@ -276,8 +282,8 @@ class FamilyTable:
             log.info("%s: works again", self._family)
         self.dirty, self.error, self.retry_at, self._delay = False, None, 0.0, _RETRY_FIRST
         self._tried = {}
-        self.repairs.update(change.repairs)
-        if change and (not change.repairs or self._worth_saying(change.repairs)):
+        fresh = self._note_repairs(change.repairs, seconds)
+        if change and fresh:
             log.info(
                 "%s: %s in %.0f ms%s",
                 self._family,
@@ -288,11 +294,20 @@ class FamilyTable:
         self._forget_flows(change)
         self._before = {}
 
-    def _worth_saying(self, repairs: Iterable[str]) -> bool:
-        """Whether none like these was undone lately: who fights with us is said to do so once."""
+    def _note_repairs(self, repairs: tuple[str, ...], seconds: float) -> bool:
+        """Counts them; False where the like was undone just before.
+
+        Who fights with us is said to do so once, and is not given more than a share of our time.
+        """
         now = self._clock()
-        fresh = any(now - self._repaired_at.get(reason, -math.inf) > _QUIET for reason in repairs)
-        self._repaired_at.update(dict.fromkeys(repairs, now))
+        self.repairs.update(repairs)
+        fresh = not repairs
+        for reason in repairs:
+            last = [time for time in self._repaired_at.get(reason, ()) if now - time < _QUIET]
+            self._repaired_at[reason] = [*last, now]
+            fresh = fresh or not last
+            if len(last) >= _PATIENCE:
+                self._rest_until = now + max(_REST, seconds / _REPAIR_SHARE)
         return fresh
 
     def _forget_flows(self, change: Change) -> None:

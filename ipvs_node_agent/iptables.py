@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Callable, Protocol
 
+from ipvs_node_agent import legacytable
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.chainnames import BUILT_IN_CHAINS
 from ipvs_node_agent.config import IptablesOptions
@@ -32,8 +33,10 @@ BACKENDS = (NFT, LEGACY)
 # What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
 _TIME_LIMIT = 30
 _SHOWN_STDERR = 4096
-# Exit statuses of iptables-restore that speak of its input, and of neither lock nor rights.
+# Exit statuses of iptables-restore that speak of its input, and of neither lock nor rights; and the
+# words of iptables-nft-restore, whose status for all that the kernel refuses is 4.
 _REFUSED = (1, 2)
+_NFT_REFUSED = re.compile(r"[A-Z]+_[A-Z]+ failed \((?!Operation not permitted|Cannot allocate)")
 # A restore input of so many characters changes more than the kernel could tell.
 _LOUD = 1 << 20
 # The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
@@ -73,7 +76,13 @@ class Table(Protocol):
         """Applies `text`, all of it or nothing, without flushing the rest. Raises TableError."""
 
     def touched(self) -> bool | None:
-        """Whether somebody else changed something of ours since `save`; None: only it can tell."""
+        """Whether somebody else changed something of ours since `save`; None: only it can tell.
+
+        Asking costs next to nothing.
+        """
+
+    def same(self) -> bool:
+        """Whether the table certainly still is what the last `save` found; costs a little."""
 
 
 class KernelTable:
@@ -96,6 +105,8 @@ class KernelTable:
         self._family, self._backend, self._owns, self._guest = family, backend, owns, guest
         self._monitor: NftMonitor | None = None
         self._touched = False
+        # Of what `save` found, where nothing was written since.
+        self._digest: bytes | None = None
         self._ending: Command | None = None
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
@@ -107,11 +118,13 @@ class KernelTable:
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._touched = False
+        self._digest = self._legacy_digest()
         return Command(self._launcher, self._save, ["-t", "nat"]).result()
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
         self._finish()
+        self._digest = None
         if len(text) > _LOUD:
             self._stop_listening()
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
@@ -158,6 +171,20 @@ class KernelTable:
         elif not self._touched:
             return None
         return self._touched
+
+    def same(self) -> bool:
+        """See `Table`; of an nft table only `touched` tells."""
+        return self._digest is not None and self._legacy_digest() == self._digest
+
+    def _legacy_digest(self) -> bytes | None:
+        # Asking for a table makes it.
+        if self._backend != LEGACY or "nat" not in legacy_tables(self._family):
+            return None
+        try:
+            return legacytable.digest(self._family.version)
+        except OSError as error:
+            log.debug("cannot tell whether the legacy table is the same: %s", error)
+            return None
 
     def _listen(self) -> None:
         """Starts to listen, or forgets what was heard so far."""
@@ -305,7 +332,8 @@ def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:
     why = "; ".join(said) or f"exit status {status}"
     hint = _hint(text)
     line = int(blamed[1]) if blamed else None
-    return TableError(command, why, hint, line, by_content=status in _REFUSED and not hint)
+    refused = status in _REFUSED or _NFT_REFUSED.search(text) is not None
+    return TableError(command, why, hint, line, by_content=refused and not hint)
 
 
 def _hint(text: str) -> str:

@@ -2,13 +2,11 @@
 
 Between drift checks the table is taken to hold what was last written, so that a change costs one
 command. Where a write then fails, the belief is dropped, and the table is read before the next try.
-A check reads the table only where the kernel does not say by itself that nobody touched it, and
-looks into the text only where it is another one than the last time.
+A check reads the table only where the kernel does not say that nobody touched it.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,7 +17,6 @@ from ipvs_node_agent.iptables import Table, TableError
 from ipvs_node_agent.ruleset import Change, Found, Ruleset, difference, parse_save, settled
 
 _NOTHING = Ruleset()
-_COUNTS = re.compile(r" \[\d+:\d+\]$", re.MULTILINE)
 
 
 class Misfit(Exception):
@@ -34,28 +31,25 @@ class Programmer:
         # What the table held when last written or read, and whether it still has to hold that.
         self._known: Found | None = None
         self._certain = False
-        # Of the text that `_known` was read from, where nothing was written since.
-        self._digest: tuple[str, int] | None = None
         # What others did to it, where it is not undone yet.
         self._drift: tuple[str, ...] = ()
         self._check_seconds = 0.0
 
     @property
     def check_seconds(self) -> float:
-        """How long the last check took that looked at the table for no reason."""
+        """How much of a core's time the last check took that looked for no reason, in seconds."""
         return self._check_seconds
+
+    def heard(self) -> bool:
+        """Whether somebody told that others changed something of ours, or may have."""
+        return self._certain and bool(self._table.touched())
 
     def read(self, expected: Ruleset = _NOTHING) -> Found:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
-        text = self._table.save()
-        left, digest = self._known, _digest(text)
-        if left is not None and digest == self._digest:
-            found = left
-        else:
-            found = parse_save(text, self._owns, expected.chains)
-            if left is not None:
-                self._drift = _merged(self._drift, drift.reasons(left, found))
-        self._known, self._digest, self._certain = found, digest, True
+        left, found = self._known, parse_save(self._table.save(), self._owns, expected.chains)
+        if left is not None:
+            self._drift = _merged(self._drift, drift.reasons(left, found))
+        self._known, self._certain = found, True
         return found
 
     def apply(self, wanted: Ruleset) -> Change:
@@ -85,15 +79,18 @@ class Programmer:
     def check(self, wanted: Ruleset) -> Change:
         """Like `apply`, but looks for drift where nobody would tell."""
         if self._certain and self._table.touched() is None:
-            started = time.monotonic()
-            self._certain = False
-            self.read(wanted)
-            self._check_seconds = time.monotonic() - started
+            started, ours = time.monotonic(), time.thread_time()
+            if self._table.same():
+                self._check_seconds = time.thread_time() - ours
+            else:
+                self._certain = False
+                self.read(wanted)
+                self._check_seconds = time.monotonic() - started
         return self.apply(wanted)
 
     def _write(self, change: Change) -> None:
         """Applies `change`; until all of it is there, nothing is certain."""
-        self._digest, self._certain = None, False
+        self._certain = False
         for part in change.parts():
             text = part.restore_input()
             try:
@@ -112,10 +109,3 @@ class Programmer:
 
 def _merged(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*first, *second)))
-
-
-def _digest(text: str) -> tuple[str, int]:
-    """Stands for all of `text` that does not change by itself, as packet counts and times do."""
-    head, _, rules = text.partition("\n-A ")
-    lines = (line for line in head.split("\n") if not line.startswith("#"))
-    return _COUNTS.sub("", "\n".join(lines)), hash(rules.rpartition("\nCOMMIT")[0])

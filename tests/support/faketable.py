@@ -50,6 +50,10 @@ class FakeTable:
         """Whether to look; it never knows."""
         return None
 
+    def same(self) -> bool:
+        """Whether it is the same; it never knows."""
+        return False
+
     def restore(self, text: str) -> None:
         """Applies `text`, all of it or nothing. Raises TableError."""
         self.restores += 1

@@ -1,0 +1,63 @@
+"""A legacy table's digest: another one with every change, the same whatever was counted."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from ipvs_node_agent import legacytable
+from ipvs_node_agent.addresses import FAMILIES, Family
+from tests.support.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+RULES = [
+    f'-A CHAIN -p tcp -m tcp --dport {port} -m comment --comment "x/y" -j RETURN'
+    for port in range(1, 200)
+]
+
+
+def digest(namespace: Namespace, family: Family) -> bytes:
+    with namespace.enter():
+        return legacytable.digest(family.version)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_it_changes_with_every_change_and_not_with_the_counts(
+    namespace: Namespace, family: Family
+) -> None:
+    def iptables(*arguments: str) -> None:
+        namespace.run(f"{family.command}-legacy", "-t", "nat", *arguments)
+
+    # It takes a rule that translates for packets to be tracked, and so for the table to be walked.
+    to = "10.1.1.1" if family.version == 4 else "fd00::1"
+    translation = f"-A CHAIN -p sctp -j DNAT --to-destination {to}"
+    text = "\n".join(["*nat", ":CHAIN - [0:0]", *RULES, translation, "COMMIT", ""])
+    namespace.run(f"{family.command}-legacy-restore", stdin=text)
+    seen = [digest(namespace, family)]
+    assert digest(namespace, family) == seen[0]
+    for change in (
+        ["-A", "OUTPUT", "-j", "CHAIN"],
+        ["-R", "CHAIN", "100", "-p", "tcp", "--dport", "100", "-j", "ACCEPT"],
+        ["-D", "CHAIN", "50"],
+        ["-I", "OUTPUT", "1", "-j", "RETURN"],
+        ["-N", "OTHER"],
+    ):
+        iptables(*change)
+        seen.append(digest(namespace, family))
+    assert len({*seen}) == len(seen)
+    iptables("-D", "OUTPUT", "1")
+    uncounted = digest(namespace, family)
+    address = "127.0.0.1" if family.version == 4 else "::1"
+    before = namespace.run(f"{family.command}-legacy-save", "-c", "-t", "nat")
+    send_a_packet(namespace, address)
+    assert namespace.run(f"{family.command}-legacy-save", "-c", "-t", "nat") != before
+    assert digest(namespace, family) == uncounted
+
+
+def send_a_packet(namespace: Namespace, address: str) -> None:
+    with namespace.enter():
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(kind, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (address, 9))

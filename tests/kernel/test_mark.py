@@ -1,0 +1,102 @@
+"""Masquerading on a node whose chain that marks is absent, comes, and goes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES, Family
+from tests.kernel.conftest import Bed, node_bed
+from tests.support.cluster import node, service
+from tests.support.netns import Namespace
+from tests.support.tables import add_mark_masq
+from tests.support.topology import (
+    CLUSTER_IP,
+    EXTERNAL_IP,
+    NODE_TO_BACKEND,
+    POD_CIDR,
+    Topology,
+    ask,
+    topology,
+)
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def around() -> Iterator[Topology]:
+    with topology() as made:
+        yield made
+
+
+@pytest.fixture
+def bare(around: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
+    """A node without KUBE-MARK-MASQ, and the agent on it."""
+    web = service("web", [*CLUSTER_IP.values()], [*EXTERNAL_IP.values()])
+    with node_bed(around.node, backend, tmp_path, node(*POD_CIDR.values()), web) as made:
+        yield made
+
+
+def seen(client: Namespace, family: Family) -> str:
+    """Whom the backend sees when `client` goes through the external IP."""
+    return ask(client, EXTERNAL_IP[family.version])
+
+
+def expect_masquerading(around: Topology) -> None:
+    for client in (around.node, around.pod):
+        for family in FAMILIES:
+            assert seen(client, family) == NODE_TO_BACKEND[family.version]
+
+
+@contextmanager
+def stream(client: Namespace) -> Iterator[list[str]]:
+    """Goes on connecting, at most a thousand times; whom the backend saw but the node's address."""
+    wrong: list[str] = []
+    ended = threading.Event()
+
+    def connect() -> None:
+        for number in range(1000):
+            if ended.is_set():
+                return
+            family = FAMILIES[number % 2]
+            who = seen(client, family)
+            if who != NODE_TO_BACKEND[family.version]:
+                wrong.append(who)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    try:
+        yield wrong
+    finally:
+        ended.set()
+        thread.join()
+
+
+def own_mark(bed: Bed, family: Family) -> bool:
+    return any("IPVS_MARK_MASQ" in line for line in bed.ours(family))
+
+
+def test_absent_then_there_then_flushed_away(bare: Bed, around: Topology) -> None:
+    bare.agent.start()
+    assert all(own_mark(bare, family) for family in FAMILIES)
+    expect_masquerading(around)
+    with stream(around.pod) as wrong:
+        for family in FAMILIES:
+            add_mark_masq(bare.namespace, family, bare.backend)
+        for family in FAMILIES:
+            eventually(lambda family=family: not own_mark(bare, family), "ours giving way")
+    assert wrong == []
+    expect_masquerading(around)
+    for family in FAMILIES:
+        command = f"{family.command}-{bare.backend}"
+        for step in (["-F"], ["-X"]):
+            bare.namespace.run(command, "-t", "nat", *step)
+    for family in FAMILIES:
+        eventually(lambda family=family: own_mark(bare, family), "ours coming back")
+    expect_masquerading(around)
+    assert "cannot" not in bare.agent.log

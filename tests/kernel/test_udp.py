@@ -1,0 +1,150 @@
+"""A UDP flow that connection tracking knows follows the rules as they are now."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES, Family
+from tests.kernel.conftest import Bed, node_bed
+from tests.support.cluster import node, service
+from tests.support.netns import Namespace
+from tests.support.tables import add_mark_masq
+from tests.support.topology import (
+    CLUSTER_IP,
+    EXTERNAL_IP,
+    OUTSIDE,
+    POD_CIDR,
+    Topology,
+    topology,
+)
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+PORT = 53
+OTHER_CLUSTER_IP = {4: "10.231.42.165", 6: "fd00:231::165"}
+
+
+@contextmanager
+def answering(namespace: Namespace, address: str) -> Iterator[None]:
+    """A UDP server in `namespace` that answers with its own address."""
+    with namespace.enter():
+        server = socket.socket(_kind(address), socket.SOCK_DGRAM)
+    ended = threading.Event()
+
+    def answer() -> None:
+        while not ended.is_set():
+            try:
+                _, peer = server.recvfrom(100)
+            except socket.timeout:
+                continue
+            server.sendto(address.encode(), peer)
+
+    with server:
+        server.bind((address, PORT))
+        server.settimeout(0.1)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+class Client:
+    """A UDP client that goes on from one port, as a resolver or a phone does."""
+
+    def __init__(self, namespace: Namespace, address: str) -> None:
+        with namespace.enter():
+            self._socket = socket.socket(_kind(address), socket.SOCK_DGRAM)
+        self._socket.settimeout(0.2)
+        self._socket.connect((address, PORT))
+
+    def ask(self) -> str:
+        """Who answers; nothing if nobody does."""
+        try:
+            self._socket.send(b"?")
+            return self._socket.recv(100).decode()
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _kind(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+@pytest.fixture
+def around() -> Iterator[Topology]:
+    with topology() as made:
+        yield made
+
+
+@pytest.fixture(params=FAMILIES, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    assert isinstance(request.param, Family)
+    return request.param
+
+
+@pytest.fixture
+def running(around: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
+    """A node with a Service of somebody else, and the agent on it."""
+    for each in FAMILIES:
+        add_mark_masq(around.node, each, backend)
+    # Some rule has to be there for connection tracking to begin.
+    known = service("known", ["10.231.9.9", "fd00:231::9"], ["10.19.9.9", "fd00:19::9"])
+    with node_bed(around.node, backend, tmp_path, node(*POD_CIDR.values()), known) as made:
+        made.agent.start()
+        yield made
+
+
+def dns(family: Family, cluster_ip: dict[int, str]) -> dict[str, Any]:
+    made = service("dns", [cluster_ip[family.version]], [EXTERNAL_IP[family.version]])
+    made["spec"]["ports"] = [{"protocol": "UDP", "port": PORT}]
+    return made
+
+
+def entries(bed: Bed, family: Family) -> list[str]:
+    """What connection tracking knows of UDP to the external IP."""
+    name = {4: "ipv4", 6: "ipv6"}[family.version]
+    listing = bed.namespace.run("conntrack", "-L", "-f", name, "-p", "udp")
+    to = f"dst={EXTERNAL_IP[family.version]} "
+    return [line for line in listing.splitlines() if to in line.split("sport=")[0]]
+
+
+def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
+    running: Bed, around: Topology, family: Family
+) -> None:
+    version = family.version
+    first, second = CLUSTER_IP[version], OTHER_CLUSTER_IP[version]
+    around.backend.add_address("lo", f"{second}/{family.bits}")
+    clients = [Client(who, EXTERNAL_IP[version]) for who in (around.pod, around.node)]
+    stranger = Client(around.outside, EXTERNAL_IP[version])
+    with answering(around.backend, first), answering(around.backend, second):
+        assert [client.ask() for client in clients] == ["", ""]
+        stranger.ask()
+        assert len(entries(running, family)) == 3
+        running.api.put(dns(family, CLUSTER_IP))
+        for client in clients:
+            assert eventually(client.ask, "an answer through the new rule") == first
+        running.api.put(dns(family, OTHER_CLUSTER_IP))
+        for client in clients:
+            eventually(lambda client=client: client.ask() == second, "the other ClusterIP")
+        running.api.delete("Service", "default", "dns")
+        for client in clients:
+            eventually(lambda client=client: not client.ask(), "an end")
+        # Somebody else's flow never met a rule of ours, and is left alone.
+        assert any(f"src={OUTSIDE[version]} " in line for line in entries(running, family))
+    for client in (*clients, stranger):
+        client.close()
+    assert "UDP" not in running.agent.log
