@@ -30,7 +30,7 @@ class Programmer:
         self._table, self._owns = table, owns
         # What the table held when last written or read, and whether it still has to hold that.
         self._known: Found | None = None
-        self._certain = False
+        self._certain = self._wrote = False
         # What others did to it, where it is not undone yet.
         self._drift: tuple[str, ...] = ()
         self._check_seconds = 0.0
@@ -49,7 +49,7 @@ class Programmer:
         left, found = self._known, parse_save(self._table.save(), self._owns, expected.chains)
         if left is not None:
             self._drift = _merged(self._drift, drift.reasons(left, found))
-        self._known, self._certain = found, True
+        self._known, self._certain, self._wrote = found, True, False
         return found
 
     def apply(self, wanted: Ruleset) -> Change:
@@ -72,7 +72,7 @@ class Programmer:
                 if believed is None:
                     raise
                 return self.apply(wanted)
-            self._known, self._certain = settled(found, wanted), True
+            self._known, self._certain, self._wrote = settled(found, wanted), True, True
         repairs, self._drift = self._drift, ()
         return replace(change, repairs=repairs)
 
@@ -83,9 +83,11 @@ class Programmer:
             if self._table.same():
                 self._check_seconds = time.thread_time() - ours
             else:
+                known, wrote = self._known, self._wrote
                 self._certain = False
-                self.read(wanted)
-                self._check_seconds = time.monotonic() - started
+                if self.read(wanted) == known and not wrote:
+                    # It cannot tell whether it is the same, and was.
+                    self._check_seconds = time.monotonic() - started
         return self.apply(wanted)
 
     def _write(self, change: Change) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
-from ipvs_node_agent.addresses import IPV4, IPV6
+from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import Bed
 from tests.support.cluster import service
+from tests.support.fleet import LAYOUTS, fleet, raw
 from tests.support.tables import add_mark_masq, saved
 from tests.support.waiting import eventually
 
@@ -59,3 +61,33 @@ def test_everything_that_one_can_do_with_iptables_is_undone(running: Bed) -> Non
             add_mark_masq(running.namespace, IPV4, running.backend)
     assert running.ours(IPV6)
     assert "cannot" not in running.agent.log
+
+
+def repaired(bed: Bed, times: int) -> bool:
+    return bed.agent.log.count("repaired") == times
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("count", "limit"), [(1_000, 2.0), (10_000, 10.0)])
+def test_with_many_services_too(bed: Bed, count: int, limit: float) -> None:
+    if bed.backend == "nft":
+        limit = 2.0
+    for family in FAMILIES:
+        add_mark_masq(bed.namespace, family, bed.backend)
+    for each in fleet(LAYOUTS["twenty pools"], count).values():
+        bed.api.put(raw(each))
+    bed.agent.start(wait=False)
+    eventually(lambda: "ready: " in bed.agent.log, f"ready\n{bed.agent.log}", 60)
+    wanted = state(bed)
+    took = []
+    leaf = next(line.split()[1] for line in wanted if "-d " in line and "DNAT" in line)
+    for arguments in (["-D", "OUTPUT", "-j", "IPVS_OUTPUT"], ["-F", leaf]):
+        repairs = bed.agent.log.count("repaired") + 1
+        bed.namespace.run(f"iptables-{bed.backend}", "-t", "nat", *arguments)
+        began = time.monotonic()
+        eventually(partial(repaired, bed, repairs), f"an end of {arguments}", 30)
+        took.append(time.monotonic() - began)
+        assert state(bed) == wanted
+    print(f"{bed.backend}, {count:,} Services: repaired in {took}")
+    # Twice, for a machine that has other things to do.
+    assert max(took) < 2 * limit
