@@ -121,6 +121,11 @@ class Tree:
         """Whether `settle` might have something to do."""
         return self._root.loose
 
+    @property
+    def weight(self) -> int:
+        """How many plain Services all that it holds is as long as."""
+        return self._root.weight
+
     def fill(self, entries: Entries) -> None:
         """Holds `entries`, and nothing else, from now on."""
         self._chains.clear()

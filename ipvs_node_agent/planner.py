@@ -21,6 +21,10 @@ from ipvs_node_agent.rules import Writer
 from ipvs_node_agent.ruleset import Ruleset
 
 
+# A few Services may have thousands of external IPs; past so many plain ones the chain is split.
+_FLAT_WEIGHT = 512
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is wanted in one family's nat table, and what was asked for and is refused."""
@@ -84,7 +88,9 @@ class Planner:
         if not (self._writer.speaks or self._having):
             # The node does not speak this family: not even an empty chain belongs there.
             return Plan(Ruleset(), problems)
-        chains = self._tree.chains(flat=len(self._addresses) <= self._limit)
+        few = len(self._addresses) <= self._limit
+        flat = few and self._tree.weight <= max(_FLAT_WEIGHT, 4 * self._limit)
+        chains = self._tree.chains(flat)
         if not self._having:
             return Plan(Ruleset(chains, self._jumps), problems)
         if not self._own_mark:

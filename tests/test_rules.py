@@ -117,6 +117,13 @@ def test_without_kubernetes_mark_chain_there_is_one_of_our_own() -> None:
         assert (theirs.fits(others), found.fits(others)) == (kubernetes, not kubernetes)
 
 
+@pytest.mark.parametrize(("ips", "split"), [(512, False), (513, True)])
+def test_one_service_with_many_external_ips_is_no_long_chain_either(ips: int, split: bool) -> None:
+    web = service("web", ["10.231.0.1"], [f"10.19.{n // 250}.{n % 250}" for n in range(ips)])
+    found = plan(DEFAULTS, snapshot(web), IPV4).ruleset.chains
+    assert (max(map(len, found.values())) < 100) == split
+
+
 def test_without_a_rule_nothing_has_to_be_marked() -> None:
     assert plan(DEFAULTS, snapshot(), IPV4, own_mark=True) == Plan(NOTHING, ())
 
