@@ -20,7 +20,6 @@ from ipvs_node_agent.model import Node, Problem, Service, Snapshot
 from ipvs_node_agent.rules import Writer
 from ipvs_node_agent.ruleset import Ruleset
 
-
 # A few Services may have thousands of external IPs; past so many plain ones the chain is split.
 _FLAT_WEIGHT = 512
 

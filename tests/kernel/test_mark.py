@@ -81,6 +81,10 @@ def own_mark(bed: Bed, family: Family) -> bool:
     return any("IPVS_MARK_MASQ" in line for line in bed.ours(family))
 
 
+def expect_own_mark(bed: Bed, family: Family, there: bool) -> None:
+    eventually(lambda: own_mark(bed, family) == there, f"IPVS_MARK_MASQ there: {there}")
+
+
 def test_absent_then_there_then_flushed_away(bare: Bed, around: Topology) -> None:
     bare.agent.start()
     assert all(own_mark(bare, family) for family in FAMILIES)
@@ -89,7 +93,7 @@ def test_absent_then_there_then_flushed_away(bare: Bed, around: Topology) -> Non
         for family in FAMILIES:
             add_mark_masq(bare.namespace, family, bare.backend)
         for family in FAMILIES:
-            eventually(lambda family=family: not own_mark(bare, family), "ours giving way")
+            expect_own_mark(bare, family, False)
     assert wrong == []
     expect_masquerading(around)
     for family in FAMILIES:
@@ -97,6 +101,6 @@ def test_absent_then_there_then_flushed_away(bare: Bed, around: Topology) -> Non
         for step in (["-F"], ["-X"]):
             bare.namespace.run(command, "-t", "nat", *step)
     for family in FAMILIES:
-        eventually(lambda family=family: own_mark(bare, family), "ours coming back")
+        expect_own_mark(bare, family, True)
     expect_masquerading(around)
     assert "cannot" not in bare.agent.log

@@ -76,6 +76,10 @@ class Client:
         except OSError:
             return ""
 
+    def expect(self, answer: str) -> None:
+        """Waits until it gets this answer."""
+        eventually(lambda: self.ask() == answer, f"the answer {answer!r}")
+
     def close(self) -> None:
         self._socket.close()
 
@@ -136,13 +140,13 @@ def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
         assert len(entries(running, family)) == 3
         running.api.put(dns(family, CLUSTER_IP))
         for client in clients:
-            assert eventually(client.ask, "an answer through the new rule") == first
+            client.expect(first)
         running.api.put(dns(family, OTHER_CLUSTER_IP))
         for client in clients:
-            eventually(lambda client=client: client.ask() == second, "the other ClusterIP")
+            client.expect(second)
         running.api.delete("Service", "default", "dns")
         for client in clients:
-            eventually(lambda client=client: not client.ask(), "an end")
+            client.expect("")
         # Somebody else's flow never met a rule of ours, and is left alone.
         assert any(f"src={OUTSIDE[version]} " in line for line in entries(running, family))
     for client in (*clients, stranger):
