@@ -104,9 +104,9 @@ def run(config_path: Path | None, manager: ServiceManager) -> None:
         _Loop(config_path, config, manager).run()
 
 
-def _remembered(config: Config) -> frozenset[str]:
-    """The names of all chains of ours, kept for the time after `config`."""
-    names = own_names(config.chains)
+def _remembered(config: Config, known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The names of all chains of ours, `known` among them, kept for the time after `config`."""
+    names = own_names(config.chains, known)
     remember_names(names)
     return names
 
@@ -167,7 +167,8 @@ class _Loop:
         # First of all, as the list may take a second to arrive.
         self._following = _Following(config, self._queue.put)
         self._launcher = launch(manager.alive)
-        self._kernel = Kernel(self._launcher, config.iptables, _remembered(config))
+        self._names = _remembered(config)
+        self._kernel = Kernel(self._launcher, config.iptables, self._names)
         self._agent = Agent(config, self._kernel.programmers())
         self._clean_due = True
         self._ready = False
@@ -250,9 +251,8 @@ class _Loop:
             return
         self._config_fault = ""
         old, self._config = self._config, config
-        self._kernel = Kernel(
-            self._launcher, config.iptables, _remembered(config), self._kernel.backend
-        )
+        self._names = _remembered(config, self._names)
+        self._kernel = Kernel(self._launcher, config.iptables, self._names, self._kernel.backend)
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
