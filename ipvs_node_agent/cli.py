@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except KeyboardInterrupt:
         return 130
+    except MemoryError:
+        return _fail("out of memory", RefusedError.exit_status)
     except Exception as error:  # A bug: it must look like one, and be no traceback.
         logging.getLogger(__name__).debug("internal error", exc_info=True)
         return _fail(

@@ -1,6 +1,7 @@
 """One family's nat table, kept as the Services want it: what is wanted, writes, retries, repairs.
 
-A failed write is tried again after a back-off of the family's own. Where the kernel refuses the
+A failed write is tried again after a back-off of the family's own, 0.2 s doubling to 10 s; where only
+the lock was in the way, 0.2 s each time. Where the kernel refuses the
 rules of single Services, they are held back, and tried again on their own, so that all others are
 programmed. The clock is handed in; there is no thread here.
 """
@@ -275,7 +276,8 @@ class FamilyTable:
             log.error("%s: cannot program the kernel, trying again: %s", self._family, error)
         self.dirty, self.error = True, error
         self.retry_at = self._clock() + self._delay
-        self._delay = min(self._delay * 2, _RETRY_CAP)
+        # A lock has been waited for already, and what it keeps away is due as soon as it is free.
+        self._delay = _RETRY_FIRST if error.locked else min(self._delay * 2, _RETRY_CAP)
 
     def _succeeded(self, change: Change, seconds: float) -> None:
         if self.error is not None:

@@ -44,6 +44,7 @@ _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 _PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
 _NOISE = re.compile(r"Try `|#|Error occurred at line")
+_LOCKED = "another program holds /run/xtables.lock"
 
 
 class TableError(RefusedError):
@@ -64,6 +65,11 @@ class TableError(RefusedError):
         super().__init__(what, why, hint)
         self.line, self.by_content = line, by_content
         self.blamed = ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing but somebody else's lock was in the way."""
+        return self.hint == _LOCKED
 
 
 class Table(Protocol):
@@ -279,17 +285,18 @@ class Command:
             raise TableError(command, "not found", f"apt install {package}")
         self._command, self._limit, self._good = command, limit, good
         self._files = ExitStack()
-        self._printed = self._files.enter_context(_memory_file())
-        self._complaints = self._files.enter_context(_memory_file())
-        with _memory_file() as given:
-            given.write(stdin.encode())
-            given.seek(0)
-            streams = (given, self._printed, self._complaints)
-            try:
+        try:
+            self._printed = self._files.enter_context(_memory_file())
+            self._complaints = self._files.enter_context(_memory_file())
+            with _memory_file() as given:
+                given.write(stdin.encode())
+                given.seek(0)
+                streams = (given, self._printed, self._complaints)
                 self._running = launcher.start([path, *arguments], limit, streams)
-            except LaunchError as error:
-                self._files.close()
-                raise TableError(command, f"could not be started: {error}") from None
+        except (LaunchError, OSError) as error:
+            self._files.close()
+            why = error.strerror if isinstance(error, OSError) else error
+            raise TableError(command, f"could not be started: {why}") from None
 
     def fileno(self) -> int:
         """What select(2) finds readable once the command has ended."""
@@ -340,5 +347,5 @@ def _hint(text: str) -> str:
     if "Permission denied" in text or "must be root" in text:
         return "it needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_RAW"
     if "xtables lock" in text:
-        return "another program holds /run/xtables.lock"
+        return _LOCKED
     return ""

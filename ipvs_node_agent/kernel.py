@@ -44,7 +44,8 @@ class Kernel:
         guest: str,
         backend: str = NFT,
     ) -> None:
-        self._launcher, self._options, self._names, self._guest = launcher, options, names, guest
+        self._launcher, self._options, self._guest = launcher, options, guest
+        self.names = names
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again.
         self.certain = False
@@ -68,7 +69,7 @@ class Kernel:
 
     def programmers(self) -> dict[Family, Programmer]:
         """A programmer for each family."""
-        owns = owner(self._names)
+        owns = owner(self.names)
         tables = {
             family: KernelTable(
                 self._launcher, family, self.backend, self._options, owns, self._guest
@@ -81,7 +82,7 @@ class Kernel:
         """Removes what is ours from the backend that is not in use."""
         others = [backend for backend in BACKENDS if backend != self.backend]
         try:
-            for line in clean(self._launcher, self._names, self._options, others):
+            for line in clean(self._launcher, self.names, self._options, others):
                 log.info("%s", line)
         except RefusedError as error:
             log.warning("cannot clean the other iptables backend: %s", error)

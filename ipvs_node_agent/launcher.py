@@ -12,6 +12,7 @@ be started; and then how it ended.
 from __future__ import annotations
 
 import json
+import resource
 import select
 import socket
 import subprocess
@@ -24,6 +25,9 @@ from ipvs_node_agent import ownprocess
 
 _MESSAGE = 1 << 16
 _STREAMS = 3
+# What a command may print, in bytes. It goes into memory, where nobody else would stop it in time;
+# the tables of 50,000 Services are a tenth of that.
+_PRINTED = 256 << 20
 
 
 class LaunchError(Exception):
@@ -160,6 +164,9 @@ class Launcher:
 
 def main(descriptor: str) -> None:
     """Runs what comes over the socket `descriptor`, until its other end is closed."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    most = _PRINTED if hard == resource.RLIM_INFINITY else min(_PRINTED, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     with socket.socket(fileno=int(descriptor)) as peer:
         while True:
             request, numbers, _, _ = socket.recv_fds(peer, _MESSAGE, _STREAMS)

@@ -106,10 +106,11 @@ def run(config_path: Path | None, manager: ServiceManager) -> None:
         _Loop(config_path, config, manager).run()
 
 
-def _kernel(launcher: Launcher, config: Config, backend: str = NFT) -> Kernel:
+def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) -> Kernel:
     """The tables to program; the names of all chains of ours are kept for the time after."""
-    names = own_names(config.chains)
+    names = own_names(config.chains, before.names if before else frozenset())
     remember_names(names)
+    backend = before.backend if before else NFT
     return Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
 
 
@@ -252,7 +253,7 @@ class _Loop:
             return
         self._config_fault = ""
         old, self._config = self._config, config
-        self._kernel = _kernel(self._launcher, config, self._kernel.backend)
+        self._kernel = _kernel(self._launcher, config, self._kernel)
         self._use(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,9 +34,8 @@ def only_one(doing: str) -> Iterator[None]:
         # Python's own descriptors are closed in children, so none of them keeps the lock.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise RefusedError(
-            doing, f"cannot open {path}: {error.strerror}", "run it as root"
-        ) from None
+        hint = "run it as root" if isinstance(error, PermissionError) else ""
+        raise RefusedError(doing, f"cannot open {path}: {error.strerror}", hint) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -50,14 +49,18 @@ def only_one(doing: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def own_names(chains: Chains) -> frozenset[str]:
-    """The names of all chains that are the agent's: those of `chains`, and earlier ones."""
+def own_names(chains: Chains, known: Iterable[str] = ()) -> frozenset[str]:
+    """The names of all chains that are the agent's: those of `chains`, and earlier ones.
+
+    `known` are some of those; the file holds them too, unless it could not be written.
+    """
     try:
         earlier = (directory() / "chains").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         earlier = []
     names = {chains.prerouting, chains.output, OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN}
     names.update(filter(may_be_ours, earlier))
+    names.update(known)
     return frozenset(names - {chains.mark_masquerade})
 
 

@@ -635,6 +635,16 @@ def test_a_failed_write_is_tried_again_with_growing_delays() -> None:
     assert gaps(started, 35) == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
 
 
+def test_a_lock_that_somebody_holds_is_asked_for_again_at_once() -> None:
+    """The command has waited for it already, as long as the configuration says."""
+    started = running()
+    started.tables[IPV4].broken = TableError(
+        "iptables-legacy-restore", "busy", "another program holds /run/xtables.lock"
+    )
+    started.put(web(EXTERNAL_4))
+    assert set(gaps(started, 30)) == {0.2}
+
+
 def test_a_failure_and_its_end_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     started = running()
     started.tables[IPV4].broken = BUSY

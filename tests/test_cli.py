@@ -508,6 +508,15 @@ def test_a_bug_is_one_line_and_asks_to_be_reported(
     )
 
 
+def test_a_lack_of_memory_is_no_bug(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "load", greedy)
+    result = command.render("-f", "x")
+    assert (result.status, result.complaint) == (3, "out of memory")
+
+
 def test_a_bug_with_a_message_of_many_lines_is_one_line(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

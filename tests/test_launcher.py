@@ -88,6 +88,11 @@ def test_what_takes_too_long_is_killed(shell: Shell) -> None:
     assert shell.run("true") == End(0, False)
 
 
+def test_what_prints_without_end_is_ended_before_it_fills_the_memory(shell: Shell) -> None:
+    assert shell.run("exec yes").status != 0
+    assert os.fstat(shell.streams[1].fileno()).st_size == 256 << 20
+
+
 def test_what_cannot_be_started_says_why(shell: Shell, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")

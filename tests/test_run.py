@@ -29,6 +29,7 @@ from ipvs_node_agent.kubeconfig import load_credentials
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
+from ipvs_node_agent.runtime import directory
 from ipvs_node_agent.systemd import ServiceManager
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
@@ -61,7 +62,7 @@ class StandInKernel:
         guest: str,
         backend: str = "nft",
     ) -> None:
-        self._names = names
+        self.names = names
         self.backend = backend
         self.certain = False
 
@@ -72,7 +73,7 @@ class StandInKernel:
 
     def programmers(self) -> dict[Family, Programmer]:
         tables = self.backends[self.backend]
-        return {family: Programmer(table, owner(self._names)) for family, table in tables.items()}
+        return {family: Programmer(table, owner(self.names)) for family, table in tables.items()}
 
     def clean_others(self) -> None:
         """Notes what the backend in use held at that time."""
@@ -400,7 +401,14 @@ def test_another_configuration_is_put_to_work(
     assert len([m for m in setting.told.messages if m.startswith("RELOADING=1\n")]) == 1
 
 
-def test_chains_by_other_names_replace_the_old_ones(setting: Setting, kernel: Kernel) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["remembered", "full disk"])
+def test_chains_by_other_names_replace_the_old_ones(
+    setting: Setting, kernel: Kernel, kept: bool
+) -> None:
+    if not kept:
+        # Nothing can be written in its place.
+        (directory() / "chains").mkdir(parents=True)
+
     def table() -> str:
         return kernel.backends["nft"][IPV4].save()
 

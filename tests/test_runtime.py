@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -84,8 +85,17 @@ def test_where_the_directory_cannot_be_made_the_reason_is_said(runtime: Path) ->
     runtime.parent.write_text("")
     with pytest.raises(RefusedError) as caught, only_one("run"):
         pass
-    why = f"cannot open {runtime}/lock: Not a directory"
-    assert str(caught.value) == f"run: {why} (run it as root)"
+    assert str(caught.value) == f"run: cannot open {runtime}/lock: Not a directory"
+
+
+def test_who_is_not_root_is_told_so(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(RefusedError) as caught, only_one("run"):
+        pass
+    assert str(caught.value).endswith("lock: Permission denied (run it as root)")
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(runtime: Path, tmp_path: Path) -> None:
@@ -107,6 +117,12 @@ def test_names_of_an_earlier_configuration_are_still_the_agents(runtime: Path) -
     runtime.mkdir(parents=True)
     remember_names(own_names(Chains(prerouting="OLD_PRE", output="OLD_OUT")))
     assert own_names(DEFAULTS.chains) == OWN | {"OLD_PRE", "OLD_OUT"}
+
+
+def test_names_that_are_known_need_no_file(runtime: Path) -> None:
+    known = own_names(Chains(prerouting="OLD_PRE", output="OLD_OUT"))
+    assert own_names(DEFAULTS.chains, known) == OWN | {"OLD_PRE", "OLD_OUT"}
+    assert own_names(Chains(mark_masquerade="OLD_PRE"), known) == OWN | {"OLD_OUT"}
 
 
 def test_the_chain_that_marks_is_never_the_agents(runtime: Path) -> None:

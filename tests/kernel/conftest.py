@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node
 from tests.support.netns import Namespace
 from tests.support.pki import plain_kubeconfig
-from tests.support.tables import add_mark_masq, ours, restore, saved
+from tests.support.tables import add_foreign_rules, add_mark_masq, ours, restore, saved
+from tests.support.topology import Topology, topology
 from tests.support.waiting import eventually
 
 Entry = tuple[str, str, str]
@@ -56,6 +58,14 @@ class Bed:
         except AssertionError:
             assert self.ours(family) == wanted, self.agent.log
 
+    def reload(self, **settings: Any) -> None:
+        """Has the running agent go on with these settings on top of the present ones."""
+        self.settings = {**self.settings, **settings}
+        self.agent.configure(self.settings)
+        before = self.agent.log.count("read the configuration again")
+        self.agent.send(signal.SIGHUP)
+        eventually(lambda: self.agent.log.count("read the configuration again") > before)
+
     def restore(self, family: Family, text: str) -> None:
         """Changes the table as somebody else would."""
         restore(self.namespace, family, self.backend, text)
@@ -65,6 +75,22 @@ class Bed:
 def backend(request: pytest.FixtureRequest) -> str:
     """Both of iptables' backends, one after the other."""
     return str(request.param)
+
+
+@pytest.fixture(params=FAMILIES, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    """IPv4 and IPv6."""
+    chosen: Family = request.param
+    return chosen
+
+
+@pytest.fixture
+def wired(backend: str) -> Iterator[Topology]:
+    """The node with its neighbours; kube-proxy's and others' rules are in its tables."""
+    with topology() as made:
+        for family in FAMILIES:
+            add_foreign_rules(made.node, family, backend)
+        yield made
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family
+from ipvs_node_agent.addresses import IPV4, IPV6, Family
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
-from tests.support.tables import add_foreign_rules, restore
+from tests.support.tables import restore
 from tests.support.topology import (
     CLUSTER_IP,
     EXTERNAL_IP,
@@ -19,7 +19,6 @@ from tests.support.topology import (
     POD_CIDR,
     Topology,
     ask,
-    topology,
 )
 
 pytestmark = pytest.mark.kernel
@@ -30,26 +29,10 @@ SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 
 
 @pytest.fixture
-def wired(backend: str) -> Iterator[Topology]:
-    """The node with its neighbours; kube-proxy's and others' rules are in its tables."""
-    with topology() as made:
-        for family in FAMILIES:
-            add_foreign_rules(made.node, family, backend)
-        yield made
-
-
-@pytest.fixture
 def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
     """The node's API server and agent; the Service is known, the agent is not started."""
     with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), SERVICE) as made:
         yield made
-
-
-@pytest.fixture(params=FAMILIES, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    """IPv4 and IPv6."""
-    chosen: Family = request.param
-    return chosen
 
 
 def test_without_the_agent_the_external_ip_is_unreachable(wired: Topology, family: Family) -> None:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Callable
 
 from tests.support.netns import Namespace, link, namespaces
 
@@ -75,14 +76,29 @@ def _wire(t: Topology) -> None:
         t.node.add_address("lo", f"{EXTERNAL_IP[version]}/{lengths['host']}")
 
 
+def peer(connection: socket.socket) -> str:
+    """The address that a connection came from."""
+    return str(connection.getpeername()[0])
+
+
+def own(connection: socket.socket) -> str:
+    """The address that a connection was made to, as its server sees it."""
+    return str(connection.getsockname()[0])
+
+
 @contextmanager
-def serving(namespace: Namespace, *addresses: str, port: int = PORT) -> Iterator[None]:
-    """A TCP server in `namespace` that tells each client the address it came from."""
+def serving(
+    namespace: Namespace,
+    *addresses: str,
+    port: int = PORT,
+    says: Callable[[socket.socket], str] = peer,
+) -> Iterator[None]:
+    """A TCP server in `namespace` that tells each client the address it came from, or else."""
     listeners = []
     for address in addresses:
         with namespace.enter():
             listeners.append(socket.create_server((address, port), family=_socket_family(address)))
-        threading.Thread(target=_answer, args=(listeners[-1],), daemon=True).start()
+        threading.Thread(target=_answer, args=(listeners[-1], says), daemon=True).start()
     try:
         yield
     finally:
@@ -92,23 +108,34 @@ def serving(namespace: Namespace, *addresses: str, port: int = PORT) -> Iterator
             listener.close()
 
 
-def _answer(listener: socket.socket) -> None:
+def _answer(listener: socket.socket, says: Callable[[socket.socket], str]) -> None:
     while True:
         try:
-            connection, peer = listener.accept()
+            connection, _ = listener.accept()
         except OSError:
             return
         with connection:
-            connection.sendall(peer[0].encode())
+            try:
+                connection.sendall(says(connection).encode())
+            except OSError:
+                continue  # The client has gone.
 
 
-def ask(client: Namespace, address: str, port: int = PORT, timeout: float = 2.0) -> str:
-    """Connects from `client`; who the server saw, or the name of the error."""
+def ask(
+    client: Namespace, address: str, port: int = PORT, timeout: float = 2.0, source: str = ""
+) -> str:
+    """Connects from `client`; what the server told, or the name of the error."""
     with client.enter():
-        sock = socket.socket(_socket_family(address), socket.SOCK_STREAM)
-    with sock:
+        return ask_here(address, port, timeout, source)
+
+
+def ask_here(address: str, port: int = PORT, timeout: float = 2.0, source: str = "") -> str:
+    """`ask` from the namespace that the thread is in."""
+    with socket.socket(_socket_family(address), socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
+            if source:
+                sock.bind((source, 0))
             sock.connect((address, port))
             return sock.recv(100).decode() or "nothing"
         except OSError as error:
