@@ -55,8 +55,12 @@ def mapping(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(values)
 
 
-IPS = ("10.19.0.1", "10.19.0.2", "10.231.0.1", "192.168.7.11", "127.0.0.1", "10.240.2.129")
-IPS_6 = ("fd00:19::1", "fd00:19::2", "fd00:231::1", "fd00:10:240:2::7", "::")
+IPS = ("10.19.0.1", "10.19.0.1", "10.19.0.2", "10.231.0.1", "192.168.7.11", "10.240.2.129")
+IPS_6 = ("fd00:19::1", "fd00:19::1", "fd00:19::2", "fd00:231::1", "fd00:10:240:2::7")
+NEVER = (
+    *("0.0.0.0", "127.0.0.1", "169.254.0.9", "224.0.0.1", "255.255.255.255"),
+    *("::", "::1", "fe80::9", "ff02::1"),
+)
 CLUSTER_IPS = (
     ["10.231.0.1", "fd00:231::1"],
     ["fd00:231::2", "10.231.0.2"],
@@ -67,6 +71,11 @@ CLUSTER_IPS = (
 CIDRS = ("10.240.2.192/26", "10.0.0.0/8", "192.168.0.0/16", "::/0", "fd00:10:240:2::/65")
 
 
+def mostly(often: st.SearchStrategy[Any], seldom: st.SearchStrategy[Any]) -> Any:
+    """What one in eight objects has would otherwise leave too few that get any rule."""
+    return st.integers(0, 7).flatmap(lambda dice: seldom if dice == 7 else often)
+
+
 def several(values: Sequence[str]) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(values), min_size=1, max_size=3)
 
@@ -74,22 +83,24 @@ def several(values: Sequence[str]) -> st.SearchStrategy[list[str]]:
 good_service = mapping(
     kind=st.just("Service"),
     metadata=mapping(
-        name=st.sampled_from("abcd"),
+        name=st.sampled_from("abcdefgh"),
         namespace=st.sampled_from(["default", "team-a"]),
         creationTimestamp=st.sampled_from(["2026-01-05T08:00:00Z", "2026-01-06T08:00:00Z"]),
-        labels=st.dictionaries(text, text, max_size=1)
-        | st.just({}).map(dict)
-        | st.just({"service.kubernetes.io/headless": ""}).map(dict),
-        annotations=st.dictionaries(text, text, max_size=1)
-        | st.just({}).map(dict)
-        | st.just({"ipvs-node-agent/ignore": "true"}).map(dict),
+        labels=mostly(
+            st.dictionaries(text, text, max_size=1),
+            st.just({"service.kubernetes.io/headless": ""}).map(dict),
+        ),
+        annotations=mostly(
+            st.dictionaries(text, text, max_size=1),
+            st.just({"ipvs-node-agent/ignore": "true"}).map(dict),
+        ),
     ),
     spec=mapping(
         type=st.sampled_from(["LoadBalancer", "LoadBalancer", "LoadBalancer", "ClusterIP"]),
-        clusterIPs=st.sampled_from(CLUSTER_IPS).map(list),
+        clusterIPs=mostly(st.sampled_from(CLUSTER_IPS[:2]), st.sampled_from(CLUSTER_IPS)).map(list),
         externalIPs=several([*IPS, *IPS_6]),
         externalTrafficPolicy=st.sampled_from(["Local", "Cluster"]),
-        loadBalancerSourceRanges=st.just(None) | several(CIDRS),
+        loadBalancerSourceRanges=mostly(st.just(None) | several(CIDRS), json_value),
         ports=st.lists(
             mapping(port=st.integers(1, 3), protocol=st.sampled_from(["TCP", "UDP", "SCTP"])),
             min_size=1,
@@ -100,8 +111,8 @@ good_service = mapping(
         loadBalancer=mapping(
             ingress=st.lists(
                 mapping(
-                    ip=st.sampled_from([*IPS, *IPS_6]),
-                    ipMode=st.sampled_from([None, "VIP", "Proxy"]),
+                    ip=mostly(st.sampled_from([*IPS, *IPS_6]), st.sampled_from(NEVER)),
+                    ipMode=st.sampled_from([None, "VIP", "VIP", "Proxy"]),
                 ),
                 min_size=1,
                 max_size=4,
@@ -119,16 +130,15 @@ good_node = mapping(
 )
 services = spoilt(good_service)
 nodes = spoilt(good_node)
+ALLOWED = (parse_network("10.19.0.0/31"), parse_network("fd00:19::/127"))
 configs = st.builds(
     Config,
     masquerade=st.sampled_from(["All", "HostOnly"]),
     services=st.builds(
         ServiceOptions,
         external_ips=st.booleans(),
-        external_traffic_policy=st.sampled_from(["Any", "Local"]),
-        allowed_external_cidrs=st.sampled_from(
-            [(), (parse_network("10.19.0.0/31"), parse_network("fd00:19::/127"))]
-        ),
+        external_traffic_policy=st.sampled_from(["Any", "Any", "Local"]),
+        allowed_external_cidrs=st.sampled_from([(), (), ALLOWED]),
         match_ports=st.sampled_from(["Shared", "Always"]),
     ),
 )
