@@ -31,5 +31,7 @@ class RefusedError(AgentError):
 
 def one_line(text: str, limit: int = 500) -> str:
     """`text` as one line, control characters escaped, at most `limit` characters long."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    # Cut first: somebody else's text may be megabytes, and no character becomes less than one.
+    start = text[: limit + 1]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in start)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -217,7 +217,7 @@ def _refusal(
     what: str, doing: str, response: urllib3.HTTPResponse, credentials: Credentials
 ) -> ApiError:
     try:
-        body = json.loads(response.read(_MAX_STATUS_BYTES))
+        body = json.loads(response.read(_MAX_STATUS_BYTES, decode_content=False))
         message = body.get("message") if isinstance(body, dict) else None
     except (ValueError, RecursionError, urllib3.exceptions.HTTPError, OSError):
         message = None

@@ -8,6 +8,7 @@ the rest of the Service may do.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
 FOREIGN_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 # A timestamp sorts as text only in the one form that the API server writes.
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -97,18 +99,18 @@ def object_key(raw: Any, kind: str) -> str:
     # Items of a list carry no kind of their own.
     if not isinstance(raw, dict) or raw.get("kind", kind) != kind:
         found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
-        raise UnknownObject(f"wanted a {kind}, got {_shown(found)}")
+        raise UnknownObject(f"wanted a {kind}, got {shown(found)}")
     if raw.get("apiVersion", "v1") != "v1":
-        raise UnknownObject(f"wanted a {kind} of v1, got one of {_shown(raw['apiVersion'])}")
+        raise UnknownObject(f"wanted a {kind} of v1, got one of {shown(raw['apiVersion'])}")
     name = metadata.get("name")
     if kind == "Node":
-        if not isinstance(name, str) or not name or len(name) > 253:
-            raise UnknownObject(f"a Node's name cannot be {_shown(name)}")
+        if not isinstance(name, str) or len(name) > 253 or not _DNS_SUBDOMAIN.fullmatch(name):
+            raise UnknownObject(f"a Node's name cannot be {shown(name)}")
         return name
     namespace = metadata.get("namespace", "default")
     for part, value in (("namespace", namespace), ("name", name)):
         if not isinstance(value, str) or not _DNS_LABEL.fullmatch(value):
-            raise UnknownObject(f"a Service's {part} cannot be {_shown(value)}")
+            raise UnknownObject(f"a Service's {part} cannot be {shown(value)}")
     return f"{namespace}/{name}"
 
 
@@ -169,7 +171,7 @@ class _Reader:
         if values is None:
             return ()
         if not isinstance(values, list):
-            self.problem(f"{at} is {_shown(values)}, wanted a list")
+            self.problem(f"{at} is {shown(values)}, wanted a list")
             return ()
         found = []
         for index, value in enumerate(values):
@@ -177,7 +179,21 @@ class _Reader:
                 found.append(read(value))
             except ValueError as error:
                 self.problem(f"{at}[{index}] {error}")
-        return tuple(dict.fromkeys(found))
+        return tuple({_identity(value): value for value in found}.values())
+
+
+def _identity(value: Any) -> Any:
+    """What equal values have in common, and different ones have not; safe to be hashed.
+
+    The hash of a prefix or of an IPv6 address is a sum that anybody can do: ten thousand with the
+    same one are easily made, and a mapping would take minutes to tell them apart. That of bytes is
+    another one in each process.
+    """
+    if isinstance(value, (ipaddress.IPv4Network, ipaddress.IPv6Network)):
+        return value.network_address.packed, value.prefixlen
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        return value.packed
+    return value
 
 
 def _child(parent: Any, field: str) -> Mapping[str, Any]:
@@ -186,7 +202,8 @@ def _child(parent: Any, field: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A part of a raw object, for messages: on one line, short, and whatever it holds."""
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and abs(value) > _MAX_SHOWN_NUMBER:
@@ -197,26 +214,26 @@ def _shown(value: Any) -> str:
 
 def _as_address(value: Any) -> Address:
     if not isinstance(value, str):
-        raise ValueError(f"is {_shown(value)}, wanted an IP address")
+        raise ValueError(f"is {shown(value)}, wanted an IP address")
     try:
         return parse_address(value)
     except ValueError as error:
-        raise ValueError(f"{_shown(value)} {error}") from None
+        raise ValueError(f"{shown(value)} {error}") from None
 
 
 def _as_network(value: Any) -> Network:
     if not isinstance(value, str):
-        raise ValueError(f"is {_shown(value)}, wanted a CIDR")
+        raise ValueError(f"is {shown(value)}, wanted a CIDR")
     try:
         return parse_network(value, strict=False)
     except ValueError as error:
-        raise ValueError(f"{_shown(value)} {error}") from None
+        raise ValueError(f"{shown(value)} {error}") from None
 
 
 def _as_pod_cidr(value: Any) -> Network:
     cidr = _as_network(value)
     if cidr.prefixlen == 0:
-        raise ValueError(f"{_shown(value)} would make every client a pod")
+        raise ValueError(f"{shown(value)} would make every client a pod")
     return cidr
 
 
@@ -224,9 +241,9 @@ def _as_port(value: Any) -> Port:
     protocol = value.get("protocol", "TCP") if isinstance(value, dict) else None
     number = value.get("port") if isinstance(value, dict) else None
     if not isinstance(protocol, str) or protocol not in _PROTOCOLS:
-        raise ValueError(f"has the protocol {_shown(protocol)}, wanted TCP, UDP or SCTP")
+        raise ValueError(f"has the protocol {shown(protocol)}, wanted TCP, UDP or SCTP")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 65536:
-        raise ValueError(f"has the port {_shown(number)}, wanted 1 to 65535")
+        raise ValueError(f"has the port {shown(number)}, wanted 1 to 65535")
     return Port(_PROTOCOLS[protocol], number)
 
 
@@ -257,7 +274,7 @@ def _ingress_ips(reader: _Reader, raw: Any) -> tuple[Address, ...]:
 def _as_ingress_ip(value: Any) -> Address | None:
     """The IP of an ingress point; None where it has only a hostname, or is a proxy (KEP-1860)."""
     if not isinstance(value, dict):
-        raise ValueError(f"is {_shown(value)}, wanted a mapping")
+        raise ValueError(f"is {shown(value)}, wanted a mapping")
     if value.get("ipMode") not in (None, "VIP") or value.get("ip") in (None, ""):
         return None
     return _as_address(value["ip"])

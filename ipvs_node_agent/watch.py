@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.errors import AgentError, one_line
+from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.jsonlist import BrokenList, read_list
 from ipvs_node_agent.kube import Api, ApiError, Superseded, be_patient
-from ipvs_node_agent.model import UnknownObject, object_key
-from ipvs_node_agent.watchlines import BrokenStream, Gone, Line, read_lines
+from ipvs_node_agent.model import UnknownObject, object_key, shown
+from ipvs_node_agent.watchlines import BrokenStream, Gone, Line, read_lines, version_in
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,8 @@ def list_all(
             metadata = read_list(response.stream(_CHUNK, decode_content=False), found)
         except BrokenList as error:
             raise ApiError("API server", f"cannot {doing}: {error}") from None
-    listed = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
-    if not isinstance(listed, str) or not listed:
+    listed = version_in(metadata)
+    if not listed:
         raise ApiError("API server", f"cannot {doing}: the list has no resourceVersion")
     emit(Listed(resource.name, tuple(items), time.monotonic()))
     return listed
@@ -360,7 +360,7 @@ class Follower:
                 key = object_key(line.raw, self._resource.kind)
                 self._emit(Deleted(name, key, arrived))
             elif line.kind != "BOOKMARK":
-                raise UnknownObject(f"an event of the unknown type {one_line(repr(line.kind), 60)}")
+                raise UnknownObject(f"an event of the unknown type {shown(line.kind)}")
         except UnknownObject as error:
             self._skip(error)
 

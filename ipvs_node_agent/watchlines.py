@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ipvs_node_agent.kube import ApiError
+from ipvs_node_agent.model import shown
 
 _CHUNK = 64 << 10
 _MAX_LINE_BYTES = 32 << 20
+# Servers use decimal numbers of up to twenty digits, and promise no more than that it is text.
+_MAX_VERSION = 128
 # On the bookmark behind the last object of a streaming list (KEP-3157).
 _INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
@@ -30,9 +33,8 @@ class Line(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The object's version; empty where it has none."""
-        version = self._metadata.get("resourceVersion")
-        return version if isinstance(version, str) else ""
+        """The object's version; empty where it has none that could be asked for."""
+        return version_in(self._metadata)
 
     @property
     def ends_initial_events(self) -> bool:
@@ -48,6 +50,14 @@ class Line(NamedTuple):
     def _metadata(self) -> dict[str, Any]:
         metadata = self.raw.get("metadata") if isinstance(self.raw, dict) else None
         return metadata if isinstance(metadata, dict) else {}
+
+
+def version_in(metadata: Any) -> str:
+    """The version in an object's or list's `metadata`; empty where no request could name it."""
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    if not isinstance(version, str) or len(version) > _MAX_VERSION:
+        return ""
+    return version if version.isascii() and version.isprintable() else ""
 
 
 def read_lines(response: Any, doing: str) -> Iterator[Line]:
@@ -84,5 +94,6 @@ def _raise_status(status: Any, doing: str) -> None:
     code, message = status.get("code"), status.get("message")
     if code == 410 or status.get("reason") in ("Expired", "Gone"):
         raise Gone
-    text = f"ended the {doing}: {code} {message}"
+    said = message if isinstance(message, str) else shown(message)
+    text = f"ended the {doing}: {shown(code)} {said}"
     raise ApiError("API server", text, "", code if isinstance(code, int) else 500)

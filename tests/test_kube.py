@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -316,6 +317,14 @@ def test_a_server_that_takes_no_connection_is_one_short_sentence(
 def test_a_server_that_is_none_is_an_error_like_any_other(answer: bytes, tmp_path: Path) -> None:
     with answering(answer) as url:
         failure(plain(tmp_path, url))
+
+
+def test_an_error_that_is_compressed_is_not_unpacked(tmp_path: Path) -> None:
+    """Nobody asked for that, and a few bytes may unpack to gigabytes."""
+    body = gzip.compress(b'{"message": "unpacked"}')
+    head = f"HTTP/1.1 403 No\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    with answering(head.encode() + body) as url:
+        assert "unpacked" not in str(failure(plain(tmp_path, url)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Any
 
@@ -203,6 +204,15 @@ def test_a_node_needs_a_name(name: Any) -> None:
         object_key({"kind": "Node", "metadata": {"name": name}}, "Node")
 
 
+@pytest.mark.parametrize(
+    "name", ["worker\n<3>forged", "Worker", "worker_1", ".", "a..b", "w ", "ẃ"]
+)
+def test_a_name_that_no_node_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UnknownObject, match=r"^a Node's name cannot be ") as caught:
+        read_node({"metadata": {"name": name}})
+    assert str(caught.value).isprintable()
+
+
 def test_a_node_is_no_service() -> None:
     with pytest.raises(UnknownObject, match=r"^wanted a Node, got 'Service'$"):
         read_node(raw())
@@ -219,6 +229,30 @@ def test_a_number_with_too_many_digits_to_print_does_no_harm(field: str) -> None
     else:
         with pytest.raises(UnknownObject):
             read_service(document)
+
+
+CHOSEN = [str(ipaddress.IPv6Address(~(k * (2**61 - 1)) % 2**128)) for k in range(1, 1001)]
+
+
+@pytest.mark.parametrize("field", ["loadBalancerSourceRanges", "externalIPs"])
+def test_values_with_the_same_hash_take_no_longer_than_others(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's hash of an IPv6 prefix is its number modulo 2**61 - 1, so anybody can choose it."""
+    compared = []
+    for kind in (ipaddress.IPv6Address, ipaddress.IPv6Network):
+
+        def equal(left: Any, right: Any, plain: Any = kind.__eq__) -> Any:
+            compared.append(left)
+            return plain(left, right)
+
+        monkeypatch.setattr(kind, "__eq__", equal)
+    ranges = field == "loadBalancerSourceRanges"
+    values = [f"{address}/128" for address in CHOSEN] if ranges else CHOSEN
+    found = read_service(raw(**{f"spec_{field}": values}))
+    assert found.problems == ()
+    assert len(found.source_ranges or () if ranges else found.external_ips) == len(CHOSEN)
+    assert len(compared) < 10 * len(CHOSEN)
 
 
 # Which IPs count.

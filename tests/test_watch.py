@@ -528,7 +528,7 @@ def test_an_event_of_an_unknown_type_is_passed_over(
     following.wait_for(lambda: following.of(Skipped))
     (skipped,) = following.of(Skipped)
     assert "\n" not in skipped.text
-    assert len(skipped.text) < 100
+    assert len(skipped.text) < 120
     assert count(server, "watch") == 1
 
 

@@ -1,0 +1,486 @@
+"""Hostile Services and hostile bytes: never a crash, and never a rule that nobody asked for.
+
+`tests/support/asked.py` is the judge of the rules; tests/kernel/test_hostile.py has the kernels
+judge them. That what is read is well formed, and that lists are read right, is in
+test_properties.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipvs_node_agent import run
+from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.config import DEFAULTS, Chains, Config, ServiceOptions
+from ipvs_node_agent.kube import Api
+from ipvs_node_agent.kubeconfig import Credentials
+from ipvs_node_agent.model import Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.planner import Planner, plan
+from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.ruleset import owner
+from ipvs_node_agent.watch import Event, Follower, Listed, Skipped, Trouble
+from tests.support.asked import Asked
+from tests.support.cluster import POD_CIDRS, node, service
+from tests.support.examples import hunt
+from tests.support.faketable import FakeTable
+from tests.support.rawobjects import configs, json_value, nodes, services
+from tests.support.tables import MARK_MASQ
+
+HOSTS = ("192.168.7.11", "10.19.0.2")
+NODE = read_node(
+    {
+        "metadata": {"name": "worker-1"},
+        "spec": {"podCIDRs": [*POD_CIDRS]},
+        "status": {"addresses": [{"type": "InternalIP", "address": host} for host in HOSTS]},
+    }
+)
+# Whatever others do, it gets what it asks for: nobody else knows its addresses.
+WITNESS = service("witness", ["10.231.9.9", "fd00:231::99"], ["10.19.0.1", "fd00:19::1"][:0])
+WITNESS["status"]["loadBalancer"]["ingress"] = [{"ip": "10.19.0.0"}, {"ip": "fd00:19::"}]
+WITNESS["spec"]["externalTrafficPolicy"] = "Local"
+
+# With one Service a chain, which no file can ask for, a few are a tree already.
+layouts = st.builds(
+    dataclasses.replace,
+    configs,
+    chains=st.sampled_from([Chains(), Chains(services_per_chain=1)]),
+)
+
+
+def read_all(raw: Sequence[Any]) -> Snapshot:
+    """The Services among `raw`, the last one of each name."""
+    found = {}
+    for each in raw:
+        try:
+            read = read_service(each)
+        except UnknownObject:
+            continue
+        found[read.key] = read
+    return Snapshot(found, NODE)
+
+
+def witnessed(chains: Mapping[str, Sequence[str]], family: Family) -> bool:
+    """Whether the witness has its two pairs of rules."""
+    found = [rule for rules in chains.values() for rule in rules if '"default/witness"' in rule]
+    external, cluster_ip = (
+        ("10.19.0.0/32", "10.231.9.9") if family is IPV4 else ("fd00:19::/128", "fd00:231::99")
+    )
+    to = [rule for rule in found if rule.endswith(f"-j DNAT --to-destination {cluster_ip}")]
+    return len(to) == 2 and all(f"-d {external} " in rule for rule in found)
+
+
+# Services.
+
+
+@hunt(400)
+@given(
+    raw=st.lists(services, min_size=1, max_size=6), config=layouts, family=st.sampled_from(FAMILIES)
+)
+def test_every_rule_was_asked_for(raw: list[Any], config: Config, family: Family) -> None:
+    planned = plan(config, read_all([*raw, WITNESS]), family).ruleset
+    asked = Asked([*raw, WITNESS], config, POD_CIDRS, HOSTS)
+    assert not asked.faults(planned.chains)
+    assert witnessed(planned.chains, family)
+
+
+@hunt(100)
+@given(
+    before=st.lists(services, max_size=5),
+    after=st.lists(services, max_size=5),
+    config=layouts,
+    family=st.sampled_from(FAMILIES),
+)
+def test_after_changes_every_rule_was_asked_for(
+    before: list[Any], after: list[Any], config: Config, family: Family
+) -> None:
+    """One by one, as a watch tells them, and with no look at the rest."""
+    known = dict(read_all([*before, WITNESS]).services)
+    planner = Planner(config, NODE, family)
+    planner.fill(known.values())
+    for key, new in read_all(after).services.items():
+        planner.replace(known.get(key), new)
+        known[key] = new
+    chains = planner.plan().ruleset.chains
+    assert not Asked([*before, *after, WITNESS], config, POD_CIDRS, HOSTS).faults(chains)
+    assert witnessed(chains, family)
+
+
+def huge() -> dict[str, dict[str, Any]]:
+    """Services of a size that somebody chose to do harm."""
+    many = [f"10.19.{high}.{low}" for high in range(16, 20) for low in range(250)]
+    name = "n" * 63
+    return {
+        "1,000 ingress IPs": service("many", ["10.231.0.7"], many),
+        "a long name": {**service(name, ["10.231.0.7"], ["10.19.0.9"]), "kind": "Service"},
+        "too long a name": service("n" * 1_000_000, ["10.231.0.7"], ["10.19.0.9"]),
+        "an address of megabytes": service("web", ["10.231.0.7"], ["1" * 5_000_000, "10.19.0.9"]),
+        "20,000 wrong addresses": service("web", ["10.231.0.7"], ["10.19.0.256"] * 20_000),
+        "100,000 equal addresses": service("web", ["10.231.0.7"], ["10.19.0.9"] * 100_000),
+    }
+
+
+@pytest.mark.parametrize("name", huge())
+def test_a_huge_service_takes_nothing_from_others(name: str) -> None:
+    raw = huge()[name]
+    snapshot = read_all([raw, WITNESS])
+    planned = plan(DEFAULTS, snapshot, IPV4).ruleset
+    assert not Asked([raw, WITNESS], DEFAULTS, POD_CIDRS, HOSTS).faults(planned.chains)
+    assert witnessed(planned.chains, IPV4)
+    said = [str(p) for each in snapshot.services.values() for p in each.problems]
+    assert len(said) <= 10
+    assert all(len(each) < 500 for each in said)
+
+
+# Lists and watches.
+
+Pieces = list[bytes]
+
+
+class Answer:
+    """A response as urllib3 gives one; what it is not asked for here is missing."""
+
+    reason = "Whatever"
+    connection = None
+
+    def __init__(self, status: int, pieces: Pieces, breaks: bool) -> None:
+        self.status, self._pieces, self._breaks = status, pieces, breaks
+
+    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+        yield from self._pieces
+        if self._breaks:
+            raise urllib3.exceptions.ProtocolError("Connection broken: IncompleteRead")
+
+    def read(self, amount: int, **_: Any) -> bytes:
+        return b"".join(self._pieces)[:amount]
+
+    def close(self) -> None:
+        pass
+
+
+class Wire:
+    """Answers with what was drawn; then, as a server that is well again, with `objects`."""
+
+    def __init__(self, drawn: Sequence[Mapping[str, Any]], objects: Sequence[Any]) -> None:
+        self._drawn, self._objects = list(drawn), objects
+        self.stopped = threading.Event()
+        self.urls: list[str] = []
+        self._well = False
+
+    def request(self, method: str, url: str, **_: Any) -> Answer:
+        assert method == "GET"
+        self.urls.append(url)
+        parameters = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+        kind = "watch" if "watch" in parameters else "list"
+        if self._drawn:
+            answer = self._drawn.pop(0)
+            return Answer(answer["status"], answer[kind], answer["breaks"])
+        if self._well:
+            self.stopped.set()
+            return Answer(200, [], False)
+        if kind == "watch" and "sendInitialEvents" not in parameters:
+            return Answer(410, [], False)
+        self._well = True
+        return Answer(200, [self._streamed() if kind == "watch" else self._list()], False)
+
+    def _list(self) -> bytes:
+        return encoded({"metadata": {"resourceVersion": "9"}, "items": self._objects})
+
+    def _streamed(self) -> bytes:
+        note = {"k8s.io/initial-events-end": "true"}
+        end = {"metadata": {"resourceVersion": "9", "annotations": note}}
+        events = [{"type": "ADDED", "object": each} for each in self._objects]
+        lines = [*events, {"type": "BOOKMARK", "object": end}]
+        return b"".join(encoded(line) + b"\n" for line in lines)
+
+
+class WiredApi(Api):
+    """Makes its requests over a Wire."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(Path("/nonexistent/kubeconfig"))
+        pool: Any = wire
+        address = ("127.0.0.1", 1)
+        self._known = Credentials("http://api", None, dict, pool, address, "", short_lived=False)
+
+    def credentials(self) -> Credentials:
+        return self._known
+
+    def answers(self) -> bool:
+        return False
+
+
+class NoBackoff(Backoff):
+    """Never waits."""
+
+    def next(self) -> float:
+        return 0.0
+
+
+def follow(which: int, wire: Wire, take: Callable[[Event], None]) -> None:
+    """Follows a resource of the agent's (0 are Services, 1 are Nodes) to the wire's end."""
+    api = WiredApi(wire)
+    resource = run.resources(api, Config(node_name="worker-1"))[which]
+    Follower(api, resource, take, wire.stopped, NoBackoff()).run()
+    assert {urlsplit(url).path for url in wire.urls} == {resource.path}
+    assert all(len(url) < 1000 for url in wire.urls)
+
+
+class Machine:
+    """An agent, with tables in memory and time that passes with each event."""
+
+    def __init__(self, config: Config) -> None:
+        self.now = 1000.0
+        self.tables = {family: FakeTable(MARK_MASQ) for family in FAMILIES}
+        owns = owner(frozenset({"IPVS_PREROUTING", "IPVS_OUTPUT"}))
+        programmers = {family: Programmer(self.tables[family], owns) for family in FAMILIES}
+        self._owns = owns
+        self.agent = Agent(config, programmers, lambda: self.now)
+        self.seen: list[Event] = []
+
+    def take(self, event: Event) -> bool:
+        """Has the agent take `event`, and do what is due a moment later; whether it wrote."""
+        before = [table.restores for table in self.tables.values()]
+        self.seen.append(event)
+        self.agent.take(event)
+        self.now += 0.1
+        self.agent.tick()
+        return before != [table.restores for table in self.tables.values()]
+
+    def settle(self) -> None:
+        """Lets the agent do all that is left to do."""
+        for _ in range(3):
+            self.now += 10.0
+            self.agent.tick()
+
+    def chains(self, family: Family) -> dict[str, list[str]]:
+        """The agent's chains in the table."""
+        found: dict[str, list[str]] = {}
+        for line in self.tables[family].save().split("\n"):
+            word, _, rest = line.partition(" ")
+            name, _, rule = rest.partition(" ")
+            if word.startswith(":") and self._owns(word[1:]):
+                found[word[1:]] = []
+            elif word == "-A" and name in found:
+                found[name].append(rule)
+        return found
+
+
+class Said(logging.Handler):
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def said() -> Iterator[Said]:
+    handler = Said()
+    logger = logging.getLogger("ipvs_node_agent")
+    logger.addHandler(handler)
+    # Thousands of lines that nobody wants to see.
+    logger.propagate = False
+    yield handler
+    logger.propagate = True
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param("\ud800", id="half a character"),
+        pytest.param("7\n8", id="two lines"),
+        pytest.param("7 ŏ", id="a letter"),
+        pytest.param("7" * 9999, id="a long one"),
+        pytest.param(7, id="a number"),
+        pytest.param(["7"], id="a list"),
+    ],
+)
+def test_a_version_that_no_request_could_name_counts_as_none(version: Any) -> None:
+    metadata = {"resourceVersion": version}
+    listed = encoded({"metadata": metadata, "items": []})
+    event = encoded({"type": "ADDED", "object": {**WITNESS, "metadata": metadata}}) + b"\n"
+    told: list[Event] = []
+    refusal = {"status": 422, "list": [], "watch": [], "breaks": False}
+    bad_list = {"status": 200, "list": [listed], "watch": [], "breaks": False}
+    good_list = {**bad_list, "list": [encoded({"metadata": {"resourceVersion": "5"}})]}
+    watch = {"status": 200, "list": [], "watch": [event], "breaks": False}
+    wire = Wire([refusal, bad_list, good_list, watch, watch], [])
+    follow(0, wire, told.append)
+    assert [each.error.why for each in told if isinstance(each, Trouble)] == [
+        "cannot list services: the list has no resourceVersion"
+    ]
+    assert [parse_qs(url).get("resourceVersion") for url in wire.urls[3:5]] == [["5"], ["5"]]
+
+
+@pytest.mark.parametrize("depth", [900, 5_000, 20_000, 40_000, 80_000])
+@pytest.mark.parametrize("part", ["type", "message", "code"])
+def test_what_is_nested_deeply_is_not_shown(part: str, depth: int) -> None:
+    """Python can read some of it that it cannot print."""
+    nested = b'{"a":' * depth + b"0" + b"}" * depth
+    status = {"message": DEEP if part == "message" else "m", "code": DEEP if part == "code" else 1}
+    event = {"type": DEEP if part == "type" else "ERROR", "object": status}
+    refusal = {"status": 422, "list": [], "watch": [], "breaks": False}
+    listed = {**refusal, "status": 200, "list": [encoded({"metadata": {"resourceVersion": "5"}})]}
+    watch = {**refusal, "status": 200, "watch": [encoded(event, nested) + b"\n"]}
+    told: list[Event] = []
+    follow(0, Wire([refusal, listed, watch], [WITNESS]), told.append)
+    said = [str(e.error) for e in told if isinstance(e, Trouble)]
+    said += [e.text for e in told if isinstance(e, Skipped)]
+    assert all(len(each) < 100 for each in said)
+    lists = [each.items for each in told if isinstance(each, Listed)]
+    assert lists == [(), (read_service(WITNESS),)]
+
+
+DEEP = "deeper than anybody looks"
+
+
+def encoded(value: Any, deep: bytes = b"0") -> bytes:
+    """`value` as JSON, with `deep` in the place of each DEEP."""
+    return json.dumps(value).encode().replace(json.dumps(DEEP).encode(), deep)
+
+
+deep = st.builds(
+    lambda depth, mapping: (
+        b'{"a":' * depth + b"0" + b"}" * depth if mapping else b"[" * depth + b"]" * depth
+    ),
+    st.sampled_from([1, 1, 1, 1, 300, 990, 3000, 20_000, 200_000]),
+    st.booleans(),
+)
+odd = st.just(DEEP) | json_value
+versions = (
+    st.sampled_from(["7", "7", "7", "8", "8", "8", "", None, "\ud800", "v" * 9999, "7\n"]) | odd
+)
+
+
+def with_version(raw: Any, version: Any) -> Any:
+    metadata = raw.get("metadata") if isinstance(raw, dict) else None
+    if not isinstance(metadata, dict):
+        return raw
+    return {**raw, "metadata": {**metadata, "resourceVersion": version}}
+
+
+@st.composite
+def answers(draw: st.DrawFn, objects: st.SearchStrategy[Any], seen: list[Any]) -> dict[str, Any]:
+    """What a server may say that is out of its mind, or not the one it claims to be."""
+    raws = draw(st.lists(objects | objects | objects | odd, max_size=4))
+    seen += raws
+    listed: Any = {"metadata": {"resourceVersion": draw(versions)}, "items": raws}
+    if draw(st.integers(0, 5)) == 0:
+        listed[draw(st.sampled_from(["metadata", "items", "more"]))] = draw(odd)
+    kinds = st.sampled_from(["ADDED", "MODIFIED", "DELETED"] * 3 + ["BOOKMARK", "ERROR", DEEP])
+    lines = []
+    for raw in raws:
+        kind: Any = draw(kinds)
+        if kind == "DELETED":
+            raw = draw(st.sampled_from(seen))
+        elif kind == "ERROR":
+            raw = {"code": draw(st.sampled_from([410, 500, DEEP])), "message": draw(odd)}
+        elif kind == "BOOKMARK":
+            raw = {"metadata": {"annotations": {"k8s.io/initial-events-end": "true"}}}
+        event: Any = {"type": kind, "object": with_version(raw, draw(versions))}
+        if draw(st.integers(0, 9)) == 0:
+            event = draw(odd)
+        lines.append(encoded(event, draw(deep)))
+    if draw(st.integers(0, 5)) == 0:
+        lines.append(draw(st.binary(max_size=8)))
+    answer: dict[str, Any] = {
+        "status": draw(st.sampled_from([200] * 12 + [301, 400, 401, 403, 410, 422, 429, 500])),
+        "breaks": draw(st.sampled_from([False, False, False, True])),
+    }
+    end = draw(st.sampled_from([b"\n", b"\n", b"\r\n", b""]))
+    for name, data in (
+        ("list", encoded(listed, draw(deep))),
+        ("watch", b"".join(line + b"\n" for line in lines[:-1]) + b"".join(lines[-1:]) + end),
+    ):
+        kept = draw(st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.9]))
+        whole = data[: int(len(data) * kept)]
+        cut = draw(st.integers(0, max(0, len(whole))))
+        answer[name] = [whole[:cut], whole[cut:]]
+    return answer
+
+
+@st.composite
+def wires(draw: st.DrawFn, objects: st.SearchStrategy[Any]) -> tuple[list[Any], list[Any]]:
+    """The answers of such a server, and the objects that are in them."""
+    seen: list[Any] = []
+    return draw(st.lists(answers(objects, seen), min_size=3, max_size=8)), seen
+
+
+def is_printable(machine: Machine, said: Said) -> bool:
+    """Whether all that was told and logged is lines of a decent length; forgets what was logged."""
+    texts = [str(event.error) for event in machine.seen if isinstance(event, Trouble)]
+    texts += [event.text for event in machine.seen if isinstance(event, Skipped)]
+    texts += [machine.agent.sentence(), *said.lines]
+    said.lines.clear()
+    return all(each.isprintable() and len(each) < 2500 for each in texts)
+
+
+@hunt(200)
+@given(
+    drawn=wires(services),
+    config=layouts,
+    last=st.lists(services, max_size=3),
+)
+def test_whatever_the_server_says_of_services_every_rule_was_asked_for(
+    drawn: tuple[list[Any], list[Any]], config: Config, last: list[Any], said: Said
+) -> None:
+    machine = Machine(config)
+    machine.take(Listed(NODES, (NODE,), machine.now))
+    answered, seen = drawn
+
+    asked = Asked([*seen, *last, WITNESS], config, POD_CIDRS, HOSTS, exact=False)
+
+    def take(event: Event) -> None:
+        if machine.take(event):
+            for family in FAMILIES:
+                assert not asked.faults(machine.chains(family))
+
+    follow(0, Wire(answered, [*last, WITNESS]), take)
+    machine.settle()
+    for family in FAMILIES:
+        # Whatever there was before, it is over.
+        wanted = plan(config, read_all([*last, WITNESS]), family).ruleset.chains
+        assert machine.chains(family) == {name: list(rules) for name, rules in wanted.items()}
+        assert witnessed(machine.chains(family), family)
+    assert is_printable(machine, said)
+
+
+@hunt(100)
+@given(drawn=wires(nodes))
+def test_whatever_the_server_says_of_nodes_every_rule_was_asked_for(
+    drawn: tuple[list[Any], list[Any]], said: Said
+) -> None:
+    config = Config(services=ServiceOptions(match_ports="Always"))
+    machine = Machine(config)
+    machine.take(Listed(SERVICES, (read_service(WITNESS),), machine.now))
+    answered, seen = drawn
+
+    def take(event: Event) -> None:
+        for family in FAMILIES if machine.take(event) else ():
+            for rule in machine.chains(family).get("IPVS_PREROUTING", ()):
+                source = rule.split()[1]
+                assert source in POD_CIDRS or source in json.dumps(seen), rule
+
+    follow(1, Wire(answered, [node(*POD_CIDRS)]), take)
+    machine.settle()
+    for family in FAMILIES:
+        assert witnessed(machine.chains(family), family)
+    assert is_printable(machine, said)
