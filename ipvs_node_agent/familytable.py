@@ -1,9 +1,9 @@
 """One family's nat table, kept as the Services want it: what is wanted, writes, retries, repairs.
 
-A failed write is tried again after a back-off of the family's own, 0.2 s doubling to 10 s; where only
-the lock was in the way, 0.2 s each time. Where the kernel refuses the
-rules of single Services, they are held back, and tried again on their own, so that all others are
-programmed. The clock is handed in; there is no thread here.
+A failed write is tried again after a back-off of the family's own, 0.2 s doubling to 10 s; where
+only the lock was in the way, 0.2 s each time. Services whose rules the kernel refuses are held back
+and tried again on their own, so that all others are programmed. The clock is handed in; there is no
+thread here.
 """
 
 from __future__ import annotations
