@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.addresses import parse_address, parse_network
-from ipvs_node_agent.conntrack import Flows, changed_flows, known_flows
+from ipvs_node_agent.addresses import IPV4, parse_address, parse_network
+from ipvs_node_agent.conntrack import Conntrack, Flows, changed_flows, known_flows
+from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.ruleset import Change
 
 POD_CIDR = parse_network("10.240.2.128/25")
@@ -75,3 +76,17 @@ def test_of_those_only_the_ones_from_pods_and_the_host_are_known(
 ) -> None:
     found = known_flows(f"{line}\n", [wanted], [parse_address("192.0.2.1")])
     assert bool(list(found)) == known
+
+
+def test_without_the_conntrack_command_it_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ipvs_node_agent.iptables._path", lambda _: None)
+    tracking = Conntrack(Launcher({}))
+    for _ in range(3):
+        tracking.forget(IPV4, [flows(True)], [])
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "UDP flows may go on as before a change of rules: conntrack: not found"
+        " (apt install conntrack)"
+    ]
