@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support.examples import THOROUGH
+from tests.support.examples import ENVIRONMENT, MAIN_ENVIRONMENT
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
 
@@ -19,10 +19,12 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if THOROUGH:
-        return
+    def is_elsewhere(item: pytest.Item) -> bool:
+        mark = item.get_closest_marker("once")
+        return mark is not None and ENVIRONMENT not in ("", *(mark.args or (MAIN_ENVIRONMENT,)))
+
     # They take long, and no library makes them differ.
-    elsewhere = [item for item in items if item.get_closest_marker("once")]
+    elsewhere = list(filter(is_elsewhere, items))
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
 

@@ -116,6 +116,7 @@ def test_refused_ips_divert_nothing_hold_up_nobody_and_are_said_once(
     assert answers(wired) == before
 
 
+@pytest.mark.once("oldest")
 def test_a_cluster_ip_that_appears_later_takes_the_external_ip_away_while_it_is_there(
     wired: Topology, bed: Bed
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_cluster_ip_that_appears_later_takes_the_external_ip_away_while_it_is_
     eventually(lambda: any(HARMLESS[4] in line for line in bed.ours(FAMILIES[0])))
 
 
+@pytest.mark.once("oldest")
 def test_the_nodes_own_address_may_be_had_by_port_and_its_other_ports_stay_its_own(
     wired: Topology, bed: Bed
 ) -> None:
@@ -145,6 +147,7 @@ def test_the_nodes_own_address_may_be_had_by_port_and_its_other_ports_stay_its_o
         assert ask(wired.outside, NODE[version]) == NODE[version], "outsiders are left alone"
 
 
+@pytest.mark.once("oldest")
 def test_only_allowed_cidrs_are_programmed_where_they_are_set(wired: Topology, bed: Bed) -> None:
     bed.api.put(greedy(*HARMLESS.values()))
     narrow = {"allowedExternalCIDRs": ["10.19.20.0/24", "fd00:19::/112"]}

@@ -92,6 +92,7 @@ def test_services_that_share_an_ip_get_their_own_traffic(wired: Topology, bed: B
             assert sctp == [one, two]
 
 
+@pytest.mark.once("debian13")
 def test_matching_ports_always_leaves_the_ips_other_ports_alone(wired: Topology, bed: Bed) -> None:
     bed.api.put(first("80/TCP", "90/UDP", "91/SCTP"))
     bed.agent.start()
@@ -107,6 +108,7 @@ def test_matching_ports_always_leaves_the_ips_other_ports_alone(wired: Topology,
             assert ask(client, external, NODES_PORT) == "the node"
 
 
+@pytest.mark.once("debian13")
 def test_shared_unshared_and_shared_again_without_a_gap(wired: Topology, bed: Bed) -> None:
     bed.api.put(first())
     bed.agent.start()
@@ -135,6 +137,7 @@ def test_shared_unshared_and_shared_again_without_a_gap(wired: Topology, bed: Be
         assert pod.seen() == host.seen() == {EXTERNAL_IP[v]: {FIRST[v]} for v in (4, 6)}
 
 
+@pytest.mark.once("debian13")
 def test_the_oldest_has_a_port_that_two_want_and_the_other_takes_over(
     wired: Topology, bed: Bed
 ) -> None:

@@ -103,6 +103,7 @@ def test_pods_are_let_in_by_their_own_address_and_the_host_by_the_nodes(
     expect(wired, EVERYBODY, EVERYBODY)
 
 
+@pytest.mark.once("debian13")
 def test_a_range_that_cannot_be_read_never_widens_access(wired: Topology, bed: Bed) -> None:
     put(bed, ["10.240.2.0/24x", *PART])
     bed.agent.start()

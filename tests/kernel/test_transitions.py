@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,28 @@ def test_diff_shows_what_run_would_change_and_changes_nothing(bed: Bed) -> None:
     assert "wrote" not in bed.agent.log
     in_sync = bed.agent.call("diff")
     assert (in_sync.returncode, in_sync.stdout, in_sync.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("backend", ["nft"])
+def test_of_agents_that_start_at_once_one_runs(bed: Bed) -> None:
+    bed.api.put(one())
+    options: dict[str, Any] = {"env": bed.agent.environment, "text": True}
+    agents = [
+        bed.namespace.popen(bed.agent.command("run"), stderr=subprocess.PIPE, **options)
+        for _ in range(4)
+    ]
+    try:
+        eventually(lambda: sum(agent.poll() is None for agent in agents) == 1)
+        bed.expect([ONE])
+        refused = [agent for agent in agents if agent.poll() is not None]
+        assert [agent.returncode for agent in refused] == [3, 3, 3]
+        said = "ipvs-node-agent: run: an agent is already running on this node"
+        for agent in refused:
+            assert agent.communicate()[1] == f"{said} (systemctl stop ipvs-node-agent)\n"
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
 
 
 def test_a_second_agent_and_a_cleanup_meanwhile_are_refused(running: Bed) -> None:

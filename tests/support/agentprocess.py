@@ -27,6 +27,9 @@ class AgentProcess:
         self.config = directory / "config.yaml"
         self.log_path = directory / "agent.log"
         self.runtime = directory / "run"
+        # What starts `run`, and what Python runs as the program.
+        self.wrapper: list[str] = []
+        self.program = ["-m", "ipvs_node_agent"]
         # Further arguments of `run`.
         self.options: list[str] = []
         # What else its environment has.
@@ -41,7 +44,7 @@ class AgentProcess:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of the agent with `arguments`."""
-        return [sys.executable, "-m", "ipvs_node_agent", "--config", str(self.config), *arguments]
+        return [sys.executable, *self.program, "--config", str(self.config), *arguments]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,8 +68,9 @@ class AgentProcess:
         """Starts `run`; with `wait`, returns when it holds the kernel in sync."""
         before = self.log.count("ready: ")
         with self.log_path.open("ab") as log:
+            command = [*self.wrapper, *self.command("run", *self.options)]
             self._process = self.namespace.popen(
-                self.command("run", *self.options), stdout=log, stderr=log, env=self.environment
+                command, stdout=log, stderr=log, env=self.environment
             )
         if wait:
             eventually(lambda: self.log.count("ready: ") > before, f"ready\n{self.log}")
@@ -80,7 +84,12 @@ class AgentProcess:
         """Ends it, and gives its exit status."""
         assert self._process is not None
         self.send(number)
-        status = self._process.wait(timeout=15)
+        return self.wait()
+
+    def wait(self, timeout: float = 15) -> int:
+        """Waits until it ends by itself, and gives its exit status."""
+        assert self._process is not None
+        status = self._process.wait(timeout)
         self._process = None
         return status
 
