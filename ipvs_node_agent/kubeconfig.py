@@ -113,13 +113,16 @@ def _address(path: Path, settings: Settings) -> tuple[str, int]:
 
 
 def _warning(settings: Settings) -> str:
+    danger = "anybody on the way can steer this node's traffic"
+    if not settings.server.startswith("https://"):
+        return f"the API server {settings.server} is asked without TLS: {danger}"
     if settings.verify:
         return ""
     # Said once, and better, by the one that is given here.
     urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     return (
         f"the certificate of the API server {settings.server} is not verified"
-        " (insecure-skip-tls-verify): anybody on the way can steer this node's traffic"
+        f" (insecure-skip-tls-verify): {danger}"
     )
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,15 @@ def read(path: Path) -> Settings:
     """What the kubeconfig at `path` says. Raises RefusedError with what is wrong."""
     try:
         # A node that has not joined its cluster yet is asked for long: without a process each time.
-        path.stat()
+        status = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
+    # It may name a program, which would run as this user.
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise refused(path, "others than its owner can write it", f"chmod go-w {path}")
+    if status.st_uid not in (0, os.geteuid()):
+        why = f"belongs to user {status.st_uid}, who could change it"
+        raise refused(path, why, f"chown root {path}")
     try:
         done = subprocess.run(  # noqa: S603  (no shell, and nothing from outside but a path)
             ownprocess.command("kubeconfigreader", os.path.abspath(path)),

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ipvs_node_agent import mark
-from ipvs_node_agent.addresses import Address, Family
+from ipvs_node_agent.addresses import Address, Family, show_address
 from ipvs_node_agent.chainnames import OWN_MARK_CHAIN
 from ipvs_node_agent.claims import Claims
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.dispatch import Entries, Tree
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
-from ipvs_node_agent.rules import Writer
+from ipvs_node_agent.rules import MOST_RULES, Writer
 from ipvs_node_agent.ruleset import Ruleset
 
 # A few Services may have thousands of external IPs; past so many plain ones the chain is split.
@@ -105,6 +105,11 @@ class Planner:
         entries: Entries = {}
         having = []
         for claim in claims:
+            if self._writer.burden(claim) > MOST_RULES:
+                why = f"over {MOST_RULES} rules for one Service"
+                text = f"{show_address(address)} is refused: {why}"
+                problems.append(Problem(claim.service.key, "TooManyRules", text))
+                continue
             found = self._writer.entries(address, claim)
             if found:
                 having.append(claim.service.key)

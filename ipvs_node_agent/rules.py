@@ -36,6 +36,9 @@ from ipvs_node_agent.config import Config
 from ipvs_node_agent.dispatch import Entries, Entry, destination
 from ipvs_node_agent.model import Node, Port
 
+# What one Service may have in one family. A few would otherwise be enough to fill the memory.
+MOST_RULES = 1 << 16
+
 
 def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
     """The node's pod CIDRs of both families; None while nobody has said which they are."""
@@ -52,10 +55,26 @@ class Writer:
 
     def __init__(self, config: Config, node: Node, family: Family, mark: str) -> None:
         self._family, self._mark = family, mark
+        self._external_ips = config.services.external_ips
         self._mark_pods = config.masquerade == "All"
         self._cidrs = sorted(set(of_family(pod_cidrs(config, node) or (), family)))
         self._hosts = [a for a in node.addresses if a.version == family.version]
         self.speaks = bool(self._cidrs or self._hosts)
+
+    def burden(self, claim: Claim) -> int:
+        """How many rules the Service may have, if each address of its has as many as `claim`.
+
+        It is a product of three lists that its author fills; for so many of them that to know would
+        be work as well, it is some large number.
+        """
+        addresses = len(claim.service.load_balancer_ips)
+        if self._external_ips:
+            addresses += len(claim.service.external_ips)
+        ranges = addresses * len(claim.clients or ())
+        if ranges > MOST_RULES:
+            return ranges
+        ports = 1 if claim.ports is None else len(claim.ports)
+        return 2 * addresses * ports * (len(self._sources(claim)) + 1)
 
     def entries(self, address: Address, claim: Claim) -> Entries:
         """The rules for each destination at `address` that `claim` has; none without a client."""

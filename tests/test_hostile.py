@@ -37,7 +37,7 @@ from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
 from tests.support.faketable import FakeTable
-from tests.support.rawobjects import configs, json_value, nodes, services
+from tests.support.rawobjects import configs, json_value, mostly, nodes, services
 from tests.support.tables import MARK_MASQ
 
 HOSTS = ("192.168.7.11", "10.19.0.2")
@@ -365,8 +365,9 @@ deep = st.builds(
     st.booleans(),
 )
 odd = st.just(DEEP) | json_value
-versions = (
-    st.sampled_from(["7", "7", "7", "8", "8", "8", "", None, "\ud800", "v" * 9999, "7\n"]) | odd
+versions = mostly(
+    st.sampled_from(["7", "8", "9"]),
+    st.sampled_from(["", None, "\ud800", "v" * 9999, "7\n"]) | odd,
 )
 
 
@@ -380,7 +381,7 @@ def with_version(raw: Any, version: Any) -> Any:
 @st.composite
 def answers(draw: st.DrawFn, objects: st.SearchStrategy[Any], seen: list[Any]) -> dict[str, Any]:
     """What a server may say that is out of its mind, or not the one it claims to be."""
-    raws = draw(st.lists(objects | objects | objects | odd, max_size=4))
+    raws = draw(st.lists(mostly(objects, odd), min_size=1, max_size=5))
     seen += raws
     listed: Any = {"metadata": {"resourceVersion": draw(versions)}, "items": raws}
     if draw(st.integers(0, 5)) == 0:
@@ -402,15 +403,15 @@ def answers(draw: st.DrawFn, objects: st.SearchStrategy[Any], seen: list[Any]) -
     if draw(st.integers(0, 5)) == 0:
         lines.append(draw(st.binary(max_size=8)))
     answer: dict[str, Any] = {
-        "status": draw(st.sampled_from([200] * 12 + [301, 400, 401, 403, 410, 422, 429, 500])),
-        "breaks": draw(st.sampled_from([False, False, False, True])),
+        "status": draw(st.sampled_from([200] * 40 + [301, 400, 401, 403, 410, 422, 429, 500])),
+        "breaks": draw(mostly(st.just(False), st.just(True))),
     }
-    end = draw(st.sampled_from([b"\n", b"\n", b"\r\n", b""]))
+    end = draw(mostly(st.just(b"\n"), st.sampled_from([b"\r\n", b""])))
     for name, data in (
         ("list", encoded(listed, draw(deep))),
         ("watch", b"".join(line + b"\n" for line in lines[:-1]) + b"".join(lines[-1:]) + end),
     ):
-        kept = draw(st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.9]))
+        kept = draw(mostly(st.just(1.0), st.sampled_from([0.5, 0.9])))
         whole = data[: int(len(data) * kept)]
         cut = draw(st.integers(0, max(0, len(whole))))
         answer[name] = [whole[:cut], whole[cut:]]
@@ -420,8 +421,15 @@ def answers(draw: st.DrawFn, objects: st.SearchStrategy[Any], seen: list[Any]) -
 @st.composite
 def wires(draw: st.DrawFn, objects: st.SearchStrategy[Any]) -> tuple[list[Any], list[Any]]:
     """The answers of such a server, and the objects that are in them."""
-    seen: list[Any] = []
-    return draw(st.lists(answers(objects, seen), min_size=3, max_size=8)), seen
+    seen: list[Any] = draw(st.lists(objects, max_size=4))
+    # Mostly it is well at first, or there would be few watches.
+    listed = encoded({"metadata": {"resourceVersion": "6"}, "items": seen})
+    well = [
+        {"status": 422, "list": [], "watch": [], "breaks": False},
+        {"status": 200, "list": [listed], "watch": [], "breaks": False},
+    ]
+    first = draw(mostly(st.just(well), st.just([])))
+    return [*first, *draw(st.lists(answers(objects, seen), min_size=1, max_size=6))], seen
 
 
 def is_printable(machine: Machine, said: Said) -> bool:

@@ -156,6 +156,10 @@ def test_plain_http_needs_no_credentials(tmp_path: Path) -> None:
     assert credentials.server == "http://127.0.0.1:8080"
     assert credentials.user is None
     assert not credentials.headers()
+    assert credentials.warning == (
+        "the API server http://127.0.0.1:8080 is asked without TLS:"
+        " anybody on the way can steer this node's traffic"
+    )
 
 
 def test_a_server_of_another_authority_is_refused(path: Path) -> None:

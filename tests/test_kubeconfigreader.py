@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ipvs_node_agent import kubeconfigreader
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kubeconfig import load_credentials
 from ipvs_node_agent.kubeconfigreader import read, settings
-from tests.support.pki import Pki
+from tests.support.pki import Pki, plain_kubeconfig
 
 URL = "https://127.0.0.1:6443"
 
@@ -66,6 +67,27 @@ def test_both_ways_give_the_same_error(tmp_path: Path) -> None:
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
     assert texts[0].endswith("No such file or directory (is this node's kubelet set up?)")
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
+def test_a_file_that_others_can_write_is_refused(mode: int, tmp_path: Path) -> None:
+    """It may name a program, which would run as root."""
+    path = tmp_path / "kubelet.conf"
+    plain_kubeconfig(path, URL, "worker-1")
+    path.chmod(mode)
+    with pytest.raises(RefusedError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"kubeconfig {path}: others than its owner can write it (chmod go-w {path})"
+    )
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "kubelet.conf"
+    plain_kubeconfig(path, URL, "worker-1")
+    os.chown(path, 4711, 4711)
+    with pytest.raises(RefusedError, match="belongs to user 4711, who could change it"):
+        read(path)
 
 
 def test_a_relative_path_and_another_directorys_modules_do_no_harm(

@@ -577,3 +577,67 @@ def test_the_order_of_the_services_does_not_matter() -> None:
         for name in ("a", "b", "c")
     ]
     assert plan(DEFAULTS, snapshot(*twins), IPV4) == plan(DEFAULTS, snapshot(*twins[::-1]), IPV4)
+
+
+# What a Service may cost.
+
+
+def costly(name: str, addresses: int, ports: int, ranges: int = 0) -> dict[str, Any]:
+    """A Service with so many addresses, ports and parts of the pod CIDR."""
+    raw = service(name, ["fd00:231::1"], [f"fd00:19::{n:x}" for n in range(1, addresses + 1)])
+    raw["spec"]["ports"] = [{"port": n} for n in range(1, ports + 1)]
+    if ranges:
+        clients = [f"fd00:10:240:2::{2 * n:x}/128" for n in range(ranges)]
+        raw["spec"]["loadBalancerSourceRanges"] = clients
+    return raw
+
+
+ALWAYS = options(match_ports="Always")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "ports", "ranges"),
+    [
+        pytest.param(1, 16_385, 0, id="ports"),
+        pytest.param(200, 100, 0, id="addresses and ports"),
+        pytest.param(1, 1000, 40, id="ports and ranges"),
+        pytest.param(300, 1, 300, id="addresses and ranges"),
+        pytest.param(16_385, 1, 0, id="addresses"),
+        # Their product alone would take minutes to work out.
+        pytest.param(5000, 1, 5000, id="many addresses and ranges"),
+    ],
+)
+def test_a_service_with_too_many_rules_has_none_and_others_keep_theirs(
+    addresses: int, ports: int, ranges: int
+) -> None:
+    web = service("web", ["fd00:231::2"], ["fd00:20::1"])
+    web["spec"]["ports"] = [{"port": 80}]
+    found = plan(ALWAYS, snapshot(costly("greedy", addresses, ports, ranges), web), IPV6)
+    assert prerouting(found) == tuple(
+        pod_pair("fd00:20::1", "default/web", "fd00:231::2", POD_CIDR_6, port(80))
+    )
+    assert len(found.problems) == addresses
+    said = "fd00:19::1 is refused: over 65536 rules for one Service"
+    assert Problem("default/greedy", "TooManyRules", said) in found.problems
+
+
+@pytest.mark.parametrize(
+    ("addresses", "ports", "ranges"), [(1, 16_384, 0), (16_384, 1, 0), (100, 80, 3)]
+)
+def test_a_service_may_have_many_rules(addresses: int, ports: int, ranges: int) -> None:
+    found = plan(ALWAYS, snapshot(costly("big", addresses, ports, ranges)), IPV6)
+    assert not found.problems
+    assert len(prerouting(found)) == 2 * addresses * ports * max(1, ranges)
+
+
+def test_ports_count_only_where_they_are_matched() -> None:
+    found = plan(DEFAULTS, snapshot(costly("big", 4, 16_385)), IPV6)
+    assert not found.problems
+    assert len(prerouting(found)) == 8
+
+
+def test_external_ips_of_the_spec_count_where_they_are_asked_for() -> None:
+    raw = costly("greedy", 1, 1)
+    raw["spec"]["externalIPs"] = [f"fd00:21::{n:x}" for n in range(16_384)]
+    assert not plan(DEFAULTS, snapshot(raw), IPV6).problems
+    assert len(plan(options(external_ips=True), snapshot(raw), IPV6).problems) == 16_385
