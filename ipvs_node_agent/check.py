@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def check(path: Path | None) -> list[Finding]:
 
 def _configuration(path: Path | None) -> Configuration:
     shown = str(path or DEFAULT_PATH)
-    there = (path or DEFAULT_PATH).exists()
+    there = os.path.exists(path or DEFAULT_PATH)
     if path is not None and not there:
         load(path)  # Bad usage: there is nothing to look at.
     try:

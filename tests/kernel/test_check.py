@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from ipvs_node_agent.config import load
 from ipvs_node_agent.facts import Cluster
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.look_cluster import look_at_cluster
-from tests.support.agentprocess import AgentProcess, agent_process
+from tests.support.agentprocess import REPOSITORY, AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.kubeproxy import add_device, proxy_mode
@@ -168,7 +171,7 @@ ENABLED = "ActiveState=active\nUnitFileState=enabled\nMainPID={}\n"
 def test_a_healthy_node_gives_only_ok_and_stays_as_it_is(broken: Node, systemd: Any) -> None:
     def state() -> list[str]:
         shown = ["cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
-        rules = [line for line in broken.namespace.run("nft", "list", "ruleset").splitlines()]
+        rules = broken.namespace.run("nft", "list", "ruleset").splitlines()
         return [broken.namespace.run(*shown), *(line for line in rules if "counter" not in line)]
 
     broken.agent.start()
@@ -206,6 +209,32 @@ def test_a_unit_that_is_disabled_and_a_firewall_that_flushes(broken: Node, syste
     # Debian's own /etc/nftables.conf begins with `flush ruleset`.
     flushes = "nftables.service flushes all rules when it is reloaded or stopped"
     assert ((WARN, "other firewalls", flushes) in found) == (broken.backend == "nft")
+
+
+@once
+def test_the_readme_shows_what_it_prints(broken: Node, systemd: Any) -> None:
+    last_day = datetime(2038, 1, 1, tzinfo=timezone.utc)
+    broken.pki.write_node_client(broken.pem, "worker-1", not_after=last_day)
+    broken.namespace.set("ipv4/ip_forward", "0")
+    broken.agent.start()
+    process = broken.agent.pid
+    systemd(ipvs_node_agent=ENABLED.format(process), ufw=ENABLED.format(0))
+    with proxy_mode(broken.namespace, "ipvs"):
+        done = broken.agent.call("check")
+    broken.agent.stop()
+    broken.namespace.set("ipv4/ip_forward", "1")
+    broken.write_credentials()
+    assert (done.returncode, done.stderr) == (1, "")
+    shown = done.stdout
+    for here, there in (
+        (str(broken.kubeconfig), "/etc/kubernetes/kubelet.conf"),
+        (str(broken.agent.config), "/etc/ipvs-node-agent/config.yaml"),
+        (broken.api.url, "https://10.0.0.1:6443"),
+        (f"process {process}\n", "process 1234\n"),
+    ):
+        shown = shown.replace(here, there)
+    readme = (REPOSITORY / "README.md").read_text()
+    assert shown == readme.partition("# ipvs-node-agent check\n")[2].partition("```")[0]
 
 
 # The cluster
@@ -428,6 +457,32 @@ def test_a_metrics_port_that_is_taken(broken: Node) -> None:
         eventually(lambda: ":10273 " in broken.namespace.run("ss", "-Hltn"))
         text = f"process {number} ({Path(sys.executable).name}) listens on 127.0.0.1:10273"
         broken.host_says(FAIL, "metrics", text, "metricsBindAddress: with another port, in ")
+
+
+@once
+def test_a_terminal_gets_colours_and_a_pipe_the_plain_restore_input(broken: Node) -> None:
+    broken.restore("*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
+    plain, coloured = broken.agent.call("diff"), on_a_terminal(broken, "diff")
+    broken.restore(plain.stdout.partition("\n")[2])
+    assert "\x1b" not in plain.stdout
+    assert "\x1b[32m-I OUTPUT 1 -j IPVS_OUTPUT\x1b[0m" in coloured
+    assert re.sub(r"\x1b\[\d+m|\r", "", coloured) == plain.stdout
+    assert "\x1b[31mfail\x1b[0m  agent: does not run" in on_a_terminal(broken, "check")
+
+
+def on_a_terminal(broken: Node, command: str) -> str:
+    """What a command prints on a terminal."""
+    here, there = pty.openpty()
+    variables = {**broken.agent.environment, "TERM": "xterm"}
+    process = broken.namespace.popen(broken.agent.command(command), stdout=there, env=variables)
+    os.close(there)
+    shown = b""
+    with suppress(OSError):  # The end of a terminal is an error.
+        while part := os.read(here, 1 << 16):
+            shown += part
+    os.close(here)
+    process.wait()
+    return shown.decode()
 
 
 @once
