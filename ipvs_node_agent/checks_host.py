@@ -34,8 +34,8 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
         yield Finding(OK, "kube-proxy", f"in IPVS mode, {how}")
     elif mode in ("iptables", "nftables"):
         text = (
-            f"in {mode} mode, {how}: the agent is not needed, and its rules keep external IPs from"
-            " kube-proxy's own"
+            f"in {mode} mode, {how}: the agent is not needed, and leads external IPs past"
+            " kube-proxy's own rules"
         )
         yield Finding(FAIL, "kube-proxy", text, _REMOVE)
     elif mode:

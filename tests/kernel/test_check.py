@@ -29,6 +29,7 @@ from tests.support.kubeproxy import add_device, proxy_mode
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
 from tests.support.tables import add_foreign_rules, restore
+from tests.support.topology import ask, serving
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
@@ -333,6 +334,26 @@ def test_kube_proxy_in_another_mode(broken: Node, mode: str) -> None:
     with proxy_mode(broken.namespace, mode):
         text = f"in {mode} mode, by its own word: the agent is not needed"
         broken.host_says(FAIL, "kube-proxy", text, "apt purge ipvs-node-agent")
+
+
+def test_in_iptables_mode_the_agents_rules_lead_nowhere(broken: Node) -> None:
+    broken.namespace.run("ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo")
+    proxys = "".join(
+        f"-A KUBE-SVC-X -d {ip}/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 127.0.0.1\n"
+        for ip in ("10.19.20.201", "10.231.42.164")
+    )
+    with serving(broken.namespace, "127.0.0.1"):
+        broken.restore(f"*nat\n:KUBE-SVC-X - [0:0]\n{proxys}-I OUTPUT 2 -j KUBE-SVC-X\nCOMMIT\n")
+        led_past = ask(broken.namespace, "10.19.20.201", timeout=0.3)
+        broken.restore("*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
+        without = ask(broken.namespace, "10.19.20.201")
+    broken.restore(
+        "*nat\n:KUBE-SVC-X - [0:0]\n-D OUTPUT -j KUBE-SVC-X\n-X KUBE-SVC-X\n"
+        "-I OUTPUT 1 -j IPVS_OUTPUT\nCOMMIT\n"
+    )
+    broken.namespace.run("ip", "route", "delete", "local", "10.0.0.0/8", "dev", "lo")
+    assert led_past.endswith("Error")
+    assert not without.endswith("Error")
 
 
 @once
