@@ -190,14 +190,15 @@ def _units() -> Mapping[str, Unit] | None:
 
 
 def _listener(address: str) -> Listener | None:
-    host, _, port = address.rpartition(":")
+    name, _, port = address.rpartition(":")
     if not port:
         return None
-    found = listener_on(int(port))
+    host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(name, name.strip("[]"))  # noqa: S104
+    found = listener_on(host, int(port))
     if found is None:
         return None
-    wildcard = host in ("", "0.0.0.0", "[::]")  # noqa: S104  (compared, not bound)
-    page = _get(("127.0.0.1" if wildcard else host.strip("[]"), int(port)), "/metrics")
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    page = _get((reached, int(port)), "/metrics")
     return Listener(found.number, found.program, "ipvs_node_agent_" in page)
 
 

@@ -6,8 +6,10 @@ rights or since it has just ended, is left out.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,8 +85,11 @@ def _commands() -> Iterator[tuple[int, list[str]]]:
             yield number, [word.decode("utf-8", "replace") for word in words]
 
 
-def listener_on(port: int) -> Process | None:
-    """Who listens on the TCP port; process 0 where that is not to be seen."""
+def listener_on(host: str, port: int) -> Process | None:
+    """Who listens where nobody else could then; process 0 where that is not to be seen.
+
+    `host` is an IP address, or a name that stands for all of them.
+    """
     inodes = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -92,8 +97,10 @@ def listener_on(port: int) -> Process | None:
         except OSError:
             continue
         for line in lines:
+            # NUMBER: ADDRESS:PORT PEER STATE QUEUES TIMER RETRIES USER TIMEOUT INODE ...
             words = line.split()
-            if words[3] == _LISTENING and int(words[1].rpartition(":")[2], 16) == port:
+            address, _, theirs = words[1].rpartition(":")
+            if words[3] == _LISTENING and int(theirs, 16) == port and _meet(host, address):
                 inodes.add(words[9])
     if not inodes:
         return None
@@ -101,6 +108,20 @@ def listener_on(port: int) -> Process | None:
         if inodes & set(_sockets(number)):
             return Process(number, os.path.basename(words[0]))
     return Process(0, "")
+
+
+def _meet(host: str, address: str) -> bool:
+    """Whether `host` and the address of a line in /proc/net are not apart."""
+    # 32 bits at a time, each in the machine's own order.
+    raw = bytes.fromhex(address)
+    words = (raw[place : place + 4] for place in range(0, len(raw), 4))
+    order = 1 if sys.byteorder == "big" else -1
+    theirs = ipaddress.ip_address(b"".join(word[::order] for word in words))
+    try:
+        ours = ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return ours == theirs or ours.is_unspecified or theirs.is_unspecified
 
 
 def _sockets(number: int) -> Iterator[str]:

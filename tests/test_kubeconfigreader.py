@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ def test_both_ways_give_the_same(node_pem: Path, pki: Pki, tmp_path: Path) -> No
     assert found.authority.text == here.authority.text == pki.ca_pem
     assert replace(found, authority=None) == replace(here, authority=None)
     assert found.user == "system:node:worker-1"
+    assert found.valid is not None
+    assert found.valid[0] < time.time() < found.valid[1]
     assert found.certificate is not None
     assert found.certificate.text == node_pem.read_text()
     assert not found.short_lived
@@ -66,6 +70,23 @@ def test_both_ways_give_the_same_error(tmp_path: Path) -> None:
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
     assert texts[0].endswith("No such file or directory (is this node's kubelet set up?)")
+
+
+@pytest.mark.parametrize("name", ["kubelet.conf", "kubelet-client-current.pem"])
+def test_what_only_root_may_read_is_asked_for_as_root(
+    name: str, node_pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pki.write_kubeconfig(tmp_path / "kubelet.conf", URL, node_pem)
+    plainly = Path.read_text
+
+    def denied(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plainly(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(RefusedError, match=r"Permission denied \(run it as root\)$"):
+        settings(tmp_path / "kubelet.conf")
 
 
 def test_a_relative_path_and_another_directorys_modules_do_no_harm(
