@@ -25,10 +25,11 @@ from ipvs_node_agent.model import (
 )
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, difference
+from ipvs_node_agent.terminal import coloured_change, takes_colours
 
 PROGRAM = "ipvs-node-agent"
 
-OK, PENDING, INTERNAL_ERROR = 0, 1, 70
+OK, PENDING, FAILED, INTERNAL_ERROR = 0, 1, 1, 70
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,6 +144,10 @@ def _parser() -> argparse.ArgumentParser:
         "--node", metavar="FILE", help="a Node object, for its pod CIDRs and addresses"
     )
     command("diff", _diff, "print what run would change now, without changing it")
+    check = command("check", _check, "look at the set-up: what is wrong, and what mends it")
+    check.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="the form (default: text)"
+    )
     command("cleanup", _cleanup, "remove every rule and chain that the agent ever made")
     return main_parser
 
@@ -272,10 +277,23 @@ def _diff(options: argparse.Namespace) -> int:
     from ipvs_node_agent.oneshot import pending_changes
 
     changes = pending_changes(load(options.config), _note)
-    _print(
-        "".join(f"# {command} --noflush\n{change.restore_input()}" for command, change in changes)
+    text = "".join(
+        f"# {command} --noflush\n{change.restore_input()}" for command, change in changes
     )
+    _print(coloured_change(text) if takes_colours(sys.stdout) else text)
     return PENDING if changes else OK
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ipvs_node_agent.check import check
+    from ipvs_node_agent.finding import FAIL, as_json, as_lines
+
+    findings = check(options.config)
+    if options.output == "json":
+        _print(as_json(findings))
+    else:
+        _print(as_lines(findings, takes_colours(sys.stdout)))
+    return FAILED if any(finding.level == FAIL for finding in findings) else OK
 
 
 def _cleanup(options: argparse.Namespace) -> int:

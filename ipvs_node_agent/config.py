@@ -91,7 +91,8 @@ def load(path: Path | None) -> Config:
             "name a file that exists, or leave --config out",
         ) from None
     except OSError as error:
-        raise UsageError(f"configuration {path}", error.strerror or str(error)) from None
+        hint = "run it as root" if isinstance(error, PermissionError) else ""
+        raise UsageError(f"configuration {path}", error.strerror or str(error), hint) from None
     return parse(text, str(path))
 
 

@@ -42,6 +42,7 @@ _LOUD = 1 << 20
 # The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
 _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
+FOREIGN_HINT = "nft list ruleset shows what was made with nft in the table nat: move it to another"
 _PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
 _NOISE = re.compile(r"Try `|#|Error occurred at line")
 _LOCKED = "another program holds /run/xtables.lock"
@@ -346,6 +347,9 @@ def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:
 def _hint(text: str) -> str:
     if "Permission denied" in text or "must be root" in text:
         return "it needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_RAW"
+    # Which of the two it says depends on its version.
+    if "incompatible" in text or "CHAIN_ADD failed (Operation not supported)" in text:
+        return FOREIGN_HINT
     if "xtables lock" in text:
         return _LOCKED
     return ""

@@ -134,7 +134,8 @@ class Api:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # Not what for: whatever else is asked of it meanwhile fails for the same reason.
-            raise ApiError(what, f"cannot be reached: {reason(error)}") from None
+            why = reason(error)
+            raise ApiError(what, f"cannot be reached: {why}", _way_hint(why)) from None
         with self._lock:
             self._open.add(response)
             superseded = self._ended != ended
@@ -211,6 +212,19 @@ def reason(error: BaseException) -> str:
         error = inner
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return one_line(str(text), 300)
+
+
+def _way_hint(why: str) -> str:
+    """What to do where a connection fails for a reason that is not the network's."""
+    if "CERTIFICATE_VERIFY_FAILED" not in why and "doesn't match" not in why:
+        return ""
+    if "expired" in why:
+        return "renew it on the control plane: kubeadm certs renew apiserver"
+    if "not yet valid" in why:
+        return "set the clock: timedatectl set-ntp true"
+    if "mismatch" in why or "match" in why:
+        return "set the kubeconfig's server, or tls-server-name, to a name in its certificate"
+    return "the kubeconfig needs /etc/kubernetes/pki/ca.crt of a control-plane node as its CA"
 
 
 def _refusal(

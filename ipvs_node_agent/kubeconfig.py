@@ -48,6 +48,7 @@ class Credentials:
     `user` is the CN of the client certificate, None without one; `headers` gives what to send along
     with a request made now; `pool` opens the connections, and `address` is where to. `warning` says
     what makes them unsafe, if anything does. A program makes those that are `short_lived`.
+    `valid` are the first and last second of the client certificate, since the epoch.
     """
 
     server: str
@@ -57,6 +58,7 @@ class Credentials:
     address: tuple[str, int]
     warning: str
     short_lived: bool
+    valid: tuple[float, float] | None = None
 
     @property
     def node_name(self) -> str | None:
@@ -81,6 +83,7 @@ def load_credentials(path: Path) -> Credentials:
         _address(path, settings),
         _warning(settings),
         settings.short_lived,
+        settings.valid,
     )
 
 

@@ -37,7 +37,8 @@ class File:
 class Settings:
     """What a kubeconfig says, files and all.
 
-    `user` is the CN of the client certificate, None without one. `headers` have to be read again
+    `user` is the CN of the client certificate, and `valid` its first and last second since the
+    epoch, None without one. `headers` have to be read again
     for each request where they are `short_lived`. `server_name` is what the server's certificate
     has to be made out to, None for the host in `server`; `proxy` may hold a password.
     """
@@ -52,6 +53,7 @@ class Settings:
     key: File | None
     server_name: str | None
     proxy: str | None = dataclasses.field(repr=False)
+    valid: tuple[float, float] | None = None
 
 
 def read(path: Path) -> Settings:
@@ -86,6 +88,7 @@ def read(path: Path) -> Settings:
     if "why" in said:
         raise refused(path, said["why"], said["hint"])
     files = {name: File(**said[name]) for name in ("authority", "certificate", "key") if said[name]}
+    said["valid"] = tuple(said["valid"]) if said["valid"] else None
     return Settings(**{**said, **files})
 
 
@@ -95,7 +98,9 @@ def refused(path: Path, why: str, hint: str = "") -> RefusedError:
 
 
 def _unreadable(path: Path, error: OSError) -> RefusedError:
-    return refused(path, error.strerror or str(error), "is this node's kubelet set up?")
+    denied = isinstance(error, PermissionError)
+    hint = "run it as root" if denied else "is this node's kubelet set up?"
+    return refused(path, error.strerror or str(error), hint)
 
 
 def main(path: str) -> None:
@@ -129,6 +134,7 @@ def settings(path: Path) -> Settings:
             server=str(configuration.host or ""),
             verify=bool(configuration.verify_ssl),
             user=_common_name(certificate) if certificate else None,
+            valid=_validity(certificate) if certificate else None,
             headers=_headers(configuration),
             short_lived=any(key in _current(document, "user") for key in _PLUGIN_KEYS),
             authority=_file(configuration.ssl_ca_cert),
@@ -141,7 +147,8 @@ def settings(path: Path) -> Settings:
     except OSError as error:
         why = error.strerror or str(error)
         if error.filename not in (None, str(path)):
-            raise refused(path, f"cannot read {error.filename}: {why}") from None
+            hint = "run it as root" if isinstance(error, PermissionError) else ""
+            raise refused(path, f"cannot read {error.filename}: {why}", hint) from None
         raise _unreadable(path, error) from None
     except (yaml.YAMLError, RecursionError):
         raise refused(path, "is no YAML") from None
@@ -180,6 +187,24 @@ def _common_name(certificate: File) -> str | None:
         return None
     names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else None
+
+
+def _validity(certificate: File) -> tuple[float, float] | None:
+    from datetime import timezone
+
+    from cryptography import x509
+
+    try:
+        parsed: Any = x509.load_pem_x509_certificate(certificate.text.encode())
+    except ValueError:
+        return None
+    # The first came with cryptography 42; the second, which has no time zone, goes away.
+    dates = [
+        getattr(parsed, f"not_valid_{end}_utc", None)
+        or getattr(parsed, f"not_valid_{end}").replace(tzinfo=timezone.utc)
+        for end in ("before", "after")
+    ]
+    return dates[0].timestamp(), dates[1].timestamp()
 
 
 def _headers(configuration: Any) -> dict[str, str]:

@@ -53,6 +53,11 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
         raise RefusedError(
             f"Node {seen.node.name}", "has no pod CIDR yet, so that run would wait", "set podCIDRs"
         )
+    return changes_for(config, seen)
+
+
+def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
+    """What has to be changed for the cluster as it was `seen`. Raises RefusedError."""
     chains = config.chains
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
     changes: list[tuple[str, Change]] = []

@@ -252,7 +252,7 @@ def test_the_configuration_is_taken_before_and_after_the_command(
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("name", ["render", "diff", "cleanup", "run"])
+@pytest.mark.parametrize("name", ["render", "diff", "check", "cleanup", "run"])
 def test_a_configuration_that_is_named_and_missing_is_an_error_everywhere(
     command: Command, name: str, before: bool
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -621,6 +622,18 @@ def test_a_directory_leaves_no_descriptor_behind(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     file_refusal(tmp_path)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_that_only_root_may_read_is_asked_for_as_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    message = r"x\.yaml: Permission denied \(run it as root\)$"
+    monkeypatch.setattr("ipvs_node_agent.config.os.open", denied)
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path / "x.yaml")
 
 
 def test_a_fifo_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "make bench": ".ci/run",
     "make deb": ".ci/run",
     "ipvs-node-agent diff": "tests/kernel/test_transitions.py",
+    "ipvs-node-agent check": "tests/kernel/test_check.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
 }
 
@@ -43,7 +44,11 @@ def test_the_place_that_runs_a_command_names_it(command: str, place: str) -> Non
 
 @pytest.mark.parametrize(
     ("command", "output"),
-    [example for example in EXAMPLES if example[0].startswith("ipvs-node-agent ") and example[1]],
+    [
+        (command, output)
+        for command, output in EXAMPLES
+        if command.startswith("ipvs-node-agent ") and output and command not in ELSEWHERE
+    ],
     ids=lambda value: value.split("\n")[0][:60],
 )
 def test_a_command_prints_what_the_readme_shows(command: str, output: str) -> None:

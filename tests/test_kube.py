@@ -247,7 +247,9 @@ def test_a_server_of_another_authority_is_one_short_sentence(
 ) -> None:
     with ApiServer(pki=Pki()) as stranger:
         pki.write_kubeconfig(tmp_path / "stranger.conf", stranger.url, files.current)
-        assert "certificate verify failed" in failure(Api(tmp_path / "stranger.conf")).why
+        error = failure(Api(tmp_path / "stranger.conf"))
+    assert "certificate verify failed" in error.why
+    assert error.hint.startswith("the kubeconfig needs /etc/kubernetes/pki/ca.crt")
 
 
 def test_a_server_of_another_name_is_one_short_sentence(
@@ -256,7 +258,9 @@ def test_a_server_of_another_name_is_one_short_sentence(
     with ApiServer(host="0.0.0.0", pki=pki) as server:
         url = f"https://127.0.0.1:{server.port}"
         pki.write_kubeconfig(tmp_path / "other.conf", url, files.current)
-        assert "127.0.0.1" in failure(Api(tmp_path / "other.conf")).why
+        error = failure(Api(tmp_path / "other.conf"))
+    assert "127.0.0.1" in error.why
+    assert error.hint.startswith("set the kubeconfig's server, or tls-server-name")
 
 
 def test_a_name_that_cannot_be_resolved_is_one_short_sentence(

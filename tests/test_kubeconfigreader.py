@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ def test_both_ways_give_the_same(node_pem: Path, pki: Pki, tmp_path: Path) -> No
     assert found.authority.text == here.authority.text == pki.ca_pem
     assert replace(found, authority=None) == replace(here, authority=None)
     assert found.user == "system:node:worker-1"
+    assert found.valid is not None
+    assert found.valid[0] < time.time() < found.valid[1]
     assert found.certificate is not None
     assert found.certificate.text == node_pem.read_text()
     assert not found.short_lived
@@ -88,6 +92,23 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(path, 4711, 4711)
     with pytest.raises(RefusedError, match="belongs to user 4711, who could change it"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["kubelet.conf", "kubelet-client-current.pem"])
+def test_what_only_root_may_read_is_asked_for_as_root(
+    name: str, node_pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pki.write_kubeconfig(tmp_path / "kubelet.conf", URL, node_pem)
+    plainly = Path.read_text
+
+    def denied(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plainly(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(RefusedError, match=r"Permission denied \(run it as root\)$"):
+        settings(tmp_path / "kubelet.conf")
 
 
 def test_a_relative_path_and_another_directorys_modules_do_no_harm(

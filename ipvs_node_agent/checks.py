@@ -1,0 +1,235 @@
+"""Judges the facts about a node as an experienced operator would; nothing outside is touched.
+
+Each check is a generator of findings over the same `Facts`. A check whose ground is missing says
+nothing: whatever is missing has a finding of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Callable
+
+from ipvs_node_agent.addresses import (
+    FAMILIES,
+    Address,
+    Network,
+    contains,
+    show_address,
+    show_network,
+)
+from ipvs_node_agent.checks_host import HOST_CHECKS
+from ipvs_node_agent.facts import Cluster, Facts
+from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.kube import ApiError
+from ipvs_node_agent.model import Problem, Snapshot
+from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules import pod_cidrs
+
+# The kubelet renews its certificate at 70 to 90 % of its lifetime.
+_RENEWED_BY = 0.92
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """All findings, in the order in which a connection is set up."""
+    return [finding for check in CHECKS for finding in check(facts)]
+
+
+def configuration(facts: Facts) -> Iterator[Finding]:
+    """The file; with a bad one the rest is judged by the defaults."""
+    found = facts.configuration
+    if found.error is not None:
+        where = found.error.what.replace("configuration ", "", 1)
+        text = f"{where}: {found.error.why}; the rest is looked at with the defaults"
+        mend = found.error.hint or f"edit {found.path}, then systemctl reload ipvs-node-agent"
+        yield Finding(FAIL, "configuration", text, mend)
+    else:
+        text = found.path if found.there else f"the defaults, as there is no {found.path}"
+        yield Finding(OK, "configuration", text)
+
+
+def credentials(facts: Facts) -> Iterator[Finding]:
+    """The kubeconfig, and when its certificate is valid."""
+    cluster, path = facts.cluster, facts.configuration.config.kubeconfig
+    if cluster.error is not None:
+        if "No such file" in cluster.error.why:
+            # The error's own hint is a question, for a node that has not joined yet.
+            text = f"{cluster.error.what}: {cluster.error.why}"
+            mend = f"kubeadm join, or kubeconfig: FILE in {facts.configuration.path}"
+            yield Finding(FAIL, "credentials", text, mend)
+        else:
+            yield failed("credentials", cluster.error, _new_credentials(facts))
+        return
+    who = cluster.user or "a token's user"
+    if cluster.validity is None:
+        yield from _unlimited(cluster, path, who)
+        return
+    begin, end = cluster.validity
+    if facts.now >= end:
+        text = f"the certificate of {who} expired on {_date(end)}"
+        yield Finding(FAIL, "credentials", text, _new_credentials(facts))
+    elif facts.now < begin:
+        text = f"the certificate of {who} is not valid before {_date(begin)}: is the clock right?"
+        yield Finding(FAIL, "credentials", text, "timedatectl set-ntp true")
+    elif facts.now > begin + (end - begin) * _RENEWED_BY:
+        text = f"the certificate of {who} expires on {_date(end)} and should have been renewed"
+        yield Finding(WARN, "credentials", text, "systemctl restart kubelet")
+    else:
+        yield from _unlimited(cluster, path, f"{who}, valid until {_date(end)}")
+
+
+def _unlimited(cluster: Cluster, path: str, who: str) -> Iterator[Finding]:
+    if cluster.warning:
+        yield Finding(
+            WARN,
+            "credentials",
+            cluster.warning,
+            f"in {path}, certificate-authority in place of insecure-skip-tls-verify",
+        )
+    else:
+        yield Finding(OK, "credentials", f"{path}: {who}")
+
+
+def _new_credentials(facts: Facts) -> str:
+    name = facts.cluster.node_name or "NAME"
+    return (
+        "on a control-plane node: kubeadm kubeconfig user --org system:nodes --client-name"
+        f" system:node:{name} >kubelet.conf, to be put here as"
+        f" {facts.configuration.config.kubeconfig}"
+    )
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def api_server(facts: Facts) -> Iterator[Finding]:
+    """Whether it answers, and whether it lets the agent list and watch."""
+    cluster = facts.cluster
+    if cluster.error is not None:
+        return
+    if cluster.unreachable is not None:
+        mend = f"curl -k {cluster.server}/livez must say ok on this node: open the way there"
+        yield failed("API server", cluster.unreachable, mend)
+        return
+    yield Finding(OK, "API server", f"{cluster.server} answers")
+    for error in cluster.refused:
+        denied = isinstance(error, ApiError) and error.status in (401, 403)
+        mend = f"see the log of {cluster.server}"
+        if denied:
+            own = "/etc/kubernetes/kubelet.conf"
+            mend = f"kubeconfig: {own} in {facts.configuration.path}, or a ClusterRole for the user"
+            if facts.configuration.config.kubeconfig == own:
+                mend = _new_credentials(facts)
+            if cluster.certified_name not in (None, cluster.node_name):
+                mend = f"no nodeName in {facts.configuration.path}, as it is not the credentials'"
+        yield Finding(FAIL, "permission", error.why, mend)
+    if not cluster.refused:
+        yield Finding(OK, "permission", "to list and watch Services and the Node")
+
+
+def node(facts: Facts) -> Iterator[Finding]:
+    """The Node and its pod CIDRs."""
+    cluster, path = facts.cluster, facts.configuration.path
+    if cluster.services is None:
+        return
+    if cluster.node is None:
+        text = f"the API server knows no Node {cluster.node_name}"
+        yield Finding(FAIL, "Node", text, f"nodeName: one that kubectl get nodes shows, in {path}")
+        return
+    yield Finding(OK, "Node", cluster.node_name)
+    cidrs = pod_cidrs(facts.configuration.config, cluster.node)
+    if cidrs is None:
+        text = f"Node {cluster.node_name} has none yet, and nothing is programmed until it has"
+        mend = f"podCIDRs: [CIDR] in {path}, if the network plugin keeps its own"
+        yield Finding(FAIL, "pod CIDRs", text, mend)
+        return
+    outside = [pod for pod in facts.host.pods if not any(contains(c, pod) for c in cidrs)]
+    shown = _list([show_network(cidr) for cidr in cidrs])
+    if outside:
+        pods = _list([show_address(pod) for pod in outside])
+        text = f"{shown}, but pods of this node have other addresses: {pods}"
+        yield Finding(WARN, "pod CIDRs", text, f"podCIDRs: with theirs too, in {path}")
+    else:
+        yield Finding(OK, "pod CIDRs", shown)
+
+
+def external_ips(facts: Facts) -> Iterator[Finding]:
+    """Which external IPs are refused, and whether the pod CIDRs are why."""
+    cluster, config = facts.cluster, facts.configuration.config
+    if cluster.node is None or cluster.services is None:
+        return
+    cidrs = pod_cidrs(config, cluster.node)
+    if cidrs is None:
+        return
+    snapshot = Snapshot(cluster.services, cluster.node)
+    problems = [p for service in cluster.services.values() for p in service.problems]
+    problems += [p for family in FAMILIES for p in plan(config, snapshot, family).problems]
+    asked = {
+        ip
+        for service in cluster.services.values()
+        if not service.skipped
+        for ip in (
+            *service.load_balancer_ips,
+            *(service.external_ips if config.services.external_ips else ()),
+        )
+    }
+    inside = [p for p in problems if p.reason == "PodCIDR"]
+    if inside:
+        yield _swallowed(facts, asked, inside, cidrs)
+    others = [p for p in problems if p.reason != "PodCIDR"]
+    if others:
+        namespace, _, name = others[0].service.partition("/")
+        more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+        edit = f"kubectl -n {namespace} edit service {name}"
+        yield Finding(WARN, "external IPs", f"{others[0]}{more}", edit)
+    if not problems:
+        yield Finding(OK, "external IPs", f"none refused of {len(asked)}")
+
+
+def _swallowed(
+    facts: Facts, asked: set[Address], inside: Sequence[Problem], cidrs: Sequence[Network]
+) -> Finding:
+    every = len(inside) >= len(asked)
+    count = f"all {len(asked)} are" if every else f"{len(inside)} of {len(asked)} are"
+    shown = _list([show_network(cidr) for cidr in cidrs])
+    text = f"{count} refused, as a pod CIDR has them inside ({shown}): {inside[0]}"
+    mend = f"podCIDRs: [this node's own] in {facts.configuration.path}"
+    return Finding(FAIL if every else WARN, "external IPs", text, mend)
+
+
+def in_sync(facts: Facts) -> Iterator[Finding]:
+    """Whether the kernel holds what is wanted, as `diff` would say."""
+    if facts.changes is None:
+        return
+    if not facts.changes:
+        yield Finding(OK, "rules", f"in sync with the cluster (iptables-{facts.host.backend})")
+        return
+    parts = []
+    for command, change in facts.changes:
+        steps = {
+            "chains to write": len(change.written),
+            "chains to remove": len(change.dropped),
+            "jumps to set": len(change.hooked),
+        }
+        counted = ", ".join(f"{number} {what}" for what, number in steps.items() if number)
+        parts.append(f"{command.rpartition('-')[0]}: {counted or 'jumps to remove'}")
+    restart = "start" if facts.host.holder is None else "restart"
+    text = f"out of sync ({'; '.join(parts)}); ipvs-node-agent diff shows it"
+    yield Finding(FAIL, "rules", text, f"systemctl {restart} ipvs-node-agent")
+
+
+def _list(items: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    configuration,
+    credentials,
+    api_server,
+    node,
+    external_ips,
+    *HOST_CHECKS,
+    in_sync,
+)

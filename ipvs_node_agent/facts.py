@@ -1,0 +1,143 @@
+"""What `check` knows of a node before it judges: plain values, gathered by `look`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ipvs_node_agent.addresses import Address, Family
+from ipvs_node_agent.config import DEFAULTS, Config
+from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.model import Node, Service
+from ipvs_node_agent.ruleset import Change, Found
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The configuration file; `config` is the default one where it has an `error`."""
+
+    path: str
+    config: Config = DEFAULTS
+    error: AgentError | None = None
+    there: bool = True
+
+
+class Validity(NamedTuple):
+    """When the client certificate is valid, in seconds since the epoch."""
+
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the credentials are, and what the API server answered to them.
+
+    `error` is why there are no credentials, `unreachable` why there was no answer, `refused` what
+    the server said no to. `node` is None where it knows none of that name.
+    """
+
+    error: AgentError | None = None
+    server: str = ""
+    user: str | None = None
+    certified_name: str | None = None
+    warning: str = ""
+    validity: Validity | None = None
+    unreachable: AgentError | None = None
+    refused: tuple[AgentError, ...] = ()
+    node_name: str = ""
+    node: Node | None = None
+    services: Mapping[str, Service] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One nat table; `error` is why it cannot be read. `first` is each built-in chain's first rule.
+
+    `masquerading` says whether POSTROUTING jumps to kube-proxy's chain.
+    """
+
+    family: Family
+    backend: str
+    found: Found = field(default_factory=Found)
+    first: Mapping[str, str] = field(default_factory=dict)
+    masquerading: bool = False
+    error: AgentError | None = None
+
+    @property
+    def chains(self) -> frozenset[str]:
+        """The names of all chains but the built-in ones."""
+        return self.found.foreign | self.found.chains.keys()
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Signs of kube-proxy: its answer about its mode, and what it leaves in the kernel."""
+
+    answer: str | None = None
+    device: bool = False
+    nftables: bool = False
+    process: int | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this node's network; `program` is one of those that `check` knows."""
+
+    number: int
+    program: str
+
+
+class Unit(NamedTuple):
+    """A systemd unit, in the words of systemctl."""
+
+    load: str = "not-found"
+    active: str = "inactive"
+    enabled: str = ""
+    process: int = 0
+    status: str = ""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who listens on a TCP port; `ours` where it answers with the agent's own metrics."""
+
+    process: int
+    program: str
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Host:
+    """The node itself. `units` is None where systemd does not run."""
+
+    may_program: bool = True
+    # The backend that the kubelet uses, if it left a trace, and the one that the agent uses.
+    kubelet_backend: str | None = None
+    backend: str = "nft"
+    tables: tuple[Table, ...] = ()
+    proxy: Proxy = Proxy()
+    # The process that holds the agent's lock, and all that look like an agent.
+    holder: int | None = None
+    agents: tuple[Process, ...] = ()
+    units: Mapping[str, Unit] | None = None
+    listener: Listener | None = None
+    flushing_file: bool = False
+    saved_rules: bool = False
+    conntrack: bool = True
+    # Kernel settings by their path below /proc/sys/net; absent ones are left out.
+    settings: Mapping[str, str] = field(default_factory=dict)
+    # Addresses that have a route to a pod's device.
+    pods: tuple[Address, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything. `changes` is what `run` would change now, by command; None: nobody can tell."""
+
+    configuration: Configuration
+    cluster: Cluster
+    host: Host
+    now: float
+    changes: tuple[tuple[str, Change], ...] | None = None

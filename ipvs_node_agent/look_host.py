@@ -1,0 +1,232 @@
+"""Gathers what `check` knows of the node itself, changing nothing in it.
+
+Each look has a time limit, and what cannot be seen is left out: none of them raises.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ipvs_node_agent.addresses import FAMILIES, Address, parse_address
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.facts import Host, Listener, Proxy, Table, Unit
+from ipvs_node_agent.iptables import (
+    BACKENDS,
+    FOREIGN_HINT,
+    LEGACY,
+    KernelTable,
+    TableError,
+    detect_backend,
+    installed,
+    launch,
+    legacy_tables,
+)
+from ipvs_node_agent.kernel import Kernel
+from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.processes import (
+    agent_processes,
+    listener_on,
+    lock_holder,
+    process_called,
+)
+from ipvs_node_agent.ruleset import owner, parse_save
+from ipvs_node_agent.runtime import directory, own_names
+
+_CAP_NET_ADMIN = 12
+_PROXY_MODE = ("127.0.0.1", 10249)
+_HTTP_TIMEOUT = 2.0
+_COMMAND_TIMEOUT = 10.0
+_UNITS = (
+    "ipvs-node-agent.service",
+    "nftables.service",
+    "netfilter-persistent.service",
+    "ufw.service",
+    "firewalld.service",
+)
+_SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack")
+# Printed in place of the table, or of parts of it, with a good exit status.
+_INCOMPATIBLE = re.compile("^# Table `nat' .*incompatible", re.MULTILINE)
+# The devices of pods, as the network plugins with routes for single pods name them.
+_POD_DEVICES = ("cali", "veth", "lxc", "eni", "azv")
+
+
+def look_at_host(config: Config) -> Host:
+    """What there is to see on this node."""
+    may_program = _may_program()
+    launcher = launch()
+    names = own_names(config.chains)
+    guest = config.chains.mark_masquerade
+    kernel = Kernel(launcher, config.iptables, names, guest) if may_program else None
+    return Host(
+        may_program=may_program,
+        kubelet_backend=_kubelet_backend(launcher) if may_program else None,
+        backend=kernel.backend if kernel else "nft",
+        tables=tuple(_tables(launcher, config, names)) if may_program else (),
+        proxy=_proxy(),
+        holder=lock_holder(directory() / "lock"),
+        agents=tuple(agent_processes()),
+        units=_units(),
+        listener=_listener(config.metrics_bind_address),
+        flushing_file=bool(_search("/etc/nftables.conf", r"^\s*flush\s+ruleset")),
+        saved_rules=any(
+            _search(f"/etc/iptables/rules.v{version}", rf"^:{config.chains.output}\b")
+            for version in (4, 6)
+        ),
+        conntrack=shutil.which("conntrack", path=f"{os.defpath}:/usr/sbin:/sbin") is not None,
+        settings=_settings(),
+        pods=tuple(_pods()),
+    )
+
+
+def _may_program() -> bool:
+    found = _search("/proc/self/status", r"^CapEff:\s*([0-9a-f]+)")
+    return found is None or bool(int(found[1], 16) >> _CAP_NET_ADMIN & 1)
+
+
+def _kubelet_backend(launcher: Launcher) -> str | None:
+    try:
+        return detect_backend(launcher)
+    except TableError:
+        return None  # The nat tables, which are read by the same commands, say why.
+
+
+def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterator[Table]:
+    owns = owner(names)
+    for backend in BACKENDS:
+        for family in FAMILIES:
+            # Reading a legacy table makes it.
+            if backend == LEGACY and "nat" not in legacy_tables(family):
+                yield Table(family, backend)
+                continue
+            if not installed(family, backend) and backend != config.iptables.backend:
+                continue
+            try:
+                text = KernelTable(launcher, family, backend, config.iptables, owns).save()
+            except TableError as error:
+                yield Table(family, backend, error=error)
+                continue
+            if _INCOMPATIBLE.search(text):
+                why = "holds what was made with nft, and iptables cannot use it"
+                command = f"{family.command}-{backend}-save"
+                yield Table(family, backend, error=TableError(command, why, FOREIGN_HINT))
+                continue
+            first: dict[str, str] = {}
+            for chain, rule in re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE):
+                first.setdefault(chain, rule)
+            masquerading = re.search(r"^-A POSTROUTING .*-j KUBE-POSTROUTING$", text, re.MULTILINE)
+            yield Table(family, backend, parse_save(text, owns), first, masquerading is not None)
+
+
+def _proxy() -> Proxy:
+    mode = _get(_PROXY_MODE, "/proxyMode").strip()
+    try:
+        socket.if_nametoindex("kube-ipvs0")
+        device = True
+    except OSError:
+        device = False
+    return Proxy(
+        answer=mode if re.fullmatch(r"[a-z]{1,20}", mode) else None,
+        device=device,
+        nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),
+        process=process_called("kube-proxy"),
+    )
+
+
+def _get(address: tuple[str, int], path: str) -> str:
+    """The beginning of a page; empty where there is none."""
+    connection = http.client.HTTPConnection(*address, timeout=_HTTP_TIMEOUT)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.read(1 << 16).decode("ascii", "replace") if response.status == 200 else ""
+    except (OSError, http.client.HTTPException, ValueError):
+        return ""
+    finally:
+        connection.close()
+
+
+def _said(*command: str) -> str:
+    """What a command prints; empty where it fails or is not there."""
+    path = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run(  # noqa: S603  (no shell, and no word from outside)
+            [path, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_COMMAND_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def _units() -> Mapping[str, Unit] | None:
+    # sd_booted(3)
+    if not Path("/run/systemd/system").is_dir():
+        return None
+    wanted = "Id,LoadState,ActiveState,UnitFileState,MainPID,StatusText"
+    units = {}
+    for block in _said("systemctl", "show", f"--property={wanted}", *_UNITS).split("\n\n"):
+        said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        number = said.get("MainPID", "0")
+        units[said.get("Id", "")] = Unit(
+            said.get("LoadState", ""),
+            said.get("ActiveState", ""),
+            said.get("UnitFileState", ""),
+            int(number) if number.isdigit() else 0,
+            said.get("StatusText", ""),
+        )
+    return units
+
+
+def _listener(address: str) -> Listener | None:
+    name, _, port = address.rpartition(":")
+    if not port:
+        return None
+    host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(name, name.strip("[]"))  # noqa: S104
+    found = listener_on(host, int(port))
+    if found is None:
+        return None
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    page = _get((reached, int(port)), "/metrics")
+    return Listener(found.number, found.program, "ipvs_node_agent_" in page)
+
+
+def _settings() -> dict[str, str]:
+    texts = {key: _text(f"/proc/sys/net/{key}") for key in _SETTINGS}
+    return {key: text.strip() for key, text in texts.items() if text}
+
+
+def _pods() -> Iterator[Address]:
+    """Addresses with a route of their own to a device of a pod's; IPv4 only."""
+    for line in _text("/proc/net/route").splitlines()[1:]:
+        words = line.split()
+        if len(words) > 7 and words[7] == "FFFFFFFF" and words[0].startswith(_POD_DEVICES):
+            raw = int(words[1], 16).to_bytes(4, "little")
+            yield parse_address(socket.inet_ntoa(raw))
+
+
+def _search(path: str, pattern: str) -> re.Match[str] | None:
+    return re.search(pattern, _text(path), re.MULTILINE)
+
+
+def _text(path: str) -> str:
+    """The beginning of a file; empty where it cannot be read."""
+    try:
+        # Non-blocking, since opening a FIFO would wait for its writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb", buffering=0) as file:
+            return (file.read(1 << 20) or b"").decode("utf-8", "replace")
+    except OSError:
+        return ""
