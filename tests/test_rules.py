@@ -627,7 +627,10 @@ def test_a_service_with_too_many_rules_has_none_and_others_keep_theirs(
 def test_a_service_may_have_many_rules(addresses: int, ports: int, ranges: int) -> None:
     found = plan(ALWAYS, snapshot(costly("big", addresses, ports, ranges)), IPV6)
     assert not found.problems
-    assert len(prerouting(found)) == 2 * addresses * ports * max(1, ranges)
+    chains = found.ruleset.chains.items()
+    pods = [rule for name, rules in chains if name.startswith("IPVS_PREROUTING") for rule in rules]
+    translations = sum(" -j DNAT " in rule for rule in pods)
+    assert translations == addresses * ports * max(1, ranges)
 
 
 def test_ports_count_only_where_they_are_matched() -> None:
