@@ -77,7 +77,7 @@ class Machine:
     def reboot(self) -> float:
         """Reboots it as an operator does; how many seconds until it is there again."""
         began, before = time.monotonic(), self._boot
-        self._send("systemctl reboot", "")
+        self._send(command="systemctl reboot", stdin="")
         self._wait_for_boot(before)
         return time.monotonic() - began
 
@@ -99,7 +99,16 @@ class Machine:
 
     def attempt(self, command: str, stdin: str = "", timeout: float = COMMAND_SECONDS) -> Done:
         """Runs a command of bash as root, to its end. Raises Failed where it has none."""
-        number = self._send(command, stdin)
+        number = self._send(command=command, stdin=stdin)
+        return self._answer(number, command, timeout)
+
+    def ask(self, connections: list[list[Any]]) -> list[str]:
+        """What guest/traffic.py's `ask` gives for these connections."""
+        number = self._send(ask=connections)
+        found: list[str] = json.loads(self._answer(number, "ask", COMMAND_SECONDS).output)
+        return found
+
+    def _answer(self, number: int, command: str, timeout: float) -> Done:
         with self._changed:
             if not self._changed.wait_for(lambda: self._heard(number), timeout):
                 raise Failed(f"no answer within {timeout:g} s: {command}")
@@ -131,12 +140,11 @@ class Machine:
     def _heard(self, number: int) -> bool:
         return number in self._answers or not self.running
 
-    def _send(self, command: str, stdin: str) -> int:
+    def _send(self, **asked: Any) -> int:
         if self._channel is None:
-            raise Failed(f"the machine is down: {command}")
+            raise Failed(f"the machine is down: {asked}")
         number = next(self._ids)
-        message = {"id": number, "command": command, "stdin": stdin}
-        self._channel.sendall(json.dumps(message).encode() + b"\n")
+        self._channel.sendall(json.dumps({"id": number, **asked}).encode() + b"\n")
         return number
 
     def _wait_for_boot(self, before: str) -> None:
