@@ -65,15 +65,14 @@ def scene(
             bed.unlink()
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, Any, Any]:
-    report = yield
+) -> Generator[None, Any, None]:
+    report = (yield).get_result()
     scene = item.config.stash.get(_scene, None)
     if report.failed and scene is not None:
         report.sections.append(("the machine", _at_failure(scene.machine)))
-    return report
 
 
 def _at_failure(machine: Machine) -> str:

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 _README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-# In the text, where a line may end within a command.
-_COMMANDS = {re.sub(r"\s+", " ", found) for found in re.findall(r"`([^`]+)`", _README)}
+_PROSE = re.sub(r"(?ms)^```.*?^```$", "", _README)
+# A line may end within a command.
+_COMMANDS = {re.sub(r"\s+", " ", found) for found in re.findall(r"`([^`]+)`", _PROSE)}
 
 
 def of_readme(command: str) -> str:

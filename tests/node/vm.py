@@ -48,6 +48,8 @@ class Machine:
         self._disk = directory / "disk.qcow2"
         self._socket_path = directory / "channel"
         self.console = directory / "console.log"
+        # What it was told, and how long that took.
+        self._record = directory / "commands.log"
         base = ["-b", str(image / "disk.img"), "-F", "raw"]
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", *base, str(self._disk)], check=True
@@ -99,8 +101,13 @@ class Machine:
 
     def attempt(self, command: str, stdin: str = "", timeout: float = COMMAND_SECONDS) -> Done:
         """Runs a command of bash as root, to its end. Raises Failed where it has none."""
+        began = time.monotonic()
         number = self._send(command=command, stdin=stdin)
-        return self._answer(number, command, timeout)
+        try:
+            return self._answer(number, command, timeout)
+        finally:
+            with self._record.open("a") as record:
+                record.write(f"{time.monotonic() - began:6.2f} s  {command.strip()}\n")
 
     def ask(self, connections: list[list[Any]]) -> list[str]:
         """What guest/traffic.py's `ask` gives for these connections."""
