@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.node.cases import FIRST, READY, apt, everything, put_package
+from tests.node.cases import FIRST, READY, READY_SECONDS, apt, everything, put_package
 from tests.node.readme import INSTALL, JOURNAL, PURGE, STATUS
 from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
 
@@ -52,7 +52,7 @@ def test_on_a_node_that_has_not_joined_a_cluster_it_waits_calmly(scene: Scene) -
     assert f"Waiting: kubeconfig {KUBELET_CONF}" in status
     assert scene.agent("NRestarts") == "0"
     scene.give_kubelet_conf()
-    scene.wait(READY, 30)
+    scene.wait(READY, READY_SECONDS)
     assert scene.agent("NRestarts") == "0"
     assert scene.agent("StatusText") == "In sync; Services with rules: 1 in IPv4, 1 in IPv6"
     scene.wait(FIRST)
@@ -65,7 +65,7 @@ def test_after_apt_install_the_external_ip_works_and_nothing_else_changed(
 ) -> None:
     put_package(scene, "this")
     apt(scene, INSTALL)
-    scene.wait(READY, 30)
+    scene.wait(READY, READY_SECONDS)
     expected = {
         f"{client} to web's external IP, IPv{version}": NODE_ADDRESS[version]
         for client in ("host", "pod")

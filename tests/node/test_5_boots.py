@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.node.cases import FIRST, READY, external
+from tests.node.cases import FIRST, READY, READY_SECONDS, external
 from tests.node.scene import VERSIONS, Connection, Scene, is_answer
 
 _AGENT_IS_FIRST = """\
@@ -46,7 +46,7 @@ def booting(scene: Scene, unit: str, drop_in: str) -> Iterator[list[Attempt]]:
     # What a power cut comes too early for is as if it had not been done.
     scene.machine.run("systemctl enable -q watch && sync")
     yield attempts
-    scene.wait(READY, 90)
+    scene.wait(READY, READY_SECONDS)
     scene.wait(FIRST)
     # Until everything has been tried once more.
     size = scene.machine.run("wc -l </run/watch.log").strip()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node.cases import READY, apt, external, put_package
+from tests.node.cases import READY, READY_SECONDS, apt, external, put_package
 from tests.node.readme import INSTALL, PURGE, REMOVE
 from tests.node.scene import NODE_ADDRESS, VERSIONS, Scene, is_answer
 
@@ -42,7 +42,7 @@ def test_removing_takes_our_chains_and_jumps_and_nothing_else(scene: Scene) -> N
 def test_installing_again_works_and_purging_leaves_no_file(scene: Scene) -> None:
     put_package(scene, "this")
     apt(scene, INSTALL)
-    scene.wait(READY, 30)
+    scene.wait(READY, READY_SECONDS)
     web = external(scene.services["web"], "host")
     assert scene.ask(*web) == list(NODE_ADDRESS.values())
     apt(scene, PURGE)
@@ -62,14 +62,14 @@ def legacy(scene: Scene) -> Iterator[None]:
 @pytest.mark.usefixtures("legacy")
 def test_on_legacy_it_installs_restarts_and_is_removed(scene: Scene) -> None:
     apt(scene, INSTALL)
-    scene.wait(READY, 30)
+    scene.wait(READY, READY_SECONDS)
     web = external(scene.services["web"], "host", "pod")
     assert scene.ask(*web) == [*NODE_ADDRESS.values()] * 2
     assert scene.ours()
     assert "IPVS_" not in scene.machine.run("iptables-nft-save; ip6tables-nft-save")
     with scene.stream(*web) as results:
         scene.machine.run("systemctl restart ipvs-node-agent")
-        scene.wait(READY)
+        scene.wait(READY, READY_SECONDS)
     assert [(result["bad"], result["twice"]) for result in results] == [([], 0)] * 4
     apt(scene, PURGE)
     assert not scene.ours()
