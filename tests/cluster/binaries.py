@@ -22,17 +22,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.cache import cache
+
 # The newest and the oldest minor version that one Go toolchain builds.
 NAMES = ("newest", "oldest")
 PINNED = Path(__file__).resolve().parent / "kubernetes"
 _KUBERNETES = ("k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kube-proxy")
 _ETCD = "go.etcd.io/etcd/server/v3"
 _PROGRAMS = ("kube-apiserver", "kube-proxy", "etcd")
-CACHE = Path(
-    os.environ.get("IPVS_NODE_AGENT_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ipvs-node-agent"),
-    "kubernetes",
-).absolute()
+CACHE = cache("kubernetes")
 
 
 class NotObtained(Exception):

@@ -1,0 +1,290 @@
+"""Runs a command in one of the Debian userlands that the tests are for, or in each of them.
+
+An environment is a debootstrap chroot. It is made when first used, kept in a cache, and made anew
+when its recipe changes or when it is too old. A command runs in it as root, in namespaces of its
+own: it sees none of the host's interfaces and rules, and nothing it does outlasts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from tests.environments.chroot import (
+    HERE,
+    Say,
+    apt,
+    bootstrap,
+    hold,
+    inside,
+    isolated,
+    need_debootstrap,
+    passed_on,
+    tail,
+)
+from tests.support.cache import cache
+
+CACHE = cache("environments")
+
+MAX_AGE_DAYS = 14
+AT_ONCE = 2
+NOT_MADE = 125  # The exit status when there is no environment to run the command in.
+
+TOOLS = "iptables iproute2 ipset conntrack nftables procps util-linux curl openssl"
+FROM_DEBIAN = (
+    "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-prometheus-client"
+    " python3-pytest python3-pytest-xdist python3-hypothesis python3-aiohttp python3-trustme"
+)
+FROM_PYPI = (
+    "kubernetes sh PyYAML cryptography prometheus-client"
+    " pytest pytest-xdist hypothesis aiohttp trustme"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an environment is made of; a requirement file in `pip` is seen from the repository."""
+
+    release: str
+    python: str
+    apt: str
+    pip: str = ""
+
+
+RECIPES = {
+    "debian12": Recipe("bookworm", "3.11", f"{TOOLS} {FROM_DEBIAN}"),
+    "debian13": Recipe("trixie", "3.13", f"{TOOLS} {FROM_DEBIAN}"),
+    "newest": Recipe(
+        "sid",
+        "newest",
+        f"{TOOLS} python3-all-venv",
+        f"{FROM_PYPI} types-PyYAML -r tests/environments/lint.txt",
+    ),
+    "oldest": Recipe("bullseye", "3.9", f"{TOOLS} python3-venv", FROM_PYPI),
+}
+
+# Run last of all in a new environment: its presence says that the environment is whole.
+WRITE_VERSIONS = """
+import json, platform, subprocess
+from importlib.metadata import version
+
+versions = {"Python": platform.python_version()}
+versions["iptables"] = subprocess.check_output(["iptables", "--version"], text=True).split()[1][1:]
+versions.update((name, version(name)) for name in ("kubernetes", "sh", "PyYAML"))
+with open("/versions.json", "w") as file:
+    json.dump(versions, file)
+"""
+
+# The closing line of pytest, with and without -q.
+PYTEST_SUMMARY = re.compile(r"(=+ )?(\d+ [a-z]+(, )?|no tests ran)+ in [\d.]+s.*")
+
+# The repository is read-only, so what tools like to store beside the sources goes elsewhere.
+KEPT_OUT_OF_THE_REPOSITORY = {
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+    "MYPY_CACHE_DIR": "/tmp/mypy",
+    "RUFF_CACHE_DIR": "/tmp/ruff",
+}
+
+class NotMade(Exception):
+    """An environment could not be made; the message says why."""
+
+
+@dataclass
+class Result:
+    name: str
+    status: int = NOT_MADE
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def steps(recipe: Recipe) -> list[str]:
+    """The shell scripts that make the environment out of a bare Debian."""
+    scripts = [apt(recipe.apt)]
+    if recipe.pip:
+        newest = "$(ls /usr/bin/python3.* | grep -x '.*/python3[.][0-9]*' | sort -V | tail -n 1)"
+        pip = "/venv/bin/pip install --no-cache-dir --upgrade"
+        scripts.append(f"{newest} -m venv /venv && {pip} pip && {pip} {recipe.pip}")
+    return [*scripts, f"python3 -c '{WRITE_VERSIONS}'"]
+
+
+def location(name: str) -> Path:
+    """Where an environment made by today's recipe is."""
+    lint = (HERE / "lint.txt").read_text()
+    recipe = repr((RECIPES[name].release, steps(RECIPES[name]), lint))
+    return CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+async def make(name: str, root: Path) -> None:
+    """Makes an environment beside its place, and moves it there when it is whole."""
+    recipe = RECIPES[name]
+    part = root.with_name(f"{root.name}.part")
+    for abandoned in CACHE.glob(f"{name}-*.part"):
+        shutil.rmtree(abandoned)
+    log = CACHE / f"{name}.build.log"
+    try:
+        with log.open("wb") as output:
+            failed = await bootstrap(recipe.release, part, steps(recipe), output)
+        if failed:
+            raise NotMade(f"cannot make the environment {name}; the end of {log}:\n{tail(log)}")
+        for old in CACHE.glob(f"{name}-*"):
+            if old != part:
+                # Renamed first, so that one removed by half is never taken for a whole one.
+                shutil.rmtree(old.rename(f"{old}.old.part"))
+        part.rename(root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+async def obtain(name: str, keep: bool, lock: IO[str], say: Say) -> Path:
+    """The environment, made if need be; it is neither replaced nor removed while `lock` is open."""
+    root = location(name)
+
+    def usable() -> bool:
+        with suppress(FileNotFoundError):
+            made = (root / "versions.json").stat().st_mtime
+            return keep or time.time() - made < MAX_AGE_DAYS * 86400
+        return False
+
+    while True:
+        await hold(lock, fcntl.LOCK_SH, say, f"{name}: waiting until another run has made it")
+        if usable():
+            return root
+        await hold(lock, fcntl.LOCK_EX, say, f"{name}: waiting until other runs in it end")
+        if not usable():
+            say(f"{name}: being built, see {CACHE / name}.build.log")
+            started = time.monotonic()
+            await make(name, root)
+            say(f"{name}: built in {time.monotonic() - started:.0f} s")
+
+
+async def run(
+    name: str, command: Sequence[str], keep: bool, say: Say, output: IO[bytes] | None = None
+) -> Result:
+    """Runs the command, if there is one, in one environment."""
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        root = await obtain(name, keep, lock, say)
+        result = Result(name, 0, versions=json.loads((root / "versions.json").read_text()))
+        if command:
+            variables = {
+                **passed_on("TERM", "CI", "PYTEST_ADDOPTS", "IPVS_NODE_AGENT_.*"),
+                **KEPT_OUT_OF_THE_REPOSITORY,
+                "IPVS_NODE_AGENT_ENVIRONMENT": name,
+            }
+            started = time.monotonic()
+            arguments = inside(root, "discard", variables, command)
+            result.status = await isolated(arguments, output, network=False)
+            result.seconds = time.monotonic() - started
+        return result
+
+
+async def run_all(command: Sequence[str], keep: bool, say: Say) -> int:
+    """Runs the command in every environment and ends with a table; 0 when all succeeded."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> Result:
+        async with slots:
+            log = CACHE / f"{name}.log"
+            log.unlink(missing_ok=True)  # Another run that still writes to the old one keeps it.
+            say(f"{name}: starts, see {log}")
+            with log.open("w+b") as output:
+                try:
+                    result = await run(name, command, keep, say, output)
+                except NotMade as error:
+                    say(f"{name}: {error}")
+                    return Result(name)
+                output.seek(0)
+                lines = output.read().decode(errors="replace").splitlines()
+            if result.status:
+                say("\n".join([f"{name}: the end of {log}:", *lines[-40:]]))
+            say(f"{name}: ended with exit status {result.status} after {result.seconds:.0f} s")
+            summaries = [line for line in lines if PYTEST_SUMMARY.fullmatch(line)]
+            if summaries:
+                say(summaries[-1])
+            return result
+
+    results = await asyncio.gather(*(one(name) for name in RECIPES))
+    packages = ["Python", "iptables", "kubernetes", "sh", "PyYAML"]
+    rows = [["environment", *packages, "exit status", "seconds"]]
+    for result in results:
+        versions = [result.versions.get(package, "-") for package in packages]
+        rows.append([result.name, *versions, str(result.status), f"{result.seconds:.0f}"])
+    print_table(rows)
+    return int(any(result.status for result in results))
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def prepare_host() -> None:
+    if os.geteuid() != 0:
+        sys.exit("error: chroots and namespaces need root; run this as root or with sudo")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    need_debootstrap()
+
+
+async def until_signalled(options: argparse.Namespace, command: Sequence[str]) -> int:
+    """Does what the command line asks for; a signal ends it in order."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    if options.name == "all":
+        return await run_all(command, options.keep, lambda line: print(line, flush=True))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)  # The standard output is left to the command.
+
+    try:
+        return (await run(options.name, command, options.keep, say)).status
+    except NotMade as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NOT_MADE
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("tests/environments/run", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--make-only", action="store_true", help="make what is missing, run nothing"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help=f"use environments older than {MAX_AGE_DAYS} days too"
+    )
+    parser.add_argument("name", choices=["list", *RECIPES, "all"], metavar="list|all|NAME")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] COMMAND [ARG...]")
+    options = parser.parse_args()
+    command: list[str] = options.command
+    if command[:1] == ["--"]:
+        del command[0]
+    if options.name == "list":
+        print_table([[name, it.release, f"Python {it.python}"] for name, it in RECIPES.items()])
+        return 0
+    if options.make_only == bool(command):
+        parser.error("give either a command or --make-only before the name")
+    prepare_host()
+    try:
+        return asyncio.run(until_signalled(options, command))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

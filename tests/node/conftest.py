@@ -1,0 +1,84 @@
+"""One machine and one cluster for all tests, which are one story and run in their order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.bed import control_plane
+from tests.node import image
+from tests.node.scene import Scene
+from tests.node.vm import Failed, Machine, make_bed
+
+_GUEST = Path(__file__).resolve().parent / "guest"
+# The machine as a failure finds it.
+_AT_FAILURE = """\
+systemctl --no-pager --failed --no-legend
+systemctl --no-pager -l status ipvs-node-agent
+journalctl -q --no-pager -b -n 60 -u ipvs-node-agent
+journalctl -q --no-pager -b -n 20 -u kube-proxy
+for family in iptables ip6tables; do $family-save -t nat | grep -v '^#'; done
+ipvsadm -Ln
+"""
+_scene = pytest.StashKey[Scene]()
+
+
+def _named(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.fail(f"{variable} is not set; `make node-test` sees to that")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def release() -> str:
+    """The machine's Debian, debian12 or debian13."""
+    return os.environ["IPVS_NODE_AGENT_RELEASE"]
+
+
+@pytest.fixture(scope="session")
+def scene(
+    release: str, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Scene]:
+    """The machine as a node of a cluster with Services; the agent is not installed."""
+    directory = tmp_path_factory.mktemp("node")
+    binaries = _named("KUBEBUILDER_ASSETS")
+    packages = {path.name: path for path in _named("IPVS_NODE_AGENT_PACKAGES").glob("*.deb")}
+    guest = {path.name: path for path in _GUEST.glob("*.py")}
+    bed = directory / "bed.img"
+    make_bed({**guest, **packages, "kube-proxy": binaries / "kube-proxy"}, bed)
+    (directory / "control").mkdir()
+    with control_plane(binaries, directory / "control") as plane:
+        machine = Machine(image.obtain(release), bed, plane.namespace, directory)
+        made = Scene(plane, machine, directory)
+        pytestconfig.stash[_scene] = made
+        try:
+            print(f"booted in {machine.start():.0f} s")
+            made.set_up()
+            yield made
+        finally:
+            machine.stop()
+            bed.unlink()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, None]:
+    report = (yield).get_result()
+    scene = item.config.stash.get(_scene, None)
+    if report.failed and scene is not None:
+        report.sections.append(("the machine", _at_failure(scene.machine)))
+
+
+def _at_failure(machine: Machine) -> str:
+    if machine.running:
+        try:
+            return machine.attempt(_AT_FAILURE, timeout=60).output
+        except Failed as error:
+            return str(error)
+    return machine.last_words()

@@ -1,0 +1,350 @@
+"""A node of a cluster, with real IPVS: what is in the machine, and what is around it.
+
+    pod ---- node (the machine) ---- remote     another node, with a pod of its own
+                  |        `-------- outside    neither a node nor a pod
+                  `- - - - etcd, kube-apiserver (not in the machine)
+
+The node has what kubeadm leaves there. kube-proxy is a service, and so are the servers in the
+namespaces, so all of it is there again after a boot.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.bed import SERVICES, ControlPlane
+from tests.cluster.pki import KubeletCertificate
+from tests.cluster.rest import Client
+from tests.node.vm import Machine
+from tests.support.cluster import POD_CIDRS, node
+from tests.support.tables import ours
+
+NODE, OTHER_NODE = "worker-1", "worker-2"
+NODE_ADDRESS = {4: "192.168.7.11", 6: "fd00:192:168:7::11"}
+POD = {4: "10.240.2.130", 6: "fd00:10:240:2::2"}
+REMOTE_POD = {4: "10.240.3.130", 6: "fd00:10:240:3::2"}
+OUTSIDE = {4: "203.0.113.9", 6: "2001:db8:113::9"}
+VERSIONS = (4, 6)
+PORT, TARGET_PORT = 80, 8080
+
+KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
+_CURRENT = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+_SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+
+# Cables and addresses; what a network plugin does for pods, and a router for the rest.
+_TOPOLOGY = f"""\
+#!/bin/sh
+set -eu
+sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.default.accept_dad=0
+for name in pod remote outside; do
+    ip netns add $name
+    ip link add to-$name type veth peer name eth0 netns $name
+    ip link set to-$name up
+    ip -n $name link set lo up
+    ip -n $name link set eth0 up
+done
+add() {{ # NAMESPACE DEVICE ADDRESS...
+    where=$1 device=$2
+    shift 2
+    for address in "$@"; do
+        case $address in *:*) nodad=nodad ;; *) nodad= ;; esac
+        ip $where address add $address dev $device $nodad
+    done
+}}
+gateway() {{ # NAMESPACE GATEWAY...
+    for each in $2 $3; do
+        case $each in *:*) to=::/0 ;; *) to=0.0.0.0/0 ;; esac
+        ip -n $1 route add $to via $each
+    done
+}}
+add "" to-pod 10.240.2.129/25 fd00:10:240:2::1/64
+add "-n pod" eth0 {POD[4]}/25 {POD[6]}/64
+gateway pod 10.240.2.129 fd00:10:240:2::1
+add "" to-remote {NODE_ADDRESS[4]}/24 {NODE_ADDRESS[6]}/64
+add "-n remote" eth0 192.168.7.12/24 fd00:192:168:7::12/64
+add "-n remote" lo {REMOTE_POD[4]}/32 {REMOTE_POD[6]}/128
+# The other node's kube-proxy has bound the external IPs there as well, so an answer to one of them stays there.
+for last in 201 202 203 204; do
+    add "-n remote" lo 10.19.20.$last/32 fd00:10:19:20::$last/128
+done
+gateway remote {NODE_ADDRESS[4]} {NODE_ADDRESS[6]}
+ip route add 10.240.3.128/25 via 192.168.7.12
+ip route add fd00:10:240:3::/64 via fd00:192:168:7::12
+add "" to-outside 203.0.113.1/24 2001:db8:113::1/64
+add "-n outside" eth0 {OUTSIDE[4]}/24 {OUTSIDE[6]}/64
+gateway outside 203.0.113.1 2001:db8:113::1
+# What the kubelet leaves behind to say which iptables the node uses.
+iptables -t mangle -N KUBE-IPTABLES-HINT
+"""
+
+_UNITS = {
+    "topology.service": """\
+[Unit]
+Description=Network namespaces of the test bed
+After=netfilter-persistent.service nftables.service
+RequiresMountsFor=/bed
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/local/sbin/topology
+[Install]
+WantedBy=multi-user.target
+""",
+    "answer@.service": """\
+[Unit]
+Description=A server in the namespace %i
+Requires=topology.service
+After=topology.service
+[Service]
+ExecStart=/usr/bin/python3 -B /bed/traffic.py serve %i
+[Install]
+WantedBy=multi-user.target
+""",
+    "watch.service": """\
+[Unit]
+Description=Connections from the boot on
+Requires=topology.service
+After=topology.service
+Before=kube-proxy.service ipvs-node-agent.service
+[Service]
+ExecStart=/usr/bin/python3 -B /bed/traffic.py watch /run/watch.log
+StandardInput=file:/etc/watch.json
+[Install]
+WantedBy=multi-user.target
+""",
+    "kube-proxy.service": """\
+[Unit]
+Description=Kubernetes' kube-proxy
+Wants=network-online.target
+After=network-online.target topology.service
+[Service]
+ExecStart=/bed/kube-proxy --config=/etc/kubernetes/kube-proxy.yaml
+Restart=always
+RestartSec=1
+[Install]
+WantedBy=multi-user.target
+""",
+}
+
+_KUBE_PROXY = f"""\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: ipvs
+hostnameOverride: {NODE}
+clusterCIDR: 10.240.0.0/16,fd00:10:240::/48
+clientConnection:
+  kubeconfig: /etc/kubernetes/kube-proxy.conf
+"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Service of the cluster, dual-stack. `external` is empty where there is no load balancer."""
+
+    name: str
+    external: dict[int, str]
+    cluster: dict[int, str]
+    node_port: int
+
+
+@dataclass(frozen=True)
+class Connection:
+    """From a namespace ("host" is the node itself) to somewhere."""
+
+    client: str
+    address: str
+    port: int = PORT
+
+    @property
+    def raw(self) -> list[Any]:
+        """As traffic.py reads it."""
+        return [self.client, self.address, self.port]
+
+
+def is_answer(result: str) -> bool:
+    """Whether a connection came about: who the server saw, and not an error."""
+    return "." in result or ":" in result
+
+
+class Scene:
+    """The machine as a node, and the cluster."""
+
+    def __init__(self, plane: ControlPlane, machine: Machine, directory: Path) -> None:
+        self.plane, self.machine = plane, machine
+        self._directory = directory
+        self._certificate = KubeletCertificate(plane.pki, directory / "kubelet", NODE)
+        self.services: dict[str, Service] = {}
+        # The nat tables before the agent's first installation.
+        self.nat_without_us: dict[int, list[str]] = {}
+
+    @property
+    def admin(self) -> Client:
+        """All rights."""
+        return self.plane.servers[0].client()
+
+    def set_up(self) -> None:
+        """Everything but the agent: the other services run, and the cluster knows the node."""
+        self.machine.run("systemctl is-system-running --wait || true")
+        for cidrs, name in ((POD_CIDRS, NODE), (("10.240.3.128/25",), OTHER_NODE)):
+            wanted = node(*cidrs, name=name)
+            self.admin.post("/api/v1/nodes", wanted)
+            if name == NODE:
+                self.admin.patch(f"/api/v1/nodes/{name}/status", {"status": wanted["status"]})
+        self._write_credentials()
+        self.machine.write("/usr/local/sbin/topology", _TOPOLOGY, "755")
+        self.machine.write("/etc/kubernetes/kube-proxy.yaml", _KUBE_PROXY)
+        for name, text in _UNITS.items():
+            self.machine.write(f"/etc/systemd/system/{name}", text)
+        servers = "answer@pod answer@remote answer@outside"
+        self.machine.run(f"systemctl enable -q --now topology kube-proxy {servers}")
+
+    def _write_credentials(self) -> None:
+        self._certificate.rotate()
+        self.machine.write(_CURRENT, self._certificate.path.read_text(), "600")
+        self.give_kubelet_conf()
+        certificate = self._directory / "kube-proxy.pem"
+        self.plane.pki.write_client(certificate, "system:kube-proxy", "system:node-proxier")
+        self.machine.write("/etc/kubernetes/kube-proxy.pem", certificate.read_text(), "600")
+        self._write_kubeconfig("/etc/kubernetes/kube-proxy.conf", "/etc/kubernetes/kube-proxy.pem")
+
+    def give_kubelet_conf(self) -> None:
+        """Has the node join the cluster, as far as files tell."""
+        self._write_kubeconfig(KUBELET_CONF, _CURRENT)
+
+    def _write_kubeconfig(self, path: str, certificate: str) -> None:
+        draft = self._directory / "kubeconfig"
+        url = self.plane.url(self.plane.servers[0])
+        self.plane.pki.write_kubeconfig(draft, url, Path(certificate))
+        self.machine.write(path, draft.read_text(), "600")
+
+    # The cluster's objects
+
+    def add_service(self, name: str, **fields: Any) -> Service:
+        """Makes a dual-stack Service without a selector; `fields` go into its spec."""
+        external = {}
+        spec = {
+            "type": "LoadBalancer",
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": [{"protocol": "TCP", "port": PORT, "targetPort": TARGET_PORT}],
+            **fields,
+        }
+        made = self.admin.post(SERVICES, {"metadata": {"name": name}, "spec": spec})
+        if spec["type"] == "LoadBalancer":
+            number = 201 + len(self.services)
+            external = {4: f"10.19.20.{number}", 6: f"fd00:10:19:20::{number}"}
+            self.set_ingress(name, *external.values())
+        cluster = {6 if ":" in ip else 4: ip for ip in made["spec"]["clusterIPs"]}
+        service = Service(name, external, cluster, made["spec"]["ports"][0]["nodePort"])
+        self.services[name] = service
+        return service
+
+    def set_ingress(self, name: str, *addresses: str) -> None:
+        """Tells which addresses the load balancer has for a Service."""
+        ingress = [{"ip": address} for address in addresses]
+        status = {"status": {"loadBalancer": {"ingress": ingress}}}
+        self.admin.patch(f"{SERVICES}/{name}/status", status)
+
+    def set_endpoints(self, name: str, *, remote: bool = True, local: bool = False) -> None:
+        """Has a Service's pods be here, there, or both."""
+        for version in VERSIONS:
+            places = [(POD, NODE)] * local + [(REMOTE_POD, OTHER_NODE)] * remote
+            slice_name = f"{name}-{version}"
+            wanted = {
+                "metadata": {"name": slice_name, "labels": {"kubernetes.io/service-name": name}},
+                "addressType": f"IPv{version}",
+                "ports": [{"name": "", "protocol": "TCP", "port": TARGET_PORT}],
+                "endpoints": [
+                    {"addresses": [ip[version]], "nodeName": where, "conditions": {"ready": True}}
+                    for ip, where in places
+                ],
+            }
+            found = self.admin.get(_SLICES)["items"]
+            if slice_name in {item["metadata"]["name"] for item in found}:
+                self.admin.patch(f"{_SLICES}/{slice_name}", {"endpoints": wanted["endpoints"]})
+            else:
+                self.admin.post(_SLICES, wanted)
+        for version in VERSIONS:
+            backends = [ip[version] for ip, _ in places]
+            self._proxied(self.services[name].cluster[version], backends)
+
+    def _proxied(self, address: str, backends: Sequence[str]) -> None:
+        """Waits until IPVS has exactly these servers for a ClusterIP."""
+        shown = re.sub(r"^(.*:.*)$", r"[\1]", address)
+        wanted = "".join(f"{' '.join(sorted(backends))}")
+        self.wait(
+            f"""[ "$(ipvsadm -Sn | sed -n 's/^-a -t {re.escape(shown)}:{PORT} -r """
+            rf"""\[\?\([0-9a-f.:]*\)\]\?:{TARGET_PORT} .*/\1/p' | sort | xargs)" = '{wanted}' ]""",
+            60,
+        )
+
+    # What the machine is asked
+
+    def wait(self, condition: str, seconds: float = 15) -> float:
+        """Waits in the machine until a command succeeds; after how many seconds it did."""
+        printed = self.machine.run(
+            f"""began=$(date +%s.%N)
+            until ( {condition} ) >/tmp/wait 2>&1; do
+                now=$(date +%s.%N)
+                awk "BEGIN {{ exit !($now - $began > {seconds}) }}" && {{
+                    echo 'not true within {seconds:g} s:'; cat /tmp/wait; exit 1
+                }}
+                sleep 0.1
+            done
+            date +%s.%N | awk "{{ print \\$1 - $began }}" """,
+            timeout=seconds + 60,
+        )
+        return float(printed)
+
+    def ask(self, *connections: Connection) -> list[str]:
+        """Who the server saw of each connection, or the error."""
+        return self.machine.ask([connection.raw for connection in connections])
+
+    def view(self, connections: Mapping[str, Connection]) -> dict[str, str]:
+        """The same by the connections' names."""
+        return dict(zip(connections, self.ask(*connections.values())))
+
+    @contextmanager
+    def stream(self, *connections: Connection) -> Iterator[list[dict[str, Any]]]:
+        """Makes the connections again and again meanwhile; the list is filled at the end."""
+        results: list[dict[str, Any]] = []
+        wanted = json.dumps([connection.raw for connection in connections])
+        self.machine.run("rm -f /run/stream.*")
+        command = "timeout 180 python3 -B /bed/traffic.py stream /run/stream.started /run/stream.stop"
+        thread = threading.Thread(
+            target=lambda: results.extend(
+                json.loads(self.machine.run(command, wanted, timeout=240) or "[]")
+            )
+        )
+        thread.start()
+        try:
+            self.wait("[ -e /run/stream.started ]", 30)
+            yield results
+        finally:
+            self.machine.run("touch /run/stream.stop")
+            thread.join()
+
+    def nat(self, version: int = 4) -> list[str]:
+        """The lines of the nat table, without counts and comments."""
+        command = "iptables-save" if version == 4 else "ip6tables-save"
+        text = self.machine.run(f"{command} -t nat")
+        lines = [re.sub(r" \[\d+:\d+\]$", "", line) for line in text.splitlines()]
+        return [line for line in lines if not line.startswith("#")]
+
+    def ours(self) -> list[str]:
+        """The agent's lines in both nat tables."""
+        return [line for version in VERSIONS for line in ours(self.nat(version))]
+
+    def agent(self, name: str) -> str:
+        """A property that systemd has of the agent."""
+        return self.machine.run(f"systemctl show --value -p {name} ipvs-node-agent").strip()
+
+    def journal(self, unit: str = "ipvs-node-agent") -> list[str]:
+        """What a unit has said in all boots."""
+        return self.machine.run(f"journalctl -q -o cat -u {unit} _COMM=python3").splitlines()

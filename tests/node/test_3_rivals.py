@@ -1,0 +1,74 @@
+"""Whatever else touches the nat table: within five seconds our jumps are the first again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.node.cases import FIRST, REPAIRED, external
+from tests.node.scene import Scene, is_answer
+from tests.support.waiting import eventually
+
+_JUMP = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+_BOTH = "for family in iptables ip6tables; do for chain in PREROUTING OUTPUT; do"
+_DONE = "done; done"
+_PROXY_IS_BACK = """for family in iptables ip6tables; do
+    [ "$($family-save -t nat | grep -c 'A [PO][A-Z]* .*-j KUBE-\\(SERVICES\\|POSTROUTING\\)$')" = 3 ] || exit 1
+done"""  # noqa: E501
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What it does; what has to come true then, before the five seconds; what ends it."""
+
+    does: str
+    until: str = "true"
+    afterwards: str = ""
+
+
+RIVALS = {
+    "kube-proxy is restarted": Rival("systemctl restart kube-proxy", _PROXY_IS_BACK),
+    "kube-proxy cleans up and starts again": Rival(
+        "systemctl stop kube-proxy"
+        " && { /bed/kube-proxy --cleanup --config=/etc/kubernetes/kube-proxy.yaml || true; }"
+        " && systemctl start kube-proxy",
+        _PROXY_IS_BACK,
+    ),
+    "kube-proxy's jumps are deleted and put ahead of ours": Rival(
+        f"{_BOTH} $family -t nat -D $chain {_JUMP}; $family -t nat -I $chain 1 {_JUMP}; {_DONE}"
+    ),
+    "our jumps are deleted": Rival(f"{_BOTH} $family -t nat -D $chain -j IPVS_$chain; {_DONE}"),
+    "our chains are flushed": Rival(f"{_BOTH} $family -t nat -F IPVS_$chain; {_DONE}"),
+    "netfilter-persistent restores rules without ours": Rival(
+        "netfilter-persistent save && sed -i '/IPVS_/d' /etc/iptables/rules.v*"
+        " && netfilter-persistent reload",
+        afterwards="rm /etc/iptables/rules.v*",
+    ),
+    "nftables is restarted": Rival("systemctl restart nftables", _PROXY_IS_BACK),
+    "firewalld is reloaded": Rival(
+        "systemctl start firewalld && firewall-cmd --reload", afterwards="systemctl stop firewalld"
+    ),
+    # It cannot be installed beside netfilter-persistent.
+    "ufw is enabled": Rival(
+        "apt-get -q -y purge iptables-persistent netfilter-persistent && dpkg -i /opt/ufw_*.deb"
+        " && ufw --force enable",
+        afterwards="ufw disable && dpkg --purge ufw",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_ours_are_the_first_again(scene: Scene, name: str) -> None:
+    rival = RIVALS[name]
+    scene.machine.run(rival.does, timeout=180)
+    scene.wait(rival.until, 60)
+    try:
+        took = scene.wait(FIRST, REPAIRED)
+    finally:
+        scene.machine.run(rival.afterwards)
+    print(f"first again after {took:.1f} s")
+    scene.wait(FIRST, REPAIRED)
+    scene.wait(_PROXY_IS_BACK, 60)
+    clients = external(scene.services["web"], "host", "pod")
+    eventually(lambda: all(map(is_answer, scene.ask(*clients))), "everybody reaches the Service")

@@ -1,0 +1,69 @@
+"""New connections all the while, of the node and of a pod, and none fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.node.cases import READY, READY_SECONDS, apt, external, put_package
+from tests.node.readme import INSTALL
+from tests.node.scene import Scene
+
+_DROP_IN = "/etc/systemd/system/ipvs-node-agent.service.d/quick.conf"
+# Two minutes and ten seconds are right for a node, and long for a test.
+_QUICK = "[Service]\nWatchdogSec=8s\nRestartSec=1s\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(scene: Scene) -> Iterator[None]:
+    scene.machine.write(_DROP_IN, _QUICK)
+    scene.machine.run("systemctl daemon-reload")
+    yield
+    scene.machine.run(f"rm -r $(dirname {_DROP_IN}) && systemctl daemon-reload")
+
+
+def no_connection_fails(scene: Scene, command: str, then: str) -> None:
+    """Runs a command under streams of connections, and waits until `then` is true."""
+    with scene.stream(*external(scene.services["web"], "host", "pod")) as results:
+        if command.startswith("apt "):
+            apt(scene, command)
+        else:
+            scene.machine.run(command)
+        scene.wait(then, 60)
+    print([f"{result['good']}, the slowest {result['slowest']:.2f} s" for result in results])
+    assert len(results) == 4
+    for result in results:
+        assert result["good"] > 20
+        assert (result["bad"], result["twice"]) == ([], 0)
+        # Always by way of our rules: no other one masquerades a pod.
+        assert len(result["saw"]) == 1
+
+
+def another_process(scene: Scene) -> str:
+    """A condition: the agent is ready, and not the process that it is now."""
+    pid = scene.agent("MainPID")
+    return f'{READY} && [ "$(systemctl show --value -p MainPID ipvs-node-agent)" != {pid} ]'
+
+
+def test_a_restart(scene: Scene) -> None:
+    no_connection_fails(scene, "systemctl restart ipvs-node-agent", another_process(scene))
+
+
+def test_an_upgrade(scene: Scene) -> None:
+    put_package(scene, "next")
+    before = scene.machine.run("ipvs-node-agent --version; dpkg -s ipvs-node-agent | grep Version")
+    no_connection_fails(scene, INSTALL, another_process(scene))
+    after = scene.machine.run("ipvs-node-agent --version; dpkg -s ipvs-node-agent | grep Version")
+    assert (before != after, "+test1" in after) == (True, True)
+
+
+def test_a_crash(scene: Scene) -> None:
+    kill = f"kill -KILL {scene.agent('MainPID')}"
+    no_connection_fails(scene, kill, another_process(scene))
+
+
+def test_an_agent_that_hangs_is_restarted(scene: Scene) -> None:
+    stop = f"kill -STOP {scene.agent('MainPID')}"
+    no_connection_fails(scene, stop, another_process(scene))
+    assert "Watchdog timeout" in scene.machine.run("journalctl -q -b -u ipvs-node-agent")
