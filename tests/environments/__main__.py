@@ -100,6 +100,7 @@ KEPT_OUT_OF_THE_REPOSITORY = {
     "RUFF_CACHE_DIR": "/tmp/ruff",
 }
 
+
 class NotMade(Exception):
     """An environment could not be made; the message says why."""
 
@@ -260,7 +261,9 @@ async def until_signalled(options: argparse.Namespace, command: Sequence[str]) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("tests/environments/run", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "tests/environments/run", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument(
         "--make-only", action="store_true", help="make what is missing, run nothing"
     )

@@ -44,7 +44,15 @@ class Run:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
         }
-        options = ["-p", "no:cacheprovider", "-v", "--maxfail=3", "--durations=8", "-rA", "--color=no"]
+        options = [
+            "-p",
+            "no:cacheprovider",
+            "-v",
+            "--maxfail=3",
+            "--durations=8",
+            "-rA",
+            "--color=no",
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *options, "tests/node", *arguments],
             cwd=REPOSITORY,
@@ -69,7 +77,11 @@ class Run:
                     print(line, end="", flush=True)
                 elif re.search(r"::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)", line):
                     seconds = time.monotonic() - self._began
-                    print(f"{seconds:4.0f} s  {self.release}  {line.split('/')[-1]}", end="", flush=True)
+                    print(
+                        f"{seconds:4.0f} s  {self.release}  {line.split('/')[-1]}",
+                        end="",
+                        flush=True,
+                    )
 
     def wait(self) -> bool:
         """Whether all tests passed."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.node.scene import NODE_ADDRESS, OUTSIDE, TARGET_PORT, VERSIONS, Connection, Scene, Service
+from tests.node.scene import (
+    NODE_ADDRESS,
+    OUTSIDE,
+    TARGET_PORT,
+    VERSIONS,
+    Connection,
+    Scene,
+    Service,
+)
 
 # Our jump is the first rule of both chains in both families.
 FIRST = """for family in iptables ip6tables; do

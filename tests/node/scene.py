@@ -316,7 +316,9 @@ class Scene:
         results: list[dict[str, Any]] = []
         wanted = json.dumps([connection.raw for connection in connections])
         self.machine.run("rm -f /run/stream.*")
-        command = "timeout 180 python3 -B /bed/traffic.py stream /run/stream.started /run/stream.stop"
+        command = (
+            "timeout 180 python3 -B /bed/traffic.py stream /run/stream.started /run/stream.stop"
+        )
         thread = threading.Thread(
             target=lambda: results.extend(
                 json.loads(self.machine.run(command, wanted, timeout=240) or "[]")

@@ -54,7 +54,9 @@ def booting(scene: Scene, unit: str, drop_in: str) -> Iterator[list[Attempt]]:
     for line in scene.machine.run("cat /run/watch.log").splitlines():
         index, began, ended, saw = json.loads(line)
         attempts.append(Attempt(watched[index], began, ended, saw))
-    scene.machine.run(f"systemctl disable -q --now watch && rm -r {folder}; systemctl daemon-reload")
+    scene.machine.run(
+        f"systemctl disable -q --now watch && rm -r {folder}; systemctl daemon-reload"
+    )
 
 
 def proxy_up(attempts: list[Attempt], cluster_ip: str) -> float:

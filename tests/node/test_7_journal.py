@@ -10,9 +10,13 @@ import pytest
 from tests.node.scene import Scene
 
 # What the agent says, as an operator reads it.
-_SENTENCES = re.compile("|".join([
-    "x",
-]))
+_SENTENCES = re.compile(
+    "|".join(
+        [
+            "x",
+        ]
+    )
+)
 
 
 @pytest.fixture(scope="module")

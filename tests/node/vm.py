@@ -67,7 +67,10 @@ class Machine:
         self._socket_path.unlink(missing_ok=True)
         with self.console.open("ab") as console:
             self._process = self._namespace.popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console,
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
                 preexec_fn=_die_with_parent,
             )
         self._channel = eventually(self._connected, "qemu's socket")
@@ -228,7 +231,9 @@ def make_bed(files: dict[str, Path], path: Path) -> None:
     folder.mkdir()
     size = 16 << 20
     for name, source in files.items():
-        os.link(source, folder / name) if _same_disk(source, folder) else _copy(source, folder / name)
+        os.link(source, folder / name) if _same_disk(source, folder) else _copy(
+            source, folder / name
+        )
         size += source.stat().st_size
     command = ["mke2fs", "-q", "-t", "ext4", "-L", "bed", "-d", folder, path, f"{size >> 10}k"]
     subprocess.run(command, check=True)
