@@ -25,8 +25,8 @@ RELEASES = {"debian12": "bookworm", "debian13": "trixie"}
 _PREPARE = Path(__file__).resolve().parent / "guest" / "prepare"
 
 _SYSTEM = "systemd systemd-sysv dbus udev kmod procps iproute2 linux-image-cloud-amd64"
-# What keeps rules on a Debian host, and what kube-proxy calls. ufw is kept as a package, as it cannot
-# be installed beside netfilter-persistent.
+# What keeps rules on a Debian host, and what kube-proxy calls. ufw is kept as a package, since it
+# cannot be installed beside netfilter-persistent.
 _FIREWALLS = "nftables netfilter-persistent iptables-persistent firewalld ucf"
 _UFW = "cd /opt && apt-get update && apt-get download ufw && rm -rf /var/lib/apt/lists/*"
 _PROXY = "iptables ipset ipvsadm conntrack"
@@ -83,7 +83,18 @@ def _make(name: str, folder: Path) -> None:
             (root / "src").rmdir()  # Where the repository was seen.
             disk = part / "disk.img"
             # Without a loop device: the file system is written out of the folder.
-            command = ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, disk, _SIZE]
+            command: list[str | Path] = [
+                "mke2fs",
+                "-q",
+                "-t",
+                "ext4",
+                "-L",
+                "root",
+                "-d",
+                root,
+                disk,
+                _SIZE,
+            ]
             subprocess.run(command, check=True, stdout=output, stderr=output)
         for kind in ("vmlinuz", "initrd.img"):
             (kernel,) = (root / "boot").glob(f"{kind}-*")

@@ -70,7 +70,7 @@ gateway pod 10.240.2.129 fd00:10:240:2::1
 add "" to-remote {NODE_ADDRESS[4]}/24 {NODE_ADDRESS[6]}/64
 add "-n remote" eth0 192.168.7.12/24 fd00:192:168:7::12/64
 add "-n remote" lo {REMOTE_POD[4]}/32 {REMOTE_POD[6]}/128
-# The other node's kube-proxy has bound the external IPs there as well, so an answer to one of them stays there.
+# The other node's kube-proxy has bound the external IPs there as well: answers to them stay there.
 for last in 201 202 203 204; do
     add "-n remote" lo 10.19.20.$last/32 fd00:10:19:20::$last/128
 done

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node.cases import READY, READY_SECONDS, apt, external, put_package
+from tests.node.cases import READY, apt, external, put_package
 from tests.node.readme import INSTALL
 from tests.node.scene import Scene
 

@@ -235,7 +235,18 @@ def make_bed(files: dict[str, Path], path: Path) -> None:
             source, folder / name
         )
         size += source.stat().st_size
-    command = ["mke2fs", "-q", "-t", "ext4", "-L", "bed", "-d", folder, path, f"{size >> 10}k"]
+    command: list[str | Path] = [
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-L",
+        "bed",
+        "-d",
+        folder,
+        path,
+        f"{size >> 10}k",
+    ]
     subprocess.run(command, check=True)
 
 

@@ -4,8 +4,8 @@
     traffic.py stream STARTED STOP         connections again and again, until the file STOP is there
     traffic.py watch LOG                   the same without an end; each result is a line of LOG
 
-Connections come from standard input. One is [namespace, address, port]; the namespace "host" is the machine's own. What is
-printed for it is the address that the server saw, or the error.
+Connections come from standard input. One is [namespace, address, port]; the namespace "host" is the
+machine's own. What is printed for it is the address that the server saw, or the error.
 """
 
 from __future__ import annotations
