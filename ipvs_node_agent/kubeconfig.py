@@ -45,13 +45,15 @@ Fingerprint = tuple[tuple[str, Optional[tuple[int, int, int]]], ...]
 class Credentials:
     """How to reach the API server, and as whom.
 
-    `user` is the CN of the client certificate, None without one; `headers` gives what to send along
+    `user` is the CN of the client certificate, and `expires` its end as seconds since the epoch;
+    both are None without one. `headers` gives what to send along
     with a request made now; `pool` opens the connections, and `address` is where to. `warning` says
     what makes them unsafe, if anything does. A program makes those that are `short_lived`.
     """
 
     server: str
     user: str | None
+    expires: int | None
     headers: Callable[[], Mapping[str, str]]
     pool: urllib3.PoolManager
     address: tuple[str, int]
@@ -76,6 +78,7 @@ def load_credentials(path: Path) -> Credentials:
     return Credentials(
         settings.server,
         settings.user,
+        settings.expires,
         headers,
         _pool(settings, _ssl_context(path, settings)),
         _address(path, settings),

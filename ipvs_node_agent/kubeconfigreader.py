@@ -7,6 +7,7 @@ what runs in there. What passes between the two is one line of JSON in a pipe.
 
 from __future__ import annotations
 
+import calendar
 import dataclasses
 import json
 import os
@@ -36,7 +37,8 @@ class File:
 class Settings:
     """What a kubeconfig says, files and all.
 
-    `user` is the CN of the client certificate, None without one. `headers` have to be read again
+    `user` is the CN of the client certificate, and `expires` its end as seconds since the epoch;
+    both are None without one. `headers` have to be read again
     for each request where they are `short_lived`. `server_name` is what the server's certificate
     has to be made out to, None for the host in `server`; `proxy` may hold a password.
     """
@@ -44,6 +46,7 @@ class Settings:
     server: str
     verify: bool
     user: str | None
+    expires: int | None
     headers: dict[str, str] = dataclasses.field(repr=False)
     short_lived: bool
     authority: File | None
@@ -118,10 +121,12 @@ def settings(path: Path) -> Settings:
             config_file=str(path), client_configuration=configuration, persist_config=False
         )
         certificate = _file(configuration.cert_file)
+        user, expires = _identity(certificate) if certificate else (None, None)
         found = Settings(
             server=str(configuration.host or ""),
             verify=bool(configuration.verify_ssl),
-            user=_common_name(certificate) if certificate else None,
+            user=user,
+            expires=expires,
             headers=_headers(configuration),
             short_lived=any(key in _current(document, "user") for key in _PLUGIN_KEYS),
             authority=_file(configuration.ssl_ca_cert),
@@ -163,16 +168,19 @@ def _file(name: str | None) -> File | None:
     return File(name, Path(name).read_text(encoding="ascii", errors="replace")) if name else None
 
 
-def _common_name(certificate: File) -> str | None:
+def _identity(certificate: File) -> tuple[str | None, int | None]:
+    """The CN that a certificate was made out to, and when it ends."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
     try:
-        subject = x509.load_pem_x509_certificate(certificate.text.encode()).subject
+        found: Any = x509.load_pem_x509_certificate(certificate.text.encode())
+        names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        # Both are in UTC; the one before cryptography 42 does not say so.
+        end = getattr(found, "not_valid_after_utc", None) or found.not_valid_after
     except ValueError:
-        return None
-    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else None
+        return None, None
+    return str(names[0].value) if names else None, calendar.timegm(end.utctimetuple())
 
 
 def _headers(configuration: Any) -> dict[str, str]:

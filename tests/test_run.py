@@ -135,6 +135,7 @@ class Setting:
         self._values: dict[str, Any] = {
             "kubeconfig": str(self.kubeconfig),
             "nodeName": "worker-1",
+            "metricsBindAddress": "",
         }
         self.configure()
 

@@ -25,6 +25,7 @@ from ipvs_node_agent.watch import (
     Listed,
     Recovered,
     Resource,
+    Restarted,
     Skipped,
     Trouble,
 )
@@ -59,6 +60,8 @@ class Following:
         self.backoff = QuickBackoff()
         self.events: list[Event] = []
         self.times: list[float] = []
+        # Why watches ended; beside the events, which are about what there is.
+        self.restarts: list[str] = []
         self.known: dict[str, Any] | None = None
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -68,6 +71,9 @@ class Following:
 
     def _emit(self, event: Event) -> None:
         with self._changed:
+            if isinstance(event, Restarted):
+                self.restarts.append(event.reason)
+                return
             self.events.append(event)
             self.times.append(time.monotonic())
             if isinstance(event, Listed):
