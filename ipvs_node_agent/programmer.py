@@ -104,6 +104,14 @@ class Programmer:
             # Only what is left of several parts could still tell drift from our own doing.
             self._known = None
 
+    def prove(self, wanted: Ruleset) -> None:
+        """Writes a chain of `wanted` as it is, to see whether writes work at all.
+
+        Raises TableError.
+        """
+        for name in sorted(wanted.jumps.values())[:1]:
+            self._write(Change({name: wanted.chains[name]}))
+
     def doubt(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
         self._certain = False

@@ -247,6 +247,19 @@ def test_a_failure_that_is_nobodys_in_particular_is_no_services(
     made.holds(WEB_4, OTHER)
 
 
+def test_a_command_that_always_fails_is_no_services_either(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made, table = choosy(False)
+    made.list_services(web(EXTERNAL))
+    made.settle()
+    table.refused.add(EXTERNAL)
+    made.put(other())
+    made.settle()
+    assert not said(caplog, "left out")
+    assert len(said(caplog, "cannot program the kernel")) == 1
+
+
 # UDP flows
 
 
