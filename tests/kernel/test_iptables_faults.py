@@ -89,8 +89,8 @@ def test_a_fault_is_said_in_a_line_and_tried_again_and_ends_when_it_is_mended(
     eventually(lambda: any(TWO6[0] in line for line in bed.ours(IPV6)), timeout=TIME_LIMIT + 15)
     assert bed.ours(IPV4) == before
     if fault.script.endswith("exit 1"):
-        # A few at once (the table may be another one than believed, a Service may be to blame); then
-        # after longer and longer pauses.
+        # A few at once (the table may be another one than believed, a Service may be to blame),
+        # then after longer and longer pauses.
         eventually(lambda: has_growing_pauses(commands.calls(command)), "pauses that grow")
     assert len(errors(bed)) == 1
     assert len(errors(bed)[0]) < 1000
