@@ -34,6 +34,19 @@ FAMILIES = (IPV4, IPV6)
 _LEADING_ZERO = re.compile(r"(^|\.)0\d")
 
 
+class _Address6(ipaddress.IPv6Address):
+    """One whose hash is another one in each process.
+
+    Python's own is the number modulo 2**61 - 1. Whoever chooses addresses could choose ten thousand
+    with the same one, and a mapping would take minutes to tell them apart.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(self.packed)
+
+
 def parse_address(text: str) -> Address:
     """The address that `text` spells, in one of its usual forms.
 
@@ -50,7 +63,7 @@ def parse_address(text: str) -> Address:
         raise ValueError("is no IP address") from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("is an IPv4-mapped IPv6 address; write it as IPv4")
-    return address
+    return address if isinstance(address, ipaddress.IPv4Address) else _Address6(int(address))
 
 
 def parse_network(text: str, strict: bool = True) -> Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 import pytest
@@ -188,3 +189,11 @@ def test_collapsing_gives_the_fewest_prefixes_sorted() -> None:
     assert collapse(networks("10.1.0.0/24", "10.0.1.0/24", "10.0.0.0/24")) == networks(
         "10.0.0.0/23", "10.1.0.0/24"
     )
+
+
+def test_ipv6_addresses_are_not_given_the_same_hash() -> None:
+    """Python's own hash is the number modulo 2**61 - 1, so that anybody can choose it."""
+    chosen = [ipaddress.IPv6Address(k * (2**61 - 1)) for k in range(1, 100)]
+    assert len(set(map(hash, chosen))) == 1
+    assert len({hash(parse_address(str(each))) for each in chosen}) == 99
+    assert [parse_address(str(each)) for each in chosen] == chosen
