@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from typing import Callable
 
 from ipvs_node_agent import drift
-from ipvs_node_agent.addresses import FAMILIES, Family, show_address
+from ipvs_node_agent.addresses import FAMILIES, Address, Family, show_address
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter
 from ipvs_node_agent.familytable import FamilyTable
-from ipvs_node_agent.figures import AgentFigures, Meter
+from ipvs_node_agent.figures import AgentFigures, Meter, View
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.rules import pod_cidrs
@@ -102,6 +102,8 @@ class Agent:
         self._service_problems: dict[str, tuple[Problem, ...]] = {}
         self._unsynced: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
+        self._last_trouble: tuple[float, str] | None = None
+        self._was_in_sync, self._in_sync_since = False, clock()
         self._lacked = self._node_note = ""
         self._said: frozenset[Problem] = frozenset()
         self._refused: Mapping[str, int] = {}
@@ -150,6 +152,23 @@ class Agent:
             ),
         )
 
+    def view(self) -> View:
+        """What is known of each Service, at this moment."""
+        node = self._cluster.node
+        having: dict[Address, tuple[str, ...]] = {}
+        for table in self._tables.values():
+            having.update(table.having)
+        errors = [self._last_trouble, *(table.last_error for table in self._tables.values())]
+        return View(
+            in_sync=self._was_in_sync,
+            since=self._in_sync_since,
+            node=node.name if node else "",
+            services=dict(self._cluster.services or {}),
+            having=having,
+            problems=self._said,
+            last_error=max((error for error in errors if error is not None), default=None),
+        )
+
     def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
         """Goes on with another configuration; nothing that was learnt is lost."""
         self._config = config
@@ -177,6 +196,16 @@ class Agent:
 
     def tick(self) -> float:
         """Does what is due, and gives the time at which something will be due again."""
+        self._note_sync()
+        due = self._do_what_is_due()
+        self._note_sync()
+        return due
+
+    def _note_sync(self) -> None:
+        if self.in_sync != self._was_in_sync:
+            self._was_in_sync, self._in_sync_since = self.in_sync, self._clock()
+
+    def _do_what_is_due(self) -> float:
         now = self._clock()
         snapshot = self._ready()
         if snapshot is None:
@@ -253,6 +282,7 @@ class Agent:
         if text not in self._troubles.values():
             log.warning("%s (trying again; the rules stay as they are)", text)
         self._troubles[event.resource] = text
+        self._last_trouble = (self._clock(), text)
 
     def _take_recovered(self, event: Recovered) -> None:
         if self._troubles.pop(event.resource, None) and not self._troubles:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Callable
 
 from ipvs_node_agent import blame, drift
-from ipvs_node_agent.addresses import Family
+from ipvs_node_agent.addresses import Address, Family
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.figures import FamilyFigures, Meter, Unmetered
@@ -86,6 +86,7 @@ class FamilyTable:
         self.retry_at = 0.0
         self.repairs: Counter[str] = Counter()
         self.failures = 0
+        self.last_error: tuple[float, str] | None = None
         self._synced = self._queued = -math.inf
         self._waiting_since = math.inf
         # When the API server told of those changed Services that this write is about.
@@ -97,6 +98,11 @@ class FamilyTable:
     def services(self) -> int:
         """How many Services have rules."""
         return self._planner.services if self._planner else 0
+
+    @property
+    def having(self) -> Mapping[Address, tuple[str, ...]]:
+        """The external IPs that have rules, and the Services that they are for; a copy."""
+        return self._planner.having if self._planner else {}
 
     @property
     def figures(self) -> FamilyFigures:
@@ -323,6 +329,7 @@ class FamilyTable:
             self.dirty, self._synced, self._waiting_since = False, self._clock(), math.inf
             return
         self.failures += 1
+        self.last_error = (self._clock(), f"{self._family}: {error}")
         self._meter.synced(self._family, seconds)
         self._wait_since(self._clock())
         if self.error is None or str(self.error) != str(error):

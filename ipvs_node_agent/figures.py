@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipvs_node_agent.addresses import Family
+from ipvs_node_agent.addresses import Address, Family
 from ipvs_node_agent.config import Chains
+from ipvs_node_agent.model import Problem, Service
 from ipvs_node_agent.writes import Writes
 
 
@@ -65,6 +66,23 @@ class AgentFigures:
     refused: Mapping[str, int] = field(default_factory=dict)
     restarts: Mapping[str, int] = field(default_factory=dict)
     waiting_since: float = math.inf
+
+
+@dataclass(frozen=True)
+class View:
+    """What the agent knows of each Service, for who asks; all of it stays as it is.
+
+    `since` is when `in_sync` became what it is. `having` has the external IPs with rules and the
+    Services that they are for, and `last_error` is the last thing that failed, and when.
+    """
+
+    in_sync: bool
+    since: float
+    node: str
+    services: Mapping[str, Service]
+    having: Mapping[Address, tuple[str, ...]]
+    problems: frozenset[Problem]
+    last_error: tuple[float, str] | None
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,18 @@ from typing import Callable
 
 from ipvs_node_agent import metrics
 from ipvs_node_agent.config import Config
-from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.figures import Figures, View
 from ipvs_node_agent.metrics import Meters, Metrics
 from ipvs_node_agent.packetcounts import Count, Path, Sampler
+from ipvs_node_agent.report import Report, report
 from ipvs_node_agent.webserver import Page, WebServer
 
 # A change may wait so long for the kernel, and the main loop may take so long for one round.
 PATIENCE = 60.0
 # How long a scrape waits for packet counters that are new.
 _SCRAPE_PATIENCE = 0.25
+# How long `status` waits for them, which is asked by people.
+_STATUS_PATIENCE = 0.9
 _INDEX = b"ipvs-node-agent: see /metrics, /healthz and /readyz\n"
 
 
@@ -61,6 +64,12 @@ class Monitoring:
             figures = self.figures
             return _verdict("" if figures.ready else f"not ready: {figures.sentence}")
         return Page(200, _INDEX) if path == "/" else Page(404, _INDEX)
+
+    def report(self, view: View | None) -> Report:
+        """What `status` tells; `view` is None where the main loop does not answer."""
+        sums = self.sampler.sums(_STATUS_PATIENCE) if view is not None else {}
+        ahead = time.time() - self._clock()
+        return report(self.figures, view, sums, lambda moment: moment + ahead)
 
     def _sickness(self) -> str:
         figures, now = self.figures, self._clock()

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
+from ipvs_node_agent import statussocket
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config, load
 from ipvs_node_agent.conntrack import Conntrack
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.figures import Figures, View
 from ipvs_node_agent.iptables import NFT, launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
@@ -29,7 +30,9 @@ from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model import read_node, read_service
 from ipvs_node_agent.monitoring import Monitoring
-from ipvs_node_agent.runtime import only_one, own_names, remember_names
+from ipvs_node_agent.report import Report
+from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
+from ipvs_node_agent.statussocket import StatusSocket
 from ipvs_node_agent.systemd import ServiceManager
 from ipvs_node_agent.watch import Event, Follower, Recovered, Resource
 
@@ -65,7 +68,13 @@ class _Crash(NamedTuple):
     error: BaseException
 
 
-_Message = Union[Event, _Signal, _Crash]
+class _Question(NamedTuple):
+    """Somebody in another thread wants to know what the agent knows."""
+
+    reply: queue.SimpleQueue[View]
+
+
+_Message = Union[Event, _Signal, _Crash, _Question]
 
 
 def resources(api: Api, config: Config) -> list[Resource]:
@@ -189,6 +198,7 @@ class _Loop:
             # A SimpleQueue may be put to from a signal handler.
             signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
         self._monitoring.configure(self._config)
+        status = StatusSocket(directory(), self._status)
         try:
             while not self._turn():
                 pass
@@ -196,8 +206,19 @@ class _Loop:
         finally:
             self._following.stop()
             self._monitoring.stop()
+            status.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
+
+    def _status(self) -> Report:
+        """What `status` tells; asked by other threads, and answered by the main one."""
+        reply: queue.SimpleQueue[View] = queue.SimpleQueue()
+        self._queue.put(_Question(reply))
+        try:
+            view = reply.get(timeout=statussocket.PATIENCE)
+        except queue.Empty:
+            return self._monitoring.report(None)
+        return self._monitoring.report(view)
 
     def _turn(self) -> bool:
         """Does what is due, and waits for what comes next; True where that is the end."""
@@ -237,7 +258,9 @@ class _Loop:
             while True:
                 if isinstance(message, _Crash):
                     raise message.error
-                if not isinstance(message, _Signal):
+                if isinstance(message, _Question):
+                    message.reply.put(self._agent.view())
+                elif not isinstance(message, _Signal):
                     self._agent.take(message)
                 elif message.number == signal.SIGHUP:
                     with self._manager.reloading():

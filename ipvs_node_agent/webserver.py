@@ -16,13 +16,14 @@ import time
 from http import HTTPStatus
 from typing import Any, Callable, NamedTuple
 
+from ipvs_node_agent.boundedserver import BoundedServer
+
 log = logging.getLogger(__name__)
 
 _MAX_REQUEST = 8 << 10
 _REQUEST_SECONDS, _ANSWER_SECONDS = 3.0, 10.0
-_AT_ONCE = 16
-# How often an address that could not be had is tried again, and how soon `stop` is noticed.
-_RETRY_SECONDS, _POLL_SECONDS = 5.0, 0.2
+# How often an address that could not be had is tried again.
+_RETRY_SECONDS = 5.0
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.[01]\r?\n")
 
 
@@ -96,17 +97,12 @@ def _resolved(address: str) -> tuple[int, Any]:
     return found[0][0], found[0][4]
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+class _Server(BoundedServer, socketserver.TCPServer):
     allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-    timeout = _POLL_SECONDS
 
     def __init__(self, resolved: tuple[int, Any], pages: Pages) -> None:
         self.address_family, address = resolved
         self.pages = pages
-        self._free = threading.BoundedSemaphore(_AT_ONCE)
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -114,27 +110,6 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answers in a thread, once there are not too many."""
-        self._free.acquire()
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:
-            # No thread is to be had; the next request may be luckier.
-            self._free.release()
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answers, and makes room for the next."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is its client's business; anything else is a bug."""
-        log.debug("a request for metrics or health failed", exc_info=True)
 
 
 class _Handler(socketserver.BaseRequestHandler):

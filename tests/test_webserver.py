@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent import webserver
+from ipvs_node_agent.boundedserver import BoundedServer
 from ipvs_node_agent.webserver import Page, WebServer
 from tests.support.sockets import free_port
 from tests.support.waiting import eventually
@@ -149,7 +150,7 @@ def test_many_who_say_nothing_only_delay_the_others(
     silent = [served.connect() for _ in range(60)]
     try:
         assert served.ask(get("/page")).endswith(b"this is /page\n")
-        assert threading.active_count() <= before + webserver._AT_ONCE
+        assert threading.active_count() <= before + BoundedServer.at_once
     finally:
         for one in silent:
             one.close()

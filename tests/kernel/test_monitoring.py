@@ -91,7 +91,7 @@ def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, be
     assert value(text, "ipvs_node_agent_services", ip_family="IPv6") == 1
 
 
-@pytest.mark.parametrize("fault", ["hang", "fail"])
+@pytest.mark.parametrize(("fault", "backend"), [("hang", "nft"), ("fail", "legacy")])
 def test_health_fails_with_the_kernel_and_recovers_with_it(
     bed: Bed, backend: str, tmp_path: Path, fault: str
 ) -> None:
