@@ -6,7 +6,7 @@ RUN := tests/environments/run
 
 # What the demo takes from Debian.
 DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
-	python3-cryptography python3-aiohttp python3-trustme
+	python3-cryptography python3-prometheus-client python3-aiohttp python3-trustme
 
 .PHONY: help demo deb deb-test test cluster-test lint bench
 

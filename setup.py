@@ -29,6 +29,7 @@ setup(
         "cryptography>=3.3",
         # Makes kubernetes' connections as well; the agent streams with it.
         "urllib3>=1.26",
+        "prometheus-client>=0.16",
     ],
     entry_points={"console_scripts": ["ipvs-node-agent = ipvs_node_agent.cli:main"]},
 )

@@ -16,17 +16,30 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Callable
 
-from ipvs_node_agent.addresses import FAMILIES, Family, show_address
+from ipvs_node_agent import drift
+from ipvs_node_agent.addresses import FAMILIES, Address, Family, show_address
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter
 from ipvs_node_agent.familytable import FamilyTable
+from ipvs_node_agent.figures import AgentFigures, Meter, View
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.rules import pod_cidrs
-from ipvs_node_agent.watch import Changed, Deleted, Event, Listed, Recovered, Skipped, Trouble
+from ipvs_node_agent.watch import (
+    RESTART_REASONS,
+    Changed,
+    Deleted,
+    Event,
+    Listed,
+    Recovered,
+    Restarted,
+    Skipped,
+    Trouble,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +84,16 @@ class Agent:
         programmers: Mapping[Family, Programmer],
         clock: Callable[[], float] = time.monotonic,
         conntrack: Forgetter | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._config, self._clock = config, clock
         self._cluster = Cluster()
         self._tables = {
-            family: FamilyTable(family, config, programmers[family], conntrack, clock)
+            family: FamilyTable(family, config, programmers[family], conntrack, clock, meter)
             for family in FAMILIES
         }
+        # Since when the plans are behind what is known; `math.inf` where they are not.
+        self._stale_since = math.inf
         self._stale = True
         self._next_sync = self._next_check = self._next_doubt = 0.0
         self._settle_at = math.inf
@@ -86,8 +102,12 @@ class Agent:
         self._service_problems: dict[str, tuple[Problem, ...]] = {}
         self._unsynced: dict[str, float] = {}
         self._troubles: dict[str, str] = {}
+        self._last_trouble: tuple[float, str] | None = None
+        self._was_in_sync, self._in_sync_since = False, clock()
         self._lacked = self._node_note = ""
         self._said: frozenset[Problem] = frozenset()
+        self._refused: Mapping[str, int] = {}
+        self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
 
     @property
     def in_sync(self) -> bool:
@@ -116,12 +136,45 @@ class Agent:
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
         return f"In sync; Services with rules: {shown or 'none'}"
 
+    def figures(self) -> AgentFigures:
+        """The agent in figures, at this moment."""
+        families = {family: table.figures for family, table in self._tables.items()}
+        repairs = Counter(dict.fromkeys(drift.MEANINGS, 0))
+        for table in self._tables.values():
+            repairs.update(table.repairs)
+        return AgentFigures(
+            families=families,
+            repairs=repairs,
+            refused=self._refused,
+            restarts=dict(self._restarts),
+            waiting_since=min(
+                self._stale_since, *(figures.waiting_since for figures in families.values())
+            ),
+        )
+
+    def view(self) -> View:
+        """What is known of each Service, at this moment."""
+        node = self._cluster.node
+        having: dict[Address, tuple[str, ...]] = {}
+        for table in self._tables.values():
+            having.update(table.having)
+        errors = [self._last_trouble, *(table.last_error for table in self._tables.values())]
+        return View(
+            in_sync=self._was_in_sync,
+            since=self._in_sync_since,
+            node=node.name if node else "",
+            services=dict(self._cluster.services or {}),
+            having=having,
+            problems=self._said,
+            last_error=max((error for error in errors if error is not None), default=None),
+        )
+
     def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
         """Goes on with another configuration; nothing that was learnt is lost."""
         self._config = config
         for family, programmer in programmers.items():
             self._tables[family].use(programmer)
-        self._plan_anew()
+        self._plan_anew(self._clock())
         self._next_check = 0.0
 
     def take(self, event: Event) -> None:
@@ -132,6 +185,8 @@ class Agent:
             self._take_recovered(event)
         elif isinstance(event, Skipped):
             log.warning("passed over in the %s of the API server: %s", event.resource, event.text)
+        elif isinstance(event, Restarted):
+            self._restarts[event.reason] += 1
         elif event.resource == NODES:
             self._take_node(event)
         elif isinstance(event, Listed):
@@ -141,6 +196,16 @@ class Agent:
 
     def tick(self) -> float:
         """Does what is due, and gives the time at which something will be due again."""
+        self._note_sync()
+        due = self._do_what_is_due()
+        self._note_sync()
+        return due
+
+    def _note_sync(self) -> None:
+        if self.in_sync != self._was_in_sync:
+            self._was_in_sync, self._in_sync_since = self.in_sync, self._clock()
+
+    def _do_what_is_due(self) -> float:
         now = self._clock()
         snapshot = self._ready()
         if snapshot is None:
@@ -192,18 +257,24 @@ class Agent:
     def _plan(self, snapshot: Snapshot, settle: bool) -> None:
         self._stale = False
         changed, self._changed = self._changed, {}
+        since, self._stale_since = self._stale_since, math.inf
+        arrived = {key: self._unsynced[key] for key in changed if key in self._unsynced}
+        settle = settle or len(changed) >= _BURST
         for table in self._tables.values():
-            table.plan(self._config, snapshot, changed, settle or len(changed) >= _BURST)
+            table.plan(self._config, snapshot, changed, settle, arrived, since)
         if not any(table.loose for table in self._tables.values()):
             self._settle_at = math.inf
         elif self._settle_at == math.inf:
             self._settle_at = self._clock() + _SETTLE_AFTER
 
-    def _plan_anew(self) -> None:
+    def _become_stale(self, since: float) -> None:
+        self._stale, self._stale_since = True, min(self._stale_since, since)
+
+    def _plan_anew(self, since: float) -> None:
         """Has everything planned from the start, as what all rules depend on has changed."""
         for table in self._tables.values():
             table.plan_anew()
-        self._stale = True
+        self._become_stale(since)
 
     def _take_trouble(self, event: Trouble) -> None:
         text = str(event.error)
@@ -211,6 +282,7 @@ class Agent:
         if text not in self._troubles.values():
             log.warning("%s (trying again; the rules stay as they are)", text)
         self._troubles[event.resource] = text
+        self._last_trouble = (self._clock(), text)
 
     def _take_recovered(self, event: Recovered) -> None:
         if self._troubles.pop(event.resource, None) and not self._troubles:
@@ -230,13 +302,13 @@ class Agent:
         self._node_note = note
         if node is not None and node != old:
             self._cluster.node = node
-            self._plan_anew()
+            self._plan_anew(event.arrived)
 
     def _take_service_list(self, event: Listed) -> None:
         known = self._cluster.services
         listed = {service.key: service for service in event.items}
         self._cluster.services = listed
-        self._stale = True
+        self._become_stale(event.arrived)
         # The first list is no change to anybody; a later one may hold some.
         if known is None:
             self._service_problems = {s.key: s.problems for s in event.items if s.problems}
@@ -259,7 +331,7 @@ class Agent:
         """Remembers that a Service changed, and since when the kernel does not know."""
         if old == new:
             return
-        self._stale = True
+        self._become_stale(arrived)
         self._changed.setdefault(key, old)
         self._service_problems.pop(key, None)
         if new is not None and new.problems:
@@ -269,8 +341,11 @@ class Agent:
 
     def _say_problems(self, snapshot: Snapshot) -> None:
         read = (problem for found in self._service_problems.values() for problem in found)
-        refused = (table.problems for table in self._tables.values())
+        refused = [table.problems for table in self._tables.values()]
         problems = frozenset(snapshot.node.problems).union(read, *refused)
+        if problems == self._said:
+            return
+        self._refused = Counter(problem.reason for found in refused for problem in found)
         new = sorted(problems - self._said)
         for problem in new[:_LINES_AT_ONCE]:
             log.warning("%s", problem)

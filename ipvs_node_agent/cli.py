@@ -144,10 +144,15 @@ def _parser() -> argparse.ArgumentParser:
         "--node", metavar="FILE", help="a Node object, for its pod CIDRs and addresses"
     )
     command("diff", _diff, "print what run would change now, without changing it")
+    status = command("status", _status, "ask the running agent whether it is in sync")
     check = command("check", _check, "look at the set-up: what is wrong, and what mends it")
-    check.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="the form (default: text)"
-    )
+    for asked in (status, check):
+        asked.add_argument(
+            *("-o", "--output"),
+            choices=("text", "json"),
+            default="text",
+            help="the form (default: text)",
+        )
     command("cleanup", _cleanup, "remove every rule and chain that the agent ever made")
     return main_parser
 
@@ -282,6 +287,27 @@ def _diff(options: argparse.Namespace) -> int:
     )
     _print(coloured_change(text) if takes_colours(sys.stdout) else text)
     return PENDING if changes else OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    import shutil
+    import time
+
+    from ipvs_node_agent import report, runtime, statussocket
+
+    try:
+        made = statussocket.ask(runtime.directory())
+    except statussocket.Unanswered as error:
+        # A machine gets an answer all the same.
+        if options.output == "json":
+            _print(report.as_json(report.Report(error.state, error.why)))
+        raise
+    if options.output == "json":
+        _print(report.as_json(made))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        _print(report.as_text(made, time.time(), width, takes_colours(sys.stdout)))
+    return OK if made.state == report.IN_SYNC else PENDING
 
 
 def _check(options: argparse.Namespace) -> int:

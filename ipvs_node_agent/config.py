@@ -67,6 +67,7 @@ class Config:
     iptables: IptablesOptions = field(default_factory=IptablesOptions)
     drift_check_period: float = 2.0
     metrics_bind_address: str = "127.0.0.1:10273"
+    service_metrics: bool = True
 
 
 DEFAULTS = Config()
@@ -227,4 +228,5 @@ _KEYS: Mapping[str, tuple[str, read.Reader]] = {
     ),
     "driftCheckPeriod": ("drift_check_period", read.duration(0.1, 3600)),
     "metricsBindAddress": ("metrics_bind_address", read.bind_address),
+    "serviceMetrics": ("service_metrics", read.boolean),
 }

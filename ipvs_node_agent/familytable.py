@@ -12,12 +12,14 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Callable
 
 from ipvs_node_agent import blame, drift
-from ipvs_node_agent.addresses import Family
+from ipvs_node_agent.addresses import Address, Family
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter, changed_flows
+from ipvs_node_agent.figures import FamilyFigures, Meter, Unmetered
 from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
 from ipvs_node_agent.planner import Plan, Planner
@@ -40,6 +42,7 @@ _MISFITS = 5
 
 _NOTHING_KNOWN = Snapshot({}, Node("", (), (), ()))
 _NO_RULES = Ruleset()
+_NO_TIMES: Mapping[str, float] = MappingProxyType({})
 
 
 class _Held:
@@ -61,9 +64,10 @@ class FamilyTable:
         programmer: Programmer,
         conntrack: Forgetter | None,
         clock: Callable[[], float],
+        meter: Meter | None = None,
     ) -> None:
         self._family, self._programmer, self._conntrack = family, programmer, conntrack
-        self._clock = clock
+        self._clock, self._meter = clock, meter or Unmetered()
         self._config, self._snapshot = config, _NOTHING_KNOWN
         self._planner: Planner | None = None
         self._plan: Plan | None = None
@@ -82,11 +86,39 @@ class FamilyTable:
         self.retry_at = 0.0
         self.repairs: Counter[str] = Counter()
         self.failures = 0
+        self.last_error: tuple[float, str] | None = None
+        self._synced = self._queued = -math.inf
+        self._waiting_since = math.inf
+        # When the API server told of those changed Services that this write is about.
+        self._arrived: dict[str, float] = {}
+        # The plan that was counted last, and how many rules it has.
+        self._counted: tuple[Plan | None, int] = (None, 0)
 
     @property
     def services(self) -> int:
         """How many Services have rules."""
         return self._planner.services if self._planner else 0
+
+    @property
+    def having(self) -> Mapping[Address, tuple[str, ...]]:
+        """The external IPs that have rules, and the Services that they are for; a copy."""
+        return self._planner.having if self._planner else {}
+
+    @property
+    def figures(self) -> FamilyFigures:
+        """The table in figures."""
+        if self._counted[0] is not self._plan:
+            self._counted = (self._plan, sum(map(len, self._wanted.chains.values())))
+        return FamilyFigures(
+            services=self.services,
+            rules=self._counted[1],
+            chains=len(self._wanted.chains),
+            failures=self.failures,
+            synced=self._synced,
+            queued=self._queued,
+            waiting_since=self._waiting_since,
+            writes=self._programmer.writes,
+        )
 
     @property
     def _wanted(self) -> Ruleset:
@@ -124,9 +156,11 @@ class FamilyTable:
 
     def use(self, programmer: Programmer) -> None:
         """Goes on with another table."""
-        self._programmer = programmer
+        # The table may still be the same one.
+        programmer.writes, self._programmer = self._programmer.writes, programmer
         self.retry_at = 0.0
         self.dirty = True
+        self._wait_since(self._clock())
 
     def doubt(self) -> None:
         """Has the next `sync` read the table, whatever the kernel says."""
@@ -142,8 +176,13 @@ class FamilyTable:
         snapshot: Snapshot,
         changed: Mapping[str, Service | None],
         settle: bool,
+        arrived: Mapping[str, float] = _NO_TIMES,
+        since: float = math.inf,
     ) -> None:
-        """Takes in what changed: `changed` is what those Services were before."""
+        """Takes in what changed: `changed` is what those Services were before.
+
+        `arrived` is when it was told of those with external IPs, and `since` when first of any.
+        """
         self._config, self._snapshot = config, snapshot
         for key, old in changed.items():
             self._before.setdefault(key, old)
@@ -151,9 +190,23 @@ class FamilyTable:
             if self._planner is not None:
                 known = _without_rules(old) if held and old else old
                 self._planner.replace(known, snapshot.services.get(key))
-        self._make(settle)
+        self._make(settle, since)
+        if self.dirty:
+            for key, time in arrived.items():
+                if self._concerns(changed.get(key)) or self._concerns(snapshot.services.get(key)):
+                    self._arrived.setdefault(key, time)
 
-    def _make(self, settle: bool = False) -> None:
+    def _concerns(self, service: Service | None) -> bool:
+        """Whether `service` has external IPs of this family."""
+        return service is not None and any(
+            address.version == self._family.version
+            for address in (*service.load_balancer_ips, *service.external_ips)
+        )
+
+    def _wait_since(self, since: float) -> None:
+        self._waiting_since = min(self._waiting_since, since)
+
+    def _make(self, settle: bool = False, since: float = math.inf) -> None:
         """Makes the plan that the planner has by now, and the planner where there is none."""
         planner = self._planner
         if planner is None:
@@ -168,6 +221,8 @@ class FamilyTable:
         plan = planner.plan()
         if self._plan is None or self._plan.ruleset != plan.ruleset:
             self.dirty = True
+            self._queued = max(self._queued, min(since, self._clock()))
+            self._wait_since(self._queued if since == math.inf else since)
         self._plan = plan
 
     def sync(self, looking: bool) -> None:
@@ -184,7 +239,7 @@ class FamilyTable:
         try:
             change = self._write(looking)
         except TableError as error:
-            self._failed(error)
+            self._failed(error, self._clock() - now)
             return
         self._succeeded(change, self._clock() - now)
 
@@ -267,13 +322,16 @@ class FamilyTable:
             self._tried = {key: self._held[key] for key in keys}
             self._release(keys)
 
-    def _failed(self, error: TableError) -> None:
-        self.failures += 1
+    def _failed(self, error: TableError, seconds: float) -> None:
         if not self._wanted.chains and self.error is None:
             # Nothing belongs there; a kernel without the family cannot even be asked.
             log.debug("%s: %s", self._family, error)
-            self.dirty = False
+            self.dirty, self._synced, self._waiting_since = False, self._clock(), math.inf
             return
+        self.failures += 1
+        self.last_error = (self._clock(), f"{self._family}: {error}")
+        self._meter.synced(self._family, seconds)
+        self._wait_since(self._clock())
         if self.error is None or str(self.error) != str(error):
             log.error("%s: cannot program the kernel, trying again: %s", self._family, error)
         self.dirty, self.error = True, error
@@ -297,6 +355,16 @@ class FamilyTable:
             )
         self._forget_flows(change)
         self._before = {}
+        self._measure(change, seconds)
+
+    def _measure(self, change: Change, seconds: float) -> None:
+        now = self._clock()
+        self._synced, self._waiting_since = now, math.inf
+        if change:
+            self._meter.synced(self._family, seconds)
+        if self._arrived:
+            self._meter.programmed(self._family, [now - time for time in self._arrived.values()])
+            self._arrived = {}
 
     def _note_repairs(self, repairs: tuple[str, ...], seconds: float) -> bool:
         """Counts them; False where the like was undone just before.

@@ -64,6 +64,14 @@ class Api:
                 self._credentials = self._loaded()
             return self._credentials
 
+    @property
+    def expires(self) -> float | None:
+        """When the credentials in use end, as seconds since the epoch, where that is known."""
+        # Without the lock: whoever loads credentials holds it for as long as a plugin runs.
+        credentials = self._credentials
+        valid = credentials.valid if credentials is not None else None
+        return valid[1] if valid is not None else None
+
     def refresh(self) -> bool:
         """Loads the credentials again if a file of theirs has changed; True where they were.
 

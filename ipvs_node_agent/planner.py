@@ -7,7 +7,7 @@ and not on the way there, once it is settled. `plan` is the same in one step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ipvs_node_agent import mark
@@ -66,6 +66,11 @@ class Planner:
         """Takes in that a Service changed, came (`old` is None) or went (`new` is None)."""
         for address in self._claims.replace(old, new):
             self._tree.place(address, self._entries(address))
+
+    @property
+    def having(self) -> Mapping[Address, tuple[str, ...]]:
+        """The addresses that have rules, and the Services that they are for; a copy."""
+        return self._having.copy()
 
     @property
     def services(self) -> int:

@@ -15,6 +15,7 @@ from typing import Callable
 from ipvs_node_agent import drift
 from ipvs_node_agent.iptables import Table, TableError
 from ipvs_node_agent.ruleset import Change, Found, Ruleset, difference, parse_save, settled
+from ipvs_node_agent.writes import Writes
 
 _NOTHING = Ruleset()
 
@@ -28,6 +29,8 @@ class Programmer:
 
     def __init__(self, table: Table, owns: Callable[[str], bool]) -> None:
         self._table, self._owns = table, owns
+        # Noted for who counts packets, which start from nothing in what is written.
+        self.writes = Writes()
         # What the table held when last written or read, and whether it still has to hold that.
         self._known: Found | None = None
         self._certain = self._wrote = False
@@ -96,7 +99,8 @@ class Programmer:
         for part in change.parts():
             text = part.restore_input()
             try:
-                self._table.restore(text)
+                with self.writes.under_way(part):
+                    self._table.restore(text)
             except TableError as error:
                 if error.line is not None:
                     error.blamed = "".join(text.split("\n")[error.line - 1 : error.line])

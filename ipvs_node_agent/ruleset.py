@@ -155,7 +155,7 @@ def parse_save(
     held: set[str] = set()
     jumps: dict[str, list[tuple[int, str]]] = {}
     positions: dict[str, int] = {}
-    for line in _lines(text):
+    for line in lines(text):
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
             if chain in chains:
@@ -185,8 +185,8 @@ def parse_save(
     )
 
 
-def _lines(text: str) -> Iterator[str]:
-    """The lines of `text`; a line break inside quotes, as a comment may have, ends none."""
+def lines(text: str) -> Iterator[str]:
+    """The lines of a saved table; a line break inside quotes, as in a comment, ends none."""
     pending, start = "", 0
     # Not split at once, as forty thousand lines would all be in memory twice.
     while start < len(text):

@@ -17,17 +17,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
+from ipvs_node_agent import statussocket
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config, load
 from ipvs_node_agent.conntrack import Conntrack
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.figures import Figures, View
 from ipvs_node_agent.iptables import NFT, launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model import read_node, read_service
-from ipvs_node_agent.runtime import only_one, own_names, remember_names
+from ipvs_node_agent.monitoring import Monitoring
+from ipvs_node_agent.report import Report
+from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
+from ipvs_node_agent.statussocket import StatusSocket
 from ipvs_node_agent.systemd import ServiceManager
 from ipvs_node_agent.watch import Event, Follower, Recovered, Resource
 
@@ -63,7 +68,13 @@ class _Crash(NamedTuple):
     error: BaseException
 
 
-_Message = Union[Event, _Signal, _Crash]
+class _Question(NamedTuple):
+    """Somebody in another thread wants to know what the agent knows."""
+
+    reply: queue.SimpleQueue[View]
+
+
+_Message = Union[Event, _Signal, _Crash, _Question]
 
 
 def resources(api: Api, config: Config) -> list[Resource]:
@@ -169,9 +180,15 @@ class _Loop:
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         # First of all, as the list may take a second to arrive.
         self._following = _Following(config, self._queue.put)
+        self._monitoring = Monitoring()
         self._launcher = launch(manager.alive)
         self._kernel = _kernel(self._launcher, config)
-        self._agent = Agent(config, self._kernel.programmers(), conntrack=Conntrack(self._launcher))
+        self._agent = Agent(
+            config,
+            self._kernel.programmers(),
+            conntrack=Conntrack(self._launcher),
+            meter=self._monitoring.meters,
+        )
         self._clean_due = True
         self._ready = False
         self._backend_due = 0.0
@@ -180,14 +197,28 @@ class _Loop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # A SimpleQueue may be put to from a signal handler.
             signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
+        self._monitoring.configure(self._config)
+        status = StatusSocket(directory(), self._status)
         try:
             while not self._turn():
                 pass
             self._manager.stopping()
         finally:
             self._following.stop()
+            self._monitoring.stop()
+            status.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
+
+    def _status(self) -> Report:
+        """What `status` tells; asked by other threads, and answered by the main one."""
+        reply: queue.SimpleQueue[View] = queue.SimpleQueue()
+        self._queue.put(_Question(reply))
+        try:
+            view = reply.get(timeout=statussocket.PATIENCE)
+        except queue.Empty:
+            return self._monitoring.report(None)
+        return self._monitoring.report(view)
 
     def _turn(self) -> bool:
         """Does what is due, and waits for what comes next; True where that is the end."""
@@ -209,6 +240,16 @@ class _Loop:
             sentence += f"; going on with the old configuration: {self._config_fault}"
         self._manager.status(sentence)
         self._manager.alive()
+        self._monitoring.figures = Figures(
+            turned=time.monotonic(),
+            ready=self._ready,
+            sentence=sentence,
+            agent=self._agent.figures(),
+            config_stale=bool(self._config_fault),
+            expires=self._following.api.expires,
+            backend=self._kernel.backend,
+            chains=self._config.chains,
+        )
 
     def _take(self, timeout: float) -> bool:
         """Takes what is in the queue, waiting for the first at most `timeout`; True to stop."""
@@ -217,7 +258,9 @@ class _Loop:
             while True:
                 if isinstance(message, _Crash):
                     raise message.error
-                if not isinstance(message, _Signal):
+                if isinstance(message, _Question):
+                    message.reply.put(self._agent.view())
+                elif not isinstance(message, _Signal):
                     self._agent.take(message)
                 elif message.number == signal.SIGHUP:
                     with self._manager.reloading():
@@ -255,6 +298,7 @@ class _Loop:
         old, self._config = self._config, config
         self._kernel = _kernel(self._launcher, config, self._kernel)
         self._use(config)
+        self._monitoring.configure(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
             self._following = _Following(config, self._queue.put)

@@ -110,7 +110,25 @@ class Recovered(NamedTuple):
     resource: str
 
 
-Event = Union[Listed, Changed, Deleted, Skipped, Trouble, Recovered]
+class Restarted(NamedTuple):
+    """A watch, or the attempt at one, has ended, and there will be another. See RESTART_REASONS."""
+
+    resource: str
+    reason: str
+
+
+Event = Union[Listed, Changed, Deleted, Skipped, Trouble, Recovered, Restarted]
+
+# Why a watch ended, one word each, for counting.
+RESTART_REASONS = {
+    "Ended": "the server ended it in time",
+    "Expired": "the server no longer knows the version to go on from",
+    "Unreadable": "the stream could not be read on",
+    "Unreachable": "the server could not be reached, or the connection broke",
+    "Refused": "the server refused it",
+    "CredentialsChanged": "the credentials it was made with were replaced",
+    "NoCredentials": "there are no credentials that can be used",
+}
 
 
 class _OtherWay(Exception):
@@ -202,13 +220,20 @@ class Follower:
                 else:
                     self._list()
                 failed = False
+                if before or self._streamed:
+                    self._restarted("Ended")
             except Gone:
+                self._restarted("Expired")
                 self._version = self._list_from = ""
                 if started - self._listed > _HEALTHY_SECONDS:
                     continue
-            except (Superseded, _OtherWay):
+            except _OtherWay:
+                continue
+            except Superseded:
+                self._restarted("CredentialsChanged")
                 continue
             except BrokenStream as error:
+                self._restarted("Unreadable")
                 self._count_break()
                 # Once is what a restart of the server looks like; only what lasts is worth a word.
                 if not self._version:
@@ -216,6 +241,8 @@ class Follower:
             except AgentError as error:
                 self._trouble(error)
                 away = isinstance(error, ApiError) and error.status == 0
+                asked = "Unreachable" if away else "Refused"
+                self._restarted(asked if isinstance(error, ApiError) else "NoCredentials")
                 if self._version and getattr(error, "status", 0) not in _MAY_PASS:
                     self._count_break()
             if self._version and self._version != before:
@@ -231,6 +258,9 @@ class Follower:
 
     def _trouble(self, error: AgentError) -> None:
         self._emit(Trouble(self._resource.name, error))
+
+    def _restarted(self, reason: str) -> None:
+        self._emit(Restarted(self._resource.name, reason))
 
     def _wait(self, seconds: float, away: bool) -> None:
         end = time.monotonic() + seconds

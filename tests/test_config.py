@@ -46,6 +46,7 @@ iptables:
   lockWaitSeconds: 5
 driftCheckPeriod: 2s
 metricsBindAddress: 127.0.0.1:10273
+serviceMetrics: true
 """
 
 # Every key with another value than its default.
@@ -69,6 +70,7 @@ iptables:
   lockWaitSeconds: 30
 driftCheckPeriod: 1m30s
 metricsBindAddress: "[::1]:9000"
+serviceMetrics: false
 """
 EVERY_VALUE = Config(
     kubeconfig="/root/.kube/config",
@@ -80,6 +82,7 @@ EVERY_VALUE = Config(
     iptables=IptablesOptions("legacy", 30),
     drift_check_period=90.0,
     metrics_bind_address="[::1]:9000",
+    service_metrics=False,
 )
 
 
@@ -153,6 +156,7 @@ WANTED = {
     "iptables.lockWaitSeconds": "a whole number from 1 to 60",
     "driftCheckPeriod": PERIOD,
     "metricsBindAddress": "text",
+    "serviceMetrics": "true or false",
 }
 # What a value of the type looks like in a file, and how a message shows it.
 TYPES = {
@@ -311,7 +315,7 @@ def test_a_value_at_the_edge_is_taken(key: str, value: str, read: Any) -> None:
 
 TOP_KEYS = (
     "kubeconfig, nodeName, podCIDRs, chains, masquerade, services, iptables, driftCheckPeriod,"
-    " metricsBindAddress"
+    " metricsBindAddress, serviceMetrics"
 )
 
 

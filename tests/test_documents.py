@@ -23,6 +23,7 @@ ELSEWHERE = {
     "make bench": ".ci/run",
     "make deb": ".ci/run",
     "ipvs-node-agent diff": "tests/kernel/test_transitions.py",
+    "ipvs-node-agent status": "tests/kernel/test_status.py",
     "ipvs-node-agent check": "tests/kernel/test_check.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
 }

@@ -35,6 +35,8 @@ from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.faketable import FakeTable
 from tests.support.pki import Pki, plain_kubeconfig
+from tests.support.promlint import fetch, value
+from tests.support.sockets import free_port
 from tests.support.tables import MARK_MASQ, ours
 from tests.support.waiting import eventually
 from tests.support.watching import Watch
@@ -136,6 +138,7 @@ class Setting:
         self._values: dict[str, Any] = {
             "kubeconfig": str(self.kubeconfig),
             "nodeName": "worker-1",
+            "metricsBindAddress": "",
         }
         self.configure()
 
@@ -399,6 +402,45 @@ def test_another_configuration_is_put_to_work(
     # Once at first, and once at the reload's end.
     assert setting.ready == 2
     assert len([m for m in setting.told.messages if m.startswith("RELOADING=1\n")]) == 1
+
+
+def test_metrics_move_with_the_configuration(
+    setting: Setting, kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    setting.configure(metricsBindAddress=first)
+
+    def script() -> None:
+        holds(kernel, WEB_ENTRY)
+        eventually(lambda: fetch(f"http://{first}/readyz") == (200, "ok\n"))
+        text = fetch(f"http://{first}/metrics")[1]
+        assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 1
+        setting.write("masquerade: Some\n")
+        reload()
+        eventually(
+            lambda: "ipvs_node_agent_config_stale 1.0" in fetch(f"http://{first}/metrics")[1]
+        )
+        setting.configure(metricsBindAddress=second)
+        reload()
+        eventually(lambda: said(caplog, f"served at {second}"))
+        assert fetch(f"http://{second}/healthz") == (200, "ok\n")
+        assert "ipvs_node_agent_config_stale 0.0" in fetch(f"http://{second}/metrics")[1]
+        eventually(lambda: refused(first))
+        setting.configure()
+        reload()
+        eventually(lambda: refused(second))
+
+    setting.run_while(script)
+    assert not said(caplog, "cannot serve")
+
+
+def refused(address: str) -> bool:
+    """Whether nobody serves `address`."""
+    try:
+        fetch(f"http://{address}/healthz")
+    except OSError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["remembered", "full disk"])

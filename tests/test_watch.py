@@ -25,6 +25,7 @@ from ipvs_node_agent.watch import (
     Listed,
     Recovered,
     Resource,
+    Restarted,
     Skipped,
     Trouble,
 )
@@ -59,6 +60,8 @@ class Following:
         self.backoff = QuickBackoff()
         self.events: list[Event] = []
         self.times: list[float] = []
+        # Why watches ended; beside the events, which are about what there is.
+        self.restarts: list[str] = []
         self.known: dict[str, Any] | None = None
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -68,6 +71,9 @@ class Following:
 
     def _emit(self, event: Event) -> None:
         with self._changed:
+            if isinstance(event, Restarted):
+                self.restarts.append(event.reason)
+                return
             self.events.append(event)
             self.times.append(time.monotonic())
             if isinstance(event, Listed):
@@ -311,6 +317,7 @@ def test_a_watch_that_ends_normally_is_no_trouble(server: ApiServer, follow: Fol
         server.close_watches()
     watched_again(server, 4)
     assert not following.of(Trouble)
+    assert following.restarts == ["Ended"] * 3
 
 
 @pytest.mark.parametrize("fault", [ApiServer.truncate_watches, ApiServer.drop_watches])
@@ -361,6 +368,8 @@ def test_a_version_that_is_gone_leads_to_a_list_of_the_newest_and_no_deletion(
     following.knows("web", "new")
     assert [type(e) for e in following.news] == [Listed, Listed]
     watched_again(server, 3)
+    assert following.restarts[-1] == "Expired"
+    assert set(following.restarts[:-1]) == {"Unreachable"}
     assert asked(server)[2:] == [
         ("watch", asked(server)[1][1]),
         ("list", None),
@@ -905,6 +914,7 @@ def test_a_follower_whose_credentials_change_goes_on_from_its_last_version(
     watched_again(server, 2)
     assert asked(server) == [("list", "0"), ("watch", version), ("watch", version)]
     assert not following.of(Trouble)
+    assert following.restarts == ["CredentialsChanged"]
     assert following.backoff.calls == 0
 
 

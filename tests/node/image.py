@@ -31,7 +31,10 @@ _FIREWALLS = "nftables netfilter-persistent iptables-persistent firewalld ucf"
 _UFW = "cd /opt && apt-get update && apt-get download ufw && rm -rf /var/lib/apt/lists/*"
 _PROXY = "iptables ipset ipvsadm conntrack"
 # What the package depends on, so that apt needs no network.
-_AGENT = "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-urllib3"
+_AGENT = (
+    "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-urllib3"
+    " python3-prometheus-client"
+)
 # In two steps, as a kernel's initrd is made by what is there at the time.
 _STEPS = (
     "sh /src/tests/node/guest/prepare before",

@@ -9,6 +9,7 @@ import pytest
 from tests.node.cases import FIRST, READY, READY_SECONDS, apt, everything, put_package
 from tests.node.readme import INSTALL, JOURNAL, PURGE, STATUS
 from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
+from tests.support.promlint import faults, value
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,23 @@ def test_systemctl_and_the_journal_tell_how_far_it_is(scene: Scene) -> None:
     assert "In sync; Services with rules: 1 in IPv4, 1 in IPv6" in status
     journal = scene.machine.run(f"{JOURNAL} --no-pager")
     assert "ready: the kernel (iptables-nft) holds all rules" in journal
+
+
+def test_status_metrics_and_health_work_in_the_confined_service(scene: Scene) -> None:
+    scene.machine.run("useradd --system --no-create-home --groups adm reader")
+    for user in ("root", "reader"):
+        status = scene.machine.run(f"setpriv --reuid {user} --init-groups ipvs-node-agent status")
+        assert status.startswith("In sync since ")
+        assert "default/web" in status
+    refused = scene.machine.attempt("setpriv --reuid nobody --clear-groups ipvs-node-agent status")
+    assert refused.status == 3
+    fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+    get, url = f"python3 -c '{fetch}'", "http://127.0.0.1:10273"
+    assert scene.machine.run(f"{get} {url}/healthz").strip() == "ok"
+    assert scene.machine.run(f"{get} {url}/readyz").strip() == "ok"
+    text = scene.machine.run(f"{get} {url}/metrics")
+    assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 1
+    seen = {"namespace": "default", "service": "web"}
+    for path in ("pod", "host"):
+        assert value(text, "ipvs_node_agent_service_packets_total", **seen, path=path) > 0
+    assert not faults(text)

@@ -12,6 +12,7 @@ from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family, parse_networ
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter
+from ipvs_node_agent.figures import Meter
 from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.model import read_node, read_service
 from ipvs_node_agent.programmer import Programmer
@@ -74,11 +75,12 @@ class Node:
         config: Config | None = None,
         before: Node | None = None,
         conntrack: Forgetter | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.clock = Clock()
         self.config = config or Config()
         self.tables: dict[Family, Table] = before.tables if before else self.new_tables()
-        self.agent = Agent(self.config, self.programmers(), self.clock, conntrack)
+        self.agent = Agent(self.config, self.programmers(), self.clock, conntrack, meter)
 
     @staticmethod
     def new_tables() -> dict[Family, Table]:

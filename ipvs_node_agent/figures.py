@@ -1,0 +1,103 @@
+"""What the agent is at one moment, in figures: values that other threads may read.
+
+The main loop makes a new `Figures` each time it goes round and puts it in the place of the last
+one; whoever serves metrics and health reads that, and touches nothing else. All times are
+monotonic, as in the agent; `math.inf` and `-math.inf` stand for never.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ipvs_node_agent.addresses import Address, Family
+from ipvs_node_agent.config import Chains
+from ipvs_node_agent.model import Problem, Service
+from ipvs_node_agent.writes import Writes
+
+
+class Meter(Protocol):
+    """Is told how long things took, in seconds, as they happen."""
+
+    def synced(self, family: Family, seconds: float) -> None:
+        """A family's table was written, or could not be."""
+
+    def programmed(self, family: Family, seconds: Iterable[float]) -> None:
+        """So long ago the API server told of changes that the kernel now has."""
+
+
+class Unmetered:
+    """A `Meter` that forgets."""
+
+    def synced(self, family: Family, seconds: float) -> None:
+        """See `Meter`."""
+
+    def programmed(self, family: Family, seconds: Iterable[float]) -> None:
+        """See `Meter`."""
+
+
+@dataclass(frozen=True)
+class FamilyFigures:
+    """One family's table: what is wanted there, and how far it is there.
+
+    `synced` is when the table was last known to hold what is wanted, `queued` when something else
+    was last wanted, and `waiting_since` since when something is wanted that is not there. `writes`
+    tells which of its chains were written.
+    """
+
+    services: int = 0
+    rules: int = 0
+    chains: int = 0
+    failures: int = 0
+    synced: float = -math.inf
+    queued: float = -math.inf
+    waiting_since: float = math.inf
+    writes: Writes = field(default_factory=Writes)
+
+
+@dataclass(frozen=True)
+class AgentFigures:
+    """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel."""
+
+    families: Mapping[Family, FamilyFigures] = field(default_factory=dict)
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    waiting_since: float = math.inf
+
+
+@dataclass(frozen=True)
+class View:
+    """What the agent knows of each Service, for who asks; all of it stays as it is.
+
+    `since` is when `in_sync` became what it is. `having` has the external IPs with rules and the
+    Services that they are for, and `last_error` is the last thing that failed, and when.
+    """
+
+    in_sync: bool
+    since: float
+    node: str
+    services: Mapping[str, Service]
+    having: Mapping[Address, tuple[str, ...]]
+    problems: frozenset[Problem]
+    last_error: tuple[float, str] | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The agent and the process around it.
+
+    `turned` is when the main loop last went round, `ready` whether the kernel ever held everything;
+    `expires` is the end of the credentials as seconds since the epoch, where it is known.
+    """
+
+    turned: float
+    ready: bool = False
+    sentence: str = ""
+    agent: AgentFigures = field(default_factory=AgentFigures)
+    config_stale: bool = False
+    expires: float | None = None
+    backend: str = ""
+    chains: Chains = field(default_factory=Chains)

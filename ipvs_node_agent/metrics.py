@@ -1,0 +1,186 @@
+"""Prometheus metrics, made at each scrape from the last published `Figures`.
+
+Only how long things took is kept here, as the main loop tells it; all else is read.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Callable
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ipvs_node_agent import __version__
+from ipvs_node_agent.addresses import FAMILIES, Family
+from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.packetcounts import Count, Path
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_PREFIX = "ipvs_node_agent_"
+_SYNC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Meters:
+    """A `Meter` that counts durations in histograms."""
+
+    def __init__(self) -> None:
+        self._sync = _histogram(
+            "sync_duration_seconds",
+            "Time that one write of a family's nat table took, or failed after.",
+            _SYNC_BUCKETS,
+        )
+        self._latency = _histogram(
+            "programming_latency_seconds",
+            "Time from the arrival of a Service's change to its rules in the kernel.",
+            _LATENCY_BUCKETS,
+        )
+
+    def synced(self, family: Family, seconds: float) -> None:
+        """See `figures.Meter`."""
+        self._sync.labels(str(family)).observe(seconds)
+
+    def programmed(self, family: Family, seconds: Iterable[float]) -> None:
+        """See `figures.Meter`."""
+        child = self._latency.labels(str(family))
+        for each in seconds:
+            child.observe(each)
+
+    def collect(self) -> Iterator[Metric]:
+        """The histograms, without the times at which they were made."""
+        for histogram in (self._sync, self._latency):
+            for metric in histogram.collect():
+                metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+                yield metric
+
+
+def _histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
+    made = Histogram(_PREFIX + name, text, ["ip_family"], registry=None, buckets=tuple(buckets))
+    for family in FAMILIES:
+        made.labels(str(family))
+    return made
+
+
+class Metrics:
+    """What /metrics shows. `sums` gives the packets of each Service, None where nobody wants them.
+
+    Each may be called by several threads at once.
+    """
+
+    def __init__(
+        self,
+        meters: Meters,
+        figures: Callable[[], Figures],
+        sums: Callable[[], Mapping[Path, Count] | None],
+    ) -> None:
+        self._meters, self._figures, self._sums = meters, figures, sums
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        sums = self._sums()
+        services = () if sums is None else _of_services(sums)
+        return generate_latest(self._registry) + "".join(services).encode()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names are known only once collected."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics but the process' and the Services'."""
+        figures = self._figures()
+        yield _family(GaugeMetricFamily, "build_info", "The version.", "version", "python_version")(
+            {(__version__, platform.python_version()): 1}
+        )
+        yield from self._meters.collect()
+        yield from _of_families(figures)
+        yield from _of_all(figures)
+
+
+def _family(kind: Any, name: str, text: str, *labels: str) -> Callable[[Mapping[Any, Any]], Metric]:
+    """Makes a metric of values by label or, where there are several, by tuples of them."""
+
+    def fill(values: Mapping[Any, Any]) -> Metric:
+        metric: Metric = kind(_PREFIX + name, text, labels=labels)
+        for label, value in values.items():
+            metric.add_metric(label if isinstance(label, tuple) else (label,), value)  # type: ignore[attr-defined]
+        return metric
+
+    return fill
+
+
+def _of_families(figures: Figures) -> Iterator[Metric]:
+    by_family = figures.agent.families
+    gauges: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
+        ("services", "Services with rules.", lambda f: f.services),
+        ("rules", "Rules in the agent's chains.", lambda f: f.rules),
+        ("chains", "The agent's chains.", lambda f: f.chains),
+        (
+            "last_sync_timestamp_seconds",
+            "When the kernel was last known to hold what is wanted.",
+            lambda f: _wall(f.synced),
+        ),
+        (
+            "last_queued_timestamp_seconds",
+            "When the last change of what is wanted came.",
+            lambda f: _wall(f.queued),
+        ),
+    )
+    for name, text, value in gauges:
+        yield _family(GaugeMetricFamily, name, text, "ip_family")(
+            {str(family): value(table) for family, table in by_family.items()}
+        )
+    yield _family(
+        CounterMetricFamily, "sync_failures", "Writes of a nat table that failed.", "ip_family"
+    )({str(family): table.failures for family, table in by_family.items()})
+
+
+def _of_all(figures: Figures) -> Iterator[Metric]:
+    agent = figures.agent
+    yield _family(
+        CounterMetricFamily, "drift_repairs", "Repairs of what others did to the rules.", "reason"
+    )(agent.repairs)
+    yield _family(
+        GaugeMetricFamily, "refused_external_ips", "External IPs that get no rules.", "reason"
+    )(agent.refused)
+    yield _family(
+        CounterMetricFamily, "watch_restarts", "Watches of the API server that ended.", "reason"
+    )(agent.restarts)
+    yield _family(
+        GaugeMetricFamily, "config_stale", "1 where the configuration file is not what is in use."
+    )({(): int(figures.config_stale)})
+    if figures.expires is not None:
+        yield _family(
+            GaugeMetricFamily,
+            "credentials_expiry_timestamp_seconds",
+            "When the client certificate in use expires.",
+        )({(): figures.expires})
+
+
+def _of_services(sums: Mapping[Path, Count]) -> Iterator[str]:
+    """The text of the metrics that there are thousands of: made so, in an eighth of the time."""
+    for place, unit in enumerate(("packets", "bytes")):
+        name = f"{_PREFIX}service_{unit}_total"
+        yield (
+            f"# HELP {name} {unit.title()} that a Service's rules translated:"
+            f" of each connection the first.\n# TYPE {name} counter\n"
+        )
+        for (key, path), count in sums.items():
+            # Both are DNS labels, in which nothing has to be escaped.
+            namespace, _, service = key.partition("/")
+            labels = f'namespace="{namespace}",service="{service}",path="{path}"'
+            yield f"{name}{{{labels}}} {count[place]}\n"
+
+
+def _wall(moment: float) -> float:
+    """A monotonic time as seconds since the epoch; 0 for never."""
+    if math.isinf(moment):
+        return 0.0
+    return round(time.time() - time.monotonic() + moment, 3)

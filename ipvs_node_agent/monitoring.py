@@ -1,0 +1,88 @@
+"""Metrics and health over HTTP, from what the main loop last published.
+
+Nothing here waits for the main loop: health has to answer just when that hangs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Callable
+
+from ipvs_node_agent import metrics
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.figures import Figures, View
+from ipvs_node_agent.metrics import Meters, Metrics
+from ipvs_node_agent.packetcounts import Count, Path, Sampler
+from ipvs_node_agent.report import Report, report
+from ipvs_node_agent.webserver import Page, WebServer
+
+# A change may wait so long for the kernel, and the main loop may take so long for one round.
+PATIENCE = 60.0
+# How long a scrape waits for packet counters that are new.
+_SCRAPE_PATIENCE = 0.25
+# How long `status` waits for them, which is asked by people.
+_STATUS_PATIENCE = 0.9
+_INDEX = b"ipvs-node-agent: see /metrics, /healthz and /readyz\n"
+
+
+class Monitoring:
+    """Serves the `figures` that are put here, at the address that the configuration has."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.figures = Figures(clock())
+        self.meters = Meters()
+        self.sampler = Sampler(lambda: self.figures)
+        self._service_metrics = True
+        self._metrics = Metrics(self.meters, lambda: self.figures, self._sums)
+        self._server: WebServer | None = None
+
+    def configure(self, config: Config) -> None:
+        """Goes on as `config` has it."""
+        self._service_metrics = config.service_metrics
+        before, address = self._server, config.metrics_bind_address
+        if before is not None and before.address == address:
+            return
+        if before is not None:
+            before.stop()
+        self._server = WebServer(address, self.page, before) if address else None
+
+    def stop(self) -> None:
+        """Serves no more."""
+        if self._server is not None:
+            self._server.stop()
+        self.sampler.stop()
+
+    def page(self, path: str) -> Page:
+        """What is served at `path`."""
+        if path == "/metrics":
+            return Page(200, self._metrics.text(), metrics.CONTENT_TYPE)
+        if path == "/healthz":
+            return _verdict(self._sickness())
+        if path == "/readyz":
+            figures = self.figures
+            return _verdict("" if figures.ready else f"not ready: {figures.sentence}")
+        return Page(200, _INDEX) if path == "/" else Page(404, _INDEX)
+
+    def report(self, view: View | None) -> Report:
+        """What `status` tells; `view` is None where the main loop does not answer."""
+        sums = self.sampler.sums(_STATUS_PATIENCE) if view is not None else {}
+        ahead = time.time() - self._clock()
+        return report(self.figures, view, sums, lambda moment: moment + ahead)
+
+    def _sickness(self) -> str:
+        figures, now = self.figures, self._clock()
+        silent, waits = now - figures.turned, now - figures.agent.waiting_since
+        if silent > PATIENCE:
+            return f"the main loop has been hanging for {silent:.0f} s"
+        if waits > PATIENCE:
+            return f"a change has not reached the kernel for {waits:.0f} s: {figures.sentence}"
+        return ""
+
+    def _sums(self) -> Mapping[Path, Count] | None:
+        return self.sampler.sums(_SCRAPE_PATIENCE) if self._service_metrics else None
+
+
+def _verdict(fault: str) -> Page:
+    return Page(503 if fault else 200, f"{fault or 'ok'}\n".encode())

@@ -1,0 +1,224 @@
+"""Packets and bytes of each Service, out of the counters of its DNAT rules.
+
+The kernel counts from nothing whenever a chain is rewritten. A `Ledger` adds up what it is shown
+from one look to the next, so that its sums never go back while the agent runs; what the kernel
+counted between the last look and a rewrite is lost. `Writes` tells whether a chain is still the one
+of the last look: its counters alone would look the same where they have caught up.
+
+A `Sampler` looks when somebody asks, in a thread and with commands of its own: neither the main
+loop nor a change of the rules waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Callable, NamedTuple
+
+from ipvs_node_agent.addresses import Family
+from ipvs_node_agent.chainnames import stem
+from ipvs_node_agent.config import Chains
+from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.iptables import Command, TableError, launch
+from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.ruleset import lines
+from ipvs_node_agent.writes import Writes
+
+log = logging.getLogger(__name__)
+
+POD, HOST = "pod", "host"
+
+_RULE = re.compile(r'\[(\d+):(\d+)\] -A (\S+) .*?--comment "?([a-z0-9-]+/[a-z0-9-]+)"? .*-j DNAT ')
+# What is remembered of Services that have no rules at the moment.
+_MAX_GONE = 16384
+# So long a look waits for the end of a write that may have been in the midst of it.
+_WRITE_SECONDS = 5.0
+# Between two looks at least so long, and so many times what a look takes.
+_PERIOD, _REST = 1.0, 9.0
+
+
+class Count(NamedTuple):
+    """What a rule, or a Service, has seen. Of a connection only its first packet walks nat."""
+
+    packets: int
+    bytes: int
+
+
+NOTHING = Count(0, 0)
+
+
+def together(one: Count, other: Count) -> Count:
+    """What both have seen."""
+    return Count(one.packets + other.packets, one.bytes + other.bytes)
+
+
+# A Service's key and whose packets: those of pods, or of the host.
+Path = tuple[str, str]
+# Where a Service has rules: the table, the chain and, once more, `Path`. Chains are rewritten as a
+# whole, so all rules in one place start anew together.
+Place = tuple[str, str, str, str]
+
+
+def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
+    """What `iptables-save -c` printed of a `table` whose chains of ours are those of `chains`."""
+    ours = {chains.prerouting: POD, chains.output: HOST}
+    parts = ((f"{stem(chains.prerouting)}-", POD), (f"{stem(chains.output)}-", HOST))
+    found: dict[Place, Count] = {}
+    for line in lines(saved):
+        if " -j DNAT " not in line:
+            continue
+        rule = _RULE.match(line)
+        if rule is None:
+            continue
+        chain = rule[3]
+        path = ours.get(chain) or next((p for prefix, p in parts if chain.startswith(prefix)), None)
+        if path is not None:
+            place = (table, chain, rule[4], path)
+            found[place] = together(found.get(place, NOTHING), Count(int(rule[1]), int(rule[2])))
+    return found
+
+
+class Seen(NamedTuple):
+    """What a look found in one place; `write` is the number of the write that made it.
+
+    None where nobody knows which one: it was written during the look.
+    """
+
+    counted: Count
+    write: int | None
+
+
+class Ledger:
+    """Adds up the counters of rules that come, go and start anew."""
+
+    def __init__(self) -> None:
+        self._last: dict[Place, Seen] = {}
+        self._sums: dict[Path, Count] = {}
+        # Of Services without rules, the latest to lose them last.
+        self._gone: OrderedDict[Path, Count] = OrderedDict()
+
+    def take(self, found: Mapping[Place, Seen]) -> Mapping[Path, Count]:
+        """The sums of the Services that have rules, now that the rules have seen `found`.
+
+        What it gave is not changed later.
+        """
+        last: dict[Place, Seen] = {}
+        sums: dict[Path, Count] = {}
+        for place, seen in found.items():
+            path, before = place[2:], self._last.get(place)
+            known = sums.get(path)
+            if known is None:
+                known = self._sums.get(path) or self._gone.pop(path, NOTHING)
+            if seen.write is not None:
+                last[place] = seen
+                known = together(known, _growth(before, seen))
+            elif before is not None:
+                last[place] = before
+            sums[path] = known
+        self._gone.update((path, sum_) for path, sum_ in self._sums.items() if path not in sums)
+        while len(self._gone) > _MAX_GONE:
+            self._gone.popitem(last=False)
+        self._last, self._sums = last, sums
+        return sums
+
+
+def _growth(before: Seen | None, now: Seen) -> Count:
+    """What was counted since `before`."""
+    if before is None or before.write != now.write:
+        return now.counted
+    grown = (now.counted.packets - before.counted.packets, now.counted.bytes - before.counted.bytes)
+    # Whoever else reset the counters.
+    return now.counted if min(grown) < 0 else Count(*grown)
+
+
+class Sampler:
+    """Looks at the tables that `figures` tells of, when asked to."""
+
+    def __init__(
+        self,
+        figures: Callable[[], Figures],
+        launcher: Launcher | None = None,
+        save: Callable[[Launcher, Family, str], str] | None = None,
+    ) -> None:
+        self._figures = figures
+        self._launcher, self._save = launcher or launch(), save or _saved
+        self._ledger = Ledger()
+        self._sums: Mapping[Path, Count] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._looks = 0
+        self._asked = self._stopped = False
+        self._next = 0.0
+
+    def sums(self, patience: float) -> Mapping[Path, Count]:
+        """The latest sums: those of a new look, where it takes no longer than `patience`."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+            if time.monotonic() >= self._next:
+                before, self._asked = self._looks, True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._looks > before or self._stopped, patience)
+            return self._sums
+
+    def stop(self) -> None:
+        """Looks no more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked or self._stopped)
+                if self._stopped:
+                    break
+                self._asked = False
+            started = time.monotonic()
+            sums = self._looked()
+            now = time.monotonic()
+            with self._changed:
+                self._sums = self._sums if sums is None else sums
+                self._looks += 1
+                self._next = now + max(_PERIOD, (now - started) * _REST)
+                self._changed.notify_all()
+        self._launcher.close()
+
+    def _looked(self) -> Mapping[Path, Count] | None:
+        """The sums after one more look; None where the tables cannot be read."""
+        figures = self._figures()
+        found: dict[Place, Seen] = {}
+        try:
+            for family, table in figures.agent.families.items():
+                if table.services:
+                    found.update(self._table(figures, family, table.writes))
+        except TableError as error:
+            log.debug("cannot read the packet counters: %s", error)
+            return None
+        return self._ledger.take(found)
+
+    def _table(self, figures: Figures, family: Family, writes: Writes) -> dict[Place, Seen]:
+        before = writes.numbers()
+        saved = self._save(self._launcher, family, figures.backend)
+        if not writes.done(_WRITE_SECONDS):
+            raise TableError(str(family), "a write takes too long")
+        after = writes.numbers()
+        found = found_in(f"{figures.backend} {family}", saved, figures.chains)
+        return {
+            place: Seen(count, _write(place[1], before, after)) for place, count in found.items()
+        }
+
+
+def _write(chain: str, before: Mapping[str, int], after: Mapping[str, int]) -> int | None:
+    """The write that made `chain`; 0 stands for one before the agent's start."""
+    number = after.get(chain, 0)
+    return number if before.get(chain, 0) == number else None
+
+
+def _saved(launcher: Launcher, family: Family, backend: str) -> str:
+    return Command(launcher, f"{family.command}-{backend}-save", ["-c", "-t", "nat"]).result()

@@ -1,0 +1,155 @@
+"""The socket in /run/ipvs-node-agent at which the running agent tells its status.
+
+Whoever connects gets a `Report` as JSON, and says nothing himself. The agent's answer comes out of
+its main loop; where that does not answer in time, the report says so.
+"""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Callable
+
+from ipvs_node_agent import report
+from ipvs_node_agent.boundedserver import BoundedServer
+from ipvs_node_agent.errors import AgentError, RefusedError
+from ipvs_node_agent.report import Report
+
+log = logging.getLogger(__name__)
+
+NAME = "status"
+# Who may ask, besides root: the group that may read the journal and /var/log.
+GROUP = "adm"
+_MODE = 0o660
+# How long the main loop may take to answer, and how long who asks waits for all of the answer.
+PATIENCE = 4.0
+_ASKING_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
+_MAX_ANSWER = 256 << 20
+_CHUNK = 1 << 20
+_LOOK = "journalctl -u ipvs-node-agent"
+
+
+class Unanswered(AgentError):
+    """There is no agent, or it does not answer; `state` is which of both."""
+
+    exit_status = 1
+
+    def __init__(self, state: str, why: str, hint: str) -> None:
+        super().__init__("status", why, hint)
+        self.state = state
+
+
+class StatusSocket:
+    """Tells what `answer` gives, to everybody who connects in `directory`, until `stop`."""
+
+    def __init__(self, directory: Path, answer: Callable[[], Report]) -> None:
+        self._path = directory / NAME
+        self._stopped = threading.Event()
+        try:
+            server = _Server(self._path, answer)
+        except OSError as error:
+            log.warning("cannot make %s, so `status` will not work: %s", self._path, error.strerror)
+            return
+        threading.Thread(target=self._run, args=(server,), daemon=True).start()
+
+    def _run(self, server: _Server) -> None:
+        with server:
+            while not self._stopped.is_set():
+                server.handle_request()
+
+    def stop(self) -> None:
+        """Tells nobody any more."""
+        self._stopped.set()
+        with suppress(OSError):
+            self._path.unlink()
+
+
+class _Server(BoundedServer, socketserver.UnixStreamServer):
+    at_once = 4
+
+    def __init__(self, path: Path, answer: Callable[[], Report]) -> None:
+        self._path, self.answer = path, answer
+        super().__init__(str(path), _Handler)
+
+    def server_bind(self) -> None:
+        """Takes the place of a socket that an agent left which was killed."""
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+        with _short(self._path) as path:
+            self.socket.bind(path)
+        os.chmod(self._path, _MODE)
+        with suppress(KeyError, PermissionError):
+            group = grp.getgrnam(GROUP).gr_gid
+            # In the service, it has the group already, and may not change any file's.
+            if os.stat(self._path).st_gid != group:
+                os.chown(self._path, -1, group)
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        """Tells the report."""
+        text = report.as_json(self.server.answer())
+        # The time limit is for all of it.
+        self.request.settimeout(_ANSWER_SECONDS)
+        self.request.sendall(text.encode())
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Another name for `path`: those of sockets may have but 107 bytes."""
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
+
+
+def ask(directory: Path) -> Report:
+    """The report of the agent that runs in `directory`. Raises Unanswered and RefusedError."""
+    try:
+        text = _told(directory / NAME)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise Unanswered(report.NOT_RUNNING, "the agent is not running", _LOOK) from None
+    except (TimeoutError, socket.timeout):
+        raise _hanging(f"for {_ASKING_SECONDS:.0f} s") from None
+    except PermissionError:
+        raise RefusedError(
+            "status", f"{directory / NAME}: Permission denied", f"be root or in the group {GROUP}"
+        ) from None
+    except OSError as error:
+        raise RefusedError("status", f"{directory / NAME}: {error.strerror}") from None
+    try:
+        return report.from_json(text)
+    except ValueError as error:
+        why = f"{directory / NAME} tells something else than a status: {error}"
+        raise RefusedError("status", why, "is it another version's?") from None
+
+
+def _hanging(how_long: str) -> Unanswered:
+    why = f"the agent runs and does not answer, {how_long}"
+    return Unanswered(report.HANGING, why, f"{_LOOK}; systemctl restart ipvs-node-agent")
+
+
+def _told(path: Path) -> str:
+    end, told = time.monotonic() + _ASKING_SECONDS, bytearray()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one, _short(path) as short:
+        one.settimeout(_ASKING_SECONDS)
+        one.connect(short)
+        while len(told) < _MAX_ANSWER:
+            one.settimeout(max(0.001, end - time.monotonic()))
+            more = one.recv(_CHUNK)
+            if not more:
+                break
+            told += more
+    return told.decode("utf-8", "replace")

@@ -1,0 +1,116 @@
+"""Metrics and health of the real process: packets through rewrites, a kernel that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES
+from tests.kernel.conftest import Bed, node_bed
+from tests.support.cluster import node, service
+from tests.support.promlint import faults, fetch, value
+from tests.support.tables import add_mark_masq
+from tests.support.topology import (
+    CLUSTER_IP,
+    EXTERNAL_IP,
+    NODE_TO_BACKEND,
+    POD_CIDR,
+    Topology,
+    ask,
+    topology,
+)
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+ADDRESS = "127.0.0.1:10273"
+SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
+# A minute is a second here.
+IMPATIENT = """
+from ipvs_node_agent import cli, monitoring
+monitoring.PATIENCE = 1.0
+raise SystemExit(cli.main())
+"""
+# An iptables-restore that fails, or hangs, for as long as a file is there.
+STAND_IN = """#!/bin/sh
+while [ -e {directory}/hang ]; do sleep 0.05; done
+[ -e {directory}/fail ] && exit 4
+exec {real} "$@"
+"""
+
+
+@pytest.fixture
+def wired(backend: str) -> Iterator[Topology]:
+    with topology() as made:
+        for family in FAMILIES:
+            add_mark_masq(made.node, family, backend)
+        yield made
+
+
+@pytest.fixture
+def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
+    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), SERVICE) as made:
+        made.agent.configure({**made.settings, "metricsBindAddress": ADDRESS})
+        yield made
+
+
+def page(bed: Bed, path: str) -> tuple[int, str]:
+    with bed.namespace.enter():
+        return fetch(f"http://{ADDRESS}{path}")
+
+
+def connections(bed: Bed, path: str) -> float:
+    labels = {"namespace": "default", "service": "one", "path": path}
+    return value(page(bed, "/metrics")[1], "ipvs_node_agent_service_packets_total", **labels)
+
+
+def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, bed: Bed) -> None:
+    bed.agent.start()
+    eventually(lambda: "are served at" in bed.agent.log)
+    assert (connections(bed, "pod"), connections(bed, "host")) == (0, 0)
+    expected = {"pod": 0, "host": 0}
+    for turn in range(2):
+        for version, external in EXTERNAL_IP.items():
+            for source, path, times in ((wired.pod, "pod", 1), (wired.node, "host", 2)):
+                for _ in range(times):
+                    assert ask(source, external) == NODE_TO_BACKEND[version]
+                    expected[path] += 1
+        for path, count in expected.items():
+            eventually(lambda path=path, count=count: connections(bed, path) == count)  # type: ignore[misc]
+        # The chain that holds both Services is written anew, and the kernel counts from nothing.
+        name = f"other-{turn}"
+        bed.api.put(service(name, ["10.231.9.9"], [f"10.19.30.{turn}"]))
+        bed.agent.said(f"default/{name}: ")
+        for path, count in expected.items():
+            assert connections(bed, path) == count
+    text = page(bed, "/metrics")[1]
+    assert not faults(text)
+    assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 3
+    assert value(text, "ipvs_node_agent_services", ip_family="IPv6") == 1
+
+
+@pytest.mark.parametrize(("fault", "backend"), [("hang", "nft"), ("fail", "legacy")])
+def test_health_fails_with_the_kernel_and_recovers_with_it(
+    bed: Bed, backend: str, tmp_path: Path, fault: str
+) -> None:
+    bed.agent.program = ["-c", IMPATIENT]
+    for command in ("iptables", "ip6tables"):
+        name = f"{command}-{backend}-restore"
+        stand_in = tmp_path / name
+        real = bed.namespace.run("sh", "-c", f"command -v {name}").strip()
+        stand_in.write_text(STAND_IN.format(directory=tmp_path, real=real))
+        stand_in.chmod(0o755)
+    bed.agent.variables["PATH"] = f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"
+    (tmp_path / fault).touch()
+    bed.agent.start(wait=False)
+    eventually(lambda: "are served at" in bed.agent.log)
+    assert page(bed, "/readyz")[0] == 503
+    why = "hanging" if fault == "hang" else "has not reached the kernel"
+    eventually(lambda: why in page(bed, "/healthz")[1])
+    assert page(bed, "/healthz")[0] == 503
+    assert page(bed, "/metrics")[0] == 200
+    (tmp_path / fault).unlink()
+    eventually(lambda: page(bed, "/readyz") == (200, "ok\n"))
+    eventually(lambda: page(bed, "/healthz") == (200, "ok\n"))

@@ -1,0 +1,139 @@
+"""`status` of the real process: what the README shows, who may ask, an agent in trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES
+from tests.kernel.conftest import Bed, node_bed
+from tests.support.agentprocess import REPOSITORY
+from tests.support.cluster import node, service
+from tests.support.tables import add_mark_masq
+from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask, topology
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+WEB = service("web", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
+BAD = service("bad", ["10.231.2.62"], ["127.0.0.1"])
+ADM, NOBODY = 4, 65534
+# Five seconds are one here.
+IMPATIENT = """
+from ipvs_node_agent import cli, statussocket
+statussocket._ASKING_SECONDS = 1.0
+raise SystemExit(cli.main())
+"""
+
+
+@pytest.fixture
+def wired(backend: str) -> Iterator[Topology]:
+    with topology() as made:
+        for family in FAMILIES:
+            add_mark_masq(made.node, family, backend)
+        yield made
+
+
+@pytest.fixture
+def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
+    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), WEB, BAD) as made:
+        yield made
+
+
+def status(bed: Bed) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(bed.agent.call("status", "-o", "json").stdout)
+    return told
+
+
+def packets(bed: Bed) -> dict[str, int]:
+    (web,) = status(bed)["services"]
+    counted: dict[str, int] = web["packets"]
+    return counted
+
+
+def test_the_readme_shows_what_it_prints(wired: Topology, bed: Bed, backend: str) -> None:
+    bed.agent.start()
+    for external in EXTERNAL_IP.values():
+        for source, times in ((wired.pod, 3), (wired.node, 1)):
+            for _ in range(times):
+                ask(source, external)
+    eventually(lambda: packets(bed) == {"pod": 6, "host": 2})
+    done = bed.agent.call("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = re.sub(r"since \S+ \S+ UTC \(\d+ s ago\)", "since WHEN", done.stdout)
+    readme = (REPOSITORY / "README.md").read_text()
+    text = readme.partition("# ipvs-node-agent status\n")[2].partition("```")[0]
+    text = re.sub(r"since \S+ \S+ UTC \(3 h ago\)", "since WHEN", text)
+    assert shown == text.replace("iptables-nft", f"iptables-{backend}")
+
+
+@pytest.mark.parametrize("backend", ["nft"])
+def test_it_follows_the_agent_from_its_start_to_its_end(bed: Bed) -> None:
+    done = bed.agent.call("status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "ipvs-node-agent: status: the agent is not running (journalctl -u ipvs-node-agent)\n"
+    )
+    assert status(bed)["state"] == "NotRunning"
+    kubeconfig = Path(bed.settings["kubeconfig"])
+    aside = kubeconfig.rename(kubeconfig.with_suffix(".aside"))
+    bed.agent.start(wait=False)
+    eventually(lambda: "Waiting: kubeconfig" in bed.agent.call("status").stdout)
+    assert bed.agent.call("status").returncode == 1
+    aside.rename(kubeconfig)
+    eventually(lambda: status(bed)["inSync"])
+    told = status(bed)
+    assert [family["services"] for family in told["families"]] == [1, 1]
+    assert "No such file or directory" in told["lastError"]["text"]
+    assert [problem["service"] for problem in told["refused"]] == ["default/bad"]
+    bed.agent.send(signal.SIGSTOP)
+    bed.agent.program = ["-c", IMPATIENT]
+    done = bed.agent.call("status")
+    assert done.returncode == 1
+    assert "the agent runs and does not answer" in done.stderr
+    bed.agent.program = ["-m", "ipvs_node_agent"]
+    bed.agent.send(signal.SIGCONT)
+    assert status(bed)["inSync"]
+    bed.agent.stop()
+    assert status(bed)["state"] == "NotRunning"
+
+
+@pytest.mark.parametrize("backend", ["nft"])
+@pytest.mark.parametrize(
+    ("user", "group", "works"), [(NOBODY, ADM, True), (NOBODY, NOBODY, False), (0, 0, True)]
+)
+def test_root_and_members_of_adm_may_ask(
+    bed: Bed, tmp_path: Path, user: int, group: int, works: bool
+) -> None:
+    bed.agent.start()
+    socket = bed.agent.runtime / "status"
+    assert stat.S_IMODE(os.stat(socket).st_mode) == 0o660
+    assert os.stat(socket).st_gid == ADM
+    # As /run/ipvs-node-agent is.
+    for directory in (bed.agent.runtime, *bed.agent.runtime.parents):
+        directory.chmod(directory.stat().st_mode | 0o111)
+    with bed.namespace.enter():
+        done = subprocess.run(
+            bed.agent.command("status"),
+            user=user,
+            group=group,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=bed.agent.environment,
+        )
+    if works:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 3
+        assert done.stderr.endswith("Permission denied (be root or in the group adm)\n")

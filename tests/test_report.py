@@ -1,0 +1,327 @@
+"""What `status` tells: out of the agent, as JSON there and back, and as text for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent import report
+from ipvs_node_agent.addresses import IPV4
+from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.model import Problem
+from ipvs_node_agent.packetcounts import Count
+from ipvs_node_agent.report import (
+    FamilyReport,
+    Happened,
+    Report,
+    ServiceReport,
+    as_json,
+    as_text,
+    from_json,
+)
+from tests.support.agentnode import (
+    BUSY,
+    CLUSTER_4,
+    CLUSTER_6,
+    EXTERNAL_4,
+    EXTERNAL_6,
+    Node,
+    other,
+    running,
+    web,
+)
+
+NOON = 1_764_072_000.0  # 2025-11-25 12:00:00 UTC
+WHOLE = Report(
+    state=report.IN_SYNC,
+    sentence="In sync; Services with rules: 2 in IPv4, 1 in IPv6",
+    since=NOON,
+    version="0.1.0",
+    node="worker-1",
+    backend="nft",
+    last_error=Happened(NOON - 7200, "IPv4: iptables-nft-restore: busy"),
+    families=(FamilyReport("IPv4", 2, 8, 2), FamilyReport("IPv6", 1, 4, 2)),
+    services=(
+        ServiceReport(
+            "default", "other", ("10.19.22.57",), ("10.231.2.62",), Count(0, 0), Count(0, 0)
+        ),
+        ServiceReport(
+            "default",
+            "web",
+            (EXTERNAL_4, EXTERNAL_6),
+            (CLUSTER_4, CLUSTER_6),
+            Count(3, 180),
+            Count(12345, 740700),
+        ),
+    ),
+    refused=(Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address"),),
+)
+TEXT = """\
+In sync since 2025-11-25 12:00:00 UTC (5 min ago); node worker-1, iptables-nft
+  IPv4: 2 Services, 8 rules in 2 chains
+  IPv6: 1 Service, 4 rules in 2 chains
+  1 refusal, see below
+  last error 2025-11-25 10:00:00 UTC (2 h ago): IPv4: iptables-nft-restore: busy
+
+SERVICE        EXTERNAL IP     CLUSTER IP       POD PKTS  BYTES  HOST PKTS  BYTES
+default/other  10.19.22.57     10.231.2.62             0      0          0      0
+default/web    10.19.20.201    10.231.42.164           3    180      12345   723K
+               fd00:10:19::c9  fd00:10:231::a4
+
+REFUSED
+default/bad: 127.0.0.1 is refused: it is a loopback address (Loopback)
+"""
+
+
+def told(node: Node, **sums: Count) -> Report:
+    """The report of the agent on `node`, whose clock is 1000 s behind the one on the wall."""
+    figures = Figures(
+        node.clock.now, sentence=node.agent.sentence(), agent=node.agent.figures(), backend="nft"
+    )
+    paths = {("default/web", path): count for path, count in sums.items()}
+    return report.report(figures, node.agent.view(), paths, lambda moment: moment + 1000)
+
+
+# 1. Out of the agent
+
+
+def test_each_service_with_rules_is_told_with_its_ips_and_packets() -> None:
+    node = running(web(EXTERNAL_6, EXTERNAL_4), other())
+    made = told(node, pod=Count(3, 180), host=Count(5, 300))
+    assert made.services == (
+        ServiceReport("default", "other", ("10.19.22.57",), ("10.231.2.62",)),
+        ServiceReport(
+            "default",
+            "web",
+            (EXTERNAL_4, EXTERNAL_6),
+            (CLUSTER_4, CLUSTER_6),
+            Count(3, 180),
+            Count(5, 300),
+        ),
+    )
+    assert made.families == (FamilyReport("IPv4", 2, 8, 2), FamilyReport("IPv6", 1, 4, 2))
+    assert (made.node, made.backend) == ("worker-1", "nft")
+
+
+def test_what_is_refused_is_told_and_not_among_the_services() -> None:
+    made = told(running(web("127.0.0.1")))
+    assert not made.services
+    assert [problem.reason for problem in made.refused] == ["Loopback"]
+
+
+def test_in_sync_is_since_the_last_change() -> None:
+    node = running(web(EXTERNAL_4))
+    node.pass_time(100)
+    node.put(other())
+    changed = node.clock.now
+    node.settle()
+    node.pass_time(100)
+    made = told(node)
+    assert made.state == report.IN_SYNC
+    assert made.since == pytest.approx(changed + 1000, abs=0.2)
+
+
+def test_not_in_sync_is_since_the_change_that_failed() -> None:
+    node = running(web(EXTERNAL_4))
+    node.pass_time(100)
+    node.tables[IPV4].broken = BUSY
+    node.put(other())
+    changed = node.clock.now
+    node.pass_time(30)
+    made = told(node)
+    assert made.state == report.NOT_IN_SYNC
+    assert made.since == pytest.approx(changed + 1000, abs=0.2)
+    assert made.last_error is not None
+    assert made.last_error.text == f"IPv4: {BUSY}"
+    node.tables[IPV4].broken = None
+    node.pass_time(30)
+    again = told(node)
+    assert again.state == report.IN_SYNC
+    assert again.last_error is not None
+
+
+def test_an_agent_that_knows_nothing_yet_is_not_in_sync() -> None:
+    made = told(Node())
+    assert made.state == report.NOT_IN_SYNC
+    assert made.sentence.startswith("Waiting: ")
+    assert (made.services, made.last_error) == ((), None)
+
+
+def test_an_agent_that_does_not_answer_is_told_by_its_last_sentence() -> None:
+    figures = Figures(500.0, sentence="In sync; ...", backend="nft")
+    made = report.report(figures, None, {}, lambda moment: moment + 1000)
+    assert (made.state, made.sentence, made.since) == (report.HANGING, "In sync; ...", 1500.0)
+
+
+def test_what_was_told_stays_as_it_was() -> None:
+    node = running(web(EXTERNAL_4))
+    view = node.agent.view()
+    node.delete("web")
+    node.put(other())
+    node.settle()
+    assert set(view.services) == {"default/web"}
+    assert list(view.having.values()) == [("default/web",)]
+
+
+# 2. JSON
+
+
+def test_the_json_has_these_keys() -> None:
+    raw = json.loads(as_json(WHOLE))
+    assert raw == {
+        "state": "InSync",
+        "inSync": True,
+        "since": "2025-11-25T12:00:00Z",
+        "sentence": WHOLE.sentence,
+        "version": "0.1.0",
+        "node": "worker-1",
+        "backend": "nft",
+        "lastError": {"time": "2025-11-25T10:00:00Z", "text": "IPv4: iptables-nft-restore: busy"},
+        "families": [
+            {"ipFamily": "IPv4", "services": 2, "rules": 8, "chains": 2},
+            {"ipFamily": "IPv6", "services": 1, "rules": 4, "chains": 2},
+        ],
+        "services": [
+            {
+                "namespace": "default",
+                "name": "other",
+                "externalIPs": ["10.19.22.57"],
+                "clusterIPs": ["10.231.2.62"],
+                "packets": {"pod": 0, "host": 0},
+                "bytes": {"pod": 0, "host": 0},
+            },
+            {
+                "namespace": "default",
+                "name": "web",
+                "externalIPs": [EXTERNAL_4, EXTERNAL_6],
+                "clusterIPs": [CLUSTER_4, CLUSTER_6],
+                "packets": {"pod": 3, "host": 12345},
+                "bytes": {"pod": 180, "host": 740700},
+            },
+        ],
+        "refused": [
+            {
+                "service": "default/bad",
+                "reason": "Loopback",
+                "text": "127.0.0.1 is refused: it is a loopback address",
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize("made", [WHOLE, Report(report.NOT_RUNNING, "why")])
+def test_a_report_comes_back_from_json_as_it_was(made: Report) -> None:
+    assert from_json(as_json(made)) == made
+
+
+def test_keys_that_a_later_version_adds_do_no_harm() -> None:
+    raw = json.loads(as_json(WHOLE))
+    raw["more"] = raw["services"][0]["more"] = raw["refused"][0]["more"] = [1]
+    assert from_json(json.dumps(raw)) == WHOLE
+
+
+def mangled(change: dict[str, Any]) -> str:
+    return json.dumps({**json.loads(as_json(WHOLE)), **change})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "{}",
+        "[" * 100_000,
+        mangled({"state": "Sleeping"}),
+        mangled({"state": 3}),
+        mangled({"since": "yesterday"}),
+        mangled({"since": 3}),
+        mangled({"services": {}}),
+        mangled({"services": [3]}),
+        mangled({"families": [{"ipFamily": "IPv4", "services": "2", "rules": 8, "chains": 2}]}),
+        mangled({"refused": [{"service": "x", "reason": "y"}]}),
+        mangled({"lastError": "x"}),
+    ],
+)
+def test_what_is_no_report_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        from_json(text)
+
+
+def test_nothing_told_can_steer_a_terminal() -> None:
+    made = from_json(mangled({"state": "NotInSync", "sentence": "\x1b[2J\nfake: line"}))
+    assert as_text(made, NOON).splitlines()[1] == r"  \x1b[2J\nfake: line"
+
+
+# 3. Text
+
+
+def test_the_text_is_a_headline_a_summary_and_tables() -> None:
+    assert as_text(WHOLE, NOON + 300) == TEXT
+
+
+def test_colours_are_all_that_a_terminal_adds() -> None:
+    shown = as_text(WHOLE, NOON + 300, colours=True)
+    assert shown.startswith("\x1b[32mIn sync\x1b[0m since ")
+    for code in ("\x1b[32m", "\x1b[33m", "\x1b[0m"):
+        shown = shown.replace(code, "")
+    assert shown == TEXT
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (report.NOT_IN_SYNC, "NOT IN SYNC"),
+        (report.HANGING, "HANGING"),
+        (report.NOT_RUNNING, "NOT RUNNING"),
+    ],
+)
+def test_what_is_not_well_is_in_capitals_and_red(state: str, shown: str) -> None:
+    made = replace(WHOLE, state=state)
+    assert as_text(made, NOON).startswith(f"{shown} since ")
+    assert as_text(made, NOON, colours=True).startswith(f"\x1b[31m{shown}\x1b[0m since ")
+
+
+def test_a_table_fits_a_terminal_at_the_cost_of_names() -> None:
+    name = "a-service-with-a-name-of-some-length"
+    made = replace(WHOLE, services=(replace(WHOLE.services[0], name=name),))
+    assert f"default/{name} " in as_text(made, NOON)
+    lines = as_text(made, NOON, width=90).splitlines()
+    table = lines[lines.index("") + 1 : -3]
+    assert max(map(len, table)) == 90
+    assert table[1].startswith("default/a-service-w")
+    assert "...  10.19.22.57" in table[1]
+    narrow = as_text(made, NOON, width=20)
+    assert "default/a-ser...  10.19.22.57" in narrow
+
+
+def test_without_services_there_is_no_table() -> None:
+    made = replace(WHOLE, services=(), refused=(), last_error=None)
+    assert as_text(made, NOON + 300) == "".join(TEXT.splitlines(keepends=True)[:3])
+
+
+def test_an_agent_in_sync_that_follows_no_changes_says_so() -> None:
+    sentence = f"{WHOLE.sentence}; not following changes: API server: gone"
+    made = replace(WHOLE, sentence=sentence)
+    assert as_text(made, NOON).splitlines()[1] == f"  {sentence}"
+    assert f"\x1b[33m{sentence}\x1b[0m" in as_text(made, NOON, colours=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7199, "120 min"),
+        (7200, "2 h"),
+        (1e6, "12 days"),
+    ],
+)
+def test_times_are_told_as_one_would(seconds: float, shown: str) -> None:
+    assert f"({shown} ago)" in as_text(WHOLE, NOON + seconds).splitlines()[0]
+    # A clock that went back makes nothing negative.
+    assert "(0 s ago)" in as_text(WHOLE, NOON - 5).splitlines()[0]
