@@ -25,6 +25,11 @@ from tests.node import image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = image.CACHE / "packages"
+# All that the tests start is gone with the first process of its namespace, and that is gone with us.
+_ENDS_WITH_US = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected)")
 _SUMMARY = re.compile(r"=+ .* in [\d.]+s.*=+")
 
@@ -54,7 +59,7 @@ class Run:
             "--color=no",
         ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *options, "tests/node", *arguments],
+            [*_ENDS_WITH_US, sys.executable, "-m", "pytest", *options, "tests/node", *arguments],
             cwd=REPOSITORY,
             env={**os.environ, **variables},
             stdout=subprocess.PIPE,

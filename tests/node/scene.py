@@ -275,12 +275,15 @@ class Scene:
             self._proxied(self.services[name].cluster[version], backends)
 
     def _proxied(self, address: str, backends: Sequence[str]) -> None:
-        """Waits until IPVS has exactly these servers for a ClusterIP."""
+        """Waits until IPVS gives new connections to a ClusterIP to exactly these servers.
+
+        One that is gone keeps its old connections, with a weight of 0.
+        """
         shown = re.sub(r"^(.*:.*)$", r"[\1]", address)
         wanted = "".join(f"{' '.join(sorted(backends))}")
         self.wait(
             f"""[ "$(ipvsadm -Sn | sed -n 's/^-a -t {re.escape(shown)}:{PORT} -r """
-            rf"""\[\?\([0-9a-f.:]*\)\]\?:{TARGET_PORT} .*/\1/p' | sort | xargs)" = '{wanted}' ]""",
+            rf"""\[\?\([0-9a-f.:]*\)\]\?:{TARGET_PORT} .*-w [1-9].*/\1/p' | sort | xargs)" = '{wanted}' ]""",
             60,
         )
 
@@ -349,4 +352,4 @@ class Scene:
 
     def journal(self, unit: str = "ipvs-node-agent") -> list[str]:
         """What a unit has said in all boots."""
-        return self.machine.run(f"journalctl -q -o cat -u {unit} _COMM=python3").splitlines()
+        return self.machine.run(f"journalctl -q -o cat -u {unit} SYSLOG_IDENTIFIER={unit}").splitlines()
