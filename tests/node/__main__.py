@@ -25,7 +25,7 @@ from tests.node import image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = image.CACHE / "packages"
-# All that the tests start is gone with the first process of its namespace, and that is gone with us.
+# What the tests start is gone with the first process of its namespace, and that is gone with us.
 _ENDS_WITH_US = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -53,7 +53,7 @@ class Run:
             "-p",
             "no:cacheprovider",
             "-v",
-            "--maxfail=3",
+            "--maxfail=8",
             "--durations=8",
             "-rA",
             "--color=no",
@@ -100,7 +100,8 @@ class Run:
     def stop(self) -> None:
         """Ends it; the machine goes with it."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            # unshare is deaf to all other signals.
+            self._process.kill()
             self._process.wait()
 
 
