@@ -8,7 +8,7 @@ RUN := tests/environments/run
 DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
 	python3-cryptography python3-prometheus-client python3-aiohttp python3-trustme
 
-.PHONY: help demo deb deb-test test cluster-test lint bench
+.PHONY: help demo deb deb-test test cluster-test node-test lint bench
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -28,6 +28,9 @@ test: ## Run all tests, in each of the four environments
 
 cluster-test: ## Run the agent against real API servers of two versions, 20 minutes (QUICK=1: most of it, 8)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
+
+node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu (10 minutes)
+	@tests/node/run $(NODE_TEST)
 
 bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute)
 	@QUICK=$(QUICK) tests/bench/run

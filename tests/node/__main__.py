@@ -25,6 +25,11 @@ from tests.node import image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = image.CACHE / "packages"
+# What the tests start is gone with the first process of its namespace, and that is gone with us.
+_ENDS_WITH_US = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected)")
 _SUMMARY = re.compile(r"=+ .* in [\d.]+s.*=+")
 
@@ -48,13 +53,13 @@ class Run:
             "-p",
             "no:cacheprovider",
             "-v",
-            "--maxfail=3",
+            "--maxfail=8",
             "--durations=8",
             "-rA",
             "--color=no",
         ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *options, "tests/node", *arguments],
+            [*_ENDS_WITH_US, sys.executable, "-m", "pytest", *options, "tests/node", *arguments],
             cwd=REPOSITORY,
             env={**os.environ, **variables},
             stdout=subprocess.PIPE,
@@ -95,7 +100,8 @@ class Run:
     def stop(self) -> None:
         """Ends it; the machine goes with it."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            # unshare is deaf to all other signals.
+            self._process.kill()
             self._process.wait()
 
 

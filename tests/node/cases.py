@@ -61,3 +61,26 @@ def apt(scene: Scene, command: str) -> str:
     """Types a command of apt in that folder; it asks nothing, and what it does is confirmed."""
     typed = command.replace("apt ", "apt -y -o APT::Cmd::Disable-Script-Warning=true ", 1)
     return scene.machine.run(f"cd {DEBS} && {typed}", timeout=180)
+
+
+def no_connection_fails(scene: Scene, command: str, then: str) -> None:
+    """Runs a command under streams of connections, and waits until `then` is true."""
+    with scene.stream(*external(scene.services["web"], "host", "pod")) as results:
+        if command.startswith("apt "):
+            apt(scene, command)
+        else:
+            scene.machine.run(command)
+        scene.wait(then, READY_SECONDS)
+    print([f"{result['good']}, the slowest {result['slowest']:.2f} s" for result in results])
+    assert len(results) == 4
+    for result in results:
+        assert result["good"] > 20
+        assert (result["bad"], result["twice"]) == ([], 0)
+        # Always by way of our rules: no other one masquerades a pod.
+        assert len(result["saw"]) == 1
+
+
+def another_process(scene: Scene) -> str:
+    """A condition: the agent is ready, and not the process that it is now."""
+    pid = scene.agent("MainPID")
+    return f'{READY} && [ "$(systemctl show --value -p MainPID ipvs-node-agent)" != {pid} ]'

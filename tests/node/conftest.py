@@ -57,6 +57,7 @@ def scene(
         made = Scene(plane, machine, directory)
         pytestconfig.stash[_scene] = made
         try:
+            made.make_cluster()
             print(f"booted in {machine.start():.0f} s")
             made.set_up()
             yield made

@@ -10,10 +10,11 @@ namespaces, so all of it is there again after a boot.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.cluster.rest import Client
 from tests.node.vm import Machine
 from tests.support.cluster import POD_CIDRS, node
 from tests.support.tables import ours
+from tests.support.waiting import eventually
 
 NODE, OTHER_NODE = "worker-1", "worker-2"
 NODE_ADDRESS = {4: "192.168.7.11", 6: "fd00:192:168:7::11"}
@@ -33,6 +35,9 @@ REMOTE_POD = {4: "10.240.3.130", 6: "fd00:10:240:3::2"}
 OUTSIDE = {4: "203.0.113.9", 6: "2001:db8:113::9"}
 VERSIONS = (4, 6)
 PORT, TARGET_PORT = 80, 8080
+_POLL_SECONDS = 0.3
+# For kube-proxy to start, and to make what it knows.
+_PROXY_SECONDS = 90.0
 
 KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
 _CURRENT = "/var/lib/kubelet/pki/kubelet-client-current.pem"
@@ -71,7 +76,7 @@ add "" to-remote {NODE_ADDRESS[4]}/24 {NODE_ADDRESS[6]}/64
 add "-n remote" eth0 192.168.7.12/24 fd00:192:168:7::12/64
 add "-n remote" lo {REMOTE_POD[4]}/32 {REMOTE_POD[6]}/128
 # The other node's kube-proxy has bound the external IPs there as well: answers to them stay there.
-for last in 201 202 203 204; do
+for last in 201 204; do
     add "-n remote" lo 10.19.20.$last/32 fd00:10:19:20::$last/128
 done
 gateway remote {NODE_ADDRESS[4]} {NODE_ADDRESS[6]}
@@ -189,14 +194,20 @@ class Scene:
         """All rights."""
         return self.plane.servers[0].client()
 
-    def set_up(self) -> None:
-        """Everything but the agent: the other services run, and the cluster knows the node."""
-        self.machine.run("systemctl is-system-running --wait || true")
+    def make_cluster(self) -> None:
+        """The cluster's objects; for kube-proxy to find them all at once, before it is there."""
         for cidrs, name in ((POD_CIDRS, NODE), (("10.240.3.128/25",), OTHER_NODE)):
             wanted = node(*cidrs, name=name)
             self.admin.post("/api/v1/nodes", wanted)
             if name == NODE:
                 self.admin.patch(f"/api/v1/nodes/{name}/status", {"status": wanted["status"]})
+        self._add_service("web", externalTrafficPolicy="Local")
+        self._add_service("plain", type="NodePort")
+        self._put_endpoints(remote=True, local=False)
+
+    def set_up(self) -> None:
+        """Everything in the machine but the agent."""
+        self.machine.run("systemctl is-system-running --wait || true")
         self._write_credentials()
         self.machine.write("/usr/local/sbin/topology", _TOPOLOGY, "755")
         self.machine.write("/etc/kubernetes/kube-proxy.yaml", _KUBE_PROXY)
@@ -204,6 +215,7 @@ class Scene:
             self.machine.write(f"/etc/systemd/system/{name}", text)
         servers = "answer@pod answer@remote answer@outside"
         self.machine.run(f"systemctl enable -q --now topology kube-proxy {servers}")
+        self._wait_for_proxy(remote=True, local=False)
 
     def _write_credentials(self) -> None:
         self._certificate.rotate()
@@ -226,8 +238,7 @@ class Scene:
 
     # The cluster's objects
 
-    def add_service(self, name: str, **fields: Any) -> Service:
-        """Makes a dual-stack Service without a selector; `fields` go into its spec."""
+    def _add_service(self, name: str, **fields: Any) -> None:
         external = {}
         spec = {
             "type": "LoadBalancer",
@@ -237,13 +248,11 @@ class Scene:
         }
         made = self.admin.post(SERVICES, {"metadata": {"name": name}, "spec": spec})
         if spec["type"] == "LoadBalancer":
-            number = 201 + len(self.services)
-            external = {4: f"10.19.20.{number}", 6: f"fd00:10:19:20::{number}"}
+            external = {4: "10.19.20.201", 6: "fd00:10:19:20::201"}
             self.set_ingress(name, *external.values())
         cluster = {6 if ":" in ip else 4: ip for ip in made["spec"]["clusterIPs"]}
-        service = Service(name, external, cluster, made["spec"]["ports"][0]["nodePort"])
-        self.services[name] = service
-        return service
+        node_port = made["spec"]["ports"][0]["nodePort"]
+        self.services[name] = Service(name, external, cluster, node_port)
 
     def set_ingress(self, name: str, *addresses: str) -> None:
         """Tells which addresses the load balancer has for a Service."""
@@ -251,56 +260,73 @@ class Scene:
         status = {"status": {"loadBalancer": {"ingress": ingress}}}
         self.admin.patch(f"{SERVICES}/{name}/status", status)
 
-    def set_endpoints(self, name: str, *, remote: bool = True, local: bool = False) -> None:
-        """Has a Service's pods be here, there, or both."""
-        for version in VERSIONS:
-            places = [(POD, NODE)] * local + [(REMOTE_POD, OTHER_NODE)] * remote
-            slice_name = f"{name}-{version}"
+    def set_endpoints(self, *, remote: bool, local: bool) -> None:
+        """Has the Services' pods be on this node, on the other one, or on both."""
+        self._put_endpoints(remote, local)
+        self._wait_for_proxy(remote, local)
+
+    def _put_endpoints(self, remote: bool, local: bool) -> None:
+        found = {item["metadata"]["name"] for item in self.admin.get(_SLICES)["items"]}
+        places = [(POD, NODE)] * local + [(REMOTE_POD, OTHER_NODE)] * remote
+        for service, version in itertools.product(self.services, VERSIONS):
+            name = f"{service}-{version}"
+            endpoints = [
+                {"addresses": [ip[version]], "nodeName": where, "conditions": {"ready": True}}
+                for ip, where in places
+            ]
+            if name in found:
+                self.admin.patch(f"{_SLICES}/{name}", {"endpoints": endpoints})
+                continue
+            labels = {"kubernetes.io/service-name": service}
             wanted = {
-                "metadata": {"name": slice_name, "labels": {"kubernetes.io/service-name": name}},
+                "metadata": {"name": name, "labels": labels},
                 "addressType": f"IPv{version}",
                 "ports": [{"name": "", "protocol": "TCP", "port": TARGET_PORT}],
-                "endpoints": [
-                    {"addresses": [ip[version]], "nodeName": where, "conditions": {"ready": True}}
-                    for ip, where in places
-                ],
+                "endpoints": endpoints,
             }
-            found = self.admin.get(_SLICES)["items"]
-            if slice_name in {item["metadata"]["name"] for item in found}:
-                self.admin.patch(f"{_SLICES}/{slice_name}", {"endpoints": wanted["endpoints"]})
-            else:
-                self.admin.post(_SLICES, wanted)
-        for version in VERSIONS:
-            backends = [ip[version] for ip, _ in places]
-            self._proxied(self.services[name].cluster[version], backends)
+            self.admin.post(_SLICES, wanted)
 
-    def _proxied(self, address: str, backends: Sequence[str]) -> None:
-        """Waits until IPVS has exactly these servers for a ClusterIP."""
-        shown = re.sub(r"^(.*:.*)$", r"[\1]", address)
-        wanted = "".join(f"{' '.join(sorted(backends))}")
-        self.wait(
-            f"""[ "$(ipvsadm -Sn | sed -n 's/^-a -t {re.escape(shown)}:{PORT} -r """
-            rf"""\[\?\([0-9a-f.:]*\)\]\?:{TARGET_PORT} .*/\1/p' | sort | xargs)" = '{wanted}' ]""",
-            60,
-        )
+    def _wait_for_proxy(self, remote: bool, local: bool) -> None:
+        """Waits until IPVS gives new connections to the ClusterIPs to exactly these servers.
+
+        One that is gone keeps its old connections, with a weight of 0.
+        """
+        places = [POD] * local + [REMOTE_POD] * remote
+        wanted = {
+            (address, place[version])
+            for service in self.services.values()
+            for version, address in service.cluster.items()
+            for place in places
+        }
+        addresses = {address for address, _ in wanted}
+        server = re.compile(r"-a -t \[?(\S+?)\]?:80 -r \[?(\S+?)\]?:8080 .*-w [1-9]\d*")
+
+        def proxied() -> set[tuple[str, str]]:
+            found = server.findall(self.machine.run(f"sleep {_POLL_SECONDS}; ipvsadm -Sn"))
+            return {pair for pair in found if pair[0] in addresses}
+
+        try:
+            eventually(lambda: proxied() == wanted, timeout=_PROXY_SECONDS)
+        except AssertionError:
+            assert proxied() == wanted
 
     # What the machine is asked
 
     def wait(self, condition: str, seconds: float = 15) -> float:
         """Waits in the machine until a command succeeds; after how many seconds it did."""
+        # In microseconds, and without a process that would take time from what is waited for.
         printed = self.machine.run(
-            f"""began=$(date +%s.%N)
+            f"""began=${{EPOCHREALTIME/./}}
             until ( {condition} ) >/tmp/wait 2>&1; do
-                now=$(date +%s.%N)
-                awk "BEGIN {{ exit !($now - $began > {seconds}) }}" && {{
+                if (( ${{EPOCHREALTIME/./}} - began > {seconds * 1e6:.0f} )); then
                     echo 'not true within {seconds:g} s:'; cat /tmp/wait; exit 1
-                }}
-                sleep 0.1
+                fi
+                sleep {_POLL_SECONDS}
             done
-            date +%s.%N | awk "{{ print \\$1 - $began }}" """,
+            echo $(( ${{EPOCHREALTIME/./}} - began ))""",
             timeout=seconds + 60,
         )
-        return float(printed)
+        return int(printed) / 1e6
 
     def ask(self, *connections: Connection) -> list[str]:
         """Who the server saw of each connection, or the error."""
@@ -349,4 +375,6 @@ class Scene:
 
     def journal(self, unit: str = "ipvs-node-agent") -> list[str]:
         """What a unit has said in all boots."""
-        return self.machine.run(f"journalctl -q -o cat -u {unit} _COMM=python3").splitlines()
+        return self.machine.run(
+            f"journalctl -q -o cat -u {unit} SYSLOG_IDENTIFIER={unit}"
+        ).splitlines()

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from tests.node.cases import FIRST, READY, READY_SECONDS, apt, everything, put_package
-from tests.node.readme import INSTALL, JOURNAL, PURGE, STATUS
-from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
+from tests.node.cases import READY, READY_SECONDS, apt, everything, put_package
+from tests.node.readme import INSTALL, JOURNAL, STATUS
+from tests.node.scene import NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
 from tests.support.promlint import faults, value
 
 
 @pytest.fixture(scope="module")
 def connections(scene: Scene) -> dict[str, Connection]:
     """Who connects to what; the Services have no endpoint on this node."""
-    web = scene.add_service("web", externalTrafficPolicy="Local")
-    plain = scene.add_service("plain", type="NodePort")
-    for service in (web, plain):
-        scene.set_endpoints(service.name)
-    return everything(web, plain)
+    return everything(scene.services["web"], scene.services["plain"])
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +32,6 @@ def test_without_the_agent_the_node_itself_does_not_reach_the_external_ip(
         assert before[f"pod to web's external IP, IPv{version}"] == POD[version]
         assert is_answer(before[f"host to web's ClusterIP, IPv{version}"])
         assert is_answer(before[f"pod to plain's node port, IPv{version}"])
-
-
-@pytest.mark.usefixtures("before")
-def test_on_a_node_that_has_not_joined_a_cluster_it_waits_calmly(scene: Scene) -> None:
-    scene.machine.run(f"rm {KUBELET_CONF}")
-    put_package(scene, "this")
-    began = time.monotonic()
-    printed = apt(scene, INSTALL)
-    assert time.monotonic() - began < 90
-    assert "Waiting: " in printed
-    status = scene.machine.attempt(f"{STATUS} --no-pager").output
-    assert "activating (start)" in status
-    assert f"Waiting: kubeconfig {KUBELET_CONF}" in status
-    assert scene.agent("NRestarts") == "0"
-    scene.give_kubelet_conf()
-    scene.wait(READY, READY_SECONDS)
-    assert scene.agent("NRestarts") == "0"
-    assert scene.agent("StatusText") == "In sync; Services with rules: 1 in IPv4, 1 in IPv6"
-    scene.wait(FIRST)
-    apt(scene, PURGE)
-    assert not scene.ours()
 
 
 def test_after_apt_install_the_external_ip_works_and_nothing_else_changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -37,7 +38,7 @@ def test_with_host_only_the_backend_sees_the_pods_own_address(scene: Scene) -> N
     ("local", "remote"), [(True, True), (True, False), (False, True)], ids=["both", "here", "there"]
 )
 def test_access_works_wherever_the_endpoints_are(scene: Scene, local: bool, remote: bool) -> None:
-    scene.set_endpoints("web", local=local, remote=remote)
+    scene.set_endpoints(local=local, remote=remote)
     # IPVS takes one endpoint after the other.
     clients = external(scene.services["web"], "host", "pod") * 2
     answers = scene.ask(*clients)
@@ -54,3 +55,10 @@ def test_a_changed_external_ip_is_followed(scene: Scene) -> None:
             scene.wait(f"{command} -t nat -S IPVS_OUTPUT | grep -F ' {addresses[version]}/'")
             shown = scene.machine.run(f"{command} -t nat -S IPVS_OUTPUT").count("-j DNAT")
             assert shown == 1
+
+
+def test_nothing_is_said_while_nothing_happens(scene: Scene) -> None:
+    before = scene.journal()
+    # Three checks for drift, and a sync of nobody's.
+    time.sleep(7)
+    assert scene.journal() == before

@@ -49,10 +49,9 @@ RIVALS = {
     "firewalld is reloaded": Rival(
         "systemctl start firewalld && firewall-cmd --reload", afterwards="systemctl stop firewalld"
     ),
-    # It cannot be installed beside netfilter-persistent.
+    # It is not to be installed beside netfilter-persistent, which does nothing meanwhile.
     "ufw is enabled": Rival(
-        "apt-get -q -y purge iptables-persistent netfilter-persistent && dpkg -i /opt/ufw_*.deb"
-        " && ufw --force enable",
+        "dpkg -i --force-breaks /opt/ufw_*.deb && ufw --force enable",
         afterwards="ufw disable && dpkg --purge ufw",
     ),
 }

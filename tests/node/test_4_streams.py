@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node.cases import READY, apt, external, put_package
+from tests.node.cases import another_process, no_connection_fails, put_package
 from tests.node.readme import INSTALL
 from tests.node.scene import Scene
 
@@ -21,29 +21,6 @@ def _quick(scene: Scene) -> Iterator[None]:
     scene.machine.run("systemctl daemon-reload")
     yield
     scene.machine.run(f"rm -r $(dirname {_DROP_IN}) && systemctl daemon-reload")
-
-
-def no_connection_fails(scene: Scene, command: str, then: str) -> None:
-    """Runs a command under streams of connections, and waits until `then` is true."""
-    with scene.stream(*external(scene.services["web"], "host", "pod")) as results:
-        if command.startswith("apt "):
-            apt(scene, command)
-        else:
-            scene.machine.run(command)
-        scene.wait(then, 60)
-    print([f"{result['good']}, the slowest {result['slowest']:.2f} s" for result in results])
-    assert len(results) == 4
-    for result in results:
-        assert result["good"] > 20
-        assert (result["bad"], result["twice"]) == ([], 0)
-        # Always by way of our rules: no other one masquerades a pod.
-        assert len(result["saw"]) == 1
-
-
-def another_process(scene: Scene) -> str:
-    """A condition: the agent is ready, and not the process that it is now."""
-    pid = scene.agent("MainPID")
-    return f'{READY} && [ "$(systemctl show --value -p MainPID ipvs-node-agent)" != {pid} ]'
 
 
 def test_a_restart(scene: Scene) -> None:

@@ -6,10 +6,9 @@ Its disk is an overlay over an image that nobody writes to.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
-import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,8 +23,6 @@ from tests.support.waiting import eventually
 
 BOOT_SECONDS = 180.0
 COMMAND_SECONDS = 120.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 class Failed(AssertionError):
@@ -67,11 +64,7 @@ class Machine:
         self._socket_path.unlink(missing_ok=True)
         with self.console.open("ab") as console:
             self._process = self._namespace.popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                preexec_fn=_die_with_parent,
+                self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console
             )
         self._channel = eventually(self._connected, "qemu's socket")
         reader = threading.Thread(target=self._read, args=(self._channel,), daemon=True)
@@ -221,19 +214,13 @@ class Machine:
         ]
 
 
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def make_bed(files: dict[str, Path], path: Path) -> None:
     """Writes a file system with these files, for the machine to read."""
     folder = path.with_suffix(".files")
     folder.mkdir()
     size = 16 << 20
     for name, source in files.items():
-        os.link(source, folder / name) if _same_disk(source, folder) else _copy(
-            source, folder / name
-        )
+        shutil.copy(source, folder / name)
         size += source.stat().st_size
     command: list[str | Path] = [
         "mke2fs",
@@ -248,12 +235,4 @@ def make_bed(files: dict[str, Path], path: Path) -> None:
         f"{size >> 10}k",
     ]
     subprocess.run(command, check=True)
-
-
-def _same_disk(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.write_bytes(source.read_bytes())
-    target.chmod(source.stat().st_mode)
+    shutil.rmtree(folder)
