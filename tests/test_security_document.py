@@ -17,6 +17,6 @@ def test_every_test_that_it_names_exists() -> None:
 
 
 def test_every_file_that_it_names_exists() -> None:
-    named = {name for name in re.findall(r"`([\w./-]+\.(?:py|service|tmpfiles))`", TEXT)}
+    named = set(re.findall(r"`([\w./-]+\.(?:py|service|tmpfiles))`", TEXT))
     places = (ROOT, ROOT / "tests", ROOT / "ipvs_node_agent")
     assert not [name for name in named if not any((place / name).exists() for place in places)]
