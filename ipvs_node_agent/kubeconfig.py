@@ -22,7 +22,7 @@ import urllib3
 import yaml
 from urllib3.util.ssl_ import create_urllib3_context
 
-from ipvs_node_agent import kubeconfigreader
+from ipvs_node_agent import kubeconfigreader, yamlloader
 from ipvs_node_agent.kubeconfigreader import File, Settings, refused
 
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
@@ -141,7 +141,7 @@ def host_name() -> str:
 
 
 def _document(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yamlloader.load(path.read_text(encoding="utf-8"))
 
 
 # Looked at every second, and parsing YAML takes longer than all the rest of an idle second.

@@ -122,10 +122,12 @@ def settings(path: Path) -> Settings:
     from kubernetes.client import Configuration
     from kubernetes.config import ConfigException, load_kube_config
 
+    from ipvs_node_agent import yamlloader
+
     # Older versions of the package would take localhost where the file names no server.
     configuration: Any = Configuration(host="")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yamlloader.load(path.read_text(encoding="utf-8"))
         load_kube_config(  # type: ignore[no-untyped-call]  # its module has no types
             config_file=str(path), client_configuration=configuration, persist_config=False
         )

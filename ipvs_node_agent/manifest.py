@@ -8,17 +8,19 @@ from typing import Any, Callable
 
 import yaml
 
+from ipvs_node_agent.yamlloader import Loader, Shallow
+
 if yaml.__with_libyaml__:
 
-    class _Base(yaml.composer.Composer, yaml.CSafeLoader):
-        """Scans in C, and composes in Python, since too deep a recursion crashes in C."""
+    class _Base(Shallow, yaml.CSafeLoader):
+        """Scans in C, and composes in Python."""
 
         def __init__(self, stream: str) -> None:
             yaml.CSafeLoader.__init__(self, stream)
-            yaml.composer.Composer.__init__(self)
+            Shallow.__init__(self)
 
 else:
-    _Base = yaml.SafeLoader  # type: ignore[assignment,misc]
+    _Base = Loader  # type: ignore[assignment,misc]
 
 
 class _Loader(_Base):

@@ -17,6 +17,7 @@ from yaml.reader import ReaderError
 
 from ipvs_node_agent.addresses import Network, parse_network
 from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.yamlloader import Loader
 
 _DURATION = re.compile(
     r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?",
@@ -39,7 +40,7 @@ Reader = Callable[[yaml.Node, str], Any]
 def compose(text: str, what: str) -> yaml.Node | None:
     """The one document in `text`, None where it is empty. Raises UsageError; `what` names it."""
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""

@@ -16,6 +16,7 @@ import pytest
 
 import ipvs_node_agent
 from ipvs_node_agent.launcher import End, Launcher, LaunchError, Running
+from tests.support.processes import children
 from tests.support.waiting import eventually
 
 FOR_LONG = 60.0
@@ -49,11 +50,6 @@ def shell() -> Iterator[Shell]:
     with ExitStack() as files:
         files.callback(launcher.close)
         yield Shell(launcher, files)
-
-
-def children(process: int | str = "self") -> set[int]:
-    lists = Path(f"/proc/{process}/task").glob("*/children")
-    return {int(number) for each in lists for number in each.read_text().split()}
 
 
 def test_a_command_has_the_streams_and_the_environment(shell: Shell) -> None:

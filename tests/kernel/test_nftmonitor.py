@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable, launch
 from ipvs_node_agent.ruleset import owner
 from tests.support.netns import Namespace
+from tests.support.processes import descendants
 from tests.support.tables import add_mark_masq, restore, saved
 from tests.support.waiting import eventually
 
@@ -152,16 +152,6 @@ def busy_rules(count: int) -> str:
         f"-A IPVS_OUTPUT-0a000000/8 -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(count)
     )
     return f"*nat\n:IPVS_OUTPUT-0a000000/8 - [0:0]\n{rules}COMMIT\n"
-
-
-def descendants(process: int | str = "self") -> set[int]:
-    """The processes that this one started, and those that they did."""
-    lists = Path(f"/proc/{process}/task").glob("*/children")
-    found: set[int] = set()
-    for each in lists:
-        with suppress(FileNotFoundError, ProcessLookupError):  # ended while being looked at
-            found |= {int(number) for number in each.read_text().split()}
-    return found.union(*map(descendants, found))
 
 
 def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: Namespace) -> None:
