@@ -28,6 +28,7 @@ from ipvs_node_agent.familytable import FamilyTable
 from ipvs_node_agent.figures import AgentFigures, Meter, View
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
 from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.proxymode import unneeded_in
 from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.watch import (
     RESTART_REASONS,
@@ -106,7 +107,10 @@ class Agent:
         self._was_in_sync, self._in_sync_since = False, clock()
         self._lacked = self._node_note = ""
         self._said: frozenset[Problem] = frozenset()
+        self._refusals: frozenset[Problem] = frozenset()
         self._refused: Mapping[str, int] = {}
+        # Empty where Services are programmed.
+        self._unneeded_mode = ""
         self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
 
     @property
@@ -133,6 +137,8 @@ class Agent:
         if not self.in_sync:
             return "Writing changes to the kernel"
         counts = {str(family): table.services for family, table in self._tables.items()}
+        if self._unneeded_mode:
+            return f"Not needed: kube-proxy is in {self._unneeded_mode} mode; no Service has rules"
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
         return f"In sync; Services with rules: {shown or 'none'}"
 
@@ -146,10 +152,12 @@ class Agent:
             families=families,
             repairs=repairs,
             refused=self._refused,
+            refusals=self._refusals,
             restarts=dict(self._restarts),
             waiting_since=min(
                 self._stale_since, *(figures.waiting_since for figures in families.values())
             ),
+            unneeded_mode=self._unneeded_mode,
         )
 
     def view(self) -> View:
@@ -176,6 +184,21 @@ class Agent:
             self._tables[family].use(programmer)
         self._plan_anew(self._clock())
         self._next_check = 0.0
+
+    def take_proxy_mode(self, mode: str | None) -> None:
+        """Takes all rules of Services away where kube-proxy's mode needs none; see `proxymode`."""
+        before, self._unneeded_mode = self._unneeded_mode, (mode or "") if unneeded_in(mode) else ""
+        if self._unneeded_mode == before:
+            return
+        if self._unneeded_mode:
+            log.warning(
+                "kube-proxy is in %s mode, where external IPs work without this agent and not with"
+                " it: no Service gets rules",
+                mode,
+            )
+        else:
+            log.info("kube-proxy is in %s mode: Services get their rules", mode)
+        self._plan_anew(self._clock())
 
     def take(self, event: Event) -> None:
         """Notes what `event` says; the kernel is `tick`'s business."""
@@ -257,6 +280,8 @@ class Agent:
     def _plan(self, snapshot: Snapshot, settle: bool) -> None:
         self._stale = False
         changed, self._changed = self._changed, {}
+        if self._unneeded_mode:
+            snapshot, changed, self._unsynced = Snapshot({}, snapshot.node), {}, {}
         since, self._stale_since = self._stale_since, math.inf
         arrived = {key: self._unsynced[key] for key in changed if key in self._unsynced}
         settle = settle or len(changed) >= _BURST
@@ -345,6 +370,7 @@ class Agent:
         problems = frozenset(snapshot.node.problems).union(read, *refused)
         if problems == self._said:
             return
+        self._refusals = frozenset().union(*refused)
         self._refused = Counter(problem.reason for found in refused for problem in found)
         new = sorted(problems - self._said)
         for problem in new[:_LINES_AT_ONCE]:

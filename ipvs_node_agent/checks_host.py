@@ -33,10 +33,12 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
     if mode == "ipvs":
         yield Finding(OK, "kube-proxy", f"in IPVS mode, {how}")
     elif mode in ("iptables", "nftables"):
-        text = (
-            f"in {mode} mode, {how}: the agent is not needed, and leads external IPs past"
-            " kube-proxy's own rules"
+        effect = (
+            "gives no Service rules"
+            if proxy.answer
+            else "leads external IPs past kube-proxy's own rules"
         )
+        text = f"in {mode} mode, {how}: the agent is not needed, and {effect}"
         yield Finding(FAIL, "kube-proxy", text, _REMOVE)
     elif mode:
         yield Finding(FAIL, "kube-proxy", f"in {mode} mode, {how}: not one with IPVS", _REMOVE)

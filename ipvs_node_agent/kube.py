@@ -1,7 +1,7 @@
-"""GET requests to the API server, with credentials that are read again when they change.
+"""Requests to the API server, with credentials that are read again when they change.
 
-`Api.get` opens a response, `Api.refresh` follows the credentials' files. What a response means is
-`watch`'s business.
+`Api.get` opens a response, `Api.post` creates an object, `Api.refresh` follows the credentials'
+files. What a response means is `watch`'s business.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -112,27 +112,44 @@ class Api:
         self._warned = credentials.warning
         return credentials
 
-    @contextmanager
     def get(
         self, path: str, parameters: Mapping[str, str], doing: str, read_timeout: float
-    ) -> Iterator[urllib3.HTTPResponse]:
+    ) -> AbstractContextManager[urllib3.HTTPResponse]:
         """The response to a GET, its body still to be streamed. Raises ApiError.
 
         `doing` says what the request is for, such as "list services", in messages. The answer has
         to begin within `read_timeout`, and no pause in it may be longer; see `be_patient`.
         """
+        target = path + (f"?{urlencode(parameters)}" if parameters else "")
+        return self._request("GET", target, None, doing, read_timeout)
+
+    def post(self, path: str, body: object, doing: str, read_timeout: float) -> None:
+        """Creates an object; see `get`. Raises ApiError."""
+        data = json.dumps(body).encode()
+        try:
+            with self._request("POST", path, data, doing, read_timeout):
+                pass  # What it became is nobody's business.
+        except Superseded:
+            raise ApiError("API server", "the credentials were just replaced") from None
+
+    @contextmanager
+    def _request(
+        self, method: str, target: str, body: bytes | None, doing: str, read_timeout: float
+    ) -> Iterator[urllib3.HTTPResponse]:
         ended = self._ended
         credentials = self.credentials()
-        url = f"{credentials.server}{path}" + (f"?{urlencode(parameters)}" if parameters else "")
+        url = f"{credentials.server}{target}"
         timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout)
         what = f"API server {credentials.server}"
-        log.debug("GET %s", url)
+        log.debug("%s %s", method, url)
         try:
             response: Any = credentials.pool.request(
-                "GET",
+                method,
                 url,
+                body=body,
                 headers={
                     "Accept": "application/json",
+                    **({"Content-Type": "application/json"} if body is not None else {}),
                     "User-Agent": _USER_AGENT,
                     **credentials.headers(),
                 },
@@ -152,7 +169,7 @@ class Api:
                 raise Superseded
             if response.status == 401 and credentials.short_lived:
                 self._forget(credentials)
-            if response.status != 200:
+            if response.status not in (200, 201):
                 raise _refusal(what, doing, response, credentials)
             yield response
         except (urllib3.exceptions.HTTPError, OSError) as error:

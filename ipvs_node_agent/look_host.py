@@ -5,7 +5,6 @@ Each look has a time limit, and what cannot be seen is left out: none of them ra
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import shutil
@@ -30,18 +29,18 @@ from ipvs_node_agent.iptables import (
 )
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.localpage import page
 from ipvs_node_agent.processes import (
     agent_processes,
     listener_on,
     lock_holder,
     process_called,
 )
+from ipvs_node_agent.proxymode import answered_mode
 from ipvs_node_agent.ruleset import owner, parse_save
 from ipvs_node_agent.runtime import directory, own_names
 
 _CAP_NET_ADMIN = 12
-_PROXY_MODE = ("127.0.0.1", 10249)
-_HTTP_TIMEOUT = 2.0
 _COMMAND_TIMEOUT = 10.0
 _UNITS = (
     "ipvs-node-agent.service",
@@ -125,31 +124,17 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
 
 
 def _proxy() -> Proxy:
-    mode = _get(_PROXY_MODE, "/proxyMode").strip()
     try:
         socket.if_nametoindex("kube-ipvs0")
         device = True
     except OSError:
         device = False
     return Proxy(
-        answer=mode if re.fullmatch(r"[a-z]{1,20}", mode) else None,
+        answer=answered_mode(),
         device=device,
         nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),
         process=process_called("kube-proxy"),
     )
-
-
-def _get(address: tuple[str, int], path: str) -> str:
-    """The beginning of a page; empty where there is none."""
-    connection = http.client.HTTPConnection(*address, timeout=_HTTP_TIMEOUT)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.read(1 << 16).decode("ascii", "replace") if response.status == 200 else ""
-    except (OSError, http.client.HTTPException, ValueError):
-        return ""
-    finally:
-        connection.close()
 
 
 def _said(*command: str) -> str:
@@ -199,8 +184,8 @@ def _listener(address: str) -> Listener | None:
     if found is None:
         return None
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    page = _get((reached, int(port)), "/metrics")
-    return Listener(found.number, found.program, "ipvs_node_agent_" in page)
+    ours = "ipvs_node_agent_" in page((reached, int(port)), "/metrics")
+    return Listener(found.number, found.program, ours)
 
 
 def _settings() -> dict[str, str]:

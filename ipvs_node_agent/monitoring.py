@@ -12,13 +12,12 @@ from typing import Callable
 from ipvs_node_agent import metrics
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.figures import Figures, View
+from ipvs_node_agent.health import sickness
 from ipvs_node_agent.metrics import Meters, Metrics
 from ipvs_node_agent.packetcounts import Count, Path, Sampler
 from ipvs_node_agent.report import Report, report
 from ipvs_node_agent.webserver import Page, WebServer
 
-# A change may wait so long for the kernel, and the main loop may take so long for one round.
-PATIENCE = 60.0
 # How long a scrape waits for packet counters that are new.
 _SCRAPE_PATIENCE = 0.25
 # How long `status` waits for them, which is asked by people.
@@ -59,7 +58,7 @@ class Monitoring:
         if path == "/metrics":
             return Page(200, self._metrics.text(), metrics.CONTENT_TYPE)
         if path == "/healthz":
-            return _verdict(self._sickness())
+            return _verdict(sickness(self.figures, self._clock()))
         if path == "/readyz":
             figures = self.figures
             return _verdict("" if figures.ready else f"not ready: {figures.sentence}")
@@ -70,15 +69,6 @@ class Monitoring:
         sums = self.sampler.sums(_STATUS_PATIENCE) if view is not None else {}
         ahead = time.time() - self._clock()
         return report(self.figures, view, sums, lambda moment: moment + ahead)
-
-    def _sickness(self) -> str:
-        figures, now = self.figures, self._clock()
-        silent, waits = now - figures.turned, now - figures.agent.waiting_since
-        if silent > PATIENCE:
-            return f"the main loop has been hanging for {silent:.0f} s"
-        if waits > PATIENCE:
-            return f"a change has not reached the kernel for {waits:.0f} s: {figures.sentence}"
-        return ""
 
     def _sums(self) -> Mapping[Path, Count] | None:
         return self.sampler.sums(_SCRAPE_PATIENCE) if self._service_metrics else None

@@ -13,6 +13,7 @@ from ipvs_node_agent.kernel import Kernel, clean
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model import Snapshot
 from ipvs_node_agent.planner import plan
+from ipvs_node_agent.proxymode import proxy_mode, unneeded_in
 from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.ruleset import Change, difference
 from ipvs_node_agent.run import node_name, resources
@@ -58,6 +59,8 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
 
 def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
     """What has to be changed for the cluster as it was `seen`. Raises RefusedError."""
+    if unneeded_in(proxy_mode()):
+        seen = Snapshot({}, seen.node)
     chains = config.chains
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
     changes: list[tuple[str, Change]] = []

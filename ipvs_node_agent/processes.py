@@ -90,7 +90,22 @@ def listener_on(host: str, port: int) -> Process | None:
 
     `host` is an IP address, or a name that stands for all of them.
     """
-    inodes = set()
+    inodes = {inode for _, inode in _listening(host, port)}
+    if not inodes:
+        return None
+    for number, words in _commands():
+        if inodes & set(_sockets(number)):
+            return Process(number, os.path.basename(words[0]))
+    return Process(0, "")
+
+
+def users_listening_on(host: str, port: int) -> set[int]:
+    """The users, by number, of who listens where nobody else could then; see `listener_on`."""
+    return {user for user, _ in _listening(host, port)}
+
+
+def _listening(host: str, port: int) -> Iterator[tuple[int, str]]:
+    """User and inode of each socket that listens there."""
     for name in ("tcp", "tcp6"):
         try:
             lines = (_PROC / "net" / name).read_text().splitlines()[1:]
@@ -101,13 +116,7 @@ def listener_on(host: str, port: int) -> Process | None:
             words = line.split()
             address, _, theirs = words[1].rpartition(":")
             if words[3] == _LISTENING and int(theirs, 16) == port and _meet(host, address):
-                inodes.add(words[9])
-    if not inodes:
-        return None
-    for number, words in _commands():
-        if inodes & set(_sockets(number)):
-            return Process(number, os.path.basename(words[0]))
-    return Process(0, "")
+                yield int(words[7]), words[9]
 
 
 def _meet(host: str, address: str) -> bool:

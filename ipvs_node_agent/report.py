@@ -272,8 +272,9 @@ def _headline(made: Report, now: float, colours: bool) -> str:
 
 
 def _summary(made: Report, now: float, colours: bool) -> Iterable[str]:
-    # Of an agent that is in sync, the first two parts say what the lines below say.
-    if made.state != IN_SYNC or made.sentence.count("; ") > 1:
+    # The two parts of "In sync; Services with rules: ..." say what the lines around it say.
+    usual = made.sentence.startswith("In sync; ") and made.sentence.count("; ") == 1
+    if made.state != IN_SYNC or not usual:
         yield f"  {coloured(made.sentence, YELLOW) if colours else made.sentence}"
     for family in made.families:
         services = _counted(family.services, "Service")

@@ -30,6 +30,8 @@ from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model import read_node, read_service
 from ipvs_node_agent.monitoring import Monitoring
+from ipvs_node_agent.nodeevents import Teller
+from ipvs_node_agent.proxymode import proxy_mode
 from ipvs_node_agent.report import Report
 from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
 from ipvs_node_agent.statussocket import StatusSocket
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 _CREDENTIALS_PERIOD = 1.0
 # How often a backend that was only guessed is looked at again.
 _BACKEND_PERIOD = 30.0
+# How often kube-proxy is asked for its mode.
+_PROXY_PERIOD = 10.0
 # Leaves out only Services that have no ClusterIP: they get no rule, and guard no address. Any other
 # selector would hide ClusterIPs, and a Service whose external IP is one of them has to be refused.
 _WITH_CLUSTER_IP = {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
@@ -68,13 +72,17 @@ class _Crash(NamedTuple):
     error: BaseException
 
 
+class _ProxyMode(NamedTuple):
+    mode: str | None
+
+
 class _Question(NamedTuple):
     """Somebody in another thread wants to know what the agent knows."""
 
     reply: queue.SimpleQueue[View]
 
 
-_Message = Union[Event, _Signal, _Crash, _Question]
+_Message = Union[Event, _Signal, _Crash, _ProxyMode, _Question]
 
 
 def resources(api: Api, config: Config) -> list[Resource]:
@@ -125,10 +133,22 @@ def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) ->
     return Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
 
 
+def _start(run: Callable[[], None], put: Callable[[_Message], None]) -> None:
+    """Runs it in a thread of its own."""
+
+    def until_it_ends() -> None:
+        try:
+            run()
+        except BaseException as error:  # A bug must end the process, not just its thread.
+            put(_Crash(error))
+
+    threading.Thread(target=until_it_ends, daemon=True).start()
+
+
 class _Following:
     """The threads that follow the API server with one set of credentials."""
 
-    def __init__(self, config: Config, put: Callable[[_Message], None]) -> None:
+    def __init__(self, config: Config, put: Callable[[_Message], None], teller: Teller) -> None:
         self.api = Api(Path(config.kubeconfig))
         self._stopped = threading.Event()
         self._put = put
@@ -136,8 +156,12 @@ class _Following:
             Follower(self.api, resource, self._emit, self._stopped)
             for resource in resources(self.api, config)
         ]
-        for run in (self._refresh, *(follower.run for follower in self._followers)):
-            threading.Thread(target=self._until_it_ends, args=(run,), daemon=True).start()
+
+        def tell() -> None:
+            teller.run(self.api, lambda: node_name(self.api, config), self._stopped)
+
+        for run in (self._refresh, tell, *(follower.run for follower in self._followers)):
+            _start(run, put)
 
     def _emit(self, event: Event) -> None:
         # The next set of threads tells everything anew.
@@ -152,12 +176,6 @@ class _Following:
         for follower in self._followers:
             if follower.name != but:
                 follower.hurry()
-
-    def _until_it_ends(self, run: Callable[[], None]) -> None:
-        try:
-            run()
-        except BaseException as error:  # A bug must end the process, not just its thread.
-            self._put(_Crash(error))
 
     def _refresh(self) -> None:
         """Follows the credentials' files. To read them may take a minute (an exec plugin)."""
@@ -178,9 +196,12 @@ class _Loop:
         # Why the file is not what the agent goes by.
         self._config_fault = ""
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        # First of all, as the list may take a second to arrive.
-        self._following = _Following(config, self._queue.put)
+        self._stopped = threading.Event()
         self._monitoring = Monitoring()
+        self._teller = Teller(lambda: self._monitoring.figures)
+        # First of all that takes time, as the list may take a second to arrive.
+        self._following = _Following(config, self._queue.put, self._teller)
+        _start(self._follow_proxy_mode, self._queue.put)
         self._launcher = launch(manager.alive)
         self._kernel = _kernel(self._launcher, config)
         self._agent = Agent(
@@ -204,11 +225,20 @@ class _Loop:
                 pass
             self._manager.stopping()
         finally:
+            self._stopped.set()
             self._following.stop()
             self._monitoring.stop()
             status.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
+
+    def _follow_proxy_mode(self) -> None:
+        mode, pause = None, 0.0
+        while not self._stopped.wait(pause):
+            pause, before = _PROXY_PERIOD, mode
+            mode = proxy_mode(before)
+            if mode != before:
+                self._queue.put(_ProxyMode(mode))
 
     def _status(self) -> Report:
         """What `status` tells; asked by other threads, and answered by the main one."""
@@ -260,6 +290,8 @@ class _Loop:
                     raise message.error
                 if isinstance(message, _Question):
                     message.reply.put(self._agent.view())
+                elif isinstance(message, _ProxyMode):
+                    self._agent.take_proxy_mode(message.mode)
                 elif not isinstance(message, _Signal):
                     self._agent.take(message)
                 elif message.number == signal.SIGHUP:
@@ -301,7 +333,7 @@ class _Loop:
         self._monitoring.configure(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
-            self._following = _Following(config, self._queue.put)
+            self._following = _Following(config, self._queue.put, self._teller)
         log.info("read the configuration again")
 
     def _use(self, config: Config) -> None:

@@ -946,7 +946,65 @@ def test_a_configuration_that_comes_while_waiting_ends_the_wait() -> None:
     fresh.holds(WEB_4, cidrs=["10.1.0.0/16"])
 
 
-# 9. The sentence for an operator
+# 9. kube-proxy's mode
+
+
+def test_where_kube_proxy_needs_no_agent_no_service_has_rules(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = running(web(EXTERNAL_4), other())
+    for mode in ("iptables", "iptables", "nftables"):
+        site.agent.take_proxy_mode(mode)
+        site.settle()
+        site.holds()
+        assert site.agent.in_sync
+        assert site.agent.sentence() == (
+            f"Not needed: kube-proxy is in {mode} mode; no Service has rules"
+        )
+        assert site.agent.figures().unneeded_mode == mode
+    assert [text.partition(",")[0] for text in said(caplog, "^kube-proxy")] == [
+        "kube-proxy is in iptables mode",
+        "kube-proxy is in nftables mode",
+    ]
+
+
+def test_what_changes_there_counts_when_ipvs_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    site = running(web(EXTERNAL_4), other())
+    site.agent.take_proxy_mode("iptables")
+    site.settle()
+    caplog.clear()
+    site.put(web("10.19.20.202"))
+    site.delete("other")
+    site.settle()
+    site.holds()
+    assert said(caplog) == []
+    site.agent.take_proxy_mode("ipvs")
+    site.settle()
+    site.holds(("10.19.20.202", "web", CLUSTER_4))
+    assert said(caplog, "^kube") == ["kube-proxy is in ipvs mode: Services get their rules"]
+    assert site.agent.figures().unneeded_mode == ""
+
+
+@pytest.mark.parametrize("mode", [None, "ipvs", "userspace"])
+def test_any_other_mode_changes_nothing(mode: str | None) -> None:
+    site = running(web(EXTERNAL_4))
+    before = site.restores
+    site.agent.take_proxy_mode(mode)
+    site.settle()
+    site.holds(WEB_4)
+    assert site.restores == before
+
+
+def test_a_mode_that_is_known_before_the_first_list_keeps_rules_from_being_made() -> None:
+    fresh = Node()
+    fresh.agent.take_proxy_mode("nftables")
+    fresh.list_node(node(*POD_CIDRS))
+    fresh.list_services(web(EXTERNAL_4))
+    fresh.settle()
+    fresh.holds()
+
+
+# 10. The sentence for an operator
 
 
 def test_the_sentence_tells_the_way_to_the_first_sync() -> None:

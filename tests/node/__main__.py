@@ -72,7 +72,7 @@ class Run:
     def _read(self) -> None:
         """Shows how far it is; the whole text is in the log, and shown where something failed."""
         assert self._process.stdout is not None
-        with self.log.open("w") as log:
+        with self.log.open("w", buffering=1) as log:
             for line in self._process.stdout:
                 log.write(line)
                 if _SUMMARY.fullmatch(line.strip()):

@@ -25,6 +25,7 @@ for family in iptables ip6tables; do $family-save -t nat | grep -v '^#'; done
 ipvsadm -Ln
 """
 _scene = pytest.StashKey[Scene]()
+_words = pytest.StashKey[str]()
 
 
 def _named(variable: str) -> Path:
@@ -60,6 +61,12 @@ def scene(
             made.make_cluster()
             print(f"booted in {machine.start():.0f} s")
             made.set_up()
+        except BaseException:
+            # Reported when the machine is gone.
+            pytestconfig.stash[_words] = _at_failure(machine)
+            machine.stop()
+            raise
+        try:
             yield made
         finally:
             machine.stop()
@@ -73,7 +80,8 @@ def pytest_runtest_makereport(
     report = (yield).get_result()
     scene = item.config.stash.get(_scene, None)
     if report.failed and scene is not None:
-        report.sections.append(("the machine", _at_failure(scene.machine)))
+        words = item.config.stash.get(_words, None) or _at_failure(scene.machine)
+        report.sections.append(("the machine", words))
 
 
 def _at_failure(machine: Machine) -> str:

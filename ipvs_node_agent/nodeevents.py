@@ -1,0 +1,120 @@
+"""Events on the Node, for whoever looks at it with `kubectl describe node`.
+
+What is told: that changes do not reach the kernel, that external IPs are refused, and that
+kube-proxy's mode needs no agent. A node may create Events (the Node authorizer), and nothing else
+is ever written to the API server. `conditions` says what there is to tell, `Pace` when it is due,
+and `Teller` is the thread that tells it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Callable
+
+from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.eventobject import event
+from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.health import sickness
+from ipvs_node_agent.kube import Api
+
+log = logging.getLogger(__name__)
+
+PROGRAMMING_FAILED, REFUSED, NOT_NEEDED = "ProgrammingFailed", "ExternalIPRefused", "NotNeeded"
+
+_LOOK_PERIOD = 10.0
+# The least time between two Events of the same reason.
+_LEAST_PAUSE = 300.0
+# The API server forgets an Event after an hour (its --event-ttl).
+_TOLD_FOR = 3600.0
+_AFTER_FAILURE = 60.0
+_READ_TIMEOUT = 10.0
+_PATH = "/api/v1/namespaces/default/events"
+_MOST_REFUSALS = 5
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that an operator should know of this node; `reason` is one word."""
+
+    reason: str
+    message: str
+
+
+def conditions(figures: Figures, now: float) -> Iterator[Condition]:
+    """What there is to tell at the monotonic time `now`, at most one of each reason."""
+    if sickness(figures, now):
+        yield Condition(PROGRAMMING_FAILED, f"no change reaches the kernel: {figures.sentence}")
+    agent = figures.agent
+    if agent.unneeded_mode:
+        text = f"kube-proxy is in {agent.unneeded_mode} mode, which needs no ipvs-node-agent"
+        yield Condition(NOT_NEEDED, text)
+    if agent.refusals:
+        shown = [str(problem) for problem in sorted(agent.refusals)[:_MOST_REFUSALS]]
+        if len(agent.refusals) > _MOST_REFUSALS:
+            shown.append(f"and {len(agent.refusals) - _MOST_REFUSALS} more")
+        yield Condition(REFUSED, "; ".join(shown))
+
+
+class Pace:
+    """When a condition is due to be told: when it is new or has changed, and hourly while it lasts.
+
+    Never twice within five minutes, however often it comes and goes.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[float, str]] = {}
+
+    def due(self, found: Iterable[Condition], now: float) -> list[Condition]:
+        """Those of the conditions, which are all there are, that are to be told now."""
+        there = {condition.reason: condition for condition in found}
+        for reason in self._told.keys() - there.keys():
+            # When it comes back it is new.
+            self._told[reason] = (self._told[reason][0], "")
+        return [condition for condition in there.values() if self._is_due(condition, now)]
+
+    def _is_due(self, condition: Condition, now: float) -> bool:
+        if condition.reason not in self._told:
+            return True
+        when, message = self._told[condition.reason]
+        return now - when >= (_TOLD_FOR if message == condition.message else _LEAST_PAUSE)
+
+    def tell(self, condition: Condition, now: float) -> None:
+        """It was told."""
+        self._told[condition.reason] = (now, condition.message)
+
+
+class Teller:
+    """Tells what `figures` gives."""
+
+    def __init__(
+        self, figures: Callable[[], Figures], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._figures, self._clock = figures, clock
+        self._pace = Pace()
+        self._fault = ""
+
+    def run(self, api: Api, node_name: Callable[[], str], stopped: threading.Event) -> None:
+        """Looks, and tells by way of `api`, until `stopped`; of one thread at a time."""
+        pause = _LOOK_PERIOD
+        while not stopped.wait(pause):
+            pause = _LOOK_PERIOD if self.turn(api, node_name) else _AFTER_FAILURE
+
+    def turn(self, api: Api, node_name: Callable[[], str]) -> bool:
+        """Tells what is due; False where it could not, which is said once."""
+        now = self._clock()
+        try:
+            for condition in self._pace.due(conditions(self._figures(), now), now):
+                body = event(node_name(), condition.reason, condition.message)
+                api.post(_PATH, body, "create Events", _READ_TIMEOUT)
+                self._pace.tell(condition, now)
+        except AgentError as error:
+            if str(error) != self._fault:
+                log.warning("no Event on the Node for now: %s", error)
+            self._fault = str(error)
+            return False
+        self._fault = ""
+        return True

@@ -1,0 +1,39 @@
+"""kube-proxy's mode, by its own word.
+
+Where it is not IPVS, external IPs work without this agent, and do not work with it: a DNAT of ours
+ends the packet's walk through nat, which is where kube-proxy would find an endpoint for it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ipvs_node_agent.localpage import page
+from ipvs_node_agent.processes import users_listening_on
+
+# kube-proxy's metricsBindAddress, by default.
+_ADDRESS = ("127.0.0.1", 10249)
+_UNNEEDED_IN = frozenset({"iptables", "nftables"})
+
+
+def answered_mode() -> str | None:
+    """What is answered where kube-proxy tells its mode, None where nothing is."""
+    said = page(_ADDRESS, "/proxyMode").strip()
+    return said if re.fullmatch(r"[a-z]{1,20}", said) else None
+
+
+def proxy_mode(known: str | None = None) -> str | None:
+    """kube-proxy's mode; `known`, the last one, as long as it does not tell.
+
+    As long as it does not run, every account may answer in its place. So a new word counts from
+    root alone.
+    """
+    said = answered_mode()
+    if said in (None, known) or users_listening_on(*_ADDRESS) != {0}:
+        return known
+    return said
+
+
+def unneeded_in(mode: str | None) -> bool:
+    """Whether the agent is not needed in that mode, and would do harm."""
+    return mode in _UNNEEDED_IN

@@ -1,0 +1,110 @@
+"""Where kube-proxy's mode is not IPVS, no Service gets rules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ipvs_node_agent.addresses import FAMILIES
+from ipvs_node_agent.proxymode import proxy_mode, unneeded_in
+from tests.kernel.conftest import Bed
+from tests.support import kubeproxy
+from tests.support.cluster import service
+from tests.support.netns import Namespace
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+WEB = ("10.19.20.201", "web", "10.231.42.164")
+NOBODY = 65534
+# The agent looks every ten seconds.
+LOOKED = 20.0
+
+
+@contextmanager
+def answered_by(user: int, namespace: Namespace, mode: str) -> Iterator[None]:
+    """A server of that user's where kube-proxy would tell its mode."""
+    program = (
+        "import http.server as h, os\n"
+        f"os.setuid({user})\n"
+        "class Handler(h.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200); self.end_headers()\n"
+        f"        self.wfile.write(b'{mode}')\n"
+        f"server = h.HTTPServer(('127.0.0.1', {kubeproxy.PORT}), Handler)\n"
+        "print(flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    with namespace.enter():
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_kube_proxy_is_believed(namespace: Namespace) -> None:
+    for mode in ("ipvs", "iptables", "nftables"):
+        with kubeproxy.proxy_mode(namespace, mode), namespace.enter():
+            assert proxy_mode() == mode
+            assert proxy_mode("ipvs") == mode
+
+
+def test_while_it_does_not_answer_its_last_mode_counts(namespace: Namespace) -> None:
+    with namespace.enter():
+        assert proxy_mode() is None
+        assert proxy_mode("ipvs") == "ipvs"
+
+
+def test_no_other_account_is_believed(namespace: Namespace) -> None:
+    with answered_by(0, namespace, "iptables"), namespace.enter():
+        assert proxy_mode("ipvs") == "iptables"
+    with answered_by(NOBODY, namespace, "iptables"), namespace.enter():
+        assert proxy_mode() is None
+        assert proxy_mode("ipvs") == "ipvs"
+
+
+@pytest.mark.parametrize("said", ["", "ipvs; rm -rf /", "x" * 21, "IPVS", "\x00"])
+def test_an_answer_that_is_no_mode_is_none(namespace: Namespace, said: str) -> None:
+    with kubeproxy.proxy_mode(namespace, said), namespace.enter():
+        assert proxy_mode("ipvs") == "ipvs"
+
+
+def test_only_the_modes_that_are_known_to_need_no_agent_count() -> None:
+    modes = [None, "ipvs", "iptables", "nftables", "userspace", "new"]
+    assert [mode for mode in modes if unneeded_in(mode)] == ["iptables", "nftables"]
+
+
+def no_service_has_rules(bed: Bed) -> bool:
+    return not any("DNAT" in line for family in FAMILIES for line in bed.ours(family))
+
+
+@pytest.mark.parametrize("backend", ["nft"], indirect=True)
+def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
+    bed.api.put(service(WEB[1], [WEB[2]], [WEB[0]]))
+    with kubeproxy.proxy_mode(bed.namespace, "ipvs"):
+        bed.agent.start()
+        bed.expect([WEB])
+    with kubeproxy.proxy_mode(bed.namespace, "nftables"):
+        eventually(lambda: no_service_has_rules(bed), "its rules are gone", LOOKED)
+        assert bed.agent.log.count("kube-proxy is in nftables mode") == 1
+        assert bed.agent.call("diff").returncode == 0
+        status = bed.agent.call("status")
+        assert "Not needed: kube-proxy is in nftables mode" in status.stdout
+
+        def told() -> bool:
+            return any(r.resource == "events" and r.status == 201 for r in bed.api.requests)
+
+        eventually(told, "an Event says so", LOOKED)
+    with kubeproxy.proxy_mode(bed.namespace, "ipvs"):
+        eventually(lambda: not no_service_has_rules(bed), "its rules are back", LOOKED)
+    bed.expect([WEB])

@@ -1,0 +1,207 @@
+"""Events on the Node: what is told, when, and in which form."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ipvs_node_agent import nodeevents
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.eventobject import event
+from ipvs_node_agent.figures import AgentFigures, Figures
+from ipvs_node_agent.kube import Api
+from ipvs_node_agent.model import Problem
+from ipvs_node_agent.nodeevents import (
+    NOT_NEEDED,
+    PROGRAMMING_FAILED,
+    REFUSED,
+    Condition,
+    Pace,
+    Teller,
+    conditions,
+)
+from tests.support.agentnode import Clock
+from tests.support.apiserver import ApiServer
+from tests.support.pki import plain_kubeconfig
+
+NOW = 1000.0
+WELL = Figures(NOW, ready=True, sentence="In sync; Services with rules: 1 in IPv4")
+BAD = Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address")
+
+
+def having(**known: object) -> Figures:
+    return replace(WELL, agent=AgentFigures(**known))  # type: ignore[arg-type]
+
+
+def told(figures: Figures, now: float = NOW) -> dict[str, str]:
+    return {condition.reason: condition.message for condition in conditions(figures, now)}
+
+
+# What there is to tell
+
+
+def test_an_agent_that_is_well_has_nothing_to_tell() -> None:
+    assert told(WELL) == {}
+
+
+def test_a_change_that_does_not_reach_the_kernel_for_a_minute_is_told() -> None:
+    stuck = replace(having(waiting_since=NOW), sentence="Cannot program the kernel: IPv4: busy")
+    assert told(replace(stuck, turned=NOW + 60), NOW + 60) == {}
+    assert told(replace(stuck, turned=NOW + 61), NOW + 61) == {
+        PROGRAMMING_FAILED: "no change reaches the kernel: Cannot program the kernel: IPv4: busy"
+    }
+
+
+def test_a_mode_of_kube_proxy_that_needs_no_agent_is_told() -> None:
+    text = "kube-proxy is in nftables mode, which needs no ipvs-node-agent"
+    assert told(having(unneeded_mode="nftables")) == {NOT_NEEDED: text}
+
+
+def test_refused_ips_are_told_with_their_service_and_reason() -> None:
+    assert told(having(refusals=frozenset({BAD}))) == {REFUSED: str(BAD)}
+
+
+def test_of_many_refusals_the_first_are_told_and_the_number_of_the_others() -> None:
+    many = frozenset(BAD._replace(service=f"default/bad-{n:02}") for n in range(40))
+    message = told(having(refusals=many))[REFUSED]
+    assert message.startswith("default/bad-00: 127.0.0.1 is refused")
+    assert message.endswith("; and 35 more")
+
+
+# When it is due
+
+
+class Node:
+    """What a node's conditions are, and which of them are told."""
+
+    def __init__(self) -> None:
+        self.pace, self.clock = Pace(), Clock()
+
+    def tells(self, *found: Condition) -> list[str]:
+        due = self.pace.due(found, self.clock.now)
+        for condition in due:
+            self.pace.tell(condition, self.clock.now)
+        return [condition.reason for condition in due]
+
+
+FIRST, OTHER = Condition(REFUSED, "first"), Condition(REFUSED, "other")
+
+
+def test_a_condition_is_told_at_once_and_then_hourly() -> None:
+    node = Node()
+    assert node.tells(FIRST) == [REFUSED]
+    for seconds, expected in ((10, []), (3500, []), (90, [REFUSED]), (3599, []), (1, [REFUSED])):
+        node.clock.now += seconds
+        assert node.tells(FIRST) == expected
+
+
+def test_one_that_changes_all_the_time_is_told_every_five_minutes() -> None:
+    node, times = Node(), []
+    for n in range(120):
+        if node.tells(Condition(REFUSED, f"the {n}th")):
+            times.append(n * 10)
+        node.clock.now += 10
+    assert times == [0, 300, 600, 900]
+
+
+def test_one_that_comes_and_goes_is_told_every_five_minutes() -> None:
+    node, count = Node(), 0
+    for _ in range(60):
+        count += len(node.tells(FIRST)) + len(node.tells())
+        node.clock.now += 10
+    assert count == 2
+
+
+def test_reasons_do_not_keep_each_other_waiting() -> None:
+    node = Node()
+    assert node.tells(FIRST) == [REFUSED]
+    needless = Condition(NOT_NEEDED, "needless")
+    assert node.tells(FIRST, needless) == [NOT_NEEDED]
+
+
+def test_what_could_not_be_told_stays_due() -> None:
+    pace = Pace()
+    assert pace.due([FIRST], NOW) == pace.due([FIRST], NOW + 1) == [FIRST]
+
+
+# What is written
+
+
+def test_an_event_is_of_the_kind_that_kubectl_describe_node_shows() -> None:
+    made = event("worker-1", REFUSED, "first", lambda: 1_790_000_000_123_456_789)
+    assert made["involvedObject"]["kind"] == "Node"
+    assert made["involvedObject"]["uid"] == made["involvedObject"]["name"] == "worker-1"
+    assert made["metadata"]["namespace"] == "default"
+    assert made["metadata"]["name"] == f"worker-1.{1_790_000_000_123_456_789:x}"
+    assert (made["type"], made["reason"], made["message"]) == ("Warning", REFUSED, "first")
+    assert made["firstTimestamp"] == made["lastTimestamp"] == "2026-09-21T14:13:20Z"
+    assert made["source"] == {"component": "ipvs-node-agent", "host": "worker-1"}
+
+
+def test_a_message_is_no_longer_than_the_api_server_takes() -> None:
+    assert len(event("worker-1", REFUSED, "x" * 5000)["message"]) <= 1024
+
+
+class Telling:
+    """A `Teller` at an API server, with figures and a clock that are the test's."""
+
+    def __init__(self, server: ApiServer, directory: Path) -> None:
+        kubeconfig = directory / "kubelet.conf"
+        plain_kubeconfig(kubeconfig, server.url, "worker-1")
+        self.server, self.api, self.clock = server, Api(kubeconfig), Clock()
+        self.figures = having(refusals=frozenset({BAD}))
+        self.teller = Teller(lambda: self.figures, self.clock)
+
+    def turn(self) -> bool:
+        return self.teller.turn(self.api, lambda: "worker-1")
+
+    @property
+    def statuses(self) -> list[int]:
+        return [request.status for request in self.server.requests]
+
+
+@pytest.fixture
+def telling(tmp_path: Path) -> Iterator[Telling]:
+    with ApiServer() as server:
+        yield Telling(server, tmp_path)
+
+
+def test_an_event_is_created_once(telling: Telling) -> None:
+    assert telling.turn()
+    assert telling.turn()
+    (request,) = telling.server.requests
+    assert (request.verb, request.resource, request.status) == ("create", "events", 201)
+
+
+def test_one_that_is_refused_is_said_once_and_made_later(
+    telling: Telling, caplog: pytest.LogCaptureFixture
+) -> None:
+    telling.server.fail(403, verb="create", times=2)
+    assert not telling.turn()
+    assert not telling.turn()
+    assert telling.turn()
+    assert telling.statuses == [403, 403, 201]
+    (said,) = [record for record in caplog.records if record.name == nodeevents.__name__]
+    assert said.levelno == logging.WARNING
+    assert said.getMessage().startswith("no Event on the Node for now: API server http://")
+    assert "refused to create Events: 403 Forbidden" in said.getMessage()
+
+
+def test_without_credentials_it_waits(telling: Telling) -> None:
+    def unknown() -> str:
+        raise RefusedError("kubeconfig /none", "No such file or directory")
+
+    assert not telling.teller.turn(telling.api, unknown)
+    assert telling.turn()
+
+
+def test_it_ends_when_it_is_told_to(telling: Telling) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    telling.teller.run(telling.api, lambda: "worker-1", stopped)
+    assert telling.statuses == []
