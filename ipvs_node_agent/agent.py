@@ -241,7 +241,8 @@ class Agent:
             self._next_doubt = now + _DOUBT_PERIOD
             for table in self._tables.values():
                 table.doubt()
-        for table in self._tables.values():
+        # One that fails may hang until its time limit.
+        for table in sorted(self._tables.values(), key=lambda table: table.error is not None):
             table.sync(looking)
         if looking:
             took = sum(table.check_seconds for table in self._tables.values())

@@ -335,7 +335,8 @@ class FamilyTable:
         if self.error is None or str(self.error) != str(error):
             log.error("%s: cannot program the kernel, trying again: %s", self._family, error)
         self.dirty, self.error = True, error
-        self.retry_at = self._clock() + self._delay
+        # What hangs leaves the other family half of the time. A lock is let go of at any moment.
+        self.retry_at = self._clock() + max(self._delay, 0.0 if error.locked else seconds)
         # A lock has been waited for already, and what it keeps away is due as soon as it is free.
         self._delay = _RETRY_FIRST if error.locked else min(self._delay * 2, _RETRY_CAP)
 

@@ -616,6 +616,45 @@ def test_a_family_that_fails_does_not_hold_up_the_other() -> None:
     assert not fresh.agent.in_sync
 
 
+class Hanging(Table):
+    """A table whose commands end at their time limit only."""
+
+    LIMIT = 35.0
+
+    def __init__(self, site: Node) -> None:
+        super().__init__()
+        self._site = site
+        # When each attempt began, and what the tables had been restored by then.
+        self.began: list[tuple[float, dict[Family, int]]] = []
+
+    def save(self) -> str:
+        self.began.append((self._site.clock.now, self._site.restores))
+        self._site.clock.now += self.LIMIT
+        raise TableError("iptables-nft-save", "did not end within 35 s")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_that_hangs_comes_last_and_leaves_the_other_half_of_the_time(
+    family: Family,
+) -> None:
+    site = running(web(EXTERNAL_4, EXTERNAL_6))
+    hanging = site.tables[family] = Hanging(site)
+    works = IPV4 if family is IPV6 else IPV6
+    site.agent.reconfigure(site.config, site.programmers())
+    site.agent.tick()
+    for n in range(1, 5):
+        before = site.restores[works]
+        # Seen at the very moment of the next attempt.
+        site.clock.now += Hanging.LIMIT
+        site.put(web(f"10.19.20.{n}", f"fd00:10:19::{n}"))
+        site.agent.tick()
+        assert hanging.began[n][1][works] == before + 1
+    while len(hanging.began) < 10:
+        site.clock.now = max(site.clock.now, site.agent.tick())
+    moments = [moment for moment, _ in hanging.began]
+    assert min(late - early for early, late in zip(moments, moments[1:])) >= 2 * Hanging.LIMIT
+
+
 def gaps(started: Node, seconds: float) -> list[float]:
     """The seconds between the attempts at the IPv4 table."""
     attempts, end = [], started.clock.now + seconds
