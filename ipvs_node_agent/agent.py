@@ -6,7 +6,7 @@ in. What is due, and when:
   a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
   drift that is told   within half a second, since asking costs next to nothing (nft)
-  a drift check        each `driftCheckPeriod`, or less often where it would take over 1 % of a core
+  a drift check        each `driftCheckPeriod`, or less often where it would take over 0.5 % of a core
   a thorough one       every five minutes
   a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`familytable`)
 """
@@ -48,7 +48,7 @@ SERVICES, NODES = "services", "nodes"
 
 _SYNC_INTERVAL = 0.07
 _SETTLE_AFTER = 1.0
-_CHECK_SHARE = 0.01
+_CHECK_SHARE = 0.005
 _LISTEN_PERIOD = 0.5
 _DOUBT_PERIOD = 300.0
 # So many changes at once are a burst, which need not write as few chains as a single one.
