@@ -17,7 +17,8 @@ from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.run import node_name, resources
 from ipvs_node_agent.watch import Event, Listed, Resource, list_all
 
-_WATCH_TIMEOUT = 10.0
+# Somebody is waiting for it.
+_TIMEOUT = 10.0
 
 
 def look_at_cluster(config: Config) -> Cluster:
@@ -62,7 +63,7 @@ class _Asked:
     def try_all(self, resource: Resource) -> None:
         """Lists and watches as the agent would."""
         try:
-            version = list_all(self._api, resource, "0", self._take)
+            version = list_all(self._api, resource, "0", self._take, read_timeout=_TIMEOUT)
             self._watch(resource, version)
         except ApiError as error:
             if error.status:
@@ -83,5 +84,5 @@ class _Asked:
             "resourceVersion": version,
             "timeoutSeconds": "1",
         }
-        with self._api.get(resource.path, parameters, f"watch {resource.name}", _WATCH_TIMEOUT):
+        with self._api.get(resource.path, parameters, f"watch {resource.name}", _TIMEOUT):
             pass  # That it begins is all there is to know.

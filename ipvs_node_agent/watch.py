@@ -141,10 +141,12 @@ def list_all(
     version: str,
     emit: Callable[[Event], None],
     sparing: Mapping[str, str] | None = None,
+    read_timeout: float = _LIST_READ_TIMEOUT,
 ) -> str:
     """Lists `resource` once, emits it as `Listed`, and gives the version to watch from.
 
-    `version` "0" takes what the server has in its cache, "" asks for the newest. Raises AgentError.
+    `version` "0" takes what the server has in its cache, "" asks for the newest. It may pause for
+    `read_timeout`. Raises AgentError.
     """
     items: list[Any] = []
 
@@ -158,7 +160,7 @@ def list_all(
     if version:
         parameters["resourceVersion"] = version
     doing = f"list {resource.name}"
-    with api.get(resource.path, parameters, doing, _LIST_READ_TIMEOUT) as response:
+    with api.get(resource.path, parameters, doing, read_timeout) as response:
         try:
             metadata = read_list(response.stream(_CHUNK, decode_content=False), found)
         except BrokenList as error:

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -287,6 +288,15 @@ def test_an_api_server_out_of_reach(broken: Node) -> None:
     text = f"{broken.api.url}: cannot be reached: Connection refused"
     broken.says(FAIL, "API server", text, f"curl -k {broken.api.url}/livez")
     broken.api.start()
+
+
+@once
+def test_an_api_server_that_hangs_keeps_nobody_waiting(broken: Node) -> None:
+    broken.api.hang()
+    began = time.monotonic()
+    broken.says(FAIL, "API server", "cannot be reached", f"curl -k {broken.api.url}/livez")
+    assert time.monotonic() - began < 20
+    broken.api.heal()
 
 
 @once

@@ -196,7 +196,7 @@ class Machine:
     def _command(self) -> list[str]:
         return [
             "qemu-system-x86_64",
-            # One processor: two machines with two each would wait for each other on two of the host.
+            # One processor: two machines with two each would wait for each other's.
             # No cmpxchg16b: under it, this emulation panics Debian 13's kernel every other boot.
             *("-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-m", "2048", "-smp", "1"),
             *("-display", "none", "-monitor", "none", "-serial", "stdio", "-nodefaults"),
