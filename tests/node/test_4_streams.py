@@ -40,6 +40,14 @@ def test_a_crash(scene: Scene) -> None:
     no_connection_fails(scene, kill, another_process(scene))
 
 
+def test_a_memory_limit_that_is_reached(scene: Scene) -> None:
+    limit = "systemctl set-property --runtime ipvs-node-agent MemoryMax="
+    reached = "journalctl -q -b -u ipvs-node-agent | grep -q oom-kill"
+    # Far less than a start takes, so it is killed at once, and over and over until the end of it.
+    squeeze = f"{limit}12M; timeout 120 sh -c 'until {reached}; do sleep 0.5; done'; {limit}2G"
+    no_connection_fails(scene, f"{squeeze}; {reached}", another_process(scene))
+
+
 def test_an_agent_that_hangs_is_restarted(scene: Scene) -> None:
     stop = f"kill -STOP {scene.agent('MainPID')}"
     no_connection_fails(scene, stop, another_process(scene))

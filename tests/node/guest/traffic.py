@@ -27,7 +27,8 @@ _ASK_SECONDS = 3.0
 # A connection of a stream that takes so long has failed.
 _STREAM_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
-_PAUSE, _WATCH_PAUSE = 0.02, 0.1
+# More of them would leave the emulated processor no time for anything else.
+_PAUSE, _WATCH_PAUSE = 0.1, 0.2
 _CLONE_NEWNET = 0x40000000
 _TCP_INFO_TOTAL_RETRANS = 100
 _libc = ctypes.CDLL(None, use_errno=True)
