@@ -9,6 +9,7 @@ import pytest
 
 from ipvs_node_agent.addresses import FAMILIES
 from tests.kernel.conftest import Bed, node_bed
+from tests.support import promtool
 from tests.support.cluster import node, service
 from tests.support.promlint import faults, fetch, value
 from tests.support.tables import add_mark_masq
@@ -69,6 +70,8 @@ def connections(bed: Bed, path: str) -> float:
 def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, bed: Bed) -> None:
     bed.agent.start()
     eventually(lambda: "are served at" in bed.agent.log)
+    # The first look may take longer than a scrape waits for it.
+    eventually(lambda: "service_packets_total{" in page(bed, "/metrics")[1])
     assert (connections(bed, "pod"), connections(bed, "host")) == (0, 0)
     expected = {"pod": 0, "host": 0}
     for turn in range(2):
@@ -87,6 +90,8 @@ def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, be
             assert connections(bed, path) == count
     text = page(bed, "/metrics")[1]
     assert not faults(text)
+    if promtool.THERE:
+        assert promtool.promtool("check", "metrics", stdin=text) == (0, "")
     assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 3
     assert value(text, "ipvs_node_agent_services", ip_family="IPv6") == 1
 

@@ -10,10 +10,13 @@ import pytest
 
 from tests.support.examples import ENVIRONMENT
 
+# Debian 12's and 13's environments always have it.
+THERE = ENVIRONMENT.startswith("debian") or shutil.which("promtool") is not None
+
 
 def need_prometheus() -> None:
-    """Passes over a test where there is no Prometheus; Debian 12's and 13's environment have it."""
-    if not ENVIRONMENT.startswith("debian") and not shutil.which("promtool"):
+    """Passes over a test where there is no Prometheus."""
+    if not THERE:
         pytest.skip("the package prometheus is not installed")
 
 
