@@ -8,7 +8,7 @@ RUN := tests/environments/run
 DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
 	python3-cryptography python3-prometheus-client python3-aiohttp python3-trustme
 
-.PHONY: help demo deb deb-test test cluster-test node-test lint bench
+.PHONY: help demo deb deb-test test cluster-test node-test lint bench dashboard
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -34,6 +34,9 @@ node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, 
 
 bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute)
 	@QUICK=$(QUICK) tests/bench/run
+
+dashboard: ## Draw docs/dashboard.svg anew, from a real run of 4 minutes (QUICK=1: only prove that it still can)
+	@QUICK=$(QUICK) tests/observe/run
 
 lint: ## Check format, lint and types
 	@$(RUN) newest -- packaging/lint

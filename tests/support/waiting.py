@@ -8,8 +8,13 @@ from typing import Callable, TypeVar
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], what: str = "", timeout: float = 15.0) -> T:
-    """The first true value that `condition` gives; AssertionError after `timeout` seconds."""
+def eventually(
+    condition: Callable[[], T], what: str = "", timeout: float = 15.0, pause: float = 0.02
+) -> T:
+    """The first true value that `condition` gives; AssertionError after `timeout` seconds.
+
+    It is asked anew after each `pause`.
+    """
     end = time.monotonic() + timeout
     while True:
         value = condition()
@@ -17,4 +22,4 @@ def eventually(condition: Callable[[], T], what: str = "", timeout: float = 15.0
             return value
         if time.monotonic() > end:
             raise AssertionError(f"{what or condition} did not come true within {timeout:g} s")
-        time.sleep(0.02)
+        time.sleep(pause)

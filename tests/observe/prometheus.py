@@ -1,0 +1,122 @@
+"""A real Prometheus beside the agent, in its network namespace and on its loopback alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.error
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tests.support.netns import Namespace
+from tests.support.promlint import fetch
+from tests.support.waiting import eventually
+
+ADDRESS = "127.0.0.1:9090"
+JOB = "ipvs-node-agent"
+
+
+class Series(NamedTuple):
+    """A series of a query's answer: the times are seconds since the epoch."""
+
+    labels: Mapping[str, str]
+    points: tuple[tuple[float, float], ...]
+
+
+class Prometheus:
+    """It scrapes `target` each `period` seconds."""
+
+    def __init__(self, namespace: Namespace, period: float) -> None:
+        self._namespace, self.period = namespace, period
+
+    @property
+    def rate_interval(self) -> str:
+        """What Grafana would make of $__rate_interval: four scrapes."""
+        return f"{self.period * 4000:.0f}ms"
+
+    def value(self, expr: str) -> float:
+        """The sum of what `expr` has now; 0 where it has nothing."""
+        found = self._ask("query", query=f"sum({expr})")
+        return float(found[0]["value"][1]) if found else 0.0
+
+    def reaches(self, expr: str, least: float = 1, timeout: float = 30) -> None:
+        """Waits until `expr` is `least`, or more."""
+        what = f"{expr} >= {least}"
+        eventually(lambda: self.value(expr) >= least, what, timeout, self.period / 5)
+
+    @contextmanager
+    def growing(self, counter: str, by: float = 1, timeout: float = 30) -> Iterator[None]:
+        """Waits at its end until `counter` is larger than at its beginning."""
+        before = self.value(counter)
+        yield
+        self.reaches(counter, before + by, timeout)
+
+    def range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+        """The series of `expr` from `start` to `end`."""
+        parameters = {"start": start, "end": end, "step": step}
+        return [
+            Series(found["metric"], tuple((float(t), float(v)) for t, v in found["values"]))
+            for found in self._ask("query_range", query=expr, **parameters)
+        ]
+
+    def ready(self) -> bool:
+        """Whether it answers queries."""
+        try:
+            with self._namespace.enter():
+                return fetch(f"http://{ADDRESS}/-/ready")[0] == 200
+        except urllib.error.URLError:
+            return False
+
+    def _ask(self, kind: str, **parameters: Any) -> list[Any]:
+        with self._namespace.enter():
+            query = urllib.parse.urlencode(parameters)
+            status, text = fetch(f"http://{ADDRESS}/api/v1/{kind}?{query}")
+        assert status == 200, text
+        found: list[Any] = json.loads(text)["data"]["result"]
+        return found
+
+
+@contextmanager
+def prometheus(
+    namespace: Namespace, directory: Path, target: str, instance: str, period: float
+) -> Iterator[Prometheus]:
+    """A Prometheus that answers; it ends with the block, and its data with `directory`."""
+    directory.mkdir()
+    milliseconds = f"{period * 1000:.0f}ms"
+    config = {
+        "global": {"scrape_interval": milliseconds, "scrape_timeout": milliseconds},
+        "scrape_configs": [
+            {
+                "job_name": JOB,
+                "static_configs": [{"targets": [target], "labels": {"instance": instance}}],
+            }
+        ],
+    }
+    (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        "prometheus",
+        f"--config.file={directory}/prometheus.yaml",
+        f"--storage.tsdb.path={directory}/data",
+        f"--web.listen-address={ADDRESS}",
+        "--log.level=warn",
+    ]
+    with (directory / "log").open("wb") as log:
+        process = namespace.popen(command, stdout=log, stderr=log)
+    made = Prometheus(namespace, period)
+    try:
+        eventually(made.ready, "Prometheus", timeout=30)
+        yield made
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{(directory / 'log').read_text()}") from error
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=10)

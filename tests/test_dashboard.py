@@ -1,0 +1,143 @@
+"""packaging/grafana: a dashboard that Grafana takes, whose queries ask for what the agent exposes.
+
+docs/dashboard.svg is that dashboard; what makes it is played through here, in little.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from tests.observe.dashboard import COLUMNS, PATH, Panel, filled, panels, read, variables
+from tests.observe.draw import draw
+from tests.observe.scene import QUICK, run
+from tests.support.exposed import series
+from tests.support.promql import metrics, unknown
+from tests.support.promtool import need_prometheus, promtool
+
+# What Grafana knows by itself.
+BUILT_IN = {"__rate_interval"}
+# What no panel is about: of a connection only the first packet's bytes are known.
+NOT_SHOWN = {"ipvs_node_agent_service_bytes_total"}
+
+PANELS = panels()
+TITLES = [panel.title for panel in PANELS]
+
+
+@pytest.fixture
+def prometheus() -> None:
+    need_prometheus()
+
+
+# 1. The file
+
+
+def test_it_is_a_dashboard_that_can_be_imported() -> None:
+    found = read()
+    assert found["schemaVersion"] >= 39
+    assert (found["uid"], found["title"]) == ("ipvs-node-agent", "ipvs-node-agent")
+    # Grafana gives it a number of its own; one that is there would replace another dashboard.
+    assert found.get("id") is None
+    assert {variable["name"] for variable in found["templating"]["list"]} == {
+        "datasource",
+        "instance",
+    }
+
+
+def test_each_panel_is_complete() -> None:
+    raws = read()["panels"]
+    assert len({raw["id"] for raw in raws}) == len(raws)
+    assert len(set(TITLES)) == len(TITLES)
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    for raw in raws:
+        assert raw["type"] in ("stat", "timeseries")
+        assert raw["datasource"] == source
+        assert raw["description"]
+        names = [target["refId"] for target in raw["targets"]]
+        assert names == list("ABCDEF"[: len(names)])
+        assert all(target["datasource"] == source for target in raw["targets"])
+
+
+def test_panels_are_beside_each_other() -> None:
+    def cells(panel: Panel) -> set[tuple[int, int]]:
+        across, down = range(panel.x, panel.x + panel.width), range(panel.y, panel.y + panel.height)
+        return {(x, y) for x in across for y in down}
+
+    for panel in PANELS:
+        assert panel.x + panel.width <= COLUMNS
+    for one, other in combinations(PANELS, 2):
+        assert not cells(one) & cells(other), (one.title, other.title)
+
+
+def test_every_variable_is_one_that_there_is() -> None:
+    known = {variable["name"] for variable in read()["templating"]["list"]}
+    assert variables(PATH.read_text()) == known | BUILT_IN
+
+
+# 2. The queries
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=TITLES)
+def test_a_query_is_for_what_the_agent_exposes(panel: Panel) -> None:
+    for target in panel.targets:
+        assert not unknown(target.expr, *re.findall(r"\{\{(\w+)\}\}", target.legend))
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=TITLES)
+def test_a_query_is_about_the_chosen_nodes(panel: Panel) -> None:
+    for target in panel.targets:
+        assert '{instance=~"$instance"}' in target.expr
+
+
+def test_every_metric_has_a_panel() -> None:
+    shown = {name for panel in PANELS for target in panel.targets for name in metrics(target.expr)}
+
+    def is_shown(name: str) -> bool:
+        part = re.fullmatch(r"(.*)_(count|sum|bucket)", name)
+        return name in shown or (part is not None and f"{part[1]}_bucket" in shown)
+
+    own = {name for name in series() if name.startswith("ipvs_node_agent_")}
+    assert {name for name in own if not is_shown(name)} == NOT_SHOWN
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_promtool_takes_the_queries(tmp_path: Path) -> None:
+    values = {"instance": "worker-1:10273|worker-2:10273", "__rate_interval": "4m"}
+    rules = [
+        {"record": f"panel_{place}_{number}", "expr": filled(target.expr, **values)}
+        for place, panel in enumerate(PANELS)
+        for number, target in enumerate(panel.targets)
+    ]
+    path = tmp_path / "queries.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    status, said = promtool("check", "rules", str(path))
+    assert status == 0, said
+    assert f"{len(rules)} rules found" in said
+
+
+# 3. The picture of it
+
+
+@pytest.mark.kernel
+@pytest.mark.once("debian12")
+@pytest.mark.usefixtures("prometheus")
+def test_a_run_has_something_to_show_in_each_panel() -> None:
+    recorded = run(QUICK)
+    picture = draw(recorded)
+    texts = {element.text for element in ElementTree.fromstring(picture).iter() if element.text}
+    assert texts.issuperset(TITLES)
+    shown = {each.name for _, found in recorded.panels for each in found}
+    assert shown >= {"Loopback", "LinkLocal", "ChainFlushed", "JumpMissing", "Unreachable"}
+    for moment in recorded.moments:
+        assert any(moment.what in text for text in texts)
+
+
+def test_the_documents_have_the_picture() -> None:
+    picture = ElementTree.parse(PATH.parents[2] / "docs" / "dashboard.svg")
+    texts = {element.text for element in picture.iter() if element.text}
+    assert texts.issuperset(TITLES), "make dashboard draws it anew"
