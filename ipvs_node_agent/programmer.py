@@ -71,8 +71,9 @@ class Programmer:
         if change:
             try:
                 self._write(change)
-            except TableError:
-                if believed is None:
+            except TableError as error:
+                # A lock has been waited for, and tells nothing about the table.
+                if believed is None or error.locked:
                     raise
                 return self.apply(wanted)
             self._known, self._certain, self._wrote = settled(found, wanted), True, True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import Ruleset, owner
 from tests.support.faketable import FakeTable
@@ -102,3 +103,28 @@ def test_a_doubt_has_the_table_read_whatever_it_says(programmer: Programmer, tab
     assert not programmer.check(WANTED)
     programmer.doubt()
     assert programmer.check(WANTED).written == WANTED.chains
+
+
+@pytest.mark.parametrize(
+    ("hint", "restores"),
+    [
+        pytest.param("another program holds /run/xtables.lock", 1, id="locked"),
+        pytest.param("", 2, id="anything else"),
+    ],
+)
+def test_a_lock_is_waited_for_once_and_what_else_fails_is_looked_at(
+    programmer: Programmer, table: Table, hint: str, restores: int
+) -> None:
+    table.says, before = False, table.restores
+    error = TableError("iptables-restore", "failed", hint)
+    attempts = 0
+
+    def restore(_: str) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise error
+
+    table.restore = restore  # type: ignore[method-assign]
+    with pytest.raises(TableError):
+        programmer.apply(OTHER)
+    assert (attempts, table.restores) == (restores, before)
