@@ -37,7 +37,7 @@ _RULE = re.compile(r'\[(\d+):(\d+)\] -A (\S+) .*?--comment "?([a-z0-9-]+/[a-z0-9
 _MAX_GONE = 16384
 # So long a look waits for the end of a write that may have been in the midst of it.
 _WRITE_SECONDS = 5.0
-# Between two looks at least so long, and so many times what a look takes.
+# Between two looks at least so long, and so many times what the look itself takes.
 _PERIOD, _REST = 1.0, 9.0
 
 
@@ -153,6 +153,8 @@ class Sampler:
         self._looks = 0
         self._asked = self._stopped = False
         self._next = 0.0
+        # What the present look has waited for writes, which costs nothing.
+        self._waited = 0.0
 
     def sums(self, patience: float) -> Mapping[Path, Count]:
         """The latest sums: those of a new look, where it takes no longer than `patience`."""
@@ -179,13 +181,13 @@ class Sampler:
                 if self._stopped:
                     break
                 self._asked = False
-            started = time.monotonic()
+            started, self._waited = time.monotonic(), 0.0
             sums = self._looked()
             now = time.monotonic()
             with self._changed:
                 self._sums = self._sums if sums is None else sums
                 self._looks += 1
-                self._next = now + max(_PERIOD, (now - started) * _REST)
+                self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
                 self._changed.notify_all()
         self._launcher.close()
 
@@ -205,7 +207,10 @@ class Sampler:
     def _table(self, figures: Figures, family: Family, writes: Writes) -> dict[Place, Seen]:
         before = writes.numbers()
         saved = self._save(self._launcher, family, figures.backend)
-        if not writes.done(_WRITE_SECONDS):
+        started = time.monotonic()
+        done = writes.done(_WRITE_SECONDS)
+        self._waited += time.monotonic() - started
+        if not done:
             raise TableError(str(family), "a write takes too long")
         after = writes.numbers()
         found = found_in(f"{figures.backend} {family}", saved, figures.chains)

@@ -238,6 +238,17 @@ def test_a_look_waits_for_the_end_of_a_write_and_who_asks_does_not(
     eventually(lambda: sampler.sums(5)[WEB_HOST].packets == 1 + tables.looks)
 
 
+def test_what_a_look_waits_for_a_write_keeps_nobody_from_the_next(
+    sampler: Sampler, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_node_agent.packetcounts._REST", 100.0)
+    with tables.writes.under_way(Change({"IPVS_OUTPUT": ()})):
+        sampler.sums(0.5)
+    # Not by asking, which would be for another look.
+    eventually(lambda: sampler._sums)
+    eventually(lambda: sampler.sums(0) and tables.looks > 1)
+
+
 def test_writes_are_numbered_by_chain() -> None:
     writes = Writes()
     with writes.under_way(Change({"A": (), "B": ()})):

@@ -48,6 +48,7 @@ TOOLS = "iptables iproute2 ipset conntrack nftables procps util-linux curl opens
 FROM_DEBIAN = (
     "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-prometheus-client"
     " python3-pytest python3-pytest-xdist python3-hypothesis python3-aiohttp python3-trustme"
+    " prometheus"
 )
 FROM_PYPI = (
     "kubernetes sh PyYAML cryptography prometheus-client"

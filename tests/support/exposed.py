@@ -1,0 +1,37 @@
+"""Every series that the agent may expose, by name and labels, from its own registry."""
+
+from __future__ import annotations
+
+import math
+
+from ipvs_node_agent.addresses import FAMILIES
+from ipvs_node_agent.drift import MEANINGS
+from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
+from ipvs_node_agent.metrics import Meters, Metrics
+from ipvs_node_agent.packetcounts import HOST, POD, Count
+from ipvs_node_agent.watch import RESTART_REASONS
+from tests.support.promlint import read
+
+
+def text() -> str:
+    """All metrics, with a sample of each."""
+    agent = AgentFigures(
+        families={family: FamilyFigures() for family in FAMILIES},
+        repairs=dict.fromkeys(MEANINGS, 1),
+        refused={"Loopback": 1},
+        restarts=dict.fromkeys(RESTART_REASONS, 1),
+    )
+    figures = Figures(-math.inf, agent=agent, expires=1.0)
+    sums = {("default/web", path): Count(1, 60) for path in (POD, HOST)}
+    return Metrics(Meters(), lambda: figures, lambda: sums).text().decode()
+
+
+def series() -> dict[str, dict[str, set[str]]]:
+    """By each name that a query may ask for: its labels, and the values that they have."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for metric in read(text()).values():
+        for name, labels in metric.samples:
+            values = found.setdefault(name, {})
+            for label, value in labels:
+                values.setdefault(label, set()).add(value)
+    return found

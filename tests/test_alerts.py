@@ -1,0 +1,133 @@
+"""packaging/prometheus: rules that promtool takes, on metrics that there are, each proved to alert.
+
+That an alert fires and stays silent is promtool's to prove, by the cases beside the rules; that
+those cases would notice is proved here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.exposed import text
+from tests.support.promql import unknown
+from tests.support.promtool import need_prometheus, promtool
+
+HERE = Path(__file__).parents[1] / "packaging" / "prometheus"
+RULES, CASES = "ipvs-node-agent.rules.yaml", "ipvs-node-agent.rules.test.yaml"
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((HERE / name).read_text())
+    return found
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in read(RULES)["groups"] for rule in group["rules"]]
+
+
+NAMES = [alert["alert"] for alert in alerts()]
+
+
+@pytest.fixture
+def prometheus() -> None:
+    need_prometheus()
+
+
+# 1. The rules
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_promtool_takes_the_rules() -> None:
+    status, said = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES, directory=HERE)
+    assert status == 0, said
+    assert f"{len(NAMES)} rules found" in said
+
+
+@pytest.mark.parametrize("alert", alerts(), ids=NAMES)
+def test_an_alert_is_on_what_the_agent_exposes(alert: dict[str, Any]) -> None:
+    shown = re.findall(r"\$labels\.(\w+)", str(alert["annotations"]))
+    assert not unknown(alert["expr"], *shown)
+
+
+@pytest.mark.parametrize("alert", alerts(), ids=NAMES)
+def test_an_alert_is_complete(alert: dict[str, Any]) -> None:
+    assert alert["alert"].startswith("IpvsNodeAgent")
+    assert alert["labels"].keys() == {"severity"}
+    assert alert["labels"]["severity"] in ("critical", "warning")
+    assert alert["annotations"].keys() == {"summary", "description"}
+    # What happened once is over before it alerts.
+    windows = re.findall(r"\[(\d+)m\]", alert["expr"]) if "increase(" in alert["expr"] else []
+    assert int(alert["for"].rstrip("m")) > max(map(int, windows), default=0)
+
+
+def test_alerts_differ() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+
+
+# 2. Their cases
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not(name: str) -> None:
+    checks = [check for case in read(CASES)["tests"] for check in case["alert_rule_test"]]
+    fires = [bool(check.get("exp_alerts")) for check in checks if check["alertname"] == name]
+    assert set(fires) == {True, False}
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    status, said = promtool("test", "rules", CASES, directory=HERE)
+    assert status == 0, said
+
+
+@pytest.mark.once("debian12")
+@pytest.mark.usefixtures("prometheus")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cases_notice_an_alert_that_is_wrong(name: str, tmp_path: Path) -> None:
+    rules, cases = read(RULES), read(CASES)
+    (alert,) = (rule for rule in rules["groups"][0]["rules"] if rule["alert"] == name)
+    cases["tests"] = [case for case in cases["tests"] if name in str(case["alert_rule_test"])]
+    (tmp_path / CASES).write_text(yaml.safe_dump(cases))
+    expr = alert["expr"].strip()
+    for wrong in (
+        {"for": "0s"},
+        {"for": "2h"},
+        {"expr": f"({expr}) and vector(1) < 0"},
+        # Of every node that has the metric.
+        {"expr": re.sub(r"[=<>]+ [\d* ]+$", "!= -1", expr) if " " in expr else f"{expr} or up"},
+        {"labels": {"severity": "page"}},
+    ):
+        rule = {**alert, **wrong}
+        assert rule != alert
+        rules["groups"][0]["rules"] = [rule]
+        (tmp_path / RULES).write_text(yaml.safe_dump(rules))
+        status, said = promtool("test", "rules", CASES, directory=tmp_path)
+        assert status == 1, (wrong, said)
+        assert name in said
+
+
+# 3. What they are on
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_promtool_takes_the_metrics() -> None:
+    assert promtool("check", "metrics", stdin=text()) == (0, "")
+
+
+def test_a_metric_or_a_label_that_no_agent_has_is_noticed() -> None:
+    for expr, fault in (
+        ("ipvs_node_agent_rulez > 0", "ipvs_node_agent_rulez"),
+        ('ipvs_node_agent_rules{family="IPv4"}', "ipvs_node_agent_rules{family}"),
+        ("sum by (family) (ipvs_node_agent_rules)", "family in "),
+        ('ipvs_node_agent_rules{ip_family=~"IPv4|IPv5"}', 'ipvs_node_agent_rules{ip_family="IPv5'),
+        ("vector(1)", "no metric in "),
+    ):
+        (found,) = unknown(expr)
+        assert found.startswith(fault)
+    assert unknown('sum by (job, ip_family) (ipvs_node_agent_rules{ip_family="IPv4"}) + up') == []
+    assert unknown("ipvs_node_agent_rules", "family")
