@@ -29,9 +29,14 @@ class Document:
         """The commands in blocks called console; each has a prompt of its own."""
         return [
             Example(*found)
-            for block in self._blocks("console")
+            for block in self.consoles
             for found in re.findall(r"^[#$] (.+)\n((?:(?![#$] ).*\n)*)", block, re.MULTILINE)
         ]
+
+    @property
+    def consoles(self) -> list[str]:
+        """The blocks called console."""
+        return self._blocks("console")
 
     @property
     def scripts(self) -> dict[str, str]:

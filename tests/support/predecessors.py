@@ -1,7 +1,7 @@
 """What the programs leave on a node that this one takes the place of.
 
-Names and shapes are those of network-node-manager (pkg/rules/rules.go and its neighbours) and of its
-earlier form, ipvs-node-controller (controllers/service_controller.go).
+Names and shapes are those of network-node-manager (pkg/rules/rules.go and its neighbours) and of
+its earlier form, ipvs-node-controller (controllers/service_controller.go).
 """
 
 from __future__ import annotations
