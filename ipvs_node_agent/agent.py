@@ -17,8 +17,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import Callable
+from collections.abc import Iterable, Mapping
+from typing import Callable, NamedTuple
 
 from ipvs_node_agent import drift
 from ipvs_node_agent.addresses import FAMILIES, Address, Family, show_address
@@ -54,6 +54,15 @@ _DOUBT_PERIOD = 300.0
 # So many changes at once are a burst, which need not write as few chains as a single one.
 _BURST = 8
 _LINES_AT_ONCE = 20
+# What the API server sends again and again is said once, as long as it is not more than this.
+_REMEMBERED = 100
+
+
+class _Unsynced(NamedTuple):
+    """A change of a Service that the kernel does not know: since when, and what it was `before`."""
+
+    since: float
+    before: Service | None
 
 
 class Cluster:
@@ -101,11 +110,12 @@ class Agent:
         # What the Services were, as the planners know them, that changed since.
         self._changed: dict[str, Service | None] = {}
         self._service_problems: dict[str, tuple[Problem, ...]] = {}
-        self._unsynced: dict[str, float] = {}
+        self._unsynced: dict[str, _Unsynced] = {}
         self._troubles: dict[str, str] = {}
         self._last_trouble: tuple[float, str] | None = None
         self._was_in_sync, self._in_sync_since = False, clock()
         self._lacked = self._node_note = ""
+        self._skipped: set[Skipped] = set()
         self._said: frozenset[Problem] = frozenset()
         self._refusals: frozenset[Problem] = frozenset()
         self._refused: Mapping[str, int] = {}
@@ -207,7 +217,7 @@ class Agent:
         elif isinstance(event, Recovered):
             self._take_recovered(event)
         elif isinstance(event, Skipped):
-            log.warning("passed over in the %s of the API server: %s", event.resource, event.text)
+            self._take_skipped(event)
         elif isinstance(event, Restarted):
             self._restarts[event.reason] += 1
         elif event.resource == NODES:
@@ -284,7 +294,7 @@ class Agent:
         if self._unneeded_mode:
             snapshot, changed, self._unsynced = Snapshot({}, snapshot.node), {}, {}
         since, self._stale_since = self._stale_since, math.inf
-        arrived = {key: self._unsynced[key] for key in changed if key in self._unsynced}
+        arrived = {key: self._unsynced[key].since for key in changed if key in self._unsynced}
         settle = settle or len(changed) >= _BURST
         for table in self._tables.values():
             table.plan(self._config, snapshot, changed, settle, arrived, since)
@@ -310,6 +320,14 @@ class Agent:
         self._troubles[event.resource] = text
         self._last_trouble = (self._clock(), text)
 
+    def _take_skipped(self, event: Skipped) -> None:
+        # Each list has it again.
+        if event not in self._skipped:
+            log.warning("passed over in the %s of the API server: %s", event.resource, event.text)
+            if len(self._skipped) >= _REMEMBERED:
+                self._skipped.clear()
+            self._skipped.add(event)
+
     def _take_recovered(self, event: Recovered) -> None:
         if self._troubles.pop(event.resource, None) and not self._troubles:
             log.info("the API server answers again")
@@ -319,12 +337,15 @@ class Agent:
         self._cluster.node_listed = True
         note = ""
         if old is not None and node is None:
-            note = f"Node {old.name} is gone from the API server; keeping its rules"
+            note = "gone"
         elif old is not None and old.pod_cidrs and node is not None and not node.pod_cidrs:
-            note = f"Node {node.name} lost its pod CIDRs; keeping the last ones"
+            note = "without pod CIDRs"
             node = node._replace(pod_cidrs=old.pod_cidrs)
-        if note and note != self._node_note:
-            log.warning("%s", note)
+        if old is not None and note != self._node_note:
+            if note == "gone":
+                log.warning("Node %s is gone from the API server; keeping its rules", old.name)
+            elif note:
+                log.warning("Node %s lost its pod CIDRs; keeping the last ones", old.name)
         self._node_note = note
         if node is not None and node != old:
             self._cluster.node = node
@@ -363,7 +384,7 @@ class Agent:
         if new is not None and new.problems:
             self._service_problems[key] = new.problems
         if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
-            self._unsynced.setdefault(key, arrived)
+            self._unsynced.setdefault(key, _Unsynced(arrived, old))
 
     def _say_problems(self, snapshot: Snapshot) -> None:
         read = (problem for found in self._service_problems.values() for problem in found)
@@ -375,25 +396,55 @@ class Agent:
         self._refused = Counter(problem.reason for found in refused for problem in found)
         new = sorted(problems - self._said)
         for problem in new[:_LINES_AT_ONCE]:
-            log.warning("%s", problem)
+            log.warning("%s (%s)", problem, problem.reason)
         if len(new) > _LINES_AT_ONCE:
             log.warning("and %d problems more", len(new) - _LINES_AT_ONCE)
         self._said = problems
 
     def _say_synced(self) -> None:
-        now, self._unsynced, changed = self._clock(), {}, self._unsynced
-        for key, arrived in list(changed.items())[:_LINES_AT_ONCE]:
-            latency = (now - arrived) * 1000
-            log.info("%s: %s (%.0f ms)", key, self._shown(key), latency)
+        now, self._unsynced, unsynced = self._clock(), {}, self._unsynced
+        changed = {
+            key: change
+            for key, change in unsynced.items()
+            if self._external(change.before) or self._external(self._service(key))
+        }
+        for key, change in list(changed.items())[:_LINES_AT_ONCE]:
+            latency = (now - change.since) * 1000
+            log.info("%s: %s (%.0f ms)", key, self._shown(key, change.before), latency)
         if len(changed) > _LINES_AT_ONCE:
             log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
 
-    def _shown(self, key: str) -> str:
-        service = (self._cluster.services or {}).get(key)
+    def _service(self, key: str) -> Service | None:
+        return (self._cluster.services or {}).get(key)
+
+    def _external(self, service: Service | None) -> tuple[Address, ...]:
+        """The external IPs of `service` that the configuration asks for."""
         if service is None:
-            return "deleted"
-        external = " ".join(map(show_address, service.load_balancer_ips)) or "no external IP"
-        return f"{external} to {' '.join(map(show_address, service.cluster_ips)) or 'no ClusterIP'}"
+            return ()
+        more = service.external_ips if self._config.services.external_ips else ()
+        return tuple(dict.fromkeys((*service.load_balancer_ips, *more)))
+
+    def _shown(self, key: str, before: Service | None) -> str:
+        """What the kernel holds of a Service, in a few words."""
+        service = self._service(key)
+        asked = self._external(service)
+        if service is None or not asked:
+            what = "deleted" if service is None else "no external IP"
+            return f"{what}, was {_leading(self._external(before), before)}"
+        served = [
+            address
+            for address in asked
+            if any(table.serves(key, address) for table in self._tables.values())
+        ]
+        if served:
+            return _leading(served, service)
+        return f"{' '.join(map(show_address, asked))} without rules"
+
+
+def _leading(external: Iterable[Address], service: Service | None) -> str:
+    internal = service.cluster_ips if service is not None else ()
+    to = " ".join(map(show_address, internal)) or "no ClusterIP"
+    return f"{' '.join(map(show_address, external))} to {to}"
 
 
 def _node_in(event: Listed | Changed | Deleted) -> Node | None:

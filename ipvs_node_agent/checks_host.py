@@ -13,6 +13,14 @@ _REMOVE = "apt purge ipvs-node-agent"
 _UNIT = "ipvs-node-agent.service"
 _PREDECESSORS = ("network-node-manager", "ipvs-node-controller")
 _PREDECESSORS_CHAINS = "NMANAGER_"
+# Of what iptables-save prints, makes the input that empties, unhooks and removes those chains in
+# one go. Nobody else's rules are in it: a whole table that is put back loses what others changed
+# meanwhile, and what an older iptables cannot read.
+_UNDOING = (
+    '/^:NMANAGER_/ {print $1, "- [0:0]"; gone = gone "-X " substr($1, 2) "\\n"} '
+    '/^-A [^N].* -j NMANAGER_/ {sub("-A", "-D"); print} '
+    '/^[*]/ {print} /^COMMIT/ {printf "%s", gone; gone = ""; print}'
+)
 
 
 def privileges(facts: Facts) -> Iterator[Finding]:
@@ -235,7 +243,7 @@ def predecessors(facts: Facts) -> Iterator[Finding]:
     )
     if left and not any(p.program == "network-node-manager" for p in facts.host.agents):
         text = f"left chains {_PREDECESSORS_CHAINS}... in {', '.join(left)}, which nobody updates"
-        mend = f"{left[0]}-save | grep -v {_PREDECESSORS_CHAINS} | {left[0]}-restore"
+        mend = f"{left[0]}-save -t nat | awk '{_UNDOING}' | {left[0]}-restore -w 5 --noflush"
         yield Finding(WARN, "network-node-manager", text, mend)
 
 

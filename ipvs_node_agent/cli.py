@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, ClassVar, NoReturn
+from typing import Any, Callable, NoReturn
 
-from ipvs_node_agent import __version__
+from ipvs_node_agent import __version__, journal
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, parse_network
 from ipvs_node_agent.config import Config, load
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
@@ -72,12 +72,18 @@ def _print(text: str) -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    _complain(logging.ERROR, text)
     return status
 
 
 def _note(text: str) -> None:
-    print(f"{PROGRAM}: {one_line(text)}", file=sys.stderr)
+    _complain(logging.WARNING, one_line(text))
+
+
+def _complain(level: int, text: str) -> None:
+    # Without its level, the journal would take the reason of a failed start for a piece of news.
+    sign = journal.sign(level) if journal.is_at(sys.stderr) else ""
+    print(f"{sign}{PROGRAM}: {text}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -174,19 +180,10 @@ def _cidr(text: str) -> Network:
     return network
 
 
-class _JournalFormatter(logging.Formatter):
-    """Puts the level in front as the journal reads it (sd-daemon(3))."""
-
-    LEVELS: ClassVar = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"<{self.LEVELS.get(record.levelno, 3)}>{super().format(record)}"
-
-
 def _set_up_logging(level: str) -> None:
     handler = logging.StreamHandler()
-    if os.environ.get("JOURNAL_STREAM"):
-        handler.setFormatter(_JournalFormatter("%(message)s"))
+    if journal.is_at(sys.stderr):
+        handler.setFormatter(journal.Formatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -74,6 +74,8 @@ class FamilyTable:
         # Whether others' tables lack Kubernetes' chain that marks.
         self._own_mark = False
         self._held: dict[str, _Held] = {}
+        # Whether what is wanted changed for another reason than a Service's change.
+        self._anew = True
         # Held back until now, and being tried again.
         self._tried: dict[str, _Held] = {}
         # What Services were that changed since the last write.
@@ -103,6 +105,10 @@ class FamilyTable:
     def having(self) -> Mapping[Address, tuple[str, ...]]:
         """The external IPs that have rules, and the Services that they are for; a copy."""
         return self._planner.having if self._planner else {}
+
+    def serves(self, key: str, address: Address) -> bool:
+        """Whether the Service `key` has rules for `address`."""
+        return self._planner is not None and key in self._planner.holders(address)
 
     @property
     def figures(self) -> FamilyFigures:
@@ -210,6 +216,7 @@ class FamilyTable:
         """Makes the plan that the planner has by now, and the planner where there is none."""
         planner = self._planner
         if planner is None:
+            self._anew = True
             planner = Planner(self._config, self._snapshot.node, self._family, self._own_mark)
             planner.fill(
                 _without_rules(service) if key in self._held else service
@@ -344,16 +351,21 @@ class FamilyTable:
         if self.error is not None:
             log.info("%s: works again", self._family)
         self.dirty, self.error, self.retry_at, self._delay = False, None, 0.0, _RETRY_FIRST
+        for key in self._tried.keys() & self._snapshot.services.keys() - self._held.keys():
+            log.info("%s: the kernel takes its %s rules now", key, self._family)
         self._tried = {}
         fresh = self._note_repairs(change.repairs, seconds)
         if change and fresh:
-            log.info(
+            # Who knows when a Service's change came says that it is done.
+            log.log(
+                logging.INFO if change.repairs or self._anew else logging.DEBUG,
                 "%s: %s in %.0f ms%s",
                 self._family,
                 _described(change),
                 seconds * 1000,
                 _explained(change.repairs),
             )
+        self._anew = False
         self._forget_flows(change)
         self._before = {}
         self._measure(change, seconds)
@@ -406,13 +418,16 @@ def _without_rules(service: Service) -> Service:
 
 
 def _described(change: Change) -> str:
-    parts: tuple[tuple[int, str], ...] = (
-        (len(change.written), "chains"),
-        (sum(map(len, change.written.values())), "rules"),
-        (len(change.dropped), "chains removed"),
-        (len(change.hooked), "jumps"),
+    parts: tuple[tuple[int, str, str], ...] = (
+        (len(change.written), "chain", ""),
+        (sum(map(len, change.written.values())), "rule", ""),
+        (len(change.dropped), "chain", " removed"),
+        (len(change.hooked), "jump", ""),
     )
-    shown = ", ".join(f"{count} {what}" for count, what in parts if count) or "jumps removed"
+    shown = ", ".join(
+        f"{count} {what}{'' if count == 1 else 's'}{then}" for count, what, then in parts if count
+    )
+    shown = shown or "jumps removed"
     return f"{'repaired' if change.repairs else 'wrote'} {shown}"
 
 

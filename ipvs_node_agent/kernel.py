@@ -76,7 +76,7 @@ class Kernel:
             )
             for family in FAMILIES
         }
-        return {family: Programmer(table, owns) for family, table in tables.items()}
+        return {family: Programmer(table, owns, str(family)) for family, table in tables.items()}
 
     def clean_others(self) -> None:
         """Removes what is ours from the backend that is not in use."""

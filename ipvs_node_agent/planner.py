@@ -72,6 +72,10 @@ class Planner:
         """The addresses that have rules, and the Services that they are for; a copy."""
         return self._having.copy()
 
+    def holders(self, address: Address) -> tuple[str, ...]:
+        """The Services that have rules for `address`."""
+        return self._having.get(address, ())
+
     @property
     def services(self) -> int:
         """How many Services have rules."""

@@ -7,6 +7,7 @@ A check reads the table only where the kernel does not say that nobody touched i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,9 +15,21 @@ from typing import Callable
 
 from ipvs_node_agent import drift
 from ipvs_node_agent.iptables import Table, TableError
-from ipvs_node_agent.ruleset import Change, Found, Ruleset, difference, parse_save, settled
+from ipvs_node_agent.ruleset import (
+    Change,
+    Found,
+    Ruleset,
+    difference,
+    differing,
+    parse_save,
+    settled,
+)
 from ipvs_node_agent.writes import Writes
 
+log = logging.getLogger(__name__)
+
+# So many differences at most are told, of thousands that there may be.
+_SHOWN = 20
 _NOTHING = Ruleset()
 
 
@@ -25,10 +38,13 @@ class Misfit(Exception):
 
 
 class Programmer:
-    """One family's table in one backend. `owns` tells which chains are the agent's."""
+    """One family's table in one backend. `owns` tells which chains are the agent's.
 
-    def __init__(self, table: Table, owns: Callable[[str], bool]) -> None:
-        self._table, self._owns = table, owns
+    `name` is what the log calls the table.
+    """
+
+    def __init__(self, table: Table, owns: Callable[[str], bool], name: str = "nat") -> None:
+        self._table, self._owns, self._name = table, owns, name
         # Noted for who counts packets, which start from nothing in what is written.
         self.writes = Writes()
         # What the table held when last written or read, and whether it still has to hold that.
@@ -68,6 +84,8 @@ class Programmer:
         if not wanted.fits(found.foreign):
             raise Misfit
         change = difference(found, wanted)
+        if (change or believed is None) and log.isEnabledFor(logging.DEBUG):
+            self._tell(found, wanted, change)
         if change:
             try:
                 self._write(change)
@@ -93,6 +111,23 @@ class Programmer:
                     # It cannot tell whether it is the same, and was.
                     self._check_seconds = time.monotonic() - started
         return self.apply(wanted)
+
+    def _tell(self, found: Found, wanted: Ruleset, change: Change) -> None:
+        sizes = [
+            f"{len(chains)} chains with {sum(map(len, chains.values()))} rules"
+            for chains in (found.chains, wanted.chains)
+        ]
+        differences = list(differing(change))
+        log.debug(
+            "%s: compared the table, %s, with %s as wanted: %s",
+            self._name,
+            *sizes,
+            f"{len(differences)} differences" if differences else "no difference",
+        )
+        for line in differences[:_SHOWN]:
+            log.debug("%s: %s", self._name, line)
+        if len(differences) > _SHOWN:
+            log.debug("%s: and %d differences more", self._name, len(differences) - _SHOWN)
 
     def _write(self, change: Change) -> None:
         """Applies `change`; until all of it is there, nothing is certain."""

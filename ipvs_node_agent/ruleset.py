@@ -231,6 +231,20 @@ def difference(found: Found, wanted: Ruleset) -> Change:
     return Change(written, dropped, tuple(unhooked), tuple(hooked), new, replaced)
 
 
+def differing(change: Change) -> Iterator[str]:
+    """Each rule, chain and jump that `change` removes or adds, for people."""
+    for name, rules in change.written.items():
+        before = change.replaced.get(name, ())
+        if name in change.new:
+            yield f"+ chain {name}"
+        wanted, there = frozenset(rules), frozenset(before)
+        yield from (f"- {name} {rule}" for rule in before if rule not in wanted)
+        yield from (f"+ {name} {rule}" for rule in rules if rule not in there)
+    yield from (f"- chain {name}" for name in change.dropped)
+    yield from (f"- {built_in} -j {name}" for built_in, name in change.unhooked)
+    yield from (f"+ {built_in} -j {name} as its first rule" for built_in, name in change.hooked)
+
+
 def settled(found: Found, wanted: Ruleset) -> Found:
     """What the table holds once the difference between `found` and `wanted` is applied."""
     kept = {name: () for name in found.held & found.chains.keys() if name not in wanted.chains}

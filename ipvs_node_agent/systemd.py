@@ -49,6 +49,7 @@ class ServiceManager:
         self._sign_due = -math.inf
         self._ready = False
         self._status = ""
+        self._failed = False
 
     def ready(self) -> None:
         """The service has started."""
@@ -106,4 +107,10 @@ class ServiceManager:
                 sender.settimeout(_SEND_TIMEOUT)
                 sender.sendto(state.encode("utf-8", "replace"), self._address)
         except (OSError, ValueError) as error:
-            log.warning("cannot tell the service manager %s: %s", state.partition("=")[0], error)
+            # Signs of life would fail alike, twice a minute.
+            if not self._failed:
+                what = state.partition("=")[0]
+                log.warning("cannot tell the service manager %s: %s", what, error)
+            self._failed = True
+        else:
+            self._failed = False

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any, Callable, NamedTuple
 
 from ipvs_node_agent.boundedserver import BoundedServer
+from ipvs_node_agent.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,17 @@ class _Server(BoundedServer, socketserver.TCPServer):
     def __init__(self, resolved: tuple[int, Any], pages: Pages) -> None:
         self.address_family, address = resolved
         self.pages = pages
+        self._failures: set[str] = set()
         super().__init__(address, _Handler)
+
+    def failed(self, path: str, error: Exception) -> None:
+        """Says once for each path that its page cannot be made: it is asked for again and again."""
+        if path not in self._failures:
+            why = one_line(str(error))
+            log.error("cannot make %s: %s: %s (please report it)", path, type(error).__name__, why)
+        log.debug("cannot make %s", path, exc_info=error)
+        # Others choose what they ask for, but only paths that there are can fail.
+        self._failures.add(path)
 
     def server_bind(self) -> None:
         """Binds; to an IPv6 address that means all of them for IPv4's as well."""
@@ -158,8 +169,8 @@ class _Handler(socketserver.BaseRequestHandler):
         path = line[2].decode("ascii").partition("?")[0]
         try:
             return line[1], self.server.pages(path)
-        except Exception:  # A bug, which must not look like an agent that is down.
-            log.exception("cannot make %s", path)
+        except Exception as error:  # A bug, which must not look like an agent that is down.
+            self.server.failed(path, error)
             return line[1], _error(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 

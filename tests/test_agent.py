@@ -794,12 +794,14 @@ def test_a_change_is_said_with_the_time_it_took(caplog: pytest.LogCaptureFixture
     assert line.endswith(" ms)")
     started.put(web())
     started.settle()
-    assert said(caplog, "^default/web: ")[1].startswith("default/web: no external IP to ")
+    gone = f"was {EXTERNAL_4} {EXTERNAL_6} to {CLUSTER_4} {CLUSTER_6} ("
+    assert said(caplog, "^default/web: ")[1].startswith(f"default/web: no external IP, {gone}")
     started.put(web(EXTERNAL_4))
     started.settle()
     started.delete("web")
     started.settle()
-    assert said(caplog, "^default/web: ")[-1].startswith("default/web: deleted (")
+    last = said(caplog, "^default/web: ")[-1]
+    assert last.startswith(f"default/web: deleted, was {EXTERNAL_4} to {CLUSTER_4}")
 
 
 def test_services_that_never_had_an_external_ip_are_not_said(
@@ -812,6 +814,80 @@ def test_services_that_never_had_an_external_ip_are_not_said(
     started.delete("web")
     started.settle()
     assert not said(caplog)
+
+
+def test_external_ips_without_rules_are_not_said_to_lead_anywhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    started = running()
+    started.put(web("127.0.0.1"))
+    started.settle()
+    assert said(caplog, "^default/web: 127.0.0.1 without rules \\(")
+    started.put(web(EXTERNAL_4, "127.0.0.1"))
+    started.settle()
+    assert said(caplog, f"^default/web: {EXTERNAL_4} to ")
+
+
+def test_external_ips_of_the_spec_are_said_where_they_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raw = service("plain", [CLUSTER_4], [], externalIPs=["10.19.30.1"])
+    started = running()
+    caplog.clear()
+    started.put(raw)
+    started.settle()
+    assert not said(caplog)
+    wanting = replace(started.config, services=replace(started.config.services, external_ips=True))
+    counting = running(config=wanting)
+    counting.put(raw)
+    counting.settle()
+    assert said(caplog, f"^default/plain: 10.19.30.1 to {CLUSTER_4} ")
+
+
+def test_a_change_of_a_service_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    started = running(*(other(f"10.19.1.{n + 1}", f"web-{n}") for n in range(20)))
+    caplog.clear()
+    started.put(web(EXTERNAL_4, EXTERNAL_6))
+    started.pass_time(10)
+    (line,) = said(caplog)
+    assert line.startswith("default/web: ")
+
+
+def test_what_the_agent_writes_for_another_reason_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    started = running(web(EXTERNAL_4))
+    assert [line.partition(" in ")[0] for line in said(caplog, ": wrote ")] == [
+        "IPv4: wrote 2 chains, 4 rules, 2 jumps",
+        "IPv6: wrote 2 chains, 2 jumps",
+    ]
+    caplog.clear()
+    started.put_node(node("10.240.9.0/24", POD_CIDRS[1]))
+    started.settle()
+    assert [line.partition(" in ")[0] for line in said(caplog)] == ["IPv4: wrote 1 chain, 2 rules"]
+
+
+def test_on_debug_it_tells_what_was_compared(caplog: pytest.LogCaptureFixture) -> None:
+    started = running(web(EXTERNAL_4))
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()
+    started.put_node(node("10.240.9.0/24", POD_CIDRS[1]))
+    started.settle()
+    compared, *differences = said(caplog, "^IPv4: (compared|[-+]) ")
+    assert compared == (
+        "IPv4: compared the table, 2 chains with 4 rules, with 2 chains with"
+        " 4 rules as wanted: 4 differences"
+    )
+    assert [line.split()[1:5] for line in differences] == [
+        [sign, "IPVS_PREROUTING", "-s", cidr]
+        for sign, cidr in (("-", POD_CIDRS[0]), ("+", "10.240.9.0/24"))
+        for _ in range(2)
+    ]
+    caplog.clear()
+    started.pass_time(20)
+    # Nothing was looked at that nobody touched.
+    assert not said(caplog, "^IPv4")
+    started.tables[IPV4].restore("*nat\n-F IPVS_OUTPUT\nCOMMIT\n")
+    started.pass_time(3)
+    assert said(caplog, "^IPv4: compared the table, 2 chains with 2 rules, with 2 chains with 4 ")
 
 
 def test_the_first_list_is_not_said_service_by_service(caplog: pytest.LogCaptureFixture) -> None:
@@ -849,7 +925,10 @@ def test_many_problems_are_not_said_line_by_line(caplog: pytest.LogCaptureFixtur
 
 
 def test_what_was_passed_over_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    Node().agent.take(Skipped(SERVICES, "wanted a Service, got 'Pod'"))
+    made = Node()
+    # Each list has it again.
+    for _ in range(3):
+        made.agent.take(Skipped(SERVICES, "wanted a Service, got 'Pod'"))
     assert said(caplog) == [
         "passed over in the services of the API server: wanted a Service, got 'Pod'"
     ]

@@ -462,7 +462,7 @@ def test_a_predecessor_that_runs(program: str, level: str) -> None:
 
 def test_chains_that_a_predecessor_left() -> None:
     left = Found(OURS, JUMPS, PROXYS_CHAINS | {"NMANAGER_PREROUTING"})
-    mend = "iptables-nft-save | grep -v NMANAGER_ | iptables-nft-restore"
+    mend = " | iptables-nft-restore -w 5 --noflush"
     tables = (nat(found=left), nat(FAMILIES[1]))
     says(facts(tables=tables), WARN, "network-node-manager", "left chains NMANAGER_", mend)
 

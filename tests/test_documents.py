@@ -1,21 +1,28 @@
-"""What the documents show is what happens: every command in README is run, here or by CI."""
+"""What the documents show is what happens: each command in them is run, here or by CI."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from ipvs_node_agent import __version__, config
 from ipvs_node_agent.config import DEFAULTS, parse
+from tests.node import shown
+from tests.support.documents import (
+    MIGRATION,
+    OPERATIONS,
+    README,
+    REPOSITORY,
+    Document,
+    Example,
+    first_code,
+)
+from tests.support.predecessors import CONTROLLER, LABEL, MANAGER
 
-REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
-EXAMPLES = re.findall(r"^```console\n[#$] (.+)\n((?:.*\n)*?)```$", README, re.MULTILINE)
-
+DOCUMENTS = (README, OPERATIONS, MIGRATION)
 # Where the commands are run that need root, a cluster, or a machine of their own.
 ELSEWHERE = {
     "make demo": ".ci/run",
@@ -26,33 +33,79 @@ ELSEWHERE = {
     "ipvs-node-agent status": "tests/kernel/test_status.py",
     "ipvs-node-agent check": "tests/kernel/test_check.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
+    "apt install ./ipvs-node-agent_*.deb": "tests/node/test_1_install.py",
+    "systemctl mask --runtime ipvs-node-agent": "tests/node/test_1_install.py",
+    "systemctl unmask --runtime ipvs-node-agent": "tests/node/test_1_install.py",
+    "systemctl enable ipvs-node-agent": "tests/node/test_1_install.py",
+    "systemctl restart ipvs-node-agent": "tests/node/test_1_install.py",
 }
+# Scripts, by the document and their names.
+SCRIPTS = {
+    ("docs/operations.md", "roll-out"): "tests/test_operations_document.py",
+    ("docs/operations.md", "back-out"): "tests/test_operations_document.py",
+    ("docs/migration.md", "remove-nat-chains"): "tests/kernel/test_migration.py",
+}
+# For the cluster of a program that is not ours; nothing here runs it, so that only its names are
+# looked at.
+_DELETE = "kubectl -n kube-system delete"
+FOR_PREDECESSORS = [
+    command
+    for program in (MANAGER, CONTROLLER)
+    for command in (
+        f"{_DELETE} daemonset {program} --cascade=orphan",
+        f"{_DELETE} pod -l {LABEL}={program} --field-selector spec.nodeName=NODE",
+        f"{_DELETE} serviceaccount {program}",
+        f"kubectl delete clusterrolebinding {program}-rolebinding",
+        f"kubectl delete clusterrole {program}-role",
+    )
+] + [f"{_DELETE} daemonset {MANAGER}"]
 
 
-def test_every_command_of_the_readme_is_run_somewhere() -> None:
-    commands = [command for command, _ in EXAMPLES]
-    assert len(commands) == README.count("```console")
-    shown = [command for command in commands if not command.startswith("ipvs-node-agent ")]
-    assert set(shown) <= set(ELSEWHERE)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_command_of_a_document_is_run_somewhere(document: Document) -> None:
+    prompts = re.findall(r"^ *[#$] \S.*$", "".join(document.consoles), re.MULTILINE)
+    assert len(document.examples) == len(prompts) >= document.text.count("```console")
+    known = {*ELSEWHERE, *(FOR_PREDECESSORS if document is MIGRATION else ())}
+    here = {example.command for example in document.examples if is_run_here(example)}
+    assert {example.command for example in document.examples} <= known | here
+    assert {(document.name, name) for name in document.scripts} <= set(SCRIPTS)
+
+
+def test_no_command_is_listed_that_no_document_has() -> None:
+    shown = {example.command for document in DOCUMENTS for example in document.examples}
+    assert {*ELSEWHERE, *FOR_PREDECESSORS} <= shown
+    assert set(SCRIPTS) == {(d.name, script) for d in DOCUMENTS for script in d.scripts}
 
 
 @pytest.mark.parametrize(("command", "place"), ELSEWHERE.items())
 def test_the_place_that_runs_a_command_names_it(command: str, place: str) -> None:
     text = (REPOSITORY / place).read_text()
+    if place.startswith("tests/node/"):
+        # There the documents are read for it.
+        (name,) = (name for name, value in vars(shown).items() if value == command)
+        assert re.search(rf"\b{name}\b", text)
+        return
     for word in command.split()[-1:]:
         assert word in text
 
 
+@pytest.mark.parametrize(("script", "place"), SCRIPTS.items(), ids=str)
+def test_the_place_that_runs_a_script_names_it(script: tuple[str, str], place: str) -> None:
+    assert f'"{script[1]}"' in (REPOSITORY / place).read_text()
+
+
+def is_run_here(example: Example) -> bool:
+    """Whether it is a command of ours that needs nothing but a file."""
+    ours = example.command.startswith("ipvs-node-agent ")
+    return ours and bool(example.output) and example.command not in ELSEWHERE
+
+
 @pytest.mark.parametrize(
     ("command", "output"),
-    [
-        (command, output)
-        for command, output in EXAMPLES
-        if command.startswith("ipvs-node-agent ") and output and command not in ELSEWHERE
-    ],
+    [example for document in DOCUMENTS for example in document.examples if is_run_here(example)],
     ids=lambda value: value.split("\n")[0][:60],
 )
-def test_a_command_prints_what_the_readme_shows(command: str, output: str) -> None:
+def test_a_command_prints_what_is_shown(command: str, output: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ipvs_node_agent", *command.split()[1:]],
         stdout=subprocess.PIPE,
@@ -63,6 +116,47 @@ def test_a_command_prints_what_the_readme_shows(command: str, output: str) -> No
         timeout=60,
     )
     assert done.stdout == output
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_file_that_a_document_points_to_is_there(document: Document) -> None:
+    folder = (REPOSITORY / document.name).parent
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", document.text)
+    named = re.findall(r"`((?:tests|packaging|docs)/[\w./-]+)`", document.text)
+    assert links
+    assert not [link for link in links if not (folder / link).exists()]
+    assert not [name for name in named if not (REPOSITORY / name).exists()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_chapter_that_a_document_points_to_is_there(document: Document) -> None:
+    folder = (REPOSITORY / document.name).parent
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.text):
+        text = (folder / link).read_text() if link else document.text
+        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert anchor in {title.lower().replace(" ", "-").replace(",", "") for title in titles}
+
+
+def test_the_readme_has_the_ten_most_likely_troubles_and_no_more() -> None:
+    assert len(README.table("Trouble")) == 10
+
+
+@pytest.mark.parametrize("row", README.table("Trouble"), ids=lambda row: first_code(row[0]))
+def test_what_the_readme_lets_the_agent_say_it_says(row: list[str]) -> None:
+    """In its source, in what tests/test_operations_document.py holds to that, or in a test."""
+    said = first_code(row[0])
+    words = max(said.split("..."), key=len).strip(" :")
+    messages = [
+        message
+        for title in ("What it warns of", "Reasons in messages")
+        for row in OPERATIONS.table(title)
+        for message in re.findall(r"`([^`]{12,})`", row[0])
+    ]
+    forms = [".*".join(map(re.escape, message.split("..."))) for message in messages]
+    places = [*REPOSITORY.glob("ipvs_node_agent/*.py"), *REPOSITORY.glob("tests/kernel/*.py")]
+    assert any(words in path.read_text() for path in places) or any(
+        re.search(form, said) for form in forms
+    )
 
 
 def test_the_shown_configuration_is_the_default_one() -> None:
@@ -87,4 +181,4 @@ def test_the_changelog_has_this_version_on_top() -> None:
 
 def test_the_readme_table_has_every_key() -> None:
     for key in all_keys():
-        assert f"{key}`" in README or f".{key}`" in README or f"`{key}." in README, key
+        assert any(form in README.text for form in (f"{key}`", f".{key}`", f"`{key}.")), key

@@ -213,6 +213,7 @@ def test_it_is_tried_again_by_itself_and_said_once(
     table.refused.clear()
     made.pass_time(80)
     made.holds(WEB_4, OTHER)
+    assert said(caplog, "takes its") == ["default/web: the kernel takes its IPv4 rules now"]
 
 
 def test_it_is_tried_again_when_it_changes() -> None:

@@ -145,3 +145,18 @@ def test_a_service_manager_that_does_not_read_does_not_hold_the_agent_up(
                 pass
         manager(told).ready()
     assert "cannot tell the service manager READY: timed out" in caplog.text
+
+
+def test_a_service_manager_that_cannot_be_told_is_said_once_until_it_can(
+    told: NotifySocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    made = ServiceManager({"NOTIFY_SOCKET": told.name})
+    name, away = Path(told.name), Path(f"{told.name}.away")
+    for count in (1, 2):
+        name.rename(away)
+        made.status(f"one {count}")
+        made.status(f"two {count}")
+        assert len(caplog.records) == count
+        away.rename(name)
+        made.status(f"three {count}")

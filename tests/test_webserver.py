@@ -119,6 +119,17 @@ def test_a_mistake_in_a_page_is_not_shown_to_clients(served: Served) -> None:
     assert b"mistake" not in served.ask(get("/bug"))
 
 
+def test_a_mistake_in_a_page_is_said_in_one_line_and_once(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(3):
+        served.ask(get("/bug"))
+    (record,) = caplog.records
+    assert record.getMessage() == "cannot make /bug: ValueError: a mistake (please report it)"
+    assert (record.levelno, record.exc_info) == (logging.ERROR, None)
+
+
 def test_a_request_that_does_not_end_in_time_is_given_up(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -477,7 +477,7 @@ def test_a_predecessor(broken: Node) -> None:
         broken.host_says(WARN, "network-node-manager", f"runs as process {number}", mend)
     broken.restore("*nat\n:NMANAGER_OUTPUT - [0:0]\nCOMMIT\n")
     broken.host_says(
-        WARN, "network-node-manager", "left chains NMANAGER_...", "| grep -v NMANAGER_ |"
+        WARN, "network-node-manager", "left chains NMANAGER_...", "/^:NMANAGER_/ {print $1"
     )
     broken.restore("*nat\n:NMANAGER_OUTPUT - [0:0]\n-X NMANAGER_OUTPUT\nCOMMIT\n")
 

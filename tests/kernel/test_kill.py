@@ -79,6 +79,8 @@ def test_no_connection_fails_however_often_it_is_killed_and_the_end_is_exactly_r
     chance = random.Random(seed)
     addresses = list(EXTERNAL_IP.values())
     most = KILLS * 500
+    # A write for a Service's change is said on this level alone.
+    bed.agent.options = ["--log-level", "debug"]
     bed.agent.start()
     with (
         streaming(wired.pod, *addresses, pause=0.01, most=most) as pod,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from tests.support.topology import (
 pytestmark = pytest.mark.kernel
 
 REFUSED = "ConnectionRefusedError"
+SOCKETS = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 
@@ -59,6 +62,39 @@ def test_pod_and_host_reach_the_service_and_outsiders_are_left_alone(
     assert bed.agent.call("cleanup").returncode == 0
     assert ask(wired.pod, external) == REFUSED
     assert ask(wired.node, external) == REFUSED
+
+
+def test_connections_that_exist_outlive_the_agent_and_its_rules(
+    wired: Topology, bed: Bed, family: Family
+) -> None:
+    bed.agent.start()
+    with ExitStack() as stack:
+        with wired.backend.enter():
+            address = (CLUSTER_IP[family.version], 81)
+            listener = socket.create_server(address, family=SOCKETS[family.version])
+        stack.callback(listener.close)
+        pairs = []
+        for client in (wired.pod, wired.node):
+            with client.enter():
+                one = socket.create_connection((EXTERNAL_IP[family.version], 81), 5)
+            stack.callback(one.close)
+            other, _ = listener.accept()
+            stack.callback(other.close)
+            pairs.append((one, other))
+
+        def they_talk() -> None:
+            for one, other in pairs:
+                other.settimeout(5)
+                for source, target in ((one, other), (other, one)):
+                    source.sendall(b"?")
+                    assert target.recv(10) == b"?"
+
+        they_talk()
+        bed.agent.stop()
+        they_talk()
+        assert bed.agent.call("cleanup").returncode == 0
+        they_talk()
+    assert ask(wired.node, EXTERNAL_IP[family.version]) == REFUSED
 
 
 def test_host_only_masquerade_keeps_the_pods_own_address(

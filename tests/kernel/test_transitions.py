@@ -182,7 +182,7 @@ def test_a_change_is_one_write_of_the_chains_that_differ(running: Bed) -> None:
     running.api.put(node("10.240.9.0/24"))
     running.expect([ONE, TWO], pod_cidrs=["10.240.9.0/24"])
     eventually(lambda: len(writes()) > len(earlier))
-    assert writes() == [*earlier, "IPv4: wrote 1 chains, 4 rules"]
+    assert writes() == [*earlier, "IPv4: wrote 1 chain, 4 rules"]
     assert host_counters(running) == before
 
 

@@ -5,9 +5,26 @@ from __future__ import annotations
 import pytest
 
 from tests.node.cases import READY, READY_SECONDS, apt, everything, put_package
-from tests.node.readme import INSTALL, JOURNAL, STATUS
 from tests.node.scene import NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
+from tests.node.shown import (
+    CHECK,
+    DIFF,
+    ENABLE,
+    INSTALL,
+    JOURNAL,
+    MASK,
+    PURGE,
+    RESTART,
+    STATUS,
+    UNMASK,
+)
 from tests.support.promlint import faults, value
+
+
+MASQUERADING = " && ".join(
+    f"{family}-save -t nat | grep -q -e '-A KUBE-POSTROUTING .*-j MASQUERADE'"
+    for family in ("iptables", "ip6tables")
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +36,8 @@ def connections(scene: Scene) -> dict[str, Connection]:
 @pytest.fixture(scope="module")
 def before(scene: Scene, connections: dict[str, Connection]) -> dict[str, str]:
     """What became of each connection before the agent was installed."""
+    # IPVS has its servers before kube-proxy gets to what masquerades.
+    scene.wait(MASQUERADING, 90)
     scene.nat_without_us.update({version: scene.nat(version) for version in VERSIONS})
     return scene.view(connections)
 
@@ -32,6 +51,35 @@ def test_without_the_agent_the_node_itself_does_not_reach_the_external_ip(
         assert before[f"pod to web's external IP, IPv{version}"] == POD[version]
         assert is_answer(before[f"host to web's ClusterIP, IPv{version}"])
         assert is_answer(before[f"pod to plain's node port, IPv{version}"])
+
+
+@pytest.mark.usefixtures("before")
+def test_masked_it_is_installed_and_looked_at_before_it_does_anything(scene: Scene) -> None:
+    put_package(scene, "this")
+    scene.machine.run(MASK)
+    apt(scene, INSTALL)
+    assert scene.agent("ActiveState") == "inactive"
+    check = scene.machine.attempt(CHECK)
+    failed = [line for line in check.output.splitlines() if line.startswith("fail")]
+    assert [line.split()[1] for line in failed] == ["agent:", "rules:"]
+    diff = scene.machine.attempt(DIFF)
+    assert diff.status == 1
+    assert "-A IPVS_OUTPUT " in diff.output
+    assert not scene.ours()
+    scene.machine.run(f"{UNMASK} && {ENABLE} && {RESTART}", timeout=READY_SECONDS)
+    assert scene.ours()
+    assert scene.machine.run("systemctl is-enabled ipvs-node-agent").strip() == "enabled"
+    # And a running one is not restarted by what is installed over it.
+    process = scene.agent("MainPID")
+    scene.machine.run(MASK)
+    put_package(scene, "next")
+    apt(scene, INSTALL)
+    assert (scene.agent("ActiveState"), scene.agent("MainPID")) == ("active", process)
+    assert scene.machine.run(DIFF) == ""
+    scene.machine.run(f"{UNMASK} && {RESTART}", timeout=READY_SECONDS)
+    assert scene.agent("MainPID") != process
+    apt(scene, PURGE)
+    assert not scene.ours()
 
 
 def test_after_apt_install_the_external_ip_works_and_nothing_else_changed(

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.node.cases import external
-from tests.node.readme import RELOAD
 from tests.node.scene import NODE_ADDRESS, POD, VERSIONS, Scene, is_answer
+from tests.node.shown import RELOAD
 from tests.support.waiting import eventually
 
 CONFIG = "/etc/ipvs-node-agent/config.yaml"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.node.cases import another_process, no_connection_fails, put_package
-from tests.node.readme import INSTALL
 from tests.node.scene import Scene
+from tests.node.shown import INSTALL
 
 _DROP_IN = "/etc/systemd/system/ipvs-node-agent.service.d/quick.conf"
 # Two minutes and ten seconds are right for a node, and long for a test.

@@ -13,8 +13,8 @@ from tests.node.cases import (
     no_connection_fails,
     put_package,
 )
-from tests.node.readme import INSTALL, PURGE, REMOVE, STATUS
 from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, VERSIONS, Scene, is_answer
+from tests.node.shown import INSTALL, PURGE, REMOVE, STATUS
 
 _TRACES = """\
 find / -xdev -name '*ipvs[-_]node[-_]agent*' -not -path '/root/debs/*' -not -path '/proc/*'

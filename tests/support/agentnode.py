@@ -87,7 +87,7 @@ class Node:
         return {family: Table() for family in FAMILIES}
 
     def programmers(self) -> dict[Family, Programmer]:
-        return {f: Programmer(table, owner(NAMES)) for f, table in self.tables.items()}
+        return {f: Programmer(table, owner(NAMES), str(f)) for f, table in self.tables.items()}
 
     # What the API server tells
 

@@ -1,0 +1,367 @@
+"""docs/operations.md is complete: every metric, alert, reason and message, and none that is not."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ipvs_node_agent import drift, watch
+from ipvs_node_agent.cli import PROGRAM
+from tests.support.documents import OPERATIONS, REPOSITORY, first_code
+from tests.support.exposed import text
+from tests.support.loglines import log_calls, text_of, trees
+from tests.support.promlint import read
+from tests.support.promql import unknown
+from tests.support.promtool import need_prometheus, promtool
+
+RULES = REPOSITORY / "packaging" / "prometheus" / "ipvs-node-agent.rules.yaml"
+
+
+# 1. Metrics and alerts
+
+
+def test_every_metric_has_a_row_with_its_type_and_labels() -> None:
+    exposed = {}
+    for name, metric in read(text()).items():
+        labels = {label for _, found in metric.samples for label, _ in found}
+        exposed[name] = (metric.kind, labels - {"le"})
+    shown = {
+        first_code(row[0]): (row[1], set(re.findall(r"`(\w+)`", row[2])))
+        for row in OPERATIONS.table("Metrics")
+        if len(row) == 5
+    }
+    assert shown == exposed
+
+
+@pytest.mark.parametrize("reasons", [drift.MEANINGS, watch.RESTART_REASONS], ids=["drift", "watch"])
+def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
+    rows = [first_code(row[0]) for row in OPERATIONS.table("Metrics") if len(row) == 2]
+    assert set(reasons) <= set(rows)
+    assert len(rows) == len(drift.MEANINGS) + len(watch.RESTART_REASONS)
+
+
+def test_every_alert_has_a_row() -> None:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    assert [first_code(row[0]) for row in OPERATIONS.table("Alerts")] == alerts
+
+
+def queries() -> list[str]:
+    (block,) = re.findall(r"^```promql\n((?:.*\n)*?)```$", OPERATIONS.text, re.MULTILINE)
+    return [line for line in block.splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("query", queries())
+def test_a_query_is_on_what_the_agent_exposes(query: str, tmp_path: Path) -> None:
+    assert not unknown(query)
+    need_prometheus()
+    rule = {"record": "one:query", "expr": query}
+    rules = {"groups": [{"name": "queries", "rules": [rule]}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    status, said = promtool("check", "rules", "rules.yaml", directory=tmp_path)
+    assert status == 0, said
+
+
+def blocks_of_yaml() -> list[str]:
+    return re.findall(r"^```yaml\n((?:.*\n)*?)```$", OPERATIONS.text, re.MULTILINE)
+
+
+def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
+    need_prometheus()
+    (block,) = (each for each in blocks_of_yaml() if "scrape_configs" in each)
+    (tmp_path / "prometheus.yaml").write_text(block)
+    status, said = promtool("check", "config", "prometheus.yaml", directory=tmp_path)
+    assert status == 0, said
+
+
+# 2. Messages
+
+# Errors that come into the log, or end a start, are made in these modules.
+_WITH_REASONS = (
+    *("config", "familytable", "iptables", "jsonlist", "kube", "kubeconfig", "kubeconfigreader"),
+    *("launcher", "runtime", "watch", "watchlines", "yamlvalues"),
+)
+_ERRORS = {
+    *("AgentError", "ApiError", "RefusedError", "TableError", "UsageError", "refused"),
+    *("BrokenList", "BrokenStream", "LaunchError"),
+}
+# Their reason is the second argument, or the only one.
+_ONLY = {"BrokenList", "BrokenStream", "LaunchError"}
+
+
+def as_shown(text: str) -> str:
+    """A message as the document shows it, with ... for whatever is filled in."""
+    shown = re.sub(r"%[sd]", "...", text)
+    return re.sub(r"(\.\.\.)+", "...", shown).replace("...line ...", "... line ...")
+
+
+def function(module: str, name: str) -> ast.AST:
+    """A function or method of the package."""
+    found = [
+        node
+        for node in ast.walk(trees()[module])
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def strings(node: ast.AST) -> Iterator[str]:
+    """The texts in `node`, a whole f-string as one."""
+    if isinstance(node, (ast.JoinedStr, ast.Constant)):
+        if text_of(node) != "...":
+            yield text_of(node)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from strings(child)
+
+
+def returned(module: str, name: str) -> set[str]:
+    """The texts that a function may return, without empty ones."""
+    found = set()
+    for node in ast.walk(function(module, name)):
+        if isinstance(node, ast.Return) and node.value is not None:
+            whole = text_of(node.value)
+            found |= {whole} if whole.strip(".") else set(strings(node.value))
+    return {as_shown(text) for text in found if text}
+
+
+def told_by_cli() -> set[str]:
+    """What ends the program without an error of its own kind."""
+    calls = [node for node in ast.walk(function("cli", "main")) if isinstance(node, ast.Call)]
+    texts = {text_of(node.args[0]) for node in calls if text_of_function(node) == "_fail"}
+    # The program's own name is filled in, too.
+    return {as_shown(text).replace("... --log", f"{PROGRAM} --log") for text in texts - {"..."}}
+
+
+def text_of_function(node: ast.Call) -> str:
+    return str(getattr(node.func, "id", getattr(node.func, "attr", "")))
+
+
+def messages() -> dict[str, str]:
+    """Every message of a level above info, as the document shows it, and its level."""
+    found: dict[str, str] = {}
+    for call in log_calls():
+        if call.level not in ("warning", "error", "exception", "critical"):
+            continue
+        if (call.module, call.text) == ("kube", "%s"):
+            # Its words are made where the kubeconfig is read.
+            danger = "anybody on the way can steer this node's traffic"
+            for text in returned("kubeconfig", "_warning"):
+                found[text.removesuffix("...") + danger] = call.level
+        elif (call.module, call.text) == ("agent", "%s (%s)"):
+            found["SERVICE: ... (REASON)"] = call.level
+        else:
+            found[as_shown(call.text)] = call.level
+    return {**found, **dict.fromkeys(told_by_cli(), "error")}
+
+
+def test_no_message_is_without_words() -> None:
+    """Else it would have no entry here, and could not be found in the source."""
+    wordless = {
+        (call.module, call.text)
+        for call in log_calls()
+        if call.level in ("warning", "error") and not re.search(r"\w", call.text.replace("%s", ""))
+    }
+    assert wordless == {("agent", "%s (%s)"), ("kube", "%s")}
+
+
+def test_every_message_has_a_row_and_every_row_is_a_message() -> None:
+    rows = OPERATIONS.table("What it warns of")
+    shown = {whole_code(row[0]): row[1] for row in rows}
+    assert len(shown) == len(rows)
+    assert shown == messages()
+
+
+def whole_code(cell: str) -> str:
+    """A cell that is one piece of code, which may have backticks of its own."""
+    assert cell[0] == cell[-1] == "`"
+    return cell[1:-1]
+
+
+def reasons_of_problems() -> set[str]:
+    """The words that a Problem may have."""
+    found = set()
+    for tree in trees().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and text_of_function(node) == "Problem":
+                found |= {text_of(argument) for argument in node.args[1:2]} - {"..."}
+    # Of those that claims.py refuses, each stands in front of why.
+    for node in ast.walk(trees()["claims"]):
+        if isinstance(node, ast.Tuple) and len(node.elts) > 1:
+            found |= {text_of(node.elts[0])}
+    return {word for word in found if re.fullmatch(r"[A-Z][A-Za-z]+", word)}
+
+
+def test_every_reason_why_a_service_has_no_rules_has_a_row() -> None:
+    rows = [first_code(row[0]) for row in OPERATIONS.table("Services and addresses without rules")]
+    assert len(rows) == len(set(rows))
+    assert set(rows) == reasons_of_problems()
+    assert len(rows) > 10
+
+
+def reasons_of_errors() -> set[str]:
+    """Why something failed, of all errors that can get into a message."""
+    found: set[str] = set()
+    for module in _WITH_REASONS:
+        tree = trees()[module]
+        named: dict[str, set[str]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                named.setdefault(node.targets[0].id, set()).add(text_of(node.value))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or text_of_function(node) not in _ERRORS:
+                continue
+            place = 0 if text_of_function(node) in _ONLY else 1
+            for argument in node.args[place : place + 1]:
+                if isinstance(argument, ast.Name):
+                    found |= named.get(argument.id, set())
+                else:
+                    found.add(text_of(argument))
+    # What a command that failed leaves, and the hints that say more than its own words.
+    found |= {text for text in strings(function("iptables", "_failure")) if " " in text}
+    found |= returned("iptables", "_hint") | constants("iptables", "FOREIGN_HINT", "_LOCKED")
+    found |= returned("agent", "_lacking")
+    return {
+        as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
+    } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}
+
+
+def constants(module: str, *names: str) -> set[str]:
+    return {
+        text_of(node.value)
+        for node in ast.walk(trees()[module])
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id in names
+    }
+
+
+def test_every_reason_in_a_message_has_a_row_and_every_row_is_one() -> None:
+    shown = [
+        reason
+        for row in OPERATIONS.table("Reasons in messages")
+        for reason in re.findall(r"`([^`]+)`", row[0])
+    ]
+    assert len(shown) == len(set(shown))
+    assert set(shown) == reasons_of_errors()
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["Alerts", "What it warns of", "Services and addresses without rules", "Reasons in messages"],
+)
+def test_every_row_has_a_cause_and_a_cure(title: str) -> None:
+    for row in OPERATIONS.table(title):
+        assert all(cell.strip() for cell in row), row
+
+
+# 3. Scripts
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Path:
+    """A folder with commands that note what they are asked, in place of a node's."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, does in {
+        "scp": "",
+        "ssh": 'node=$1; shift; export NODE=$node; exec sh -c "$*"',
+        "systemctl": "",
+        "apt-get": "",
+        "ipvs-node-agent": (
+            'case "$1 $NODE" in'
+            ' "check bad") echo "fail  agent: x"; echo "fail  kernel: y => z"; exit 1;;'
+            ' check*) echo "ok    kernel: x"; echo "fail  rules: z"; exit 1;;'
+            " esac"
+        ),
+    }.items():
+        program = programs / name
+        noted = f'echo "${{NODE:+$NODE: }}{name} $*" >>{tmp_path}/noted'
+        program.write_text(f"#!/bin/sh\n{noted}\n{does}\n")
+        program.chmod(0o755)
+    return tmp_path
+
+
+def run_script(name: str, nodes: Path, *arguments: str) -> tuple[int, list[str], str]:
+    """Exit status, what the commands noted, and what it printed."""
+    environment = {**os.environ, "PATH": f"{nodes / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-c", OPERATIONS.script(name), name, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
+    )
+    noted = (nodes / "noted").read_text().splitlines()
+    return done.returncode, [line for line in noted if not line.startswith("ssh")], done.stdout
+
+
+STEPS = [
+    "systemctl mask --quiet --runtime ipvs-node-agent",
+    "apt-get install -qq -y /root/ipvs-node-agent.deb",
+    "ipvs-node-agent check",
+    "systemctl unmask --quiet --runtime ipvs-node-agent",
+    "systemctl enable --quiet ipvs-node-agent",
+    "systemctl restart ipvs-node-agent",
+    "ipvs-node-agent status",
+]
+
+
+def test_the_roll_out_takes_each_node_through_all_steps(nodes: Path) -> None:
+    status, noted, printed = run_script("roll-out", nodes, "new.deb", "one", "two")
+    assert (status, printed) == (0, "one\ntwo\n")
+    assert noted == [
+        line
+        for node in ("one", "two")
+        for line in (
+            f"scp -q new.deb {node}:/root/ipvs-node-agent.deb",
+            *(f"{node}: {step}" for step in STEPS),
+        )
+    ]
+
+
+def test_the_roll_out_stops_at_the_first_node_that_is_not_well(nodes: Path) -> None:
+    status, noted, printed = run_script("roll-out", nodes, "new.deb", "one", "bad", "two")
+    assert status == 1
+    assert printed == "one\nbad\nfail  kernel: y => z\n"
+    assert noted[-1] == "bad: ipvs-node-agent check"
+
+
+def test_backing_out_removes_the_package_on_each_node(nodes: Path) -> None:
+    status, noted, _ = run_script("back-out", nodes, "one", "two")
+    assert status == 0
+    assert noted == [f"{node}: apt-get remove -qq -y ipvs-node-agent" for node in ("one", "two")]
+
+
+def test_the_play_has_the_same_steps() -> None:
+    (block,) = (each for each in blocks_of_yaml() if "hosts:" in each)
+    (play,) = yaml.safe_load(block)
+    commands = [
+        task["ansible.builtin.command"]
+        for task in play["tasks"]
+        if "ansible.builtin.command" in task
+    ]
+    assert [command.replace(" -o json", "") for command in commands] == [
+        step.replace("--quiet ", "")
+        for step in STEPS
+        if not re.search("apt-get| enable | restart ", step)
+    ]
+    modules = [next(key for key in task if key.startswith("ansible.")) for task in play["tasks"]]
+    assert [name.rpartition(".")[2] for name in modules] == [
+        *("command", "copy", "apt", "copy", "command", "command", "systemd", "command")
+    ]
+
+
+def test_the_names_of_chapters_that_it_points_to_are_there() -> None:
+    titles = re.findall(r"^#+ (.+)$", OPERATIONS.text, re.MULTILINE)
+    anchors = {title.lower().replace(" ", "-").replace(",", "") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", OPERATIONS.text)) <= anchors
