@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent import drift, watch
+from ipvs_node_agent import drift, nodeevents, watch
 from ipvs_node_agent.cli import PROGRAM
 from tests.support.documents import OPERATIONS, REPOSITORY, first_code
 from tests.support.exposed import text
@@ -51,6 +51,11 @@ def test_every_alert_has_a_row() -> None:
     groups = yaml.safe_load(RULES.read_text())["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
     assert [first_code(row[0]) for row in OPERATIONS.table("Alerts")] == alerts
+
+
+def test_every_reason_of_an_event_has_a_row() -> None:
+    reasons = {nodeevents.PROGRAMMING_FAILED, nodeevents.REFUSED, nodeevents.NOT_NEEDED}
+    assert {first_code(row[0]) for row in OPERATIONS.table("Events")} == reasons
 
 
 def queries() -> list[str]:
@@ -256,7 +261,13 @@ def test_every_reason_in_a_message_has_a_row_and_every_row_is_one() -> None:
 
 @pytest.mark.parametrize(
     "title",
-    ["Alerts", "What it warns of", "Services and addresses without rules", "Reasons in messages"],
+    [
+        "Alerts",
+        "Events",
+        "What it warns of",
+        "Services and addresses without rules",
+        "Reasons in messages",
+    ],
 )
 def test_every_row_has_a_cause_and_a_cure(title: str) -> None:
     for row in OPERATIONS.table(title):
