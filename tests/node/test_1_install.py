@@ -20,7 +20,6 @@ from tests.node.shown import (
 )
 from tests.support.promlint import faults, value
 
-
 MASQUERADING = " && ".join(
     f"{family}-save -t nat | grep -q -e '-A KUBE-POSTROUTING .*-j MASQUERADE'"
     for family in ("iptables", "ip6tables")
