@@ -113,18 +113,16 @@ def test_a_doubt_has_the_table_read_whatever_it_says(programmer: Programmer, tab
     ],
 )
 def test_a_lock_is_waited_for_once_and_what_else_fails_is_looked_at(
-    programmer: Programmer, table: Table, hint: str, restores: int
+    programmer: Programmer, table: Table, hint: str, restores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table.says, before = False, table.restores
-    error = TableError("iptables-restore", "failed", hint)
-    attempts = 0
+    table.says = False
+    attempts: list[str] = []
 
-    def restore(_: str) -> None:
-        nonlocal attempts
-        attempts += 1
-        raise error
+    def restore(text: str) -> None:
+        attempts.append(text)
+        raise TableError("iptables-restore", "failed", hint)
 
-    table.restore = restore  # type: ignore[method-assign]
+    monkeypatch.setattr(table, "restore", restore)
     with pytest.raises(TableError):
         programmer.apply(OTHER)
-    assert (attempts, table.restores) == (restores, before)
+    assert len(attempts) == restores
