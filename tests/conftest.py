@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("once")
         return mark is not None and ENVIRONMENT not in ("", *(mark.args or (MAIN_ENVIRONMENT,)))
 
-    # They take long, and no library makes them differ.
+    # They take long, and no library makes them differ; see pyproject.toml.
     elsewhere = list(filter(is_elsewhere, items))
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]

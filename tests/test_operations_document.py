@@ -285,7 +285,7 @@ def nodes(tmp_path: Path) -> Path:
     for name, does in {
         "scp": "",
         "ssh": 'node=$1; shift; export NODE=$node; exec sh -c "$*"',
-        "systemctl": "",
+        "systemctl": 'case "$1 $NODE" in "is-active running") ;; is-active*) exit 3;; esac',
         "apt-get": "",
         "ipvs-node-agent": (
             'case "$1 $NODE" in'
@@ -317,6 +317,7 @@ def run_script(name: str, nodes: Path, *arguments: str) -> tuple[int, list[str],
 
 
 STEPS = [
+    "systemctl is-active --quiet ipvs-node-agent",
     "systemctl mask --quiet --runtime ipvs-node-agent",
     "apt-get install -qq -y /root/ipvs-node-agent.deb",
     "ipvs-node-agent check",
@@ -338,6 +339,13 @@ def test_the_roll_out_takes_each_node_through_all_steps(nodes: Path) -> None:
             *(f"{node}: {step}" for step in STEPS),
         )
     ]
+
+
+def test_an_agent_that_runs_is_not_masked(nodes: Path) -> None:
+    status, noted, _ = run_script("roll-out", nodes, "new.deb", "running")
+    assert status == 0
+    steps = [step for step in STEPS if " mask " not in step]
+    assert noted[1:] == [f"running: {step}" for step in steps]
 
 
 def test_the_roll_out_stops_at_the_first_node_that_is_not_well(nodes: Path) -> None:
@@ -368,7 +376,7 @@ def test_the_play_has_the_same_steps() -> None:
     ]
     modules = [next(key for key in task if key.startswith("ansible.")) for task in play["tasks"]]
     assert [name.rpartition(".")[2] for name in modules] == [
-        *("command", "copy", "apt", "copy", "command", "command", "systemd", "command")
+        *("command", "command", "copy", "apt", "copy", "command", "command", "systemd", "command")
     ]
 
 

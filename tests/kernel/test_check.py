@@ -33,7 +33,7 @@ from tests.support.tables import add_foreign_rules, restore
 from tests.support.topology import ask, serving
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "oldest")]
 
 WEB = service("web", ["10.231.42.164"], ["10.19.20.201"])
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"

@@ -14,7 +14,7 @@ from tests.support.fleet import LAYOUTS, fleet, raw
 from tests.support.tables import add_mark_masq, saved
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 
 WEB = ("10.19.20.201", "web", "10.231.42.164")
 RULE = "-d 10.19.20.201/32"

@@ -26,7 +26,7 @@ from tests.support.netns import Namespace
 from tests.support.rawobjects import configs, services
 from tests.support.tables import add_mark_masq
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 
 NODE = read_node(node(*POD_CIDRS))
 LONGEST = "n" * 63

@@ -22,7 +22,7 @@ from tests.support.tables import add_mark_masq
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask, topology
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 
 WEB = service("web", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 BAD = service("bad", ["10.231.2.62"], ["127.0.0.1"])
