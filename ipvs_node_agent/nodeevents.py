@@ -96,15 +96,21 @@ class Teller:
         self._figures, self._clock = figures, clock
         self._pace = Pace()
         self._fault = ""
+        # With other credentials there is another thread, and the last one may not be through.
+        self._lock = threading.Lock()
 
     def run(self, api: Api, node_name: Callable[[], str], stopped: threading.Event) -> None:
-        """Looks, and tells by way of `api`, until `stopped`; of one thread at a time."""
+        """Looks, and tells by way of `api`, until `stopped`."""
         pause = _LOOK_PERIOD
         while not stopped.wait(pause):
             pause = _LOOK_PERIOD if self.turn(api, node_name) else _AFTER_FAILURE
 
     def turn(self, api: Api, node_name: Callable[[], str]) -> bool:
         """Tells what is due; False where it could not, which is said once."""
+        with self._lock:
+            return self._tell(api, node_name)
+
+    def _tell(self, api: Api, node_name: Callable[[], str]) -> bool:
         now = self._clock()
         try:
             for condition in self._pace.due(conditions(self._figures(), now), now):

@@ -26,8 +26,8 @@ from tests.support.waiting import eventually
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _WROTE = re.compile(
-    r"(?P<family>IPv[46]): (?:wrote|repaired) (?:(?P<chains>\d+) chains)?(?:, )?"
-    r"(?:(?P<rules>\d+) rules)?.* in (?P<ms>\d+) ms$"
+    r"(?P<family>IPv[46]): (?:wrote|repaired) (?:(?P<chains>\d+) chains?)?(?:, )?"
+    r"(?:(?P<rules>\d+) rules?)?.* in (?P<ms>\d+) ms$"
 )
 _MORE = re.compile(r"and (\d+) Services more$")
 _CHANGE = re.compile(r"(?P<key>\S+/\S+): .* \((?P<ms>\d+) ms\)$")
@@ -78,6 +78,8 @@ class BenchBed:
     ) -> None:
         self.namespace, self.backend, self.api, self.agent = namespace, backend, api, agent
         self._seen = 0
+        # Only there it tells of each write.
+        agent.options = ["--log-level", "debug"]
 
     def put(self, service: Service) -> None:
         """Makes or changes a Service."""
