@@ -141,12 +141,12 @@ def list_all(
     version: str,
     emit: Callable[[Event], None],
     sparing: Mapping[str, str] | None = None,
-    read_timeout: float = _LIST_READ_TIMEOUT,
+    read_timeout: float | None = None,
 ) -> str:
     """Lists `resource` once, emits it as `Listed`, and gives the version to watch from.
 
     `version` "0" takes what the server has in its cache, "" asks for the newest. It may pause for
-    `read_timeout`. Raises AgentError.
+    `read_timeout`, or a minute. Raises AgentError.
     """
     items: list[Any] = []
 
@@ -160,7 +160,7 @@ def list_all(
     if version:
         parameters["resourceVersion"] = version
     doing = f"list {resource.name}"
-    with api.get(resource.path, parameters, doing, read_timeout) as response:
+    with api.get(resource.path, parameters, doing, read_timeout or _LIST_READ_TIMEOUT) as response:
         try:
             metadata = read_list(response.stream(_CHUNK, decode_content=False), found)
         except BrokenList as error:
