@@ -21,6 +21,11 @@ done"""  # noqa: E501
 # The time in which ours have to be first again.
 REPAIRED = 5.0
 
+# kube-proxy has made its jumps, in both families.
+PROXY_IS_BACK = """for family in iptables ip6tables; do
+    [ "$($family-save -t nat | grep -c 'A [PO][A-Z]* .*-j KUBE-\\(SERVICES\\|POSTROUTING\\)$')" = 3 ] || exit 1
+done"""  # noqa: E501
+
 READY = '[ "$(systemctl is-active ipvs-node-agent)" = active ]'
 # The emulation takes ten times as long to start a Python with many modules as a real machine.
 READY_SECONDS = 180.0

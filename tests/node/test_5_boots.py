@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.node.cases import FIRST, READY, READY_SECONDS, external
+from tests.node.cases import FIRST, PROXY_IS_BACK, READY, READY_SECONDS, external
 from tests.node.scene import VERSIONS, Connection, Scene, is_answer
 
 _AGENT_IS_FIRST = """\
@@ -48,6 +48,7 @@ def booting(scene: Scene, unit: str, drop_in: str) -> Iterator[list[Attempt]]:
     yield attempts
     scene.wait(READY, READY_SECONDS)
     scene.wait(FIRST)
+    scene.wait(PROXY_IS_BACK, READY_SECONDS)
     # Until everything has been tried once more.
     size = scene.machine.run("wc -l </run/watch.log").strip()
     scene.wait(f"[ $(wc -l </run/watch.log) -gt $(({size} + 4 * {len(watched)})) ]", 60)

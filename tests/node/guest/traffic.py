@@ -28,7 +28,7 @@ _ASK_SECONDS = 3.0
 _STREAM_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
 # More of them would leave the emulated processor no time for anything else.
-_PAUSE, _WATCH_PAUSE = 0.1, 0.2
+_PAUSE, _WATCH_PAUSE = 0.25, 0.2
 _CLONE_NEWNET = 0x40000000
 _TCP_INFO_TOTAL_RETRANS = 100
 _libc = ctypes.CDLL(None, use_errno=True)
