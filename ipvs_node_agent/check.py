@@ -15,6 +15,7 @@ from ipvs_node_agent.look_cluster import look_at_cluster
 from ipvs_node_agent.look_host import look_at_host
 from ipvs_node_agent.model import Snapshot
 from ipvs_node_agent.oneshot import changes_for
+from ipvs_node_agent.proxymode import to_program
 from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.ruleset import Change
 
@@ -48,10 +49,11 @@ def _changes(config: Config, cluster: Cluster, host: Host) -> tuple[tuple[str, C
         return None
     if pod_cidrs(config, cluster.node) is None:
         return None
+    wanted = to_program(Snapshot(cluster.services, cluster.node), host.proxy.answer)
     end = time.monotonic() + _PATIENCE
     try:
         while True:
-            changes = changes_for(config, Snapshot(cluster.services, cluster.node))
+            changes = changes_for(config, wanted)
             if not changes or host.holder is None or time.monotonic() > end:
                 return tuple(changes)
             time.sleep(0.3)

@@ -6,8 +6,8 @@ import time
 from datetime import datetime, timezone
 from typing import Any, Callable
 
-# In characters; the API server takes 1,024 bytes.
-_LONGEST = 1000
+# What the API server takes.
+_MOST_BYTES = 1024
 
 
 def event(
@@ -25,7 +25,7 @@ def event(
         "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
         "type": "Warning",
         "reason": reason,
-        "message": message[:_LONGEST],
+        "message": message.encode()[:_MOST_BYTES].decode(errors="ignore"),
         "firstTimestamp": moment,
         "lastTimestamp": moment,
         "count": 1,

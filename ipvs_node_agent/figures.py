@@ -61,17 +61,15 @@ class FamilyFigures:
 class AgentFigures:
     """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel.
 
-    `refused` counts the `refusals` by reason. `unneeded_mode` is kube-proxy's mode where it needs
-    no agent, and else empty.
+    `proxy_mode` is kube-proxy's, where it is known.
     """
 
     families: Mapping[Family, FamilyFigures] = field(default_factory=dict)
     repairs: Mapping[str, int] = field(default_factory=dict)
-    refused: Mapping[str, int] = field(default_factory=dict)
     refusals: frozenset[Problem] = frozenset()
     restarts: Mapping[str, int] = field(default_factory=dict)
     waiting_since: float = math.inf
-    unneeded_mode: str = ""
+    proxy_mode: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from ipvs_node_agent.processes import (
     lock_holder,
     process_called,
 )
-from ipvs_node_agent.proxymode import answered_mode
+from ipvs_node_agent.proxymode import proxy_mode
 from ipvs_node_agent.ruleset import owner, parse_save
 from ipvs_node_agent.runtime import directory, own_names
 
@@ -130,7 +130,7 @@ def _proxy() -> Proxy:
     except OSError:
         device = False
     return Proxy(
-        answer=answered_mode(),
+        answer=proxy_mode(),
         device=device,
         nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),
         process=process_called("kube-proxy"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable
 
@@ -149,7 +150,7 @@ def _of_all(figures: Figures) -> Iterator[Metric]:
     )(agent.repairs)
     yield _family(
         GaugeMetricFamily, "refused_external_ips", "External IPs that get no rules.", "reason"
-    )(agent.refused)
+    )(Counter(problem.reason for problem in agent.refusals))
     yield _family(
         CounterMetricFamily, "watch_restarts", "Watches of the API server that ended.", "reason"
     )(agent.restarts)

@@ -8,6 +8,7 @@ and `Teller` is the thread that tells it.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from ipvs_node_agent.eventobject import event
 from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.health import sickness
 from ipvs_node_agent.kube import Api
+from ipvs_node_agent.proxymode import unneeded_in
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +51,11 @@ def conditions(figures: Figures, now: float) -> Iterator[Condition]:
     if sickness(figures, now):
         yield Condition(PROGRAMMING_FAILED, f"no change reaches the kernel: {figures.sentence}")
     agent = figures.agent
-    if agent.unneeded_mode:
-        text = f"kube-proxy is in {agent.unneeded_mode} mode, which needs no ipvs-node-agent"
+    if unneeded_in(agent.proxy_mode):
+        text = f"kube-proxy is in {agent.proxy_mode} mode, which needs no ipvs-node-agent"
         yield Condition(NOT_NEEDED, text)
     if agent.refusals:
-        shown = [str(problem) for problem in sorted(agent.refusals)[:_MOST_REFUSALS]]
+        shown = [str(problem) for problem in heapq.nsmallest(_MOST_REFUSALS, agent.refusals)]
         if len(agent.refusals) > _MOST_REFUSALS:
             shown.append(f"and {len(agent.refusals) - _MOST_REFUSALS} more")
         yield Condition(REFUSED, "; ".join(shown))

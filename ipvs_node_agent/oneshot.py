@@ -13,7 +13,7 @@ from ipvs_node_agent.kernel import Kernel, clean
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model import Snapshot
 from ipvs_node_agent.planner import plan
-from ipvs_node_agent.proxymode import proxy_mode, unneeded_in
+from ipvs_node_agent.proxymode import proxy_mode, to_program
 from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.ruleset import Change, difference
 from ipvs_node_agent.run import node_name, resources
@@ -54,13 +54,11 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
         raise RefusedError(
             f"Node {seen.node.name}", "has no pod CIDR yet, so that run would wait", "set podCIDRs"
         )
-    return changes_for(config, seen)
+    return changes_for(config, to_program(seen, proxy_mode()))
 
 
 def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
-    """What has to be changed for the cluster as it was `seen`. Raises RefusedError."""
-    if unneeded_in(proxy_mode()):
-        seen = Snapshot({}, seen.node)
+    """What has to be changed for all of `seen` to have its rules. Raises RefusedError."""
     chains = config.chains
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
     changes: list[tuple[str, Change]] = []

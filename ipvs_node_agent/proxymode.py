@@ -9,17 +9,12 @@ from __future__ import annotations
 import re
 
 from ipvs_node_agent.localpage import page
+from ipvs_node_agent.model import Snapshot
 from ipvs_node_agent.processes import users_listening_on
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)
 _UNNEEDED_IN = frozenset({"iptables", "nftables"})
-
-
-def answered_mode() -> str | None:
-    """What is answered where kube-proxy tells its mode, None where nothing is."""
-    said = page(_ADDRESS, "/proxyMode").strip()
-    return said if re.fullmatch(r"[a-z]{1,20}", said) else None
 
 
 def proxy_mode(known: str | None = None) -> str | None:
@@ -28,12 +23,17 @@ def proxy_mode(known: str | None = None) -> str | None:
     As long as it does not run, every account may answer in its place. So a new word counts from
     root alone.
     """
-    said = answered_mode()
-    if said in (None, known) or users_listening_on(*_ADDRESS) != {0}:
+    said = page(_ADDRESS, "/proxyMode").strip()
+    if said == known or not re.fullmatch(r"[a-z]{1,20}", said):
         return known
-    return said
+    return said if users_listening_on(*_ADDRESS) == {0} else known
 
 
 def unneeded_in(mode: str | None) -> bool:
     """Whether the agent is not needed in that mode, and would do harm."""
     return mode in _UNNEEDED_IN
+
+
+def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
+    """What of the cluster as it was `seen` is to get rules in that mode."""
+    return Snapshot({}, seen.node) if unneeded_in(mode) else seen

@@ -59,7 +59,7 @@ def test_a_change_that_does_not_reach_the_kernel_for_a_minute_is_told() -> None:
 
 def test_a_mode_of_kube_proxy_that_needs_no_agent_is_told() -> None:
     text = "kube-proxy is in nftables mode, which needs no ipvs-node-agent"
-    assert told(having(unneeded_mode="nftables")) == {NOT_NEEDED: text}
+    assert told(having(proxy_mode="nftables")) == {NOT_NEEDED: text}
 
 
 def test_refused_ips_are_told_with_their_service_and_reason() -> None:

@@ -161,7 +161,7 @@ def messages() -> dict[str, str]:
             danger = "anybody on the way can steer this node's traffic"
             for text in returned("kubeconfig", "_warning"):
                 found[text.removesuffix("...") + danger] = call.level
-        elif (call.module, call.text) == ("agent", "%s (%s)"):
+        elif (call.module, call.text) == ("news", "%s (%s)"):
             found["SERVICE: ... (REASON)"] = call.level
         else:
             found[as_shown(call.text)] = call.level
@@ -175,7 +175,7 @@ def test_no_message_is_without_words() -> None:
         for call in log_calls()
         if call.level in ("warning", "error") and not re.search(r"\w", call.text.replace("%s", ""))
     }
-    assert wordless == {("agent", "%s (%s)"), ("kube", "%s")}
+    assert wordless == {("news", "%s (%s)"), ("kube", "%s")}
 
 
 def test_every_message_has_a_row_and_every_row_is_a_message() -> None:

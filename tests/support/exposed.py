@@ -8,6 +8,7 @@ from ipvs_node_agent.addresses import FAMILIES
 from ipvs_node_agent.drift import MEANINGS
 from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.metrics import Meters, Metrics
+from ipvs_node_agent.model import Problem
 from ipvs_node_agent.packetcounts import HOST, POD, Count
 from ipvs_node_agent.watch import RESTART_REASONS
 from tests.support.promlint import read
@@ -18,7 +19,7 @@ def text() -> str:
     agent = AgentFigures(
         families={family: FamilyFigures() for family in FAMILIES},
         repairs=dict.fromkeys(MEANINGS, 1),
-        refused={"Loopback": 1},
+        refusals=frozenset({Problem("default/bad", "Loopback", "refused")}),
         restarts=dict.fromkeys(RESTART_REASONS, 1),
     )
     figures = Figures(-math.inf, agent=agent, expires=1.0)

@@ -1,0 +1,143 @@
+"""What the log says of the cluster, each thing once: changes in the kernel, problems, troubles."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Callable, NamedTuple
+
+from ipvs_node_agent.addresses import Address, show_address
+from ipvs_node_agent.cluster import ServiceChange
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.model import Problem, Service
+from ipvs_node_agent.watch import Recovered, Skipped, Trouble
+
+log = logging.getLogger(__name__)
+
+_LINES_AT_ONCE = 20
+# What the API server sends again and again is said once, as long as it is not more than this.
+_REMEMBERED = 100
+
+
+class _Pending(NamedTuple):
+    """A change that the kernel does not know: since when, and what the Service was `before`."""
+
+    since: float
+    before: Service | None
+
+
+class News:
+    """Says what is new."""
+
+    def __init__(self) -> None:
+        self._troubles: dict[str, str] = {}
+        self.last_trouble: tuple[float, str] | None = None
+        self._skipped: set[Skipped] = set()
+        self.problems: frozenset[Problem] = frozenset()
+        self._pending: dict[str, _Pending] = {}
+
+    # The API server
+
+    @property
+    def trouble(self) -> str:
+        """Why the API server cannot be followed now; empty where it can."""
+        return next(iter(self._troubles.values()), "")
+
+    def take_trouble(self, event: Trouble, now: float) -> None:
+        """A resource cannot be followed."""
+        text = str(event.error)
+        # Both resources fail alike when the server is away; once is enough.
+        if text not in self._troubles.values():
+            log.warning("%s (trying again; the rules stay as they are)", text)
+        self._troubles[event.resource] = text
+        self.last_trouble = (now, text)
+
+    def take_recovered(self, event: Recovered) -> None:
+        """It can again."""
+        if self._troubles.pop(event.resource, None) and not self._troubles:
+            log.info("the API server answers again")
+
+    def take_skipped(self, event: Skipped) -> None:
+        """Something that it sent was passed over; each list has it again."""
+        if event in self._skipped:
+            return
+        log.warning("passed over in the %s of the API server: %s", event.resource, event.text)
+        if len(self._skipped) >= _REMEMBERED:
+            self._skipped.clear()
+        self._skipped.add(event)
+
+    # Services
+
+    def take_problems(self, problems: frozenset[Problem]) -> None:
+        """These are all that there are."""
+        new = sorted(problems - self.problems)
+        for problem in new[:_LINES_AT_ONCE]:
+            log.warning("%s (%s)", problem, problem.reason)
+        if len(new) > _LINES_AT_ONCE:
+            log.warning("and %d problems more", len(new) - _LINES_AT_ONCE)
+        self.problems = problems
+
+    def take_change(self, change: ServiceChange, arrived: float) -> None:
+        """A Service changed, which the kernel does not know yet."""
+        services = (change.before, change.now)
+        if any(s.load_balancer_ips or s.external_ips for s in services if s is not None):
+            self._pending.setdefault(change.key, _Pending(arrived, change.before))
+
+    def arrived(self, keys: Iterable[str]) -> dict[str, float]:
+        """When it was told of those of the Services whose change the kernel does not know."""
+        return {key: self._pending[key].since for key in keys if key in self._pending}
+
+    def forget_changes(self) -> None:
+        """The kernel is not to know them."""
+        self._pending = {}
+
+    def say_synced(
+        self,
+        now: float,
+        config: Config,
+        service: Callable[[str], Service | None],
+        serves: Callable[[str, Address], bool],
+    ) -> None:
+        """The kernel has all changes now; `serves` tells whether a Service has an address there."""
+        pending, self._pending = self._pending, {}
+        changed = {
+            key: change
+            for key, change in pending.items()
+            if _asked(change.before, config) or _asked(service(key), config)
+        }
+        for key, change in list(changed.items())[:_LINES_AT_ONCE]:
+            asked = _asked(service(key), config)
+            served = [address for address in asked if serves(key, address)]
+            before = _leading(_asked(change.before, config), change.before)
+            shown = _outcome(service(key), asked, served, before)
+            log.info("%s: %s (%.0f ms)", key, shown, (now - change.since) * 1000)
+        if len(changed) > _LINES_AT_ONCE:
+            log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
+
+
+def _asked(service: Service | None, config: Config) -> tuple[Address, ...]:
+    """The external IPs of `service` that the configuration asks for."""
+    if service is None:
+        return ()
+    more = service.external_ips if config.services.external_ips else ()
+    return tuple(dict.fromkeys((*service.load_balancer_ips, *more)))
+
+
+def _outcome(
+    service: Service | None, asked: Iterable[Address], served: Iterable[Address], before: str
+) -> str:
+    """What the kernel holds of a Service, in a few words."""
+    if service is None:
+        return f"deleted, was {before}"
+    if not asked:
+        return f"no external IP, was {before}"
+    return _leading(served, service) if served else f"{_shown(asked)} without rules"
+
+
+def _leading(external: Iterable[Address], service: Service | None) -> str:
+    internal = service.cluster_ips if service is not None else ()
+    return f"{_shown(external)} to {_shown(internal) or 'no ClusterIP'}"
+
+
+def _shown(addresses: Iterable[Address]) -> str:
+    return " ".join(map(show_address, addresses))
