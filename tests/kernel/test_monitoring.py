@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES
 from tests.kernel.conftest import Bed, node_bed
 from tests.support import promtool
 from tests.support.cluster import node, service
 from tests.support.promlint import faults, fetch, value
-from tests.support.tables import add_mark_masq
 from tests.support.topology import (
     CLUSTER_IP,
     EXTERNAL_IP,
@@ -20,7 +18,6 @@ from tests.support.topology import (
     POD_CIDR,
     Topology,
     ask,
-    topology,
 )
 from tests.support.waiting import eventually
 
@@ -40,14 +37,6 @@ while [ -e {directory}/hang ]; do sleep 0.05; done
 [ -e {directory}/fail ] && exit 4
 exec {real} "$@"
 """
-
-
-@pytest.fixture
-def wired(backend: str) -> Iterator[Topology]:
-    with topology() as made:
-        for family in FAMILIES:
-            add_mark_masq(made.node, family, backend)
-        yield made
 
 
 @pytest.fixture

@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.agentprocess import REPOSITORY
 from tests.support.cluster import node, service
-from tests.support.tables import add_mark_masq
-from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask, topology
+from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
@@ -33,14 +31,6 @@ from ipvs_node_agent import cli, statussocket
 statussocket._ASKING_SECONDS = 1.0
 raise SystemExit(cli.main())
 """
-
-
-@pytest.fixture
-def wired(backend: str) -> Iterator[Topology]:
-    with topology() as made:
-        for family in FAMILIES:
-            add_mark_masq(made.node, family, backend)
-        yield made
 
 
 @pytest.fixture
