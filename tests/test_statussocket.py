@@ -17,6 +17,7 @@ from ipvs_node_agent import report, statussocket
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.report import Report
 from ipvs_node_agent.statussocket import NAME, StatusSocket, Unanswered, ask
+from tests.support.dripping import dripping
 
 TOLD = Report(report.IN_SYNC, "All is well", 1_764_072_000.0, "0.1.0", "worker-1", "nft")
 
@@ -103,26 +104,11 @@ def test_an_agent_that_does_not_answer_hangs(
 
 def test_an_answer_that_drips_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.3)
-    stopped = threading.Event()
     with socket.socket(socket.AF_UNIX) as slow:
         slow.bind(str(tmp_path / NAME))
         slow.listen()
-
-        def drip() -> None:
-            one, _ = slow.accept()
-            while not stopped.wait(0.05):
-                try:
-                    one.send(b" ")
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=drip)
-        thread.start()
-        try:
+        with dripping(lambda: slow.accept()[0], b" "):
             assert unanswered(tmp_path).state == report.HANGING
-        finally:
-            stopped.set()
-            thread.join()
 
 
 def test_what_is_no_status_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from ipvs_node_agent import webserver
 from ipvs_node_agent.boundedserver import BoundedServer
 from ipvs_node_agent.webserver import Page, WebServer
+from tests.support.dripping import dripping
 from tests.support.sockets import free_port
 from tests.support.waiting import eventually
 
@@ -134,23 +135,8 @@ def test_a_request_that_does_not_end_in_time_is_given_up(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.2)
-    stopped = threading.Event()
-    with served.connect() as one:
-
-        def drip() -> None:
-            while not stopped.wait(0.02):
-                try:
-                    one.send(b"G")
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=drip)
-        thread.start()
-        try:
-            assert rest(one)[:12] in (b"HTTP/1.1 408", b"")
-        finally:
-            stopped.set()
-            thread.join()
+    with served.connect() as one, dripping(lambda: one, b"G"):
+        assert rest(one)[:12] in (b"HTTP/1.1 408", b"")
 
 
 def test_many_who_say_nothing_only_delay_the_others(

@@ -1,0 +1,33 @@
+"""A peer that never comes to an end, and never falls silent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Callable
+
+_PAUSE = 0.02
+
+
+@contextmanager
+def dripping(connect: Callable[[], socket.socket], byte: bytes) -> Iterator[None]:
+    """Meanwhile one byte after the other is sent over what `connect` gives."""
+    stopped = threading.Event()
+
+    def drip() -> None:
+        one = connect()
+        while not stopped.wait(_PAUSE):
+            try:
+                one.send(byte)
+            except OSError:
+                return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
