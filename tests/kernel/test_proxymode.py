@@ -98,6 +98,7 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
         eventually(lambda: no_service_has_rules(bed), "its rules are gone", LOOKED)
         assert bed.agent.log.count("kube-proxy is in nftables mode") == 1
         assert bed.agent.call("diff").returncode == 0
+        assert "\nok    rules: in sync" in bed.agent.call("check").stdout
         status = bed.agent.call("status")
         assert "Not needed: kube-proxy is in nftables mode" in status.stdout
 
