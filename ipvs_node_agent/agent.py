@@ -6,7 +6,7 @@ in. What is due, and when:
   a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
   drift that is told   within half a second, since asking costs next to nothing (nft)
-  a drift check        each `driftCheckPeriod`, or less often where that took over 0.5 % of a core
+  a drift check        each `driftCheckPeriod`, or up to 4 s where that took over 0.5 % of a core
   a thorough one       every five minutes
   a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`familytable`)
 """
@@ -49,6 +49,8 @@ SERVICES, NODES = "services", "nodes"
 _SYNC_INTERVAL = 0.07
 _SETTLE_AFTER = 1.0
 _CHECK_SHARE = 0.005
+# What others did is to be undone within five seconds, however much a look at it costs.
+_CHECK_PAUSE = 4.0
 _LISTEN_PERIOD = 0.5
 _DOUBT_PERIOD = 300.0
 # So many changes at once are a burst, which need not write as few chains as a single one.
@@ -216,7 +218,8 @@ class Agent:
             table.sync(looking)
         if looking:
             took = sum(table.check_seconds for table in self._tables.values())
-            self._next_check = now + max(self._config.drift_check_period, took / _CHECK_SHARE)
+            pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
+            self._next_check = now + max(self._config.drift_check_period, pause)
         self._say_problems()
         if not self._stale and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()

@@ -546,12 +546,24 @@ def test_drift_is_repaired_at_the_next_check(
     assert len(said(caplog, "^IPv4: repaired ")) == 1
 
 
-def test_checks_take_half_a_hundredth_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "pause"),
+    [
+        pytest.param(0.001, 2, id="driftCheckPeriod"),
+        pytest.param(0.015, 3, id="half a hundredth of the time at most"),
+        pytest.param(1, 4, id="often enough for a repair within five seconds"),
+    ],
+)
+def test_the_more_a_check_costs_the_less_often_it_comes(
+    seconds: float, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = running(web(EXTERNAL_4))
-    monkeypatch.setattr(Programmer, "check_seconds", 0.05)
+    # There is one for each family.
+    monkeypatch.setattr(Programmer, "check_seconds", seconds / 2)
+    started.pass_time(10)
     before = started.tables[IPV4].tries
-    started.pass_time(100)
-    assert started.tables[IPV4].tries - before in (5, 6)
+    started.pass_time(120)
+    assert started.tables[IPV4].tries - before == pytest.approx(120 / pause, abs=2)
 
 
 def test_the_kernel_is_not_believed_for_longer_than_five_minutes(
