@@ -96,7 +96,7 @@ class KernelTable:
     """The nat table of this network namespace, in one family, by one backend's commands.
 
     `owns` tells which chains are the agent's: `touched` is about those and the built-in ones, and
-    about whether there is a chain `guest`.
+    about whether the chain `guest` has rules.
     """
 
     def __init__(

@@ -158,6 +158,9 @@ class Api:
                 timeout=timeout,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            if self._ended != ended:
+                # Its connections were closed before it had one.
+                raise Superseded from None
             # Not what for: whatever else is asked of it meanwhile fails for the same reason.
             why = reason(error)
             raise ApiError(what, f"cannot be reached: {why}", _way_hint(why)) from None

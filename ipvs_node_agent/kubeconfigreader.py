@@ -20,8 +20,8 @@ from typing import Any
 from ipvs_node_agent import ownprocess
 from ipvs_node_agent.errors import RefusedError
 
-# An exec plugin may ask some server for a token.
-_TIME_LIMIT = 60
+# An exec plugin may ask some server for a token, and a busy node takes long to import the package.
+_TIME_LIMIT = 120
 _PLUGIN_KEYS = ("exec", "auth-provider")
 
 

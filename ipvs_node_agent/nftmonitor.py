@@ -22,6 +22,7 @@ _SUBSYSTEM = 10
 _NLMSG_OVERRUN = 4
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
 _NEWGEN = 15
+_COUNTS = {_NEWRULE: 1, _DELRULE: -1}
 # Where a message names its table and its chain: (attribute of the table, attribute of the chain).
 _ATTRIBUTES = {
     _NEWTABLE: (1, 0),
@@ -57,7 +58,7 @@ class NftMonitor:
     """Listens for changes of one table in this network namespace.
 
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
-    `guest` only matters whether it is there. Raises OSError.
+    `guest` only matters whether it is there, and how many rules it has. Raises OSError.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class NftMonitor:
         Changes by the process `own` do not count: its socket has its process id for a name.
         """
         changed = committed = False
+        # kube-proxy writes the guest anew with each of its syncs: as many rules come as go.
+        balance = 0
         while True:
             try:
                 data = self._socket.recv(_DATAGRAM)
             except BlockingIOError:
-                return Heard(changed, committed)
+                return Heard(changed or balance != 0, committed)
             except OSError:
                 # ENOBUFS: more came than the buffer holds, so what is left tells nothing.
                 changed = True
@@ -98,8 +101,12 @@ class NftMonitor:
                 for kind, sender, body in messages(data):
                     if sender == own:
                         committed = committed or kind == _NEWGEN
-                    else:
-                        changed = changed or self._matters(kind, body)
+                        continue
+                    chain = self._chain(kind, body)
+                    if chain == self._guest and kind in _COUNTS:
+                        balance += _COUNTS[kind]
+                    elif chain is not None:
+                        changed = True
             except Lost:
                 changed = True
 
@@ -114,17 +121,17 @@ class NftMonitor:
         """Stops listening."""
         self._socket.close()
 
-    def _matters(self, kind: int, body: bytes) -> bool:
+    def _chain(self, kind: int, body: bytes) -> str | None:
+        """The chain that a message is about where it matters, and "" where it is the table."""
         if kind not in _ATTRIBUTES or not body or body[0] != self._family:
-            return False
+            return None
         table, chain = _ATTRIBUTES[kind]
         names = dict(attributes(body[_FAMILY_HEADER:]))
         if names.get(table) != self._table:
-            return False
+            return None
         # A table that comes or goes takes all chains along.
-        if not chain or chain not in names or self._concerns(names[chain]):
-            return True
-        return names[chain] == self._guest and kind in (_NEWCHAIN, _DELCHAIN)
+        name = names.get(chain, "") if chain else ""
+        return name if not name or name == self._guest or self._concerns(name) else None
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

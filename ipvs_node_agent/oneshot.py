@@ -64,7 +64,7 @@ def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
     changes: list[tuple[str, Change]] = []
     for family, programmer in kernel.programmers().items():
         found = programmer.read()
-        own_mark = config.chains.mark_masquerade not in found.foreign
+        own_mark = config.chains.mark_masquerade not in found.filled
         change = difference(found, plan(config, seen, family, own_mark).ruleset)
         if change:
             changes.append((f"{family.command}-{kernel.backend}-restore", change))

@@ -34,7 +34,7 @@ _NOTHING = Ruleset()
 
 
 class Misfit(Exception):
-    """Others' chains are not those that the wanted rules are made for."""
+    """Others' chains that have rules are not those that the wanted rules are made for."""
 
 
 class Programmer:
@@ -81,7 +81,7 @@ class Programmer:
             self._certain = False
         believed = self._known if self._certain else None
         found = self.read(wanted) if believed is None else believed
-        if not wanted.fits(found.foreign):
+        if not wanted.fits(found.filled):
             raise Misfit
         change = difference(found, wanted)
         if (change or believed is None) and log.isEnabledFor(logging.DEBUG):

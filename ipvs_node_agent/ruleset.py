@@ -32,7 +32,8 @@ class Ruleset:
     """The chains and jumps that are wanted.
 
     `jumps` names, for a built-in chain, the chain of ours that its first rule must jump to. It is
-    the right one only where others have all of the chains `needs`, and none of `instead_of`.
+    the right one only where others have rules in all of the chains `needs`, and in none of
+    `instead_of`.
     """
 
     chains: Mapping[str, Rules] = field(default_factory=dict)
@@ -40,9 +41,9 @@ class Ruleset:
     needs: frozenset[str] = frozenset()
     instead_of: frozenset[str] = frozenset()
 
-    def fits(self, foreign: frozenset[str]) -> bool:
-        """Whether it is the right one beside others' chains `foreign`."""
-        return self.needs <= foreign and not self.instead_of & foreign
+    def fits(self, filled: frozenset[str]) -> bool:
+        """Whether it is the right one where others have rules in the chains `filled`."""
+        return self.needs <= filled and not self.instead_of & filled
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,15 @@ class Found:
     """What a nat table holds of ours.
 
     `jumps` lists, for a built-in chain, each plain jump to a chain of ours and its place, from 1.
-    `foreign` are the names of all other chains; `held` are chains of ours that somebody else's
-    rule refers to, which the kernel therefore does not let go.
+    `foreign` are the names of all other chains, and `filled` of those that have a rule; `held` are
+    chains of ours that somebody else's rule refers to, which the kernel therefore does not let go.
     """
 
     chains: Mapping[str, Rules] = field(default_factory=dict)
     jumps: Mapping[str, tuple[tuple[int, str], ...]] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def parse_save(
         jumps={name: tuple(found) for name, found in jumps.items()},
         foreign=frozenset(foreign),
         held=frozenset(held),
+        filled=frozenset(foreign & positions.keys()),
     )
 
 
@@ -253,4 +256,5 @@ def settled(found: Found, wanted: Ruleset) -> Found:
         jumps={built_in: ((1, chain),) for built_in, chain in wanted.jumps.items()},
         foreign=found.foreign,
         held=found.held,
+        filled=found.filled,
     )

@@ -14,7 +14,7 @@ from ipvs_node_agent.iptables import TableError
 from tests.support.agentnode import OTHER, WEB_4, Node, Table, other, running, said, web
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.faketable import FakeTable
-from tests.support.tables import MARK_MASQ
+from tests.support.tables import EMPTY_MARK_MASQ, MARK_MASQ
 
 EXTERNAL = WEB_4[0]
 WITHOUT_MARK = (
@@ -69,6 +69,16 @@ def test_ours_gives_way_in_one_write_as_soon_as_kubernetes_is_there() -> None:
     made.pass_time(3)
     assert made.tables[IPV4].restores == before + 1
     made.holds(WEB_4)
+
+
+def test_ours_stays_while_kubernetes_is_there_and_empty() -> None:
+    made = starting(FakeTable(), web(EXTERNAL))
+    made.tables[IPV4].restore(EMPTY_MARK_MASQ)
+    made.pass_time(3)
+    assert targets(made) == {"IPVS_MARK_MASQ"}
+    made.tables[IPV4].restore(MARK_MASQ)
+    made.pass_time(3)
+    assert targets(made) == {"KUBE-MARK-MASQ"}
 
 
 def test_ours_comes_back_in_one_write_when_kubernetes_is_gone(

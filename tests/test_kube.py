@@ -438,6 +438,24 @@ def test_a_request_under_way_does_not_outlive_a_rotation(
     assert isinstance(watch.ended(), Superseded)
 
 
+def test_a_rotation_just_before_a_request_is_no_failure(
+    api: Api, files: NodeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = api.credentials().pool
+    connection_pool = pool.connection_from_host
+
+    def rotated(*args: Any, **options: Any) -> Any:
+        made = connection_pool(*args, **options)
+        files.rotate()
+        assert api.refresh()
+        return made
+
+    monkeypatch.setattr(pool, "connection_from_host", rotated)
+    with pytest.raises(Superseded):
+        get(api)
+    get(api)
+
+
 def test_closing_ends_what_is_under_way(api: Api, server: ApiServer) -> None:
     with watching(api, server) as watch:
         api.close()

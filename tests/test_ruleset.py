@@ -99,6 +99,13 @@ def test_other_chains_are_known_by_name_alone() -> None:
     assert read == Found(foreign=frozenset({"DOCKER", "KUBE-SERVICES"}))
 
 
+def test_chains_of_others_are_told_apart_from_those_that_have_a_rule() -> None:
+    text = "*nat\n:OUTPUT ACCEPT [0:0]\n:DOCKER - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n"
+    read = parse_save(f"{text}-A OUTPUT -j DOCKER\n-A DOCKER -j RETURN\nCOMMIT\n", OURS)
+    assert read.foreign == {"DOCKER", "KUBE-MARK-MASQ"}
+    assert read.filled == {"DOCKER"}
+
+
 @pytest.mark.parametrize(
     "rule",
     [
@@ -312,4 +319,5 @@ def test_what_is_there_afterwards_is_known_without_looking() -> None:
         jumps={"PREROUTING": ((1, "IPVS_PREROUTING"),), "OUTPUT": ((1, "IPVS_OUTPUT"),)},
         foreign=frozenset({"DOCKER"}),
         held=frozenset({"IPVS_OUTPUT-1"}),
+        filled=frozenset({"DOCKER"}),
     )

@@ -13,7 +13,7 @@ from ipvs_node_agent.addresses import FAMILIES, Family
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
 from tests.support.netns import Namespace
-from tests.support.tables import add_mark_masq
+from tests.support.tables import EMPTY_MARK_MASQ, add_mark_masq
 from tests.support.topology import (
     CLUSTER_IP,
     EXTERNAL_IP,
@@ -83,6 +83,37 @@ def own_mark(bed: Bed, family: Family) -> bool:
 
 def expect_own_mark(bed: Bed, family: Family, there: bool) -> None:
     eventually(lambda: own_mark(bed, family) == there, f"IPVS_MARK_MASQ there: {there}")
+
+
+def expect_jump(bed: Bed, family: Family) -> None:
+    eventually(lambda: "-A OUTPUT -j IPVS_OUTPUT" in bed.ours(family), f"the jump, {family}")
+
+
+def flush(bed: Bed, family: Family, *chain: str) -> None:
+    bed.namespace.run(f"{family.command}-{bed.backend}", "-t", "nat", "-F", *chain)
+
+
+def test_while_kube_proxy_has_not_filled_it_our_own_stays(bare: Bed, around: Topology) -> None:
+    bare.agent.start()
+    for family in FAMILIES:
+        bare.restore(family, EMPTY_MARK_MASQ)
+    # Once it has looked at the table.
+    for family in FAMILIES:
+        bare.restore(family, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
+    for family in FAMILIES:
+        expect_jump(bare, family)
+        assert own_mark(bare, family)
+    with stream(around.node) as wrong:
+        for family in FAMILIES:
+            add_mark_masq(bare.namespace, family, bare.backend)
+        for family in FAMILIES:
+            expect_own_mark(bare, family, False)
+    assert wrong == []
+    for family in FAMILIES:
+        flush(bare, family, "KUBE-MARK-MASQ")
+    for family in FAMILIES:
+        expect_own_mark(bare, family, True)
+    expect_masquerading(around)
 
 
 def test_absent_then_there_then_flushed_away(bare: Bed, around: Topology) -> None:

@@ -101,6 +101,29 @@ def test_what_others_do_in_chains_of_their_own_is_not_heard(
     assert table.touched() is False
 
 
+@pytest.mark.parametrize(
+    ("changes", "heard"),
+    [
+        (["-F KUBE-MARK-MASQ"], True),
+        (["-A KUBE-MARK-MASQ -j RETURN"], True),
+        (["-F KUBE-MARK-MASQ", "-X KUBE-MARK-MASQ"], True),
+        ([":KUBE-MARK-MASQ - [0:0]", "-A KUBE-MARK-MASQ -j RETURN"], False),
+    ],
+    ids=["emptied", "filled", "removed", "written anew, as with each sync of kube-proxy"],
+)
+def test_of_the_chain_that_marks_it_is_heard_whether_it_has_rules(
+    changes: list[str], heard: bool, namespace: Namespace
+) -> None:
+    restore(
+        namespace, IPV4, NFT, "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j RETURN\nCOMMIT\n"
+    )
+    with namespace.enter():
+        table = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns, "KUBE-MARK-MASQ")
+        table.save()
+        restore(namespace, IPV4, NFT, "\n".join(["*nat", *changes, "COMMIT", ""]))
+        assert table.touched() is heard
+
+
 def test_what_the_table_itself_wrote_is_not_heard(table: KernelTable) -> None:
     table.restore(":".join(["*nat\n", "IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n"]))
     assert table.touched() is False

@@ -24,6 +24,11 @@ MARK_MASQ = """*nat
 COMMIT
 """
 
+# What kube-proxy has made between the beginning and the end of its first sync.
+EMPTY_MARK_MASQ = "".join(
+    line for line in MARK_MASQ.splitlines(keepends=True) if not line.startswith("-A KUBE-")
+)
+
 KUBE_SERVICES = """*nat
 :KUBE-SERVICES - [0:0]
 :KUBE-LOAD-BALANCER - [0:0]
