@@ -29,8 +29,8 @@ test: ## Run all tests, in each of the four environments
 cluster-test: ## Run the agent against real API servers of two versions, 20 minutes (QUICK=1: most of it, 8)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
 
-node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu (20 minutes, not part of CI yet)
-	@tests/node/run $(NODE_TEST)
+node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 20 minutes)
+	@QUICK=$(QUICK) tests/node/run $(NODE_TEST)
 
 bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute)
 	@QUICK=$(QUICK) tests/bench/run

@@ -157,6 +157,9 @@ def _masquerade(facts: Facts, table: Table) -> Iterator[Finding]:
     if mark not in table.chains:
         text = f"iptables-{table.backend} has no such chain: kube-proxy has not made it"
         yield Finding(WARN, what, text, _restart_proxy(facts))
+    elif mark not in table.found.filled:
+        text = "has no rule, so that it marks nothing"
+        yield Finding(WARN, what, text, _restart_proxy(facts))
     elif mark == "KUBE-MARK-MASQ" and not table.masquerading:
         text = "is there, but nothing in POSTROUTING masquerades what it marks"
         yield Finding(WARN, what, text, _restart_proxy(facts))

@@ -46,6 +46,7 @@ ACTIVE = Unit("loaded", "active", "enabled")
 
 def nat(family: Any = IPV4, backend: str = "nft", **fields: Any) -> Table:
     found = fields.pop("found", Found(OURS, JUMPS, PROXYS_CHAINS))
+    found = replace(found, filled=found.foreign - fields.pop("empty", frozenset()))
     return Table(family, backend, found, masquerading=fields.pop("masquerading", True), **fields)
 
 
@@ -369,6 +370,11 @@ def test_a_family_that_the_node_does_not_speak_does_not_matter() -> None:
 def test_a_missing_mark_chain() -> None:
     tables = (nat(found=Found(OURS, JUMPS, frozenset({"KUBE-SERVICES"}))), nat(FAMILIES[1]))
     says(facts(tables=tables), WARN, "KUBE-MARK-MASQ, IPv4", "no such chain", "delete pod")
+
+
+def test_a_mark_chain_that_marks_nothing() -> None:
+    tables = (nat(empty={"KUBE-MARK-MASQ"}), nat(FAMILIES[1]))
+    says(facts(tables=tables), WARN, "KUBE-MARK-MASQ, IPv4", "has no rule", "delete pod")
 
 
 def test_marks_that_nobody_masquerades() -> None:

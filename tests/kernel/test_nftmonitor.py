@@ -185,7 +185,7 @@ def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: 
         table.restore(busy_rules(8000))
         return bool(descendants() - before)
 
-    eventually(still_running_when_done)
+    eventually(still_running_when_done, timeout=60)
     assert len(saved(namespace, IPV4, NFT)) > 8000
     assert table.touched() is False
     assert descendants() <= before
@@ -201,4 +201,4 @@ def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> No
                 os.kill(number, signal.SIGKILL)
         return table.touched() is True
 
-    eventually(killed_at_its_end)
+    eventually(killed_at_its_end, timeout=60)

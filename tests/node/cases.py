@@ -26,7 +26,11 @@ PROXY_IS_BACK = """for family in iptables ip6tables; do
     [ "$($family-save -t nat | grep -c 'A [PO][A-Z]* .*-j KUBE-\\(SERVICES\\|POSTROUTING\\)$')" = 3 ] || exit 1
 done"""  # noqa: E501
 
-READY = '[ "$(systemctl is-active ipvs-node-agent)" = active ]'
+# In bash alone, as it is asked over and over; systemd last of all.
+READY = """
+exec 3<>/dev/tcp/127.0.0.1/10273 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 \
+    && read -r line <&3 && [[ $line = *' 200 '* ]] \
+    && [ "$(systemctl is-active ipvs-node-agent)" = active ]"""
 # The emulation takes ten times as long to start a Python with many modules as a real machine.
 READY_SECONDS = 180.0
 DEBS = "/root/debs"

@@ -73,6 +73,20 @@ def scene(
             bed.unlink()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out of a quick run what is marked to run on another machine, or not at all."""
+    if not os.environ.get("QUICK"):
+        return
+    left_out = [
+        item
+        for item in items
+        for mark in item.iter_markers("quick")
+        if os.environ["IPVS_NODE_AGENT_RELEASE"] not in mark.args
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -82,6 +96,8 @@ def pytest_runtest_makereport(
     if report.failed and scene is not None:
         words = item.config.stash.get(_words, None) or _at_failure(scene.machine)
         report.sections.append(("the machine", words))
+        # At once, as the end is far.
+        item.config.get_terminal_writer().write(f"\n{report.longreprtext}\n")
 
 
 def _at_failure(machine: Machine) -> str:

@@ -25,10 +25,15 @@ RELEASES = {"debian12": "bookworm", "debian13": "trixie"}
 _PREPARE = Path(__file__).resolve().parent / "guest" / "prepare"
 
 _SYSTEM = "systemd systemd-sysv dbus udev kmod procps iproute2 linux-image-cloud-amd64"
-# What keeps rules on a Debian host, and what kube-proxy calls. ufw is kept as a package, since it
-# cannot be installed beside netfilter-persistent.
-_FIREWALLS = "nftables netfilter-persistent iptables-persistent firewalld ucf"
-_UFW = "cd /opt && apt-get update && apt-get download ufw && rm -rf /var/lib/apt/lists/*"
+# What keeps rules on a Debian host. Of these, ufw and netfilter-persistent exclude one another.
+_FIREWALLS = "nftables ufw firewalld"
+_PERSISTENT = (
+    "cd /opt && apt-get update && apt-get download netfilter-persistent iptables-persistent"
+    " && for package in *.deb; do"
+    " dpkg-deb --fsys-tarfile $package | tar -x --keep-directory-symlink -C /; done"
+    " && rm -rf *.deb /var/lib/apt/lists/*"
+)
+# What kube-proxy calls.
 _PROXY = "iptables ipset ipvsadm conntrack"
 # What the package depends on, so that apt needs no network.
 _AGENT = (
@@ -39,7 +44,7 @@ _AGENT = (
 _STEPS = (
     "sh /src/tests/node/guest/prepare before",
     apt(f"{_SYSTEM} {_FIREWALLS} {_PROXY} {_AGENT}"),
-    _UFW,
+    _PERSISTENT,
     "sh /src/tests/node/guest/prepare after",
 )
 _SIZE = "3G"

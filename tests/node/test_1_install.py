@@ -6,24 +6,19 @@ import pytest
 
 from tests.node.cases import READY, READY_SECONDS, apt, everything, put_package
 from tests.node.scene import NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
-from tests.node.shown import (
-    CHECK,
-    DIFF,
-    ENABLE,
-    INSTALL,
-    JOURNAL,
-    MASK,
-    PURGE,
-    RESTART,
-    STATUS,
-    UNMASK,
-)
+from tests.node.shown import INSTALL, JOURNAL, STATUS
 from tests.support.promlint import faults, value
 
 MASQUERADING = " && ".join(
     f"{family}-save -t nat | grep -q -e '-A KUBE-POSTROUTING .*-j MASQUERADE'"
     for family in ("iptables", "ip6tables")
 )
+
+
+_FETCH = """\
+import sys, urllib.request
+print("\\0".join(urllib.request.urlopen(url).read().decode() for url in sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,26 +45,6 @@ def test_without_the_agent_the_node_itself_does_not_reach_the_external_ip(
         assert before[f"pod to web's external IP, IPv{version}"] == POD[version]
         assert is_answer(before[f"host to web's ClusterIP, IPv{version}"])
         assert is_answer(before[f"pod to plain's node port, IPv{version}"])
-
-
-@pytest.mark.usefixtures("before")
-def test_masked_it_is_installed_and_looked_at_before_it_does_anything(scene: Scene) -> None:
-    put_package(scene, "this")
-    scene.machine.run(MASK)
-    apt(scene, INSTALL)
-    assert scene.agent("ActiveState") == "inactive"
-    check = scene.machine.attempt(CHECK)
-    failed = [line for line in check.output.splitlines() if line.startswith("fail")]
-    assert [line.split()[1] for line in failed] == ["agent:", "rules:"]
-    diff = scene.machine.attempt(DIFF)
-    assert diff.status == 1
-    assert "-A IPVS_OUTPUT " in diff.output
-    assert not scene.ours()
-    scene.machine.run(f"{UNMASK} && {ENABLE} && {RESTART}", timeout=READY_SECONDS)
-    assert scene.ours()
-    assert scene.machine.run("systemctl is-enabled ipvs-node-agent").strip() == "enabled"
-    apt(scene, PURGE)
-    assert not scene.ours()
 
 
 def test_after_apt_install_the_external_ip_works_and_nothing_else_changed(
@@ -102,11 +77,10 @@ def test_status_metrics_and_health_work_in_the_confined_service(scene: Scene) ->
         assert "default/web" in status
     refused = scene.machine.attempt("setpriv --reuid nobody --clear-groups ipvs-node-agent status")
     assert refused.status == 3
-    fetch = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
-    get, url = f"python3 -c '{fetch}'", "http://127.0.0.1:10273"
-    assert scene.machine.run(f"{get} {url}/healthz").strip() == "ok"
-    assert scene.machine.run(f"{get} {url}/readyz").strip() == "ok"
-    text = scene.machine.run(f"{get} {url}/metrics")
+    pages = [f"http://127.0.0.1:10273/{page}" for page in ("healthz", "readyz", "metrics")]
+    fetched = scene.machine.run(f"python3 - {' '.join(pages)}", _FETCH).split("\0")
+    assert [text.strip() for text in fetched[:2]] == ["ok", "ok"]
+    text = fetched[2]
     assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 1
     seen = {"namespace": "default", "service": "web"}
     for path in ("pod", "host"):

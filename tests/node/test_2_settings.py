@@ -24,16 +24,19 @@ def host_only(scene: Scene) -> Iterator[None]:
     scene.machine.run(f"cp -p /root/config {CONFIG}")
     scene.machine.run(RELOAD)
     pods = external(scene.services["web"], "pod")
-    eventually(lambda: scene.ask(*pods) == list(NODE_ADDRESS.values()), "masquerade: All again")
+    eventually(
+        lambda: scene.ask(*pods) == list(NODE_ADDRESS.values()), "masquerade: All again", pause=1
+    )
 
 
 @pytest.mark.usefixtures("host_only")
 def test_with_host_only_the_backend_sees_the_pods_own_address(scene: Scene) -> None:
     clients = external(scene.services["web"], "pod", "host")
     wanted = [*POD.values(), *NODE_ADDRESS.values()]
-    eventually(lambda: scene.ask(*clients) == wanted, f"the server sees {wanted}")
+    eventually(lambda: scene.ask(*clients) == wanted, f"the server sees {wanted}", pause=1)
 
 
+@pytest.mark.quick("debian13")
 @pytest.mark.parametrize(
     ("local", "remote"), [(True, True), (True, False), (False, True)], ids=["both", "here", "there"]
 )

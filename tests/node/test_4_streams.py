@@ -23,6 +23,7 @@ def _quick(scene: Scene) -> Iterator[None]:
     scene.machine.run(f"rm -r $(dirname {_DROP_IN}) && systemctl daemon-reload")
 
 
+@pytest.mark.quick("debian13")
 def test_a_restart(scene: Scene) -> None:
     no_connection_fails(scene, "systemctl restart ipvs-node-agent", another_process(scene))
 
@@ -35,12 +36,16 @@ def test_an_upgrade(scene: Scene) -> None:
     assert (before != after, "+test1" in after) == (True, True)
 
 
+@pytest.mark.quick("debian12")
 def test_a_crash(scene: Scene) -> None:
+    scene.caused.append("signal")
     kill = f"kill -KILL {scene.agent('MainPID')}"
     no_connection_fails(scene, kill, another_process(scene))
 
 
+@pytest.mark.quick
 def test_a_memory_limit_that_is_reached(scene: Scene) -> None:
+    scene.caused.append("oom-kill")
     limit = "systemctl set-property --runtime ipvs-node-agent MemoryMax="
     reached = "journalctl -q -b -u ipvs-node-agent | grep -q oom-kill"
     # Far less than a start takes, so it is killed at once, and over and over until the end of it.
@@ -48,7 +53,9 @@ def test_a_memory_limit_that_is_reached(scene: Scene) -> None:
     no_connection_fails(scene, f"{squeeze}; {reached}", another_process(scene))
 
 
+@pytest.mark.quick("debian13")
 def test_an_agent_that_hangs_is_restarted(scene: Scene) -> None:
+    scene.caused.append("watchdog")
     stop = f"kill -STOP {scene.agent('MainPID')}"
     no_connection_fails(scene, stop, another_process(scene))
     assert "Watchdog timeout" in scene.machine.run("journalctl -q -b -u ipvs-node-agent")

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 from tests.node.cases import FIRST, PROXY_IS_BACK, READY, READY_SECONDS, external
 from tests.node.scene import VERSIONS, Connection, Scene, is_answer
+from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.quick("debian13")
 _AGENT_IS_FIRST = """\
 [Service]
 ExecStartPre=/bin/sh -c 'until systemctl show -p StatusText ipvs-node-agent | grep -q "In sync\\\\|Cannot program"; do sleep 0.2; done'
@@ -21,6 +25,11 @@ After=kube-proxy.service
 [Service]
 ExecStartPre=+/bin/sh -c 'until [ "$$(ipvsadm -Sn | grep -c -- "-r .*:8080")" -ge 4 ]; do sleep 0.2; done'
 """  # noqa: E501
+
+
+_KUBERNETES_MARKS = """for family in iptables ip6tables; do
+    $family-save -t nat | grep -q 'IPVS_OUTPUT .*-j KUBE-MARK-MASQ' || exit 1
+done"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,12 @@ def booting(scene: Scene, unit: str, drop_in: str) -> Iterator[list[Attempt]]:
     yield attempts
     scene.wait(READY, READY_SECONDS)
     scene.wait(FIRST)
+    # kube-proxy takes one family after the other.
+    clusters = [Connection("pod", web.cluster[version]) for version in VERSIONS]
+    eventually(lambda: all(map(is_answer, scene.ask(*clusters))), "kube-proxy", 180, pause=1)
     scene.wait(PROXY_IS_BACK, READY_SECONDS)
+    # Our own mark has given way to kube-proxy's.
+    scene.wait(_KUBERNETES_MARKS, 60)
     # Until everything has been tried once more.
     size = scene.machine.run("wc -l </run/watch.log").strip()
     scene.wait(f"[ $(wc -l </run/watch.log) -gt $(({size} + 4 * {len(watched)})) ]", 60)

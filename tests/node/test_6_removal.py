@@ -14,7 +14,18 @@ from tests.node.cases import (
     put_package,
 )
 from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, VERSIONS, Scene, is_answer
-from tests.node.shown import INSTALL, PURGE, REMOVE, STATUS
+from tests.node.shown import (
+    CHECK,
+    DIFF,
+    ENABLE,
+    INSTALL,
+    MASK,
+    PURGE,
+    REMOVE,
+    RESTART,
+    STATUS,
+    UNMASK,
+)
 
 _TRACES = """\
 find / -xdev -name '*ipvs[-_]node[-_]agent*' -not -path '/root/debs/*' -not -path '/proc/*'
@@ -54,26 +65,45 @@ def legacy(scene: Scene) -> None:
     scene.wait(_PROXY_IS_UP, 90)
 
 
+@pytest.mark.quick("debian12")
 @pytest.mark.usefixtures("legacy")
-def test_installed_again_on_a_node_that_has_not_joined_yet_it_waits_calmly(scene: Scene) -> None:
-    scene.machine.run(f"rm {KUBELET_CONF}")
+def test_masked_it_is_installed_and_looked_at_before_it_does_anything(scene: Scene) -> None:
     put_package(scene, "this")
-    assert "Waiting: " in apt(scene, INSTALL)
+    scene.machine.run(MASK)
+    apt(scene, INSTALL)
+    assert scene.agent("ActiveState") == "inactive"
+    check = scene.machine.attempt(CHECK)
+    failed = [line for line in check.output.splitlines() if line.startswith("fail")]
+    assert [line.split()[1] for line in failed] == ["agent:", "rules:"]
+    diff = scene.machine.attempt(DIFF)
+    assert diff.status == 1
+    assert "-A IPVS_OUTPUT " in diff.output
+    assert not scene.ours()
+
+
+@pytest.mark.quick("debian12")
+def test_on_a_node_that_has_not_joined_yet_it_waits_calmly(scene: Scene) -> None:
+    scene.machine.run(f"rm {KUBELET_CONF}; {UNMASK} && {ENABLE}")
+    put_package(scene, "next")
+    assert "started, and not ready yet" in apt(scene, INSTALL)
+    scene.wait("systemctl show -p StatusText ipvs-node-agent | grep -q Waiting:", READY_SECONDS)
     status = scene.machine.attempt(f"{STATUS} --no-pager").output
     assert "activating (start)" in status
     assert f"Waiting: kubeconfig {KUBELET_CONF}" in status
+    assert scene.machine.run("systemctl is-enabled ipvs-node-agent").strip() == "enabled"
     scene.give_kubelet_conf()
     scene.wait(READY, READY_SECONDS)
     assert scene.agent("NRestarts") == "0"
     assert scene.agent("StatusText") == "In sync; Services with rules: 1 in IPv4, 1 in IPv6"
 
 
+@pytest.mark.quick("debian12")
 def test_on_legacy_all_is_in_legacy_and_a_restart_fails_no_connection(scene: Scene) -> None:
     web = external(scene.services["web"], "host", "pod")
     assert scene.ask(*web) == [*NODE_ADDRESS.values()] * 2
     assert scene.ours()
     assert "IPVS_" not in scene.machine.run("iptables-nft-save; ip6tables-nft-save")
-    no_connection_fails(scene, "systemctl restart ipvs-node-agent", another_process(scene))
+    no_connection_fails(scene, RESTART, another_process(scene))
 
 
 def test_purging_leaves_no_rule_and_no_file(scene: Scene) -> None:

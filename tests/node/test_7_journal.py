@@ -18,7 +18,8 @@ _SENTENCES = (
     r"default/web: \S+ \S+ to \S+ \S+ \(\d+ ms\)",
     r"kubeconfig /etc/kubernetes/kubelet.conf: No such file or directory .*",
     r"read the credentials in /etc/kubernetes/kubelet.conf again, since they changed",
-    r"API server \S+ cannot be reached: .* \(trying again; the rules stay as they are\)",
+    r"metrics and health are served at 127\.0\.0\.1:10273",
+    r"API server \S+: (cannot be reached|the connection broke): .* \(trying again; .*\)",
     r"the API server answers again",
 )
 
@@ -31,7 +32,7 @@ def journal(scene: Scene) -> list[str]:
 
 def test_it_says_only_what_an_operator_wants_to_know(journal: list[str]) -> None:
     said = re.compile("|".join(f"(?:{sentence})" for sentence in _SENTENCES))
-    assert sum("ready: " in line for line in journal) >= 9
+    assert sum("ready: " in line for line in journal) >= 5
     assert [line for line in journal if not said.fullmatch(line)] == []
 
 
@@ -43,10 +44,5 @@ def test_most_of_it_is_repairs(journal: list[str]) -> None:
 def test_the_agent_in_the_journal_never_crashed_by_itself(scene: Scene) -> None:
     text = scene.machine.run("journalctl -q -o cat -u ipvs-node-agent")
     assert "Traceback" not in text
-    # What the tests have caused: killed, out of memory, and hanging.
     results = re.findall("Failed with result '(.+)'", text)
-    assert [result for result, _ in itertools.groupby(results)] == [
-        "signal",
-        "oom-kill",
-        "watchdog",
-    ]
+    assert [result for result, _ in itertools.groupby(results)] == scene.caused

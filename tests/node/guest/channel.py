@@ -1,8 +1,8 @@
 """Runs in the machine: does what comes over the serial port, and answers there.
 
-A line is a JSON object. Asked: `id`, and either `command` for bash and its `stdin`, or `ask` with
-connections for traffic.py. Told: `id`, `status`, `output` (both streams); and once at the start
-`boot`, so that the other side sees who is there now.
+A line is a JSON object. Asked: `id`, and either `command` for bash and its `stdin`, `ask` with
+connections for traffic.py, or `read` with a file. Told: `id`, `status`, `output` (both streams);
+and once at the start `boot`, so that the other side sees who is there now.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import traffic  # type: ignore[import-not-found]  # It is beside this one in the machine.
@@ -49,6 +50,10 @@ class Channel:
         if "ask" in asked:
             # To start another Python for it would take most of a second.
             self.tell(id=asked["id"], status=0, output=json.dumps(traffic.ask(asked["ask"])))
+            return
+        if "read" in asked:
+            # Looked at over and over, which no process should be started for.
+            self.tell(id=asked["id"], status=0, output=Path(asked["read"]).read_text())
             return
         done = subprocess.run(
             ["/bin/bash", "-c", asked["command"]],

@@ -26,9 +26,9 @@ PORT = 8080
 _ASK_SECONDS = 3.0
 # A connection of a stream that takes so long has failed.
 _STREAM_SECONDS = 10.0
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS = 3.0
 # More of them would leave the emulated processor no time for anything else.
-_PAUSE, _WATCH_PAUSE = 0.25, 0.2
+_PAUSE, _WATCH_PAUSE = 0.5, 0.5
 _CLONE_NEWNET = 0x40000000
 _TCP_INFO_TOTAL_RETRANS = 100
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,12 +51,8 @@ def serve(namespace: str) -> None:
     ) as listener:
         while True:
             connection, peer = listener.accept()
-            threading.Thread(target=_answer, args=(connection, peer[0]), daemon=True).start()
-
-
-def _answer(connection: socket.socket, peer: str) -> None:
-    with connection:
-        connection.sendall(peer.replace("::ffff:", "").encode())
+            with connection:
+                connection.sendall(peer[0].replace("::ffff:", "").encode())
 
 
 def connect(address: str, port: int, timeout: float) -> tuple[str, int]:
