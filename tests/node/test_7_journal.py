@@ -32,7 +32,7 @@ def journal(scene: Scene) -> list[str]:
 
 def test_it_says_only_what_an_operator_wants_to_know(journal: list[str]) -> None:
     said = re.compile("|".join(f"(?:{sentence})" for sentence in _SENTENCES))
-    assert sum("ready: " in line for line in journal) >= 5
+    assert any("ready: " in line for line in journal)
     assert [line for line in journal if not said.fullmatch(line)] == []
 
 
