@@ -103,7 +103,7 @@ class NftMonitor:
                         committed = committed or kind == _NEWGEN
                         continue
                     chain = self._chain(kind, body)
-                    if chain == self._guest and kind in _COUNTS:
+                    if chain and chain == self._guest and kind in _COUNTS:
                         balance += _COUNTS[kind]
                     elif chain is not None:
                         changed = True
