@@ -58,7 +58,7 @@ class NftMonitor:
     """Listens for changes of one table in this network namespace.
 
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
-    `guest` only matters whether it is there, and how many rules it has. Raises OSError.
+    `guest` only matters how many rules it has. Raises OSError.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class NftMonitor:
                         committed = committed or kind == _NEWGEN
                         continue
                     chain = self._chain(kind, body)
-                    if chain and chain == self._guest and kind in _COUNTS:
-                        balance += _COUNTS[kind]
+                    if chain and chain == self._guest:
+                        balance += _COUNTS.get(kind, 0)
                     elif chain is not None:
                         changed = True
             except Lost:

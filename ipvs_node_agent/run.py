@@ -178,7 +178,7 @@ class _Following:
                 follower.hurry()
 
     def _refresh(self) -> None:
-        """Follows the credentials' files. To read them may take a minute (an exec plugin)."""
+        """Follows the credentials' files. To read them may take two minutes (an exec plugin)."""
         while not self._stopped.wait(_CREDENTIALS_PERIOD):
             if self.api.refresh():
                 self._hurry()

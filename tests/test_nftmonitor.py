@@ -62,6 +62,19 @@ def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
         assert monitor.hear(own=7) == Heard(changed=False, committed=True)
 
 
+@pytest.mark.parametrize("guest", ["", "KUBE-MARK-MASQ"])
+def test_a_rule_that_comes_in_a_chain_without_a_name_counts_as_a_change(guest: str) -> None:
+    told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    hearing.setblocking(False)
+    monitor = NftMonitor(4, "nat", lambda _: False, guest)
+    with told, monitor._socket:
+        monitor._socket = hearing
+        body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attribute(1, b"nat\0")
+        # One comes, one goes.
+        told.send(message(10 << 8 | 6, body) + message(10 << 8 | 8, body))
+        assert monitor.hear(own=9) == Heard(changed=True, committed=False)
+
+
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_read_or_lost(data: bytes) -> None:
     for read in (messages, attributes):

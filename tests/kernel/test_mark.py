@@ -81,16 +81,26 @@ def own_mark(bed: Bed, family: Family) -> bool:
     return any("IPVS_MARK_MASQ" in line for line in bed.ours(family))
 
 
-def expect_own_mark(bed: Bed, family: Family, there: bool) -> None:
-    eventually(lambda: own_mark(bed, family) == there, f"IPVS_MARK_MASQ there: {there}")
+def expect_own_mark(bed: Bed, there: bool) -> None:
+    eventually(
+        lambda: all(own_mark(bed, family) == there for family in FAMILIES),
+        f"IPVS_MARK_MASQ there: {there}",
+    )
 
 
-def expect_jump(bed: Bed, family: Family) -> None:
-    eventually(lambda: "-A OUTPUT -j IPVS_OUTPUT" in bed.ours(family), f"the jump, {family}")
+def expect_handover(bed: Bed, client: Namespace) -> None:
+    """kube-proxy's marks come, and ours goes, under connections of `client` of which none fails."""
+    with stream(client) as wrong:
+        for family in FAMILIES:
+            add_mark_masq(bed.namespace, family, bed.backend)
+        expect_own_mark(bed, False)
+    assert wrong == []
 
 
-def flush(bed: Bed, family: Family, *chain: str) -> None:
-    bed.namespace.run(f"{family.command}-{bed.backend}", "-t", "nat", "-F", *chain)
+def nat(bed: Bed, *arguments: str) -> None:
+    """Somebody's commands, in both families."""
+    for family in FAMILIES:
+        bed.namespace.run(f"{family.command}-{bed.backend}", "-t", "nat", *arguments)
 
 
 def test_while_kube_proxy_has_not_filled_it_our_own_stays(bare: Bed, around: Topology) -> None:
@@ -98,21 +108,14 @@ def test_while_kube_proxy_has_not_filled_it_our_own_stays(bare: Bed, around: Top
     for family in FAMILIES:
         bare.restore(family, EMPTY_MARK_MASQ)
     # Once it has looked at the table.
-    for family in FAMILIES:
-        bare.restore(family, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
-    for family in FAMILIES:
-        expect_jump(bare, family)
-        assert own_mark(bare, family)
-    with stream(around.node) as wrong:
-        for family in FAMILIES:
-            add_mark_masq(bare.namespace, family, bare.backend)
-        for family in FAMILIES:
-            expect_own_mark(bare, family, False)
-    assert wrong == []
-    for family in FAMILIES:
-        flush(bare, family, "KUBE-MARK-MASQ")
-    for family in FAMILIES:
-        expect_own_mark(bare, family, True)
+    nat(bare, "-D", "OUTPUT", "-j", "IPVS_OUTPUT")
+    jump = "-A OUTPUT -j IPVS_OUTPUT"
+    eventually(lambda: all(jump in bare.ours(family) for family in FAMILIES), "the jumps")
+    assert all(own_mark(bare, family) for family in FAMILIES)
+    assert bare.agent.call("diff").returncode == 0
+    expect_handover(bare, around.node)
+    nat(bare, "-F", "KUBE-MARK-MASQ")
+    expect_own_mark(bare, True)
     expect_masquerading(around)
 
 
@@ -120,18 +123,10 @@ def test_absent_then_there_then_flushed_away(bare: Bed, around: Topology) -> Non
     bare.agent.start()
     assert all(own_mark(bare, family) for family in FAMILIES)
     expect_masquerading(around)
-    with stream(around.pod) as wrong:
-        for family in FAMILIES:
-            add_mark_masq(bare.namespace, family, bare.backend)
-        for family in FAMILIES:
-            expect_own_mark(bare, family, False)
-    assert wrong == []
+    expect_handover(bare, around.pod)
     expect_masquerading(around)
-    for family in FAMILIES:
-        command = f"{family.command}-{bare.backend}"
-        for step in (["-F"], ["-X"]):
-            bare.namespace.run(command, "-t", "nat", *step)
-    for family in FAMILIES:
-        expect_own_mark(bare, family, True)
+    nat(bare, "-F")
+    nat(bare, "-X")
+    expect_own_mark(bare, True)
     expect_masquerading(around)
     assert "cannot" not in bare.agent.log

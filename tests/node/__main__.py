@@ -80,7 +80,7 @@ class Run:
                         self.counts[what.rstrip("s")] += int(number)
                 elif self._alone:
                     print(line, end="", flush=True)
-                elif re.search(r"(::.* |^)(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) +\[", line):
+                elif re.search(r"::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)", line):
                     seconds = time.monotonic() - self._began
                     print(
                         f"{seconds:4.0f} s  {self.release}  {line.split('/')[-1]}",

@@ -31,7 +31,7 @@ READY = """
 exec 3<>/dev/tcp/127.0.0.1/10273 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 \
     && read -r line <&3 && [[ $line = *' 200 '* ]] \
     && [ "$(systemctl is-active ipvs-node-agent)" = active ]"""
-# The emulation takes ten times as long to start a Python with many modules as a real machine.
+# The emulation takes twenty times as long as a real machine to start a Python with many modules.
 READY_SECONDS = 180.0
 DEBS = "/root/debs"
 

@@ -96,8 +96,9 @@ def pytest_runtest_makereport(
     if report.failed and scene is not None:
         words = item.config.stash.get(_words, None) or _at_failure(scene.machine)
         report.sections.append(("the machine", words))
-        # At once, as the end is far.
-        item.config.get_terminal_writer().write(f"\n{report.longreprtext}\n")
+        # At once, as the end is far. What pytest says of it comes behind the name.
+        text = f"\n{report.longreprtext}\n{words}\n{item.nodeid} "
+        item.config.get_terminal_writer().write(text)
 
 
 def _at_failure(machine: Machine) -> str:

@@ -53,14 +53,14 @@ RIVALS = {
 }
 
 
-# What these do is on both machines in a quick run.
-_BOTH_MACHINES = ("kube-proxy is restarted", "nftables is restarted")
+# In a quick run on both machines.
+_IN_EVERY_RUN = ("kube-proxy is restarted", "nftables is restarted")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in _BOTH_MACHINES else pytest.mark.quick("debian12"))
+        pytest.param(name, marks=() if name in _IN_EVERY_RUN else pytest.mark.quick("debian12"))
         for name in RIVALS
     ],
 )
