@@ -69,6 +69,10 @@ def read(path: Path) -> Settings:
     if status.st_uid not in (0, os.geteuid()):
         why = f"belongs to user {status.st_uid}, who could change it"
         raise refused(path, why, f"chown root {path}")
+    return _read_elsewhere(path)
+
+
+def _read_elsewhere(path: Path) -> Settings:
     try:
         done = subprocess.run(  # noqa: S603  (no shell, and nothing from outside but a path)
             ownprocess.command("kubeconfigreader", os.path.abspath(path)),

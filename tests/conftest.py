@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from ipvs_node_agent import kubeconfigreader
 from tests.support.examples import ENVIRONMENT, MAIN_ENVIRONMENT
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
@@ -40,6 +41,15 @@ def namespace() -> Iterator[Namespace]:
 def pki() -> Pki:
     """A cluster's certificate authority."""
     return Pki()
+
+
+@pytest.fixture
+def kubeconfig_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads kubeconfigs without a process of its own, which takes half a second each time.
+
+    test_kubeconfigreader.py shows that both ways give the same.
+    """
+    monkeypatch.setattr(kubeconfigreader, "_read_elsewhere", kubeconfigreader.settings)
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from ipvs_node_agent.kube import Api, ApiError, Superseded
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig, point_to
 
+pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
+
 SERVICES = "/api/v1/services"
 TOKEN = "s3cret-s3cret"
 EXPIRED = datetime(2020, 1, 1, tzinfo=timezone.utc)

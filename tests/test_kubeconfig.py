@@ -13,7 +13,6 @@ import urllib3
 import yaml
 from cryptography.hazmat.primitives import serialization
 
-from ipvs_node_agent import kubeconfigreader
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kubeconfig import Credentials, fingerprint, host_name, load_credentials
 from tests.support.apiserver import ApiServer
@@ -23,11 +22,7 @@ URL = "https://127.0.0.1:6443"
 SECRET = "s3cret-s3cret"
 
 
-@pytest.fixture(autouse=True)
-def _in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads without a process of its own, which takes half a second each time."""
-    if "own_process" not in request.keywords:
-        monkeypatch.setattr(kubeconfigreader, "read", kubeconfigreader.settings)
+pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ from tests.support.tables import MARK_MASQ, ours
 from tests.support.waiting import eventually
 from tests.support.watching import Watch
 
+pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
+
 WEB = service("web", ["10.231.42.164"], ["10.19.20.201"])
 OTHER = service("other", ["10.231.2.62"], ["10.19.22.57"])
 WEB_ENTRY = ("10.19.20.201", "web", "10.231.42.164")

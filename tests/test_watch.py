@@ -34,6 +34,8 @@ from tests.support.cluster import node, service
 from tests.support.pki import plain_kubeconfig
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
+
 SERVICES = Resource("services", "/api/v1/services", "Service", read_service, dict)
 
 

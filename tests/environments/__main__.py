@@ -95,7 +95,7 @@ PYTEST_SUMMARY = re.compile(r"(=+ )?(\d+ [a-z]+(, )?|no tests ran)+ in [\d.]+s.*
 
 # The repository is read-only, so what tools like to store beside the sources goes elsewhere.
 KEPT_OUT_OF_THE_REPOSITORY = {
-    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPYCACHEPREFIX": "/tmp/pycache",
     "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
     "MYPY_CACHE_DIR": "/tmp/mypy",
     "RUFF_CACHE_DIR": "/tmp/ruff",

@@ -25,7 +25,7 @@ from tests.support.topology import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "newest")]
 
 
 @pytest.fixture

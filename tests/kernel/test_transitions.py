@@ -16,7 +16,7 @@ from tests.support.cluster import node, service
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, saved
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "debian13", "oldest")]
 
 ONE = ("10.19.20.201", "one", "10.231.42.164")
 TWO = ("10.19.22.57", "two", "10.231.2.62")

@@ -22,6 +22,7 @@ class Pki:
 
     def __init__(self) -> None:
         self._ca = trustme.CA()
+        self._of_servers: dict[tuple[str, ...], trustme.LeafCert] = {}
 
     @property
     def ca_pem(self) -> str:
@@ -29,9 +30,15 @@ class Pki:
         return self._ca.cert_pem.bytes().decode()
 
     def server_context(self, names: Sequence[str]) -> ssl.SSLContext:
-        """TLS for a server of these names and addresses; clients may show a certificate."""
+        """TLS for a server of these names and addresses; clients may show a certificate.
+
+        Servers of the same names share one, as to make a key takes up to half a second.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._ca.issue_cert(*names).configure_cert(context)
+        key = tuple(names)
+        if key not in self._of_servers:
+            self._of_servers[key] = self._ca.issue_cert(*names)
+        self._of_servers[key].configure_cert(context)
         self._ca.configure_trust(context)
         context.verify_mode = ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VerifyFlags(_IGNORE_DATES)
