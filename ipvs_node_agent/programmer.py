@@ -1,7 +1,8 @@
 """Keeps one family's nat table as wanted: reads it, computes the difference, writes it as one.
 
 Between drift checks the table is taken to hold what was last written, so that a change costs one
-command. Where a write then fails, the belief is dropped, and the table is read before the next try.
+command. Where a write then fails, the belief is dropped, and the table is read before the next try;
+so it is where others changed the table between a look and the write that followed.
 A check reads the table only where the kernel does not say that nobody touched it.
 """
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 # So many differences at most are told, of thousands that there may be.
 _SHOWN = 20
 _NOTHING = Ruleset()
+# Others may change the table between a look and the write that follows; hardly so often in a row.
+_OVERTAKEN = 3
 
 
 class Misfit(Exception):
@@ -79,6 +82,25 @@ class Programmer:
         """
         if self._certain and self._table.touched():
             self._certain = False
+        for _ in range(_OVERTAKEN):
+            looked = not self._certain
+            try:
+                return self._attempt(wanted)
+            except TableError as error:
+                # A lock has been waited for, and tells nothing about the table.
+                if error.locked or (looked and not self._overtaken(wanted)):
+                    raise
+                log.debug("%s: looking at the table again: %s", self._name, error)
+        return self._attempt(wanted)
+
+    def _overtaken(self, wanted: Ruleset) -> bool:
+        """Whether others changed the table since the last look. Raises TableError."""
+        seen = self._known
+        changed = bool(self._table.touched()) and self.read(wanted) != seen
+        self._certain = False
+        return changed
+
+    def _attempt(self, wanted: Ruleset) -> Change:
         believed = self._known if self._certain else None
         found = self.read(wanted) if believed is None else believed
         if not wanted.fits(found.filled):
@@ -87,13 +109,7 @@ class Programmer:
         if (change or believed is None) and log.isEnabledFor(logging.DEBUG):
             self._tell(found, wanted, change)
         if change:
-            try:
-                self._write(change)
-            except TableError as error:
-                # A lock has been waited for, and tells nothing about the table.
-                if believed is None or error.locked:
-                    raise
-                return self.apply(wanted)
+            self._write(change)
             self._known, self._certain, self._wrote = settled(found, wanted), True, True
         repairs, self._drift = self._drift, ()
         return replace(change, repairs=repairs)

@@ -126,3 +126,54 @@ def test_a_lock_is_waited_for_once_and_what_else_fails_is_looked_at(
     with pytest.raises(TableError):
         programmer.apply(OTHER)
     assert len(attempts) == restores
+
+
+class Contested(Table):
+    """Others change it `times` times, each between a look and the write that follows."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def restore(self, text: str) -> None:
+        self.says = self.times > 0
+        if self.says:
+            self.times -= 1
+            super().restore(f"*nat\n:THEIRS-{self.times} - [0:0]\nCOMMIT\n")
+            raise TableError("iptables-restore", "Chain 'IPVS_OUTPUT' does not exist")
+        super().restore(text)
+
+
+def contested(times: int) -> tuple[Programmer, Contested]:
+    table = Contested(times)
+    return Programmer(table, owner(frozenset({"IPVS_OUTPUT"}))), table
+
+
+def test_who_is_overtaken_between_look_and_write_looks_and_writes_again() -> None:
+    programmer, table = contested(3)
+    assert programmer.apply(WANTED).written == WANTED.chains
+    assert "-A IPVS_OUTPUT -j RETURN" in table.save()
+
+
+def test_who_is_overtaken_all_the_time_says_why() -> None:
+    programmer, table = contested(1_000)
+    with pytest.raises(TableError, match="does not exist"):
+        programmer.apply(WANTED)
+    assert table.times == 1_000 - 4
+
+
+@pytest.mark.parametrize("says", [True, False, None])
+def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
+    table: Table, says: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[str] = []
+
+    def restore(text: str) -> None:
+        attempts.append(text)
+        table.says = says
+        raise TableError("iptables-restore", "failed")
+
+    monkeypatch.setattr(table, "restore", restore)
+    with pytest.raises(TableError):
+        Programmer(table, owner(frozenset({"IPVS_OUTPUT"}))).apply(WANTED)
+    assert len(attempts) == 1

@@ -23,3 +23,12 @@ def descendants(process: int | str = "self") -> set[int]:
     """The processes that this one, or another one, started, and those that they did."""
     found = children(process)
     return found.union(*map(descendants, found))
+
+
+def has_ended(process: int) -> bool:
+    """Whether a child has ended that nobody has waited for yet, with all its threads.
+
+    The first of them is a zombie before the last one has closed the files that they share.
+    """
+    threads = list(Path(f"/proc/{process}/task").iterdir())
+    return len(threads) == 1 and ") Z " in (threads[0] / "stat").read_text()
