@@ -12,8 +12,9 @@ import pytest
 from ipvs_node_agent import nftmonitor
 from ipvs_node_agent.addresses import IPV4, IPV6
 from ipvs_node_agent.config import IptablesOptions
-from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable, launch
-from ipvs_node_agent.ruleset import owner
+from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable, TableError, launch
+from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.ruleset import Ruleset, owner
 from tests.support.netns import Namespace
 from tests.support.processes import descendants
 from tests.support.tables import add_mark_masq, restore, saved
@@ -202,3 +203,30 @@ def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> No
         return table.touched() is True
 
     eventually(killed_at_its_end, timeout=60)
+
+
+def test_a_write_that_a_firewalls_start_overtakes_is_made_anew(
+    table: KernelTable, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})
+    programmer = Programmer(table, owns)
+    programmer.apply(wanted)
+    failures: list[str] = []
+    write = table.restore
+
+    def overtaken(text: str) -> None:
+        if not failures:
+            namespace.run("nft", "flush", "ruleset")
+        try:
+            write(text)
+        except TableError as error:
+            failures.append(str(error))
+            raise
+
+    monkeypatch.setattr(table, "restore", overtaken)
+    # What is to be written names a chain that is there at the look.
+    restore(namespace, IPV4, NFT, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
+    assert programmer.check(wanted).written == wanted.chains
+    (failure,) = failures
+    assert "IPVS_OUTPUT" in failure
+    assert "-A IPVS_OUTPUT -j RETURN" in saved(namespace, IPV4, NFT)
