@@ -68,13 +68,14 @@ def files(draw: st.DrawFn) -> bytes:
 
 ODD = ("", "a..b", "a\u3002b", "a" * 64, "\ud800", "a\nb", "a\0b", "../..", "/", "fifo", "x" * 300)
 text = st.sampled_from(ODD) | st.text(max_size=6)
-named = mostly(st.sampled_from(["one.pem", "two.pem", "ca.pem"]), text)
+named = st.sampled_from(["one.pem", "one.pem", "two.pem", "ca.pem", *ODD])
 hosts = mostly(st.sampled_from(["api.example.org", "127.0.0.1", "[::1]"]), text)
+odd_hosts = st.sampled_from([*ODD, ".a", "a.", "1.2", "a.0x1", "::1", "[::]", "*.a", "xn--a", "-a"])
 inline = files().map(lambda data: base64.b64encode(data).decode()) | text
 
 
 @st.composite
-def urls(draw: st.DrawFn) -> str:
+def urls(draw: st.DrawFn, hosts: st.SearchStrategy[str] = hosts) -> str:
     """The URL of a server, or what somebody might take for one."""
     scheme = draw(mostly(st.sampled_from(["https://", "http://"]), text))
     user = draw(mostly(st.just(""), st.sampled_from([f"me:{SECRET}@", f"{SECRET}@", "@", "%ff@"])))
@@ -117,16 +118,19 @@ user = optional(
         ),
     }
 )
-good = mapping(
-    **{
-        "current-context": st.just("c"),
-        "contexts": st.just({"cluster": "k", "user": "u"}).map(
-            lambda c: [{"name": "c", "context": c}]
-        ),
-        "clusters": cluster.map(lambda value: [{"name": "k", "cluster": value}]),
-        "users": user.map(lambda value: [{"name": "u", "user": value}]),
+
+
+def document(cluster: Any, user: Any) -> dict[str, Any]:
+    """A kubeconfig of these two."""
+    return {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": cluster}],
+        "users": [{"name": "u", "user": user}],
     }
-)
+
+
+good = st.builds(document, cluster, user)
 
 
 @st.composite
@@ -239,6 +243,19 @@ def test_a_kubeconfig_is_loaded_or_refused(kubeconfig: bytes, one: bytes) -> Non
 
 @examples(200)
 @given(
+    server=urls(odd_hosts) | urls(),
+    proxy=mostly(st.none(), urls(odd_hosts) | urls()),
+    name=mostly(st.none(), odd_hosts),
+)
+def test_whoever_is_to_be_asked_is_or_is_refused(
+    server: str, proxy: str | None, name: str | None
+) -> None:
+    cluster = {"server": server, "proxy-url": proxy, "tls-server-name": name}
+    loaded_or_refused(yaml.safe_dump(document(cluster, {"token": "abc"})).encode())
+
+
+@examples(200)
+@given(
     ca=files(),
     certificate=files(),
     key=files(),
@@ -251,13 +268,7 @@ def test_certificates_and_keys_are_loaded_or_refused(
     entry: dict[str, str] = {f"{k}-data": base64.b64encode(data[k]).decode() for k in keys}
     entry = {**{k: f"{k}.pem" for k in data}, **entry}
     cluster = {"server": "https://127.0.0.1:6443", **entry}
-    document = {
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": cluster}],
-        "users": [{"name": "u", "user": entry}],
-    }
-    said = loaded_or_refused(yaml.safe_dump(document).encode(), **data)
+    said = loaded_or_refused(yaml.safe_dump(document(cluster, entry)).encode(), **data)
     assert "cannot load" in said or said.endswith("cannot be reached: Name or service not known")
 
 

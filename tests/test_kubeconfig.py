@@ -285,6 +285,15 @@ def test_a_missing_file_is_the_one_named(key: str, node_pem: Path, tmp_path: Pat
     assert "missing.file" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", document({"client-key": name}))
+    assert fingerprint(path)
+    text = refusal(path)
+    assert text.isprintable()
+    assert text.endswith(": it has a name that no file can have")
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -76,6 +76,7 @@ class Hanging:
 @contextmanager
 def hanging_plugin(directory: Path, url: str = URL, **user: Any) -> Iterator[Hanging]:
     """A kubeconfig with a plugin that hangs; what a test leaves of it is ended."""
+    directory.mkdir(exist_ok=True)
     made = Hanging(directory, url, user)
     try:
         yield made
