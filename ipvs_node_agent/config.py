@@ -6,23 +6,22 @@ reader.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from ipvs_node_agent import regularfile
 from ipvs_node_agent import yamlvalues as read
 from ipvs_node_agent.addresses import Network
 from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
 from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.regularfile import Unfit
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
 
-_MAX_FILE_BYTES = 1 << 20
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -98,28 +97,14 @@ def load(path: Path | None) -> Config:
 
 
 def _read(path: Path) -> str:
-    # Non-blocking, since opening a FIFO would wait for its writer for ever.
-    with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        what = f"configuration {path}"
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(what, "is no regular file")
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UsageError(
-                what, "others than its owner can write it", f"chmod go-w {path}, and read it again"
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise UsageError(
-                what, f"belongs to user {status.st_uid}, who could change it", f"chown root {path}"
-            )
-        data = file.read(_MAX_FILE_BYTES + 1)
-    if len(data) > _MAX_FILE_BYTES:
-        raise UsageError(what, f"is larger than {_MAX_FILE_BYTES} bytes")
     try:
+        data = regularfile.read(path, private=True)
         return data.decode("utf-8")
+    except Unfit as error:
+        raise UsageError(f"configuration {path}", error.why, error.hint) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{what} line {line}", "is no UTF-8 text") from None
+        raise UsageError(f"configuration {path} line {line}", "is no UTF-8 text") from None
 
 
 def parse(text: str, name: str) -> Config:

@@ -20,7 +20,9 @@ import urllib3
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import AgentError, RefusedError, one_line
-from ipvs_node_agent.kubeconfig import Credentials, fingerprint, load_credentials
+from ipvs_node_agent.kubeconfig import Credentials, load_credentials
+from ipvs_node_agent.kubeconfigfile import fingerprint
+from ipvs_node_agent.kubeconfigreader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Api:
 
     def __init__(self, kubeconfig: Path) -> None:
         self._path = kubeconfig
+        self._reader = Reader(kubeconfig)
+        # Nothing is waited for with it: who reads credentials may wait for a program.
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
         self._files = fingerprint(kubeconfig)
@@ -59,15 +63,19 @@ class Api:
 
     def credentials(self) -> Credentials:
         """The credentials to use now. Raises RefusedError while there are none."""
+        credentials = self._credentials
+        if credentials is not None:
+            return credentials
+        loaded = self._loaded()
         with self._lock:
+            # Others may have been as fast.
             if self._credentials is None:
-                self._credentials = self._loaded()
+                self._credentials = loaded
             return self._credentials
 
     @property
     def expires(self) -> float | None:
         """When the credentials in use end, as seconds since the epoch, where that is known."""
-        # Without the lock: whoever loads credentials holds it for as long as a plugin runs.
         credentials = self._credentials
         valid = credentials.valid if credentials is not None else None
         return valid[1] if valid is not None else None
@@ -106,10 +114,11 @@ class Api:
         return True
 
     def _loaded(self) -> Credentials:
-        credentials = load_credentials(self._path)
-        if credentials.warning and credentials.warning != self._warned:
+        credentials = load_credentials(self._reader)
+        with self._lock:
+            said, self._warned = self._warned, credentials.warning
+        if credentials.warning and credentials.warning != said:
             log.warning("%s", credentials.warning)
-        self._warned = credentials.warning
         return credentials
 
     def get(
@@ -201,7 +210,11 @@ class Api:
         return True
 
     def close(self) -> None:
-        """Ends everything under way; the requests raise Superseded."""
+        """Ends everything under way: requests raise Superseded, and no kubeconfig is read any more.
+
+        It waits for nothing.
+        """
+        self._reader.close()
         self._close_connections()
 
     def _close_connections(self) -> None:

@@ -7,7 +7,6 @@ as long as the certificate is valid.
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import ssl
@@ -15,17 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
-from urllib.parse import unquote, urlsplit
+from typing import Any, Callable
 
 import urllib3
-import yaml
 from urllib3.util.ssl_ import create_urllib3_context
 
-from ipvs_node_agent import kubeconfigreader, yamlloader
-from ipvs_node_agent.kubeconfigreader import File, Settings, refused
+from ipvs_node_agent import urls
+from ipvs_node_agent.kubeconfigreader import File, Reader, Settings, refused
 
-_FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _NODE_USER = "system:node:"
 
 # A connection whose peer vanished is given up within 45 s, so that its watch is replaced within 60.
@@ -37,8 +33,6 @@ _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 45_000),
 ]
-
-Fingerprint = tuple[tuple[str, Optional[tuple[int, int, int]]], ...]
 
 
 @dataclass(frozen=True)
@@ -68,19 +62,20 @@ class Credentials:
         return self.user[len(_NODE_USER) :]
 
 
-def load_credentials(path: Path) -> Credentials:
-    """The credentials in the kubeconfig at `path`. Raises RefusedError with what is wrong."""
-    settings = kubeconfigreader.read(path)
+def load_credentials(reader: Reader) -> Credentials:
+    """The credentials in its kubeconfig. Raises RefusedError with what is wrong."""
+    settings = reader.read()
 
     def headers() -> Mapping[str, str]:
-        return kubeconfigreader.read(path).headers if settings.short_lived else settings.headers
+        return reader.read().headers if settings.short_lived else settings.headers
 
     return Credentials(
         settings.server,
         settings.user,
         headers,
-        _pool(settings, _ssl_context(path, settings)),
-        _address(path, settings),
+        _pool(settings, _ssl_context(reader.path, settings)),
+        # Where connections are opened to.
+        urls.parse(settings.proxy or settings.server, "https", "http").address,
         _warning(settings),
         settings.short_lived,
         settings.valid,
@@ -100,19 +95,9 @@ def _pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
         options["server_hostname"] = settings.server_name
     if not settings.proxy:
         return urllib3.PoolManager(**options)
-    user = urllib3.util.parse_url(settings.proxy).auth
-    headers = urllib3.util.make_headers(proxy_basic_auth=unquote(user)) if user else None
+    authorization = settings.proxy_authorization
+    headers = {"proxy-authorization": authorization} if authorization else None
     return urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
-
-
-def _address(path: Path, settings: Settings) -> tuple[str, int]:
-    """Host and port that connections are opened to."""
-    try:
-        url = urlsplit(settings.proxy or settings.server)
-        default = 443 if url.scheme == "https" else 80
-        return url.hostname or "", url.port or default
-    except ValueError:
-        raise refused(path, "its server is no URL") from None
 
 
 def _warning(settings: Settings) -> str:
@@ -129,58 +114,20 @@ def _warning(settings: Settings) -> str:
     )
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Changes whenever the kubeconfig at `path`, or a file that it names, becomes another one."""
-    own = _identity(str(path))
-    return tuple((name, _identity(name)) for name in (str(path), *_files_named_in(path, own)))
-
-
 def host_name() -> str:
     """The name that a kubelet gives its Node unless told otherwise: the lower-cased host name."""
     return socket.gethostname().strip().lower()
 
 
-def _document(path: Path) -> Any:
-    return yamlloader.load(path.read_text(encoding="utf-8"))
-
-
-# Looked at every second, and parsing YAML takes longer than all the rest of an idle second.
-@functools.lru_cache(maxsize=4)
-def _files_named_in(path: Path, identity: tuple[int, int, int] | None) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(set(_named_files(_document(path), path.parent))))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        return ()
-
-
-def _named_files(document: Any, base: Path) -> Iterator[str]:
-    """Every path under one of the keys that hold paths; relative ones start at the kubeconfig."""
-    if isinstance(document, dict):
-        for key, value in document.items():
-            if key in _FILE_KEYS and isinstance(value, str):
-                yield os.path.join(base, value)
-            else:
-                yield from _named_files(value, base)
-    elif isinstance(document, list):
-        for value in document:
-            yield from _named_files(value, base)
-
-
-def _identity(name: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(name)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _ssl_context(path: Path, settings: Settings) -> ssl.SSLContext:
+def _ssl_context(kubeconfig: Path, settings: Settings) -> ssl.SSLContext:
     loading = settings.authority.name if settings.authority else ""
     try:
         # Verifies the certificate and, in one way or another by version, the host name in it.
         context: ssl.SSLContext = create_urllib3_context()
         if settings.authority:
-            context.load_verify_locations(cadata=settings.authority.text)
+            # By path, as only so OpenSSL passes over what people write between certificates.
+            with _in_memory(settings.authority) as path:
+                context.load_verify_locations(cafile=path)
         else:
             context.load_default_certs()
         # On by default since Python 3.13, it refuses CAs without key identifiers, as older
@@ -198,7 +145,7 @@ def _ssl_context(path: Path, settings: Settings) -> ssl.SSLContext:
                 context.load_cert_chain(cert_path, key_path, password=lambda: "")
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-        raise refused(path, f"cannot load {loading}: {why}") from None
+        raise refused(kubeconfig, f"cannot load {loading}: {why}") from None
     return context
 
 
@@ -206,5 +153,5 @@ def _ssl_context(path: Path, settings: Settings) -> ssl.SSLContext:
 def _in_memory(file: File) -> Iterator[str]:
     """A path to `file` as it was read: OpenSSL takes certificates and keys by path only."""
     with open(os.memfd_create("credentials"), "w+b", buffering=0) as memory:
-        memory.write(file.text.encode())
+        memory.write(file.data)
         yield f"/proc/self/fd/{memory.fileno()}"

@@ -1,46 +1,71 @@
 """Reads a kubeconfig with the `kubernetes` package, in a process of its own.
 
 The package takes 30 MB and half a second to import, and is needed for a moment only: at the start
-and when the credentials change. `read` starts such a process and gives what it found; `main` is
+and when the credentials change. A `Reader` starts such a process and gives what it found; `main` is
 what runs in there. What passes between the two is one line of JSON in a pipe.
+
+The package is asked who the user is, and no more than that: it writes certificates and keys that
+the kubeconfig or a program gives into temporary files, and opens files that never end.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import inspect
 import json
 import os
-import re
-import stat
-import subprocess
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
-from ipvs_node_agent import ownprocess
-from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent import ownprocess, regularfile, urls
+from ipvs_node_agent.errors import RefusedError, one_line
+from ipvs_node_agent.kubeconfigfile import (
+    Fingerprint,
+    content,
+    current,
+    fingerprint,
+    flag,
+    named_file,
+    text,
+)
+from ipvs_node_agent.ownprocess import Child
+from ipvs_node_agent.regularfile import Unfit
 
 # An exec plugin may ask some server for a token, and a busy node takes long to import the package.
 _TIME_LIMIT = 120
 _PLUGIN_KEYS = ("exec", "auth-provider")
+# What the package makes a header of.
+_HEADER_KEYS = ("token", "username", "password", "auth-provider")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that the kubeconfig names, or the data it holds in its place."""
+    """A file that the kubeconfig names, or the data it holds in its place: a character a byte."""
 
     name: str
     text: str = dataclasses.field(repr=False)
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes."""
+        return self.text.encode("latin-1")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a kubeconfig says, files and all.
 
-    `user` is the CN of the client certificate, and `valid` its first and last second since the
-    epoch, None without one. `headers` have to be read again
-    for each request where they are `short_lived`. `server_name` is what the server's certificate
-    has to be made out to, None for the host in `server`; `proxy` may hold a password.
+    `server` and `proxy` are URLs that hold no password. `user` is the CN of the client certificate,
+    and `valid` its first and last second since the epoch, None without one. `headers` have to be
+    read again for each request where they are `short_lived`. `server_name` is what the server's
+    certificate has to be made out to, None for the host in `server`.
     """
 
     server: str
@@ -52,53 +77,111 @@ class Settings:
     certificate: File | None
     key: File | None
     server_name: str | None
-    proxy: str | None = dataclasses.field(repr=False)
+    proxy: str | None
+    proxy_authorization: str | None = dataclasses.field(repr=False)
     valid: tuple[float, float] | None = None
-
-
-def read(path: Path) -> Settings:
-    """What the kubeconfig at `path` says. Raises RefusedError with what is wrong."""
-    try:
-        # A node that has not joined its cluster yet is asked for long: without a process each time.
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    # It may name a program, which would run as this user.
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise refused(path, "others than its owner can write it", f"chmod go-w {path}")
-    if status.st_uid not in (0, os.geteuid()):
-        why = f"belongs to user {status.st_uid}, who could change it"
-        raise refused(path, why, f"chown root {path}")
-    return _read_elsewhere(path)
-
-
-def _read_elsewhere(path: Path) -> Settings:
-    try:
-        done = subprocess.run(  # noqa: S603  (no shell, and nothing from outside but a path)
-            ownprocess.command("kubeconfigreader", os.path.abspath(path)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_TIME_LIMIT,
-            check=False,
-        )
-        said = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        raise refused(path, f"was not read within {_TIME_LIMIT} s", "a slow exec plugin?") from None
-    except OSError as error:
-        raise refused(path, f"no process to read it: {error.strerror}") from None
-    except ValueError:
-        raise refused(path, f"its reader ended with status {done.returncode}") from None
-    if "why" in said:
-        raise refused(path, said["why"], said["hint"])
-    files = {name: File(**said[name]) for name in ("authority", "certificate", "key") if said[name]}
-    said["valid"] = tuple(said["valid"]) if said["valid"] else None
-    return Settings(**{**said, **files})
 
 
 def refused(path: Path, why: str, hint: str = "") -> RefusedError:
     """The error that the kubeconfig at `path` gives."""
     return RefusedError(f"kubeconfig {path}", why, hint)
+
+
+class Reader:
+    """Reads the kubeconfig at `path` for several threads, of which never two read at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Nothing is waited for with it.
+        self._lock = threading.Lock()
+        self._reading: tuple[Fingerprint, Future[Settings]] | None = None
+        self._child: Child | None = None
+        self._closed = False
+
+    def read(self) -> Settings:
+        """What the kubeconfig says. Raises RefusedError with what is wrong.
+
+        Who asks while it is being read gets the same answer, if the files are still the same.
+        """
+        while True:
+            files = fingerprint(self.path)
+            with self._lock:
+                if self._reading is None:
+                    mine: Future[Settings] = Future()
+                    self._reading = files, mine
+                    break
+                of, other = self._reading
+            if of == files:
+                return other.result()
+            wait([other])
+        try:
+            found = self._read()
+        except BaseException as error:
+            self._over()
+            mine.set_exception(error)
+            raise
+        self._over()
+        mine.set_result(found)
+        return found
+
+    def close(self) -> None:
+        """Ends the reading under way, with every program that it started, and all later ones."""
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                self._child.end()
+
+    def _over(self) -> None:
+        with self._lock:
+            self._reading = None
+
+    def _read(self) -> Settings:
+        if self._closed:
+            raise self._refused_for_good()
+        # A node that has not joined its cluster yet is asked for long: without a process each time.
+        try:
+            regularfile.check(self.path, self.path.stat(), private=True)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        except Unfit as error:
+            raise refused(self.path, error.why, error.hint) from None
+        return self._read_elsewhere()
+
+    def _read_elsewhere(self) -> Settings:
+        try:
+            with Child("kubeconfigreader", os.path.abspath(self.path)) as child:
+                self._hold(child)
+                try:
+                    said = json.loads(child.said(_TIME_LIMIT))
+                finally:
+                    self._hold(None)
+        except TimeoutError:
+            why = f"was not read within {_TIME_LIMIT} s"
+            raise refused(self.path, why, "a slow exec plugin?") from None
+        except OSError as error:
+            raise refused(self.path, f"no process to read it: {error.strerror}") from None
+        except ValueError:
+            if self._closed:
+                raise self._refused_for_good() from None
+            raise refused(self.path, "its reader ended without an answer") from None
+        if "why" in said:
+            raise refused(self.path, said["why"], said["hint"])
+        return _settings_in(said)
+
+    def _refused_for_good(self) -> RefusedError:
+        return refused(self.path, "is not read any more")
+
+    def _hold(self, child: Child | None) -> None:
+        with self._lock:
+            self._child = child
+            if child is not None and self._closed:
+                child.end()
+
+
+def _settings_in(said: dict[str, Any]) -> Settings:
+    files = {name: File(**said[name]) for name in ("authority", "certificate", "key") if said[name]}
+    said["valid"] = tuple(said["valid"]) if said["valid"] else None
+    return Settings(**{**said, **files})
 
 
 def _unreadable(path: Path, error: OSError) -> RefusedError:
@@ -107,8 +190,9 @@ def _unreadable(path: Path, error: OSError) -> RefusedError:
     return refused(path, error.strerror or str(error), hint)
 
 
-def main(path: str) -> None:
+def main(leash: str, path: str) -> None:
     """Prints what the kubeconfig at `path` says, or why it cannot be used."""
+    ownprocess.follow(leash)
     # What the package, or a plugin that it starts, prints must not get in between.
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -122,110 +206,150 @@ def main(path: str) -> None:
 
 def settings(path: Path) -> Settings:
     """What the kubeconfig at `path` says, read in this process. Raises RefusedError."""
-    import yaml
-    from kubernetes.client import Configuration
-    from kubernetes.config import ConfigException, load_kube_config
-
-    from ipvs_node_agent import yamlloader
-
-    # Older versions of the package would take localhost where the file names no server.
-    configuration: Any = Configuration(host="")
     try:
-        document = yamlloader.load(path.read_text(encoding="utf-8"))
-        load_kube_config(  # type: ignore[no-untyped-call]  # its module has no types
-            config_file=str(path), client_configuration=configuration, persist_config=False
-        )
-        certificate = _file(configuration.cert_file)
-        found = Settings(
-            server=str(configuration.host or ""),
-            verify=bool(configuration.verify_ssl),
-            user=_common_name(certificate) if certificate else None,
-            valid=_validity(certificate) if certificate else None,
-            headers=_headers(configuration),
-            short_lived=any(key in _current(document, "user") for key in _PLUGIN_KEYS),
-            authority=_file(configuration.ssl_ca_cert),
-            certificate=certificate,
-            key=_file(configuration.key_file),
-            # Older versions of the package read neither of these.
-            server_name=_current(document, "cluster").get("tls-server-name"),
-            proxy=_current(document, "cluster").get("proxy-url"),
-        )
+        return _settings(regularfile.read(path, private=True), path.parent)
     except OSError as error:
-        why = error.strerror or str(error)
-        if error.filename not in (None, str(path)):
-            hint = "run it as root" if isinstance(error, PermissionError) else ""
-            raise refused(path, f"cannot read {error.filename}: {why}", hint) from None
         raise _unreadable(path, error) from None
-    except (yaml.YAMLError, RecursionError):
-        raise refused(path, "is no YAML") from None
-    # The package meets a malformed file with whatever its code runs into first.
-    except (ConfigException, LookupError, TypeError, ValueError, AttributeError) as error:
+    except Unfit as error:
+        raise refused(path, error.why, error.hint) from None
+
+
+def _settings(data: bytes, base: Path) -> Settings:
+    cluster, user = current(data)
+    server, proxy = text(cluster, "server"), text(cluster, "proxy-url")
+    server_name = text(cluster, "tls-server-name")
+    if not server:
+        raise Unfit("names no server")
+    server = _checked("server", server, urls.server)
+    proxy_url, authorization = _checked("proxy-url", proxy, urls.proxy) if proxy else (None, None)
+    verify = not flag(cluster, "insecure-skip-tls-verify")
+    user = {**user, **_token_in_file(user, base)}
+    user = {**user, **_made_by_program(user, cluster, base)}
+
+    def file(entry: Mapping[str, Any], key: str) -> File | None:
+        # Without TLS there is nobody to show it to.
+        found = None if server.startswith("http:") else content(entry, key, base)
+        return File(found[0], found[1].decode("latin-1")) if found else None
+
+    certificate = file(user, "client-certificate")
+    name, valid = _certified(certificate.data) if certificate else (None, None)
+    headers = _headers(user)
+    short_lived = any(key in user for key in _PLUGIN_KEYS)
+    if short_lived and not (headers or certificate):
+        raise _nothing_made()
+    return Settings(
+        server=server,
+        verify=verify,
+        user=name,
+        headers=headers,
+        short_lived=short_lived,
+        authority=file(cluster, "certificate-authority"),
+        certificate=certificate,
+        key=file(user, "client-key"),
+        server_name=_checked("tls-server-name", server_name, urls.host) if server_name else None,
+        proxy=proxy_url,
+        proxy_authorization=authorization,
+        valid=valid,
+    )
+
+
+def _checked(key: str, value: str, read: Callable[[str], T]) -> T:
+    try:
+        return read(value)
+    except urls.BadUrl as error:
+        raise Unfit(f"its {key} {error}") from None
+
+
+def _token_in_file(user: Mapping[str, Any], base: Path) -> dict[str, str]:
+    found = None if text(user, "token") else named_file(user, "tokenFile", base)
+    return {"token": found[1].decode("latin-1").strip()} if found else {}
+
+
+def _made_by_program(
+    user: Mapping[str, Any], cluster: Mapping[str, Any], base: Path
+) -> dict[str, str]:
+    """What the user's exec plugin gives, under the keys that a user has it."""
+    if "exec" not in user or "auth-provider" in user or text(user, "token"):
+        return {}
+    from kubernetes.config import exec_provider, kube_config
+
+    # Their modules have no types.
+    provider: Any = exec_provider.ExecProvider
+    node: Any = kube_config.ConfigNode
+    # Older versions of the package tell the program nothing of the cluster.
+    tells = "cluster" in inspect.signature(provider).parameters
+    about = {"cluster": node("cluster", dict(cluster))} if tells else {}
+    try:
+        status = provider(node("exec", user["exec"]), str(base), **about).run()
+        made = {
+            "token": text(status, "token"),
+            "client-certificate-data": _encoded(text(status, "clientCertificateData")),
+            "client-key-data": _encoded(text(status, "clientKeyData")),
+        }
+    # It may fail, and may say anything.
+    except Exception:
+        raise _nothing_made() from None
+    return {key: value for key, value in made.items() if value}
+
+
+def _nothing_made() -> Unfit:
+    return Unfit("its exec plugin gave no credentials", "does it run by hand?")
+
+
+def _encoded(pem: str) -> str:
+    return base64.b64encode(pem.encode()).decode()
+
+
+def _headers(user: Mapping[str, Any]) -> dict[str, str]:
+    """What says who the user is, along with each request."""
+    from kubernetes.client import Configuration
+    from kubernetes.config import load_kube_config_from_dict
+
+    known = {key: user[key] for key in _HEADER_KEYS if user.get(key) is not None}
+    document = {
+        "current-context": "only",
+        "contexts": [{"name": "only", "context": {"cluster": "only", "user": "only"}}],
+        "clusters": [{"name": "only", "cluster": {}}],
+        "users": [{"name": "only", "user": known}],
+    }
+    configuration: Any = Configuration()
+    try:
+        load_kube_config_from_dict(  # type: ignore[no-untyped-call]  # its module has no types
+            document, client_configuration=configuration, persist_config=False
+        )
+        settings: dict[str, Any] = configuration.auth_settings()
+        found = {
+            setting["key"]: str(setting["value"])
+            for setting in settings.values()
+            if setting["in"] == "header" and setting["value"]
+        }
+    # It, or the auth-provider's library, meets what is malformed with whatever it runs into first.
+    except Exception as error:
         # It may show a whole entry, with token and key.
-        why = str(error).partition("{")[0]
-        raise refused(path, f"is no usable kubeconfig: {why}") from None
-    if not isinstance(document, dict) or not found.server:
-        raise refused(path, "names no server")
-    if not all(value.isascii() and value.isprintable() for value in found.headers.values()):
-        raise refused(path, "its token has characters that no HTTP header can carry")
-    if found.short_lived and not (found.headers or found.certificate):
-        # Some versions of the package go on without, as nobody.
-        raise refused(path, "its exec plugin gave no credentials", "does it run by hand?")
-    if not isinstance(found.server_name, (str, type(None))):
-        raise refused(path, "its tls-server-name is no text")
-    if found.proxy and not re.fullmatch(r"http://[^/?#\s]+/?", str(found.proxy)):
-        # Not shown, as it may hold a password.
-        raise refused(path, "its proxy-url is not of the form http://HOST:PORT", "no other works")
+        raise Unfit(f"is no usable kubeconfig: {str(error).partition('{')[0]}") from None
+    if not all(value.isascii() and value.isprintable() for value in found.values()):
+        raise Unfit("its token has characters that no HTTP header can carry")
     return found
 
 
-def _file(name: str | None) -> File | None:
-    # What is no text cannot be PEM, and is refused as such when it is used.
-    return File(name, Path(name).read_text(encoding="ascii", errors="replace")) if name else None
+def _certified(pem: bytes) -> tuple[str | None, tuple[float, float] | None]:
+    """The CN in a certificate, and its first and last second since the epoch."""
+    from datetime import timezone
 
-
-def _common_name(certificate: File) -> str | None:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
     try:
-        subject = x509.load_pem_x509_certificate(certificate.text.encode()).subject
-    except ValueError:
-        return None
-    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else None
-
-
-def _validity(certificate: File) -> tuple[float, float] | None:
-    from datetime import timezone
-
-    from cryptography import x509
-
-    try:
-        parsed: Any = x509.load_pem_x509_certificate(certificate.text.encode())
-    except ValueError:
-        return None
-    # The first came with cryptography 42; the second, which has no time zone, goes away.
-    dates = [
-        getattr(parsed, f"not_valid_{end}_utc", None)
-        or getattr(parsed, f"not_valid_{end}").replace(tzinfo=timezone.utc)
-        for end in ("before", "after")
-    ]
-    return dates[0].timestamp(), dates[1].timestamp()
-
-
-def _headers(configuration: Any) -> dict[str, str]:
-    settings: dict[str, Any] = configuration.auth_settings()
-    # A token file ends in a newline, which no header takes.
-    return {
-        setting["key"]: str(setting["value"]).strip()
-        for setting in settings.values()
-        if setting["in"] == "header" and setting["value"]
-    }
-
-
-def _current(document: Any, kind: str) -> dict[str, Any]:
-    """The `user` or `cluster` of the current context; empty where it names none."""
-    contexts = {entry["name"]: entry["context"] for entry in document["contexts"]}
-    name = contexts[document["current-context"]].get(kind)
-    named = (entry[kind] for entry in document.get(f"{kind}s") or () if entry["name"] == name)
-    return next(named, None) or {}
+        parsed: Any = x509.load_pem_x509_certificate(pem)
+        names = parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        # The first came with cryptography 42; the second, which has no time zone, goes away.
+        first, last = [
+            getattr(parsed, f"not_valid_{end}_utc", None)
+            or getattr(parsed, f"not_valid_{end}").replace(tzinfo=timezone.utc)
+            for end in ("before", "after")
+        ]
+    # What is wrong in it shows at any of these, and OpenSSL says so when it is loaded.
+    except Exception:
+        return None, None
+    name = one_line(str(names[0].value)) if names else None
+    return name, (first.timestamp(), last.timestamp())

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, Callable
 
 import yaml
 
-from ipvs_node_agent.yamlloader import Loader, Shallow
+from ipvs_node_agent.yamlloader import Bounded, Loader
 
 if yaml.__with_libyaml__:
 
-    class _Base(Shallow, yaml.CSafeLoader):
+    class _Base(Bounded, yaml.CSafeLoader):
         """Scans in C, and composes in Python."""
 
         def __init__(self, stream: str) -> None:
             yaml.CSafeLoader.__init__(self, stream)
-            Shallow.__init__(self)
+            Bounded.__init__(self)
 
 else:
     _Base = Loader  # type: ignore[assignment,misc]
 
 
 class _Loader(_Base):
-    """Plain data only, and a timestamp stays the text that it is in JSON."""
+    """Plain data only, as much as there is, and a timestamp stays the text that it is in JSON."""
+
+    most_nodes = math.inf
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -64,7 +67,7 @@ def _documents(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
             broken(f"is no YAML{where}: {error.problem}")
             return
         # What does not fit its tag, such as `!!int x`, makes PyYAML raise what it runs into first.
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        except Exception as error:
             broken(f"is no YAML: {error}")
             return
         yield document

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from ipvs_node_agent import kubeconfigreader
+from ipvs_node_agent.kubeconfigreader import Reader, settings
 from tests.support.examples import ENVIRONMENT, MAIN_ENVIRONMENT
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
@@ -49,7 +49,7 @@ def kubeconfig_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     test_kubeconfigreader.py shows that both ways give the same.
     """
-    monkeypatch.setattr(kubeconfigreader, "_read_elsewhere", kubeconfigreader.settings)
+    monkeypatch.setattr(Reader, "_read_elsewhere", lambda reader: settings(reader.path))
 
 
 @pytest.fixture

@@ -509,9 +509,13 @@ def test_what_is_no_mapping_is_refused(text: str, complaint: str) -> None:
 
 
 def test_a_mapping_that_holds_itself_is_refused() -> None:
-    known = "prerouting, output, markMasquerade, servicesPerChain"
     message = refusal("chains: &a\n  chains: *a")
-    assert message == f"{at(2)}unknown key chains.chains (known are {known})"
+    assert message == f"{at(2)}is no YAML: it has aliases that stand for too much"
+
+
+@pytest.mark.parametrize("path", ["/etc/a\\nb", "/etc/\\0", "/etc/\\e[2J", "/etc/\\uD800"])
+def test_a_path_that_no_log_line_can_show_is_refused(path: str) -> None:
+    assert "kubeconfig: wanted an absolute path" in refusal(f'kubeconfig: "{path}"')
 
 
 def test_a_long_value_is_shown_in_part() -> None:
@@ -635,7 +639,7 @@ def test_a_file_that_only_root_may_read_is_asked_for_as_root(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     message = r"x\.yaml: Permission denied \(run it as root\)$"
-    monkeypatch.setattr("ipvs_node_agent.config.os.open", denied)
+    monkeypatch.setattr("ipvs_node_agent.regularfile.os.open", denied)
     with pytest.raises(UsageError, match=message):
         load(tmp_path / "x.yaml")
 

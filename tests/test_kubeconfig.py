@@ -14,7 +14,9 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.kubeconfig import Credentials, fingerprint, host_name, load_credentials
+from ipvs_node_agent.kubeconfig import Credentials, host_name, load_credentials
+from ipvs_node_agent.kubeconfigfile import fingerprint
+from ipvs_node_agent.kubeconfigreader import Reader
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig
 
@@ -54,10 +56,14 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
+def load(path: Path) -> Credentials:
+    return load_credentials(Reader(path))
+
+
 def refusal(path: Path) -> str:
     """The sentence that `load_credentials` refuses the kubeconfig with."""
     with pytest.raises(RefusedError) as caught:
-        load_credentials(path)
+        load(path)
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(f"kubeconfig {path}: ")
@@ -79,7 +85,7 @@ def shown(credentials: Credentials, pki: Pki) -> tuple[str | None, int | None]:
 
 
 def test_kubeadms_layout_gives_server_user_and_node(path: Path) -> None:
-    credentials = load_credentials(path)
+    credentials = load(path)
     assert credentials.server == URL
     assert credentials.user == "system:node:worker-1"
     assert credentials.node_name == "worker-1"
@@ -90,13 +96,13 @@ def test_the_certificate_behind_the_symlink_is_shown_to_the_server(
     path: Path, pki: Pki, tmp_path: Path
 ) -> None:
     serial = pki.write_node_client(tmp_path / "kubelet-client-2026-01-05-08-00-00.pem", "worker-1")
-    assert shown(load_credentials(path), pki) == ("system:node:worker-1", serial)
+    assert shown(load(path), pki) == ("system:node:worker-1", serial)
 
 
 def test_connections_made_after_the_files_are_gone_use_what_was_loaded(
     path: Path, node_pem: Path, pki: Pki
 ) -> None:
-    credentials = load_credentials(path)
+    credentials = load(path)
     node_pem.resolve().unlink()
     node_pem.unlink()
     path.unlink()
@@ -114,7 +120,7 @@ def test_relative_paths_start_at_the_kubeconfig(
         tmp_path / "kubelet.conf", document(user, **{"certificate-authority": "pki/ca.crt"})
     )
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert shown(load_credentials(path), pki)[0] == "system:node:worker-1"
+    assert shown(load(path), pki)[0] == "system:node:worker-1"
 
 
 def test_inline_data_needs_no_other_file(node_pem: Path, pki: Pki, tmp_path: Path) -> None:
@@ -124,13 +130,13 @@ def test_inline_data_needs_no_other_file(node_pem: Path, pki: Pki, tmp_path: Pat
         tmp_path / "kubelet.conf", document(user, **{"certificate-authority-data": authority})
     )
     node_pem.resolve().unlink()
-    credentials = load_credentials(path)
+    credentials = load(path)
     assert credentials.node_name == "worker-1"
     assert shown(credentials, pki)[0] == "system:node:worker-1"
 
 
 def test_a_token_goes_along_as_a_header(tmp_path: Path) -> None:
-    credentials = load_credentials(write(tmp_path / "kubeconfig", document({"token": SECRET})))
+    credentials = load(write(tmp_path / "kubeconfig", document({"token": SECRET})))
     assert dict(credentials.headers()) == {"authorization": f"Bearer {SECRET}"}
     assert credentials.user is None
     assert credentials.node_name is None
@@ -142,12 +148,12 @@ def test_a_token_is_read_from_its_file_without_the_white_space_around_it(
 ) -> None:
     (tmp_path / "token").write_text(text)
     path = write(tmp_path / "kubeconfig", document({"tokenFile": "token"}))
-    assert dict(load_credentials(path).headers()) == {"authorization": f"Bearer {SECRET}"}
+    assert dict(load(path).headers()) == {"authorization": f"Bearer {SECRET}"}
 
 
 def test_plain_http_needs_no_credentials(tmp_path: Path) -> None:
     plain_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:8080", "worker-1")
-    credentials = load_credentials(tmp_path / "kubeconfig")
+    credentials = load(tmp_path / "kubeconfig")
     assert credentials.server == "http://127.0.0.1:8080"
     assert credentials.user is None
     assert not credentials.headers()
@@ -158,13 +164,13 @@ def test_plain_http_needs_no_credentials(tmp_path: Path) -> None:
 
 
 def test_a_server_of_another_authority_is_refused(path: Path) -> None:
-    credentials = load_credentials(path)
+    credentials = load(path)
     with ApiServer(pki=Pki()) as server, pytest.raises(urllib3.exceptions.SSLError):
         credentials.pool.request("GET", f"{server.url}/version")
 
 
 def test_a_server_whose_certificate_is_for_another_name_is_refused(path: Path, pki: Pki) -> None:
-    credentials = load_credentials(path)
+    credentials = load(path)
     with ApiServer(host="0.0.0.0", pki=pki) as server:
         url = f"https://127.0.0.1:{server.port}/version"
         with pytest.raises(urllib3.exceptions.SSLError):
@@ -176,7 +182,7 @@ def test_a_server_whose_certificate_is_for_another_name_is_refused(path: Path, p
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_server_is_only_taken_unseen_where_the_kubeconfig_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "kubeconfig", document({}, **{"insecure-skip-tls-verify": True}))
-    credentials = load_credentials(path)
+    credentials = load(path)
     with ApiServer(host="0.0.0.0", pki=Pki()) as server:
         url = f"https://127.0.0.1:{server.port}/version"
         assert credentials.pool.request("GET", url).status == 401
@@ -187,7 +193,7 @@ def test_a_server_may_be_asked_for_under_another_name(node_pem: Path, pki: Pki) 
     pki.write_ca(node_pem.with_name("ca.crt"))
     cluster = {"certificate-authority": "ca.crt", "tls-server-name": "kubernetes"}
     path = write(node_pem.with_name("kubeconfig"), document(user, **cluster))
-    credentials = load_credentials(path)
+    credentials = load(path)
     with ApiServer(host="0.0.0.0", pki=pki, names=["kubernetes"]) as server:
         url = f"https://127.0.0.1:{server.port}/version"
         assert credentials.pool.request("GET", url).status == 200
@@ -208,7 +214,7 @@ def test_connections_are_opened_to_the_proxy_where_there_is_one(
     url: str | None, address: tuple[str, int], tmp_path: Path
 ) -> None:
     cluster = {"proxy-url": url} if url else {}
-    credentials = load_credentials(write(tmp_path / "kubeconfig", document(**cluster)))
+    credentials = load(write(tmp_path / "kubeconfig", document(**cluster)))
     assert credentials.address == address
     assert isinstance(credentials.pool, urllib3.ProxyManager) == bool(url)
     assert SECRET not in repr(credentials)
@@ -219,7 +225,7 @@ def test_only_the_current_contexts_user_and_cluster_count(tmp_path: Path) -> Non
     content["contexts"].append({"name": "o", "context": {"cluster": "x", "user": "y"}})
     content["clusters"].append({"name": "x", "cluster": {"proxy-url": "socks5://p"}})
     content["users"].append({"name": "y", "user": {"exec": {"command": "/no/such"}}})
-    credentials = load_credentials(write(tmp_path / "kubeconfig", content))
+    credentials = load(write(tmp_path / "kubeconfig", content))
     assert not credentials.short_lived
     assert credentials.address == ("127.0.0.1", 6443)
 
@@ -227,7 +233,7 @@ def test_only_the_current_contexts_user_and_cluster_count(tmp_path: Path) -> Non
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_server_that_is_taken_unseen_is_warned_of(verify: bool, tmp_path: Path) -> None:
     cluster = {"insecure-skip-tls-verify": not verify}
-    credentials = load_credentials(write(tmp_path / "kubeconfig", document(**cluster)))
+    credentials = load(write(tmp_path / "kubeconfig", document(**cluster)))
     assert ("is not verified" in credentials.warning) == (not verify)
 
 
@@ -248,7 +254,7 @@ def test_the_node_is_the_one_that_the_certificate_was_made_out_to(
 ) -> None:
     pki.write_client(tmp_path / "client.pem", user, "system:nodes")
     pki.write_kubeconfig(tmp_path / "kubeconfig", URL, tmp_path / "client.pem")
-    credentials = load_credentials(tmp_path / "kubeconfig")
+    credentials = load(tmp_path / "kubeconfig")
     assert credentials.user == user
     assert credentials.node_name == node
 
@@ -279,6 +285,15 @@ def test_a_missing_file_is_the_one_named(key: str, node_pem: Path, tmp_path: Pat
     assert "missing.file" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", document({"client-key": name}))
+    assert fingerprint(path)
+    text = refusal(path)
+    assert text.isprintable()
+    assert text.endswith(": it has a name that no file can have")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -288,6 +303,7 @@ def test_a_missing_file_is_the_one_named(key: str, node_pem: Path, tmp_path: Pat
         pytest.param("a: &a [*b]", id="an unknown alias"),
         pytest.param("? {a: b}\n: c", id="a mapping as a key"),
         pytest.param("!!python/object/apply:os.getpid []", id="an object of Python's"),
+        pytest.param("users: [{name: !!bool zz}]", id="a value that does not fit its tag"),
     ],
 )
 def test_a_file_that_is_no_yaml_is_said_to_be_none(content: Any, tmp_path: Path) -> None:
@@ -327,16 +343,97 @@ def test_a_weird_shape_is_refused_and_still_has_a_fingerprint(content: Any, tmp_
     assert refusal(path)
 
 
-@pytest.mark.parametrize("url", ["socks5://p:1", "https://p:1", "p:1", "http://", "http://a b", 7])
-def test_a_proxy_of_another_kind_is_refused(url: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["socks5://p:1", "https://p:1", "p:1"])
+def test_a_proxy_of_another_kind_is_refused(url: str, tmp_path: Path) -> None:
     path = write(tmp_path / "kubelet.conf", document(**{"proxy-url": url}))
     assert "its proxy-url is not of the form http://HOST:PORT" in refusal(path)
 
 
-@pytest.mark.parametrize("name", [7, ["kubernetes"]])
-def test_a_server_name_that_is_no_text_is_refused(name: Any, tmp_path: Path) -> None:
-    path = write(tmp_path / "kubelet.conf", document(**{"tls-server-name": name}))
-    assert refusal(path).endswith("its tls-server-name is no text")
+HOSTS = ("server", "proxy-url", "tls-server-name")
+
+
+@pytest.mark.parametrize("key", HOSTS)
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a..b", "has a host with an empty label"),
+        ("a" * 64, "has a host of more than 253 characters, or 63 in a label"),
+        ("a\u3002b", "(U+3002)"),
+        ("a\nb", "(U+000A)"),
+    ],
+)
+def test_a_host_that_is_none_is_refused(key: str, name: str, why: str, tmp_path: Path) -> None:
+    value = name if key == "tls-server-name" else f"http://{name}:1"
+    text = refusal(write(tmp_path / "kubelet.conf", document(**{key: value})))
+    assert f": its {key} has " in text
+    assert why in text
+
+
+@pytest.mark.parametrize("value", [7, True, ["kubernetes"], {"a": 1}])
+@pytest.mark.parametrize(
+    "key", [*HOSTS, "certificate-authority", "certificate-authority-data", "token", "client-key"]
+)
+def test_what_should_be_text_and_is_none_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    of_user = key in ("token", "client-key")
+    content = document({key: value}) if of_user else document(**{key: value})
+    assert refusal(write(tmp_path / "kubelet.conf", content)).endswith(f"its {key} is no text")
+
+
+def test_only_a_true_value_takes_the_server_unseen(tmp_path: Path) -> None:
+    """The text "false" is a true value to Python."""
+    content = document(**{"insecure-skip-tls-verify": "false"})
+    text = refusal(write(tmp_path / "kubelet.conf", content))
+    assert text.endswith("its insecure-skip-tls-verify is neither true nor false")
+
+
+def test_an_authority_may_have_comments_in_any_language(pki: Pki, tmp_path: Path) -> None:
+    """Bundles have them, in more than one encoding, and whoever uses OpenSSL takes them."""
+    comments = "# Főtanúsítvány\n".encode() + b"# caf\xe9 \x00 \xff\n"
+    (tmp_path / "ca.crt").write_bytes(comments + pki.ca_pem.encode() + comments)
+    pki.write_node_client(tmp_path / "node.pem", "worker-1")
+    node = (tmp_path / "node.pem").read_bytes()
+    (tmp_path / "node.pem").write_bytes(comments + node)
+    user = {"client-certificate": "node.pem", "client-key": "node.pem"}
+    path = write(tmp_path / "kubelet.conf", document(user, **{"certificate-authority": "ca.crt"}))
+    credentials = load(path)
+    assert credentials.node_name == "worker-1"
+    assert shown(credentials, pki)[0] == "system:node:worker-1"
+
+
+@pytest.mark.parametrize("key", ["certificate-authority", "client-key", "tokenFile"])
+def test_a_named_file_that_is_none_is_refused_without_waiting(key: str, tmp_path: Path) -> None:
+    """A FIFO has no writer, and a device no end."""
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "/dev/zero"):
+        user, cluster = ({}, {key: name}) if key.endswith("authority") else ({key: name}, {})
+        path = write(tmp_path / "kubelet.conf", document(user, **cluster))
+        assert fingerprint(path)
+        assert refusal(path).endswith(f"cannot read {tmp_path / name}: it is no regular file")
+
+
+def test_a_kubeconfig_that_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        assert fingerprint(path)
+        assert refusal(path).endswith(": is no regular file")
+
+
+def test_what_is_too_large_is_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"#" * ((1 << 20) + 1))
+    content = document({}, **{"certificate-authority": "large"})
+    named = refusal(write(tmp_path / "second.conf", content))
+    assert named.endswith(f"cannot read {tmp_path / 'large'}: it is larger than 1048576 bytes")
+    path.write_bytes(path.read_bytes() + b"#" * (1 << 20))
+    assert fingerprint(path)
+    assert refusal(path).endswith(": is larger than 1048576 bytes")
+
+
+def test_a_kubeconfig_of_a_billion_laughs_is_refused(tmp_path: Path) -> None:
+    lines = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 9)]
+    laughs = "\n".join(["l0: &l0 [ha, ha]", *lines, yaml.safe_dump(document())])
+    path = write(tmp_path / "kubelet.conf", laughs)
+    assert fingerprint(path)
+    assert refusal(path).endswith(": is out of bounds: it has aliases that stand for too much")
 
 
 def test_an_exec_plugin_that_gives_nothing_is_refused(tmp_path: Path) -> None:
@@ -435,13 +532,30 @@ def test_no_message_holds_a_secret(users: Any, tmp_path: Path) -> None:
     assert SECRET not in refusal(path)
 
 
+@pytest.mark.parametrize("key", ["server", "proxy-url"])
+@pytest.mark.parametrize(
+    "rest", ["", ":99999", "/?a#b", "@b", "\n", "\u3002", "..", ":7:7", "]", ".256", "\\"]
+)
+def test_no_message_about_a_url_holds_its_password(key: str, rest: str, tmp_path: Path) -> None:
+    urls = [f"https://me:{SECRET}@a{rest}", f"https://{SECRET}{rest}@a..", f"me:{SECRET}@a{rest}"]
+    for url in urls:
+        assert SECRET not in refusal(write(tmp_path / "kubelet.conf", document(**{key: url})))
+
+
+def test_a_server_with_a_password_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", document(server=f"https://me:{SECRET}@127.0.0.1:1"))
+    assert refusal(path) == (
+        f"kubeconfig {path}: its server holds a user or a password, which no API server takes"
+    )
+
+
 @pytest.mark.parametrize("text", [f"token: [{SECRET}", f"- {SECRET}: {SECRET}: x", f"\t{SECRET}"])
 def test_no_message_about_yaml_holds_a_secret(text: str, tmp_path: Path) -> None:
     assert SECRET not in refusal(write(tmp_path / "kubelet.conf", text))
 
 
 def test_credentials_do_not_show_their_token(tmp_path: Path) -> None:
-    credentials = load_credentials(write(tmp_path / "kubeconfig", document({"token": SECRET})))
+    credentials = load(write(tmp_path / "kubeconfig", document({"token": SECRET})))
     assert SECRET not in repr(credentials)
 
 

@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import yaml
 
-from ipvs_node_agent import kubeconfigreader
+from ipvs_node_agent import kubeconfigreader, regularfile
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.kubeconfig import load_credentials
-from ipvs_node_agent.kubeconfigreader import read, settings
+from ipvs_node_agent.kubeconfigreader import Reader, Settings, settings
+from tests.support.apiserver import ApiServer
+from tests.support.execplugin import (
+    URL,
+    Hanging,
+    hanging_plugin,
+    kubeconfig,
+    plugin,
+    saying,
+)
 from tests.support.pki import Pki, plain_kubeconfig
+from tests.support.processes import runs
+from tests.support.waiting import eventually
 
-URL = "https://127.0.0.1:6443"
-
-
-def kubeconfig(path: Path, user: dict[str, Any]) -> Path:
-    document = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": URL}}],
-        "users": [{"name": "u", "user": user}],
-    }
-    path.write_text(yaml.safe_dump(document))
-    return path
+# Far less than what hangs would take, and enough for a busy machine.
+AT_ONCE = 3
 
 
-def plugin(directory: Path, body: str) -> dict[str, Any]:
-    """A user whose credentials a program makes."""
-    script = directory / "plugin"
-    script.write_text(f"#!/bin/sh\n{body}\n")
-    script.chmod(0o700)
-    version = "client.authentication.k8s.io/v1beta1"
-    return {
-        "exec": {"apiVersion": version, "command": str(script), "interactiveMode": "Never"},
-    }
+def read(path: Path) -> Settings:
+    return Reader(path).read()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Hanging]:
+    with hanging_plugin(tmp_path) as made:
+        yield made
+
+
+class Asking:
+    """A thread that asks for something, and what it got."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._got: Any = None
+        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
+        self._thread.start()
+
+    def _run(self, ask: Callable[[], Any]) -> None:
+        try:
+            self._got = ask()
+        except Exception as error:
+            self._got = error
+
+    def got(self) -> Any:
+        """The answer, or the error."""
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self._got
 
 
 def test_both_ways_give_the_same(node_pem: Path, pki: Pki, tmp_path: Path) -> None:
     pki.write_kubeconfig(tmp_path / "kubelet.conf", URL, node_pem)
     found = read(tmp_path / "kubelet.conf")
     here = settings(tmp_path / "kubelet.conf")
-    # What the kubeconfig holds itself has no name of its own.
+    assert found == here
     assert found.authority is not None
-    assert here.authority is not None
-    assert found.authority.text == here.authority.text == pki.ca_pem
-    assert replace(found, authority=None) == replace(here, authority=None)
+    assert found.authority.text == pki.ca_pem
     assert found.user == "system:node:worker-1"
     assert found.valid is not None
     assert found.valid[0] < time.time() < found.valid[1]
@@ -82,7 +104,8 @@ def test_a_file_that_others_can_write_is_refused(mode: int, tmp_path: Path) -> N
     with pytest.raises(RefusedError) as caught:
         read(path)
     assert str(caught.value) == (
-        f"kubeconfig {path}: others than its owner can write it (chmod go-w {path})"
+        f"kubeconfig {path}: others than its owner can write it"
+        f" (chmod go-w {path}, and read it again)"
     )
 
 
@@ -99,14 +122,14 @@ def test_what_only_root_may_read_is_asked_for_as_root(
     name: str, node_pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pki.write_kubeconfig(tmp_path / "kubelet.conf", URL, node_pem)
-    plainly = Path.read_text
+    plainly = regularfile.read
 
-    def denied(path: Path, *arguments: Any, **options: Any) -> str:
-        if path.name == name:
+    def denied(path: str | os.PathLike[str], private: bool = False) -> bytes:
+        if os.fspath(path).endswith(name):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return plainly(path, *arguments, **options)
+        return plainly(path, private)
 
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(regularfile, "read", denied)
     with pytest.raises(RefusedError, match=r"Permission denied \(run it as root\)$"):
         settings(tmp_path / "kubelet.conf")
 
@@ -130,16 +153,219 @@ def test_a_program_is_asked_for_each_request(tmp_path: Path) -> None:
         'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1beta1\\",'
         ' \\"kind\\": \\"ExecCredential\\", \\"status\\": {\\"token\\": \\"token-$n\\"}}"'
     )
-    credentials = load_credentials(kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body)))
+    credentials = load_credentials(
+        Reader(kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body)))
+    )
     shown = [credentials.headers()["authorization"] for _ in range(2)]
     assert shown == ["Bearer token-2", "Bearer token-3"]
 
 
-def test_a_program_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubeconfigreader, "_TIME_LIMIT", 1)
-    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, "exec sleep 30"))
-    with pytest.raises(RefusedError, match=r"was not read within 1 s \(a slow exec plugin\?\)"):
-        read(path)
+def test_a_plugins_certificate_is_used(node_pem: Path, tmp_path: Path) -> None:
+    pem = node_pem.read_text()
+    user = plugin(tmp_path, saying(clientCertificateData=pem, clientKeyData=pem))
+    found = read(kubeconfig(tmp_path / "exec.conf", user))
+    assert found.user == "system:node:worker-1"
+    assert found.short_lived
+    assert found.certificate is not None
+    assert found.key is not None
+    assert found.certificate.text == found.key.text == pem
+    assert not found.headers
+
+
+def test_a_plugin_runs_where_the_kubeconfig_is(tmp_path: Path) -> None:
+    user = plugin(tmp_path, saying(token="abc"))
+    user["exec"]["command"] = "./plugin"
+    assert read(kubeconfig(tmp_path / "exec.conf", user)).headers == {"authorization": "Bearer abc"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("exit 1", id="nothing"),
+        pytest.param("echo hello", id="no JSON"),
+        pytest.param("echo '[]'", id="a list"),
+        pytest.param(saying(), id="no status"),
+        pytest.param(saying(token=7), id="a number"),
+        pytest.param(saying(clientCertificateData="a", clientKeyData=["b"]), id="a list as key"),
+        pytest.param(saying(token="abc").replace("v1beta1", "v1"), id="another version"),
+    ],
+)
+def test_a_plugin_that_gives_something_else_is_refused(body: str, tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body))
+    with pytest.raises(RefusedError, match="its exec plugin gave no credentials"):
+        settings(path)
+
+
+# Programs that hang
+
+
+def test_a_program_that_hangs_is_given_up_and_ended(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubeconfigreader, "_TIME_LIMIT", 3)
+    with pytest.raises(RefusedError, match=r"was not read within 3 s \(a slow exec plugin\?\)"):
+        read(hanging.path)
+    hanging.is_over()
+
+
+def test_closing_ends_a_reading_at_once_and_all_later_ones(hanging: Hanging) -> None:
+    reader = Reader(hanging.path)
+    asking = [Asking(reader.read) for _ in range(3)]
+    eventually(hanging.started)
+    before = time.monotonic()
+    reader.close()
+    assert time.monotonic() - before < AT_ONCE
+    for each in asking:
+        assert str(each.got()) == f"kubeconfig {hanging.path}: is not read any more"
+    hanging.is_over()
+    with pytest.raises(RefusedError, match="is not read any more"):
+        reader.read()
+    assert len(hanging.started()) == 2
+
+
+def test_an_api_is_closed_while_its_credentials_are_read(hanging: Hanging) -> None:
+    api = Api(hanging.path)
+    asking = Asking(api.credentials)
+    eventually(hanging.started)
+    before = time.monotonic()
+    assert api.expires is None
+    api.close()
+    assert time.monotonic() - before < AT_ONCE
+    assert isinstance(asking.got(), RefusedError)
+    hanging.is_over()
+
+
+def test_an_api_is_closed_while_a_token_is_made(tmp_path: Path) -> None:
+    """For each request anew, which may hang as well."""
+    path = kubeconfig(tmp_path / "kubelet.conf", plugin(tmp_path, saying(token="abc")))
+    api = Api(path)
+    assert api.credentials().short_lived
+    with hanging_plugin(tmp_path) as later:
+        later.path.replace(path)
+        asking = Asking(lambda: api.post("/", {}, "create Events", 5))
+        eventually(later.started)
+        api.close()
+        assert isinstance(asking.got(), RefusedError)
+        later.is_over()
+
+
+def test_who_needs_no_credentials_waits_for_nobody_who_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads' requests, of which one ends while the other's program hangs."""
+    monkeypatch.setattr(kubeconfigreader, "_TIME_LIMIT", 10)
+    with ApiServer() as server, hanging_plugin(tmp_path / "later", server.url) as later:
+        user = plugin(tmp_path, saying(token="abc"))
+        path = kubeconfig(tmp_path / "kubelet.conf", user, server.url)
+        api = Api(path)
+        with api.get("/api/v1/services", {"watch": "true"}, "watch services", 10):
+            server.fail(401, times=1)
+            with pytest.raises(ApiError):
+                api.post("/api/v1/namespaces/default/events", {}, "create Events", 10)
+            later.path.replace(path)
+            asking = Asking(api.credentials)
+            eventually(later.started)
+            before = time.monotonic()
+        assert time.monotonic() - before < AT_ONCE
+        api.close()
+        assert isinstance(asking.got(), RefusedError)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_program_ends_with_the_process_that_asks_for_it(number: int, hanging: Hanging) -> None:
+    """However that ends."""
+    code = (
+        "import pathlib, sys; from ipvs_node_agent.kubeconfigreader import Reader;"
+        " Reader(pathlib.Path(sys.argv[1])).read()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, str(hanging.path)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        eventually(hanging.started)
+        process.send_signal(number)
+        assert process.wait(10) != 0
+    hanging.is_over()
+
+
+def test_a_program_that_goes_on_in_the_background_ends_as_well(tmp_path: Path) -> None:
+    body = f"sleep 1000 >/dev/null 2>&1 &\necho $! > {tmp_path}/started\n{saying(token='abc')}"
+    assert read(kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body))).headers
+    number = int((tmp_path / "started").read_text())
+    eventually(lambda: not runs(number), timeout=5)
+
+
+# Several who ask
+
+
+def counting(directory: Path, name: str, seconds: float = 0.0) -> str:
+    """A plugin's body that leaves a line for each time it runs."""
+    return f"echo {name} >> {directory}/runs; sleep {seconds}\n{saying(token=name)}"
+
+
+def test_who_asks_at_the_same_time_gets_the_same(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, counting(tmp_path, "one", 1)))
+    reader = Reader(path)
+    asking = [Asking(reader.read) for _ in range(4)]
+    assert [each.got().headers for each in asking] == [{"authorization": "Bearer one"}] * 4
+    assert (tmp_path / "runs").read_text() == "one\n"
+    assert reader.read().headers
+    assert (tmp_path / "runs").read_text() == "one\none\n"
+
+
+def test_who_asks_for_files_that_have_changed_gets_what_they_say_now(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, counting(tmp_path, "one", 1)))
+    reader = Reader(path)
+    first = Asking(reader.read)
+    eventually(lambda: (tmp_path / "runs").exists())
+    kubeconfig(path, {"token": "two"})
+    second = Asking(reader.read)
+    assert first.got().headers == {"authorization": "Bearer one"}
+    assert second.got().headers == {"authorization": "Bearer two"}
+
+
+# Nothing on a disk
+
+
+def test_no_key_comes_near_a_file(
+    node_pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a temporary file")
+
+    for name in ("mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile"):
+        monkeypatch.setattr(f"tempfile.{name}", made)
+    pem = node_pem.read_text()
+    inline = base64.b64encode(pem.encode()).decode()
+    users = [
+        {"client-certificate-data": inline, "client-key-data": inline},
+        plugin(tmp_path, saying(clientCertificateData=pem, clientKeyData=pem)),
+    ]
+    for user in users:
+        path = kubeconfig(tmp_path / "kubelet.conf", user)
+        document = yaml.safe_load(path.read_text())
+        authority = base64.b64encode(pki.ca_pem.encode()).decode()
+        document["clusters"][0]["cluster"]["certificate-authority-data"] = authority
+        path.write_text(yaml.safe_dump(document))
+        found = settings(path)
+        assert found.key is not None
+        assert found.key.text == pem
+
+
+def test_a_reader_that_is_killed_leaves_no_key_behind(
+    node_pem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    inline = base64.b64encode(node_pem.read_bytes()).decode()
+    keys = {"client-certificate-data": inline, "client-key-data": inline}
+    with hanging_plugin(tmp_path, **keys) as hanging:
+        reader = Reader(hanging.path)
+        asking = Asking(reader.read)
+        eventually(hanging.started)
+        reader.close()
+        asking.got()
+        hanging.is_over()
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_reader_that_dies_is_an_error_like_any_other(
@@ -147,7 +373,7 @@ def test_a_reader_that_dies_is_an_error_like_any_other(
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     (tmp_path / "kubelet.conf").touch()
-    with pytest.raises(RefusedError, match="its reader ended with status 1"):
+    with pytest.raises(RefusedError, match="its reader ended without an answer"):
         read(tmp_path / "kubelet.conf")
 
 

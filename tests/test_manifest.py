@@ -66,6 +66,12 @@ def test_anchors_are_followed() -> None:
     assert read("a: &x [1]\nb: *x") == ([{"a": [1], "b": [1]}], [])
 
 
+def test_there_may_be_any_number_of_values() -> None:
+    (found,), complaints = read("[" + "0," * 60_000 + "]")
+    assert len(found) == 60_000
+    assert not complaints
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -81,6 +87,8 @@ def test_anchors_are_followed() -> None:
         ("kind: Service\n---\n!!int ''\n", "is no YAML"),
         ("kind: Service\n---\n!!float abc\n", "is no YAML"),
         ("kind: Service\n---\n!!bool abc\n", "is no YAML"),
+        (f"kind: Service\n---\n{'1:' * 400}1.5\n", "is no YAML"),
+        (f"kind: Service\n---\na: &a {'x' * 2000}\nb: [{'*a,' * 600}]\n", "is no YAML in line 4: "),
         ("kind: Service\n---\n!!timestamp abc\n", "is no YAML"),
         ("kind: Service\n---\n!!timestamp 2026-02-30\n", "is no YAML"),
         ("kind: Service\n---\n!!binary é\n", "is no YAML"),

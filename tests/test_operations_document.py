@@ -90,15 +90,16 @@ def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
 
 # Errors that come into the log, or end a start, are made in these modules.
 _WITH_REASONS = (
-    *("config", "familytable", "iptables", "jsonlist", "kube", "kubeconfig", "kubeconfigreader"),
-    *("launcher", "runtime", "watch", "watchlines", "yamlvalues"),
+    *("config", "familytable", "iptables", "jsonlist", "kube", "kubeconfig", "kubeconfigfile"),
+    *("kubeconfigreader", "launcher", "regularfile", "runtime", "urls", "watch", "watchlines"),
+    *("yamlloader", "yamlvalues"),
 )
 _ERRORS = {
     *("AgentError", "ApiError", "RefusedError", "TableError", "UsageError", "refused"),
-    *("BrokenList", "BrokenStream", "LaunchError"),
+    *("BadUrl", "BrokenList", "BrokenStream", "LaunchError", "NotYaml", "Unfit"),
 }
 # Their reason is the second argument, or the only one.
-_ONLY = {"BrokenList", "BrokenStream", "LaunchError"}
+_ONLY = {"BadUrl", "BrokenList", "BrokenStream", "LaunchError", "NotYaml", "Unfit"}
 
 
 def as_shown(text: str) -> str:

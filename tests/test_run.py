@@ -26,6 +26,7 @@ from ipvs_node_agent.config import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.kubeconfig import load_credentials
+from ipvs_node_agent.kubeconfigreader import Reader
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
@@ -688,10 +689,10 @@ def test_changes_do_not_wait_while_new_credentials_are_read(
     """As with an exec plugin that takes its time."""
     reading, go_on = threading.Event(), threading.Event()
 
-    def slow(path: Path) -> Any:
+    def slow(reader: Reader) -> Any:
         reading.set()
         assert go_on.wait(30)
-        return load_credentials(path)
+        return load_credentials(reader)
 
     def script() -> None:
         holds(kernel, WEB_ENTRY)

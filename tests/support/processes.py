@@ -25,6 +25,14 @@ def descendants(process: int | str = "self") -> set[int]:
     return found.union(*map(descendants, found))
 
 
+def runs(process: int) -> bool:
+    """Whether there is such a process that has not ended, whoever has to wait for it."""
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def has_ended(process: int) -> bool:
     """Whether a child has ended that nobody has waited for yet, with all its threads.
 
