@@ -20,6 +20,7 @@ from typing import Callable
 
 from ipvs_node_agent import report
 from ipvs_node_agent.boundedserver import BoundedServer
+from ipvs_node_agent.deadline import seconds_left
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.report import Report
 
@@ -147,7 +148,7 @@ def _told(path: Path) -> str:
         one.settimeout(_ASKING_SECONDS)
         one.connect(short)
         while len(told) < _MAX_ANSWER:
-            one.settimeout(max(0.001, end - time.monotonic()))
+            one.settimeout(seconds_left(end))
             more = one.recv(_CHUNK)
             if not more:
                 break

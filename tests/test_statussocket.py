@@ -102,12 +102,15 @@ def test_an_agent_that_does_not_answer_hangs(
     assert "systemctl restart ipvs-node-agent" in error.hint
 
 
-def test_an_answer_that_drips_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pause", [0.02, 0.0])
+def test_an_answer_that_drips_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
     monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.3)
     with socket.socket(socket.AF_UNIX) as slow:
         slow.bind(str(tmp_path / NAME))
         slow.listen()
-        with dripping(lambda: slow.accept()[0], b" "):
+        with dripping(lambda: slow.accept()[0], b" ", pause):
             assert unanswered(tmp_path).state == report.HANGING
 
 
