@@ -43,8 +43,13 @@ def test_who_asks_is_told_the_report(told: Path) -> None:
         assert ask(told) == TOLD
 
 
-def test_only_the_owner_and_the_group_may_ask(told: Path) -> None:
-    found = os.stat(told / NAME)
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_only_the_owner_and_the_group_may_ask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    made = StatusSocket(tmp_path, lambda: TOLD)
+    os.umask(before)
+    found = os.stat(tmp_path / NAME)
+    made.stop()
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o660
     if os.geteuid() == 0:
