@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, TextIO
 
 from ipvs_node_agent import __version__, journal
 from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, parse_network
@@ -34,6 +34,15 @@ OK, PENDING, FAILED, INTERNAL_ERROR = 0, 1, 1, 70
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line `arguments`, and gives the exit status."""
+    _keep_closed_streams_closed()
+    try:
+        return _run_command(arguments)
+    finally:
+        # What cannot be written would be tried again, and change the exit status, at the end.
+        _write(sys.stderr, "")
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         _set_up_logging(options.log_level)
@@ -41,10 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except AgentError as error:
         return _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter must not try to flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except KeyboardInterrupt:
         return 130
     except MemoryError:
@@ -58,17 +63,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
 
+def _keep_closed_streams_closed() -> None:
+    """Gives standard streams that are closed a place where every use is an error.
+
+    Otherwise what is opened next would take their place, and get what is meant for them.
+    """
+    for name, mode, useless in (
+        ("stdin", "r", os.O_WRONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_RDONLY),
+    ):
+        if getattr(sys, name) is None:
+            # It is the lowest number that is free.
+            descriptor = os.open(os.devnull, useless)
+            os.set_inheritable(descriptor, True)
+            stream = open(descriptor, mode, encoding="utf-8")  # noqa: SIM115  (to the end)
+            setattr(sys, name, stream)
+
+
 def _print(text: str) -> None:
     """Prints `text` to the last character. Raises RefusedError where it cannot be written."""
+    error = _write(sys.stdout, text)
+    # Whoever read the output may have seen enough.
+    if error is not None and not isinstance(error, BrokenPipeError):
+        raise RefusedError("standard output", error.strerror or str(error))
+
+
+def _write(stream: TextIO, text: str) -> OSError | None:
+    """Writes `text` to the last character; where that fails, nothing is written there again."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
+        stream.write(text)
+        stream.flush()
     except OSError as error:
-        # What could not be written would be tried again, and fail again, at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise RefusedError("standard output", error.strerror or str(error)) from None
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        return error
+    return None
 
 
 def _fail(text: str, status: int) -> int:
@@ -83,7 +113,7 @@ def _note(text: str) -> None:
 def _complain(level: int, text: str) -> None:
     # Without its level, the journal would take the reason of a failed start for a piece of news.
     sign = journal.sign(level) if journal.is_at(sys.stderr) else ""
-    print(f"{sign}{PROGRAM}: {text}", file=sys.stderr)
+    _write(sys.stderr, f"{sign}{PROGRAM}: {text}\n")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +124,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError("command line", message, f"see {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Help and version: argparse would not say that they cannot be written.
+        _print(message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,8 +214,15 @@ def _cidr(text: str) -> Network:
     return network
 
 
+class _LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.9 takes none
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drops a line that cannot be written; to say so at length would be as much in vain."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def _set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler()
+    handler = _LogHandler()
     if journal.is_at(sys.stderr):
         handler.setFormatter(journal.Formatter("%(message)s"))
     else:

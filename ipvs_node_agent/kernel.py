@@ -47,7 +47,7 @@ class Kernel:
         self._launcher, self._options, self._guest = launcher, options, guest
         self.names = names
         self.backend = backend
-        # Whether the kubelet's chains settled it; until then it is a guess to look at again.
+        # Whether the kubelet's chains settled it; until then it is a guess to look at again soon.
         self.certain = False
         self.choose()
 
@@ -61,6 +61,10 @@ class Kernel:
             found = detect_backend(self._launcher)
         except TableError as error:
             log.debug("cannot tell the iptables backend yet: %s", error)
+            return False
+        if self.certain and found != before:
+            # Somebody may be flushing what the kubelet is about to make anew: look once more.
+            self.certain = False
             return False
         self.certain = found is not None
         # Without a trace of the kubelet stay with what there is.

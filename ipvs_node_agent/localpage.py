@@ -1,22 +1,83 @@
-"""Pages that programs of this node serve on loopback."""
+"""Pages that programs of this node serve on loopback.
+
+Whoever has the port may be anybody: he gets so much time and so many bytes in all, and who he is
+can be asked while the connection lasts.
+"""
 
 from __future__ import annotations
 
 import http.client
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-_TIMEOUT = 2.0
+from ipvs_node_agent.deadline import seconds_left
+
+_SECONDS = 2.0
 _MOST_BYTES = 1 << 16
+
+
+class Answer(NamedTuple):
+    """The beginning of a page, empty where there is none.
+
+    `ends` are the addresses of the connection over which it came, ours first; None without one.
+    """
+
+    text: str = ""
+    ends: tuple[Any, Any] | None = None
 
 
 def page(address: tuple[str, int], path: str) -> str:
     """The beginning of a page; empty where there is none."""
-    connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT)
+    with asked(address, path) as answer:
+        return answer.text
+
+
+@contextmanager
+def asked(address: tuple[str, int], path: str) -> Iterator[Answer]:
+    """Asks for a page; the connection is open meanwhile, so that one can tell who has answered."""
     try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        text = response.read(_MOST_BYTES).decode("ascii", "replace")
-        return text if response.status == 200 else ""
-    except (OSError, http.client.HTTPException, ValueError):
-        return ""
-    finally:
-        connection.close()
+        connection = _Connection(address)
+    except OSError:
+        yield Answer()
+        return
+    with connection:
+        yield Answer(connection.page(path), connection.ends)
+
+
+class _Connection(socket.socket):
+    """A connection with one limit of time and one of bytes for all that comes over it."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
+        family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+        super().__init__(family)
+        try:
+            self.settimeout(seconds_left(self._end))
+            self.connect(resolved)
+            self.ends = self.getsockname(), self.getpeername()
+        except BaseException:
+            self.close()
+            raise
+
+    def page(self, path: str) -> str:
+        """What comes from `path`, where that is a page; else nothing."""
+        try:
+            self.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("ascii"))
+            with http.client.HTTPResponse(self, method="GET") as response:
+                response.begin()
+                text = response.read(_MOST_BYTES).decode("ascii", "replace")
+                return text if response.status == 200 else ""
+        except (OSError, http.client.HTTPException, ValueError):
+            return ""
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As any socket's; without room it is as if the peer had come to an end."""
+        if not self._room:
+            return 0
+        self.settimeout(seconds_left(self._end))
+        count = super().recv_into(buffer, min(nbytes or len(buffer), self._room), flags)
+        self._room -= count
+        return count

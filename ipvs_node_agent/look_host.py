@@ -35,6 +35,7 @@ from ipvs_node_agent.processes import (
     listener_on,
     lock_holder,
     process_called,
+    users_listening_on,
 )
 from ipvs_node_agent.proxymode import proxy_mode
 from ipvs_node_agent.ruleset import owner, parse_save
@@ -185,6 +186,7 @@ def _listener(address: str) -> Listener | None:
         return None
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     ours = "ipvs_node_agent_" in page((reached, int(port)), "/metrics")
+    ours = ours and users_listening_on(host, int(port)) <= {0, os.geteuid()}
     return Listener(found.number, found.program, ours)
 
 

@@ -1,7 +1,8 @@
 """What /proc tells of this node's processes: who holds a lock, who listens, who is an agent.
 
 Processes of other network namespaces are somebody else's node. What is not to be seen, for lack of
-rights or since it has just ended, is left out.
+rights or since it has just ended, is left out. Who starts a process chooses its arguments, and with
+them its name: so what it is goes by the file that it runs, and by whose process it is.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from ipvs_node_agent.addresses import Address
 from ipvs_node_agent.facts import Process
 
+# One end of a connection: an address and a port.
+_End = tuple[Address, int]
+
 _PROC = Path("/proc")
-_LISTENING = "0A"
+# In /proc/net: the state of a socket, and the inode of one that no process has.
+_LISTENING, _NOBODYS = "0A", "0"
+_MOST_BYTES = 1 << 16
 _PREDECESSORS = ("network-node-manager", "ipvs-node-controller")
 
 
@@ -39,11 +47,11 @@ def lock_holder(path: Path) -> int | None:
 
 def agent_processes() -> Iterator[Process]:
     """Everything that runs as an agent of ours, or as one of its predecessors."""
-    found = {number: program for number, words in _commands() if (program := _agent(words))}
-    for number, program in found.items():
+    found = {number: kind for number in _trusted() if (kind := _agent(number))}
+    for number, kind in found.items():
         # What one of them is just starting looks like it for a moment.
         if _parent(number) not in found:
-            yield Process(number, program)
+            yield Process(number, kind)
 
 
 def _parent(number: int) -> int | None:
@@ -53,22 +61,61 @@ def _parent(number: int) -> int | None:
         return None
 
 
-def _agent(words: Sequence[str]) -> str:
+def _agent(number: int) -> str:
+    program = _program(number)
+    if program in _PREDECESSORS:
+        return program
+    if not program.startswith("python"):
+        return ""
+    # Started by its script or by `python3 -m`.
+    words = _words(number)
     names = [os.path.basename(word) for word in words[:4]]
-    if names[0] in _PREDECESSORS:
-        return names[0]
-    # Started by its script or by `python3 -m`; what starts it in turn, such as sudo, is none.
     ours = "ipvs-node-agent" in names or "ipvs_node_agent" in names
-    return "ipvs-node-agent" if ours and "python" in names[0] and "run" in words else ""
+    return "ipvs-node-agent" if ours and "run" in words else ""
 
 
 def process_called(program: str) -> int | None:
-    """A process whose program has that name."""
-    return next((n for n, words in _commands() if os.path.basename(words[0]) == program), None)
+    """A process that runs the program of that name."""
+    return next((number for number in _trusted() if _program(number) == program), None)
 
 
-def _commands() -> Iterator[tuple[int, list[str]]]:
-    """The command lines of the processes in this network namespace, but this process."""
+def _trusted() -> Iterator[int]:
+    """The processes of root and of who asks."""
+    trusted = {0, os.geteuid()}
+    return (number for number in _processes() if _users(number) <= trusted)
+
+
+def _users(number: int) -> set[int]:
+    """The users, by number, that a process is, or may become again as one with setuid; or -1."""
+    try:
+        status = (_PROC / f"{number}/status").read_bytes()
+    except OSError:
+        return {-1}
+    found = re.search(rb"^Uid:([\t\d]+)$", status, re.MULTILINE)
+    return set(map(int, found[1].split())) if found else {-1}
+
+
+def _words(number: int) -> list[str]:
+    """A process's arguments. They are its own memory: another account's may let us wait for it."""
+    try:
+        with open(_PROC / f"{number}/cmdline", "rb", buffering=0) as file:
+            return file.read(_MOST_BYTES).decode("utf-8", "replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _program(number: int) -> str:
+    """The name of the file that a process runs."""
+    try:
+        file = os.readlink(_PROC / f"{number}/exe")
+    except OSError:
+        return ""
+    # As the kernel calls one that an upgrade has replaced.
+    return os.path.basename(file.removesuffix(" (deleted)"))
+
+
+def _processes() -> Iterator[int]:
+    """The processes in this network namespace, but this one."""
     try:
         own = os.readlink("/proc/self/ns/net")
         numbers = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
@@ -76,13 +123,10 @@ def _commands() -> Iterator[tuple[int, list[str]]]:
         return
     for number in sorted(numbers):
         try:
-            if number == os.getpid() or os.readlink(_PROC / f"{number}/ns/net") != own:
-                continue
-            words = (_PROC / f"{number}/cmdline").read_bytes().split(b"\0")[:-1]
+            if number != os.getpid() and os.readlink(_PROC / f"{number}/ns/net") == own:
+                yield number
         except OSError:
             continue
-        if words:
-            yield number, [word.decode("utf-8", "replace") for word in words]
 
 
 def listener_on(host: str, port: int) -> Process | None:
@@ -93,9 +137,9 @@ def listener_on(host: str, port: int) -> Process | None:
     inodes = {inode for _, inode in _listening(host, port)}
     if not inodes:
         return None
-    for number, words in _commands():
+    for number in _processes():
         if inodes & set(_sockets(number)):
-            return Process(number, os.path.basename(words[0]))
+            return Process(number, _program(number))
     return Process(0, "")
 
 
@@ -104,8 +148,38 @@ def users_listening_on(host: str, port: int) -> set[int]:
     return {user for user, _ in _listening(host, port)}
 
 
+def user_at_the_far_end(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
+    """The user, by number, of whoever on this node has the other end of a connection of ours.
+
+    Both are the addresses of sockets (`getsockname`, `getpeername`). None where nobody has it: it
+    was not accepted yet, or is closed; for such the kernel names no user, or a wrong one.
+    """
+    ends = [(ipaddress.ip_address(host), port) for host, port, *_ in (theirs, ours)]
+    for one in _tcp_sockets(ends[0][1]):
+        if [one.here, one.there] == ends and one.inode != _NOBODYS:
+            return one.user
+    return None
+
+
 def _listening(host: str, port: int) -> Iterator[tuple[int, str]]:
     """User and inode of each socket that listens there."""
+    for one in _tcp_sockets(port):
+        if one.state == _LISTENING and _meet(host, one.here[0]):
+            yield one.user, one.inode
+
+
+class _Tcp(NamedTuple):
+    """A line of /proc/net/tcp or /proc/net/tcp6."""
+
+    here: _End
+    there: _End
+    state: str
+    user: int
+    inode: str
+
+
+def _tcp_sockets(port: int) -> Iterator[_Tcp]:
+    """Those of this network namespace that have this port."""
     for name in ("tcp", "tcp6"):
         try:
             lines = (_PROC / "net" / name).read_text().splitlines()[1:]
@@ -114,18 +188,23 @@ def _listening(host: str, port: int) -> Iterator[tuple[int, str]]:
         for line in lines:
             # NUMBER: ADDRESS:PORT PEER STATE QUEUES TIMER RETRIES USER TIMEOUT INODE ...
             words = line.split()
-            address, _, theirs = words[1].rpartition(":")
-            if words[3] == _LISTENING and int(theirs, 16) == port and _meet(host, address):
-                yield int(words[7]), words[9]
+            if words[1].endswith(f":{port:04X}"):
+                here, there = _end(words[1]), _end(words[2])
+                yield _Tcp(here, there, words[3], int(words[7]), words[9])
 
 
-def _meet(host: str, address: str) -> bool:
-    """Whether `host` and the address of a line in /proc/net are not apart."""
+def _end(text: str) -> _End:
+    """An address and port of /proc/net; what is IPv4 for IPv6's sockets is IPv4."""
     # 32 bits at a time, each in the machine's own order.
-    raw = bytes.fromhex(address)
+    raw, port = bytes.fromhex(text[:-5]), int(text[-4:], 16)
     words = (raw[place : place + 4] for place in range(0, len(raw), 4))
     order = 1 if sys.byteorder == "big" else -1
-    theirs = ipaddress.ip_address(b"".join(word[::order] for word in words))
+    address = ipaddress.ip_address(b"".join(word[::order] for word in words))
+    return getattr(address, "ipv4_mapped", None) or address, port
+
+
+def _meet(host: str, theirs: Address) -> bool:
+    """Whether the two are not apart."""
     try:
         ours = ipaddress.ip_address(host)
     except ValueError:

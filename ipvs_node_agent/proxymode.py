@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from ipvs_node_agent.localpage import page
+from ipvs_node_agent.localpage import asked
 from ipvs_node_agent.model import Snapshot
-from ipvs_node_agent.processes import users_listening_on
+from ipvs_node_agent.processes import user_at_the_far_end
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)
@@ -20,13 +20,15 @@ _UNNEEDED_IN = frozenset({"iptables", "nftables"})
 def proxy_mode(known: str | None = None) -> str | None:
     """kube-proxy's mode; `known`, the last one, as long as it does not tell.
 
-    As long as it does not run, every account may answer in its place. So a new word counts from
-    root alone.
+    As long as it does not run, every account may answer in its place, and may go on answering when
+    it runs. So a new word counts from root alone, who has to have the other end of the connection
+    over which it came.
     """
-    said = page(_ADDRESS, "/proxyMode").strip()
-    if said == known or not re.fullmatch(r"[a-z]{1,20}", said):
-        return known
-    return said if users_listening_on(*_ADDRESS) == {0} else known
+    with asked(_ADDRESS, "/proxyMode") as answer:
+        said = answer.text.strip()
+        if answer.ends is None or said == known or not re.fullmatch(r"[a-z]{1,20}", said):
+            return known
+        return said if user_at_the_far_end(*answer.ends) == 0 else known
 
 
 def unneeded_in(mode: str | None) -> bool:

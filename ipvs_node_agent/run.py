@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 # How often the credentials' files are looked at: a rotation is followed within this time.
 _CREDENTIALS_PERIOD = 1.0
-# How often a backend that was only guessed is looked at again.
-_BACKEND_PERIOD = 30.0
+# How often the kubelet's backend is looked for, as long as it is a guess, and afterwards.
+_GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 # How often kube-proxy is asked for its mode.
 _PROXY_PERIOD = 10.0
 # Leaves out only Services that have no ClusterIP: they get no rule, and guard no address. Any other
@@ -212,7 +212,7 @@ class _Loop:
         )
         self._clean_due = True
         self._ready = False
-        self._backend_due = 0.0
+        self._backend_due = time.monotonic() + self._backend_period()
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -305,10 +305,14 @@ class _Loop:
 
     def _look_around(self, now: float) -> None:
         if now >= self._backend_due:
-            self._backend_due = now + _BACKEND_PERIOD
-            if not self._kernel.certain and self._kernel.choose():
+            moved = self._kernel.choose()
+            self._backend_due = now + self._backend_period()
+            if moved:
                 log.info("the node uses iptables-%s; moving there", self._kernel.backend)
                 self._use(self._config)
+
+    def _backend_period(self) -> float:
+        return _BACKEND_PERIOD if self._kernel.certain else _GUESSED_PERIOD
 
     def _after_sync(self) -> None:
         if self._clean_due:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, may_be_ours
@@ -18,6 +19,8 @@ from ipvs_node_agent.config import Chains
 from ipvs_node_agent.errors import RefusedError
 
 log = logging.getLogger(__name__)
+
+_DIRECTORY_MODE, _LOCK_MODE, _NAMES_MODE = 0o755, 0o600, 0o644
 
 
 def directory() -> Path:
@@ -30,9 +33,9 @@ def only_one(doing: str) -> Iterator[None]:
     """Makes sure that no other agent runs on this node meanwhile. Raises RefusedError."""
     path = directory() / "lock"
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(path.parent)
         # Python's own descriptors are closed in children, so none of them keeps the lock.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT, _LOCK_MODE)
     except OSError as error:
         hint = "run it as root" if isinstance(error, PermissionError) else ""
         raise RefusedError(doing, f"cannot open {path}: {error.strerror}", hint) from None
@@ -47,6 +50,27 @@ def only_one(doing: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _make(path: Path) -> None:
+    """Makes the directory, and those above, where they are not there yet. Raises OSError."""
+    if path.is_dir():
+        return
+    _make(path.parent)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        os.close(_open(path, os.O_RDONLY | os.O_DIRECTORY, _DIRECTORY_MODE))
+
+
+def _open(path: Path, flags: int, mode: int) -> int:
+    """Opens what is not a link, and gives it the mode, whatever the umask is. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def own_names(chains: Chains, known: Iterable[str] = ()) -> frozenset[str]:
@@ -69,10 +93,27 @@ def remember_names(names: frozenset[str]) -> None:
     path = directory() / "chains"
     content = "".join(f"{name}\n" for name in sorted(names)).encode("ascii")
     try:
-        if path.exists() and path.read_bytes() == content:
+        if _holds(path, content):
             return
         new = path.with_suffix(".new")
-        new.write_bytes(content)
-        os.replace(new, path)
+        # Another agent may have been killed while it wrote.
+        new.unlink(missing_ok=True)
+        try:
+            with open(_open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NAMES_MODE), "wb") as file:
+                file.write(content)
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
     except OSError as error:
         log.warning("cannot remember the chains' names in %s: %s", path, error)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether there is such a file, which everybody may read and only its owner change."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    as_it_should = stat.S_IFREG | _NAMES_MODE
+    return status.st_mode == as_it_should and path.read_bytes() == content

@@ -10,7 +10,6 @@ import grp
 import logging
 import os
 import socket
-import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Callable
 
 from ipvs_node_agent import report
-from ipvs_node_agent.boundedserver import BoundedServer
+from ipvs_node_agent.boundedserver import BACKLOG, BoundedServer
+from ipvs_node_agent.deadline import seconds_left
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.report import Report
 
@@ -32,7 +32,10 @@ _MODE = 0o660
 # How long the main loop may take to answer, and how long who asks waits for all of the answer.
 PATIENCE = 4.0
 _ASKING_SECONDS = 5.0
+# How long who asks may take altogether, the main loop's time included.
 _ANSWER_SECONDS = 5.0
+# Who connects has asked, and all ask the same.
+_QUESTION, _WORKERS = "status", 1
 _MAX_ANSWER = 256 << 20
 _CHUNK = 1 << 20
 _LOOK = "journalctl -u ipvs-node-agent"
@@ -53,56 +56,52 @@ class StatusSocket:
 
     def __init__(self, directory: Path, answer: Callable[[], Report]) -> None:
         self._path = directory / NAME
-        self._stopped = threading.Event()
+        self._server: BoundedServer[str] | None = None
         try:
-            server = _Server(self._path, answer)
+            self._server = BoundedServer(
+                _listener(self._path),
+                lambda said, over: _QUESTION,
+                lambda question: report.as_json(answer()).encode(),
+                0.0,
+                _ANSWER_SECONDS,
+                _WORKERS,
+            )
         except OSError as error:
             log.warning("cannot make %s, so `status` will not work: %s", self._path, error.strerror)
             return
-        threading.Thread(target=self._run, args=(server,), daemon=True).start()
-
-    def _run(self, server: _Server) -> None:
-        with server:
-            while not self._stopped.is_set():
-                server.handle_request()
+        threading.Thread(target=self._server.serve, daemon=True).start()
 
     def stop(self) -> None:
         """Tells nobody any more."""
-        self._stopped.set()
+        if self._server is not None:
+            self._server.stop()
         with suppress(OSError):
             self._path.unlink()
 
 
-class _Server(BoundedServer, socketserver.UnixStreamServer):
-    at_once = 4
+def _listener(path: Path) -> socket.socket:
+    """What listens at `path`, in place of a socket that an agent left which was killed.
 
-    def __init__(self, path: Path, answer: Callable[[], Report]) -> None:
-        self._path, self.answer = path, answer
-        super().__init__(str(path), _Handler)
-
-    def server_bind(self) -> None:
-        """Takes the place of a socket that an agent left which was killed."""
-        with suppress(FileNotFoundError):
-            self._path.unlink()
-        with _short(self._path) as path:
-            self.socket.bind(path)
-        os.chmod(self._path, _MODE)
+    Raises OSError.
+    """
+    with suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short(path) as short:
+            listener.bind(short)
+        os.chmod(path, _MODE)
         with suppress(KeyError, PermissionError):
             group = grp.getgrnam(GROUP).gr_gid
             # In the service, it has the group already, and may not change any file's.
-            if os.stat(self._path).st_gid != group:
-                os.chown(self._path, -1, group)
-
-
-class _Handler(socketserver.BaseRequestHandler):
-    server: _Server
-
-    def handle(self) -> None:
-        """Tells the report."""
-        text = report.as_json(self.server.answer())
-        # The time limit is for all of it.
-        self.request.settimeout(_ANSWER_SECONDS)
-        self.request.sendall(text.encode())
+            if os.stat(path).st_gid != group:
+                os.chown(path, -1, group)
+        # Until then nobody gets in, whatever the umask was.
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 @contextmanager
@@ -147,7 +146,7 @@ def _told(path: Path) -> str:
         one.settimeout(_ASKING_SECONDS)
         one.connect(short)
         while len(told) < _MAX_ANSWER:
-            one.settimeout(max(0.001, end - time.monotonic()))
+            one.settimeout(seconds_left(end))
             more = one.recv(_CHUNK)
             if not more:
                 break

@@ -453,36 +453,89 @@ def test_bad_usage_is_one_line_with_a_hint(
 # Never a traceback.
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        result = run(*RENDER_DUAL_STACK, stdout=writing)
-    finally:
-        os.close(writing)
-    assert (result.status, result.err) == (0, "")
+RENDER = ("render", "-f", str(DUAL_STACK), "--pod-cidr", POD_CIDR)
+TO_STDOUT = pytest.mark.parametrize(
+    "arguments", [RENDER, ("--version",), ("--help",), ("render", "--help")], ids=" ".join
+)
 
 
-def test_a_full_disk_is_said() -> None:
-    with open("/dev/full", "w") as full:
-        result = run(*RENDER_DUAL_STACK, stdout=full)
-    assert result.status == 3
-    assert result.complaint.endswith(": No space left on device")
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-"], ids=["input", "output"])
-def test_a_standard_stream_that_is_closed_costs_one_line(closed: str) -> None:
-    command = [sys.executable, "-m", "ipvs_node_agent", "render", "-f", "-"]
+def redirected(redirection: str, *arguments: str) -> Result:
+    """Runs the command with the shell's redirection of one of its streams."""
+    command = [sys.executable, "-m", "ipvs_node_agent", *arguments]
     done = subprocess.run(
-        ["sh", "-c", f'exec "$@" {closed}', "sh", *command, "--pod-cidr", POD_CIDR],
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
         cwd=TESTS.parent,
     )
-    assert done.returncode != 0
-    assert Result(done.returncode, done.stdout, done.stderr).complaint
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def broken_pipe() -> Iterator[int]:
+    """A pipe whose reader has seen enough."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@TO_STDOUT
+def test_a_reader_that_has_seen_enough_is_no_error(
+    arguments: tuple[str, ...], broken_pipe: int
+) -> None:
+    result = run(*arguments, stdout=broken_pipe)
+    assert (result.status, result.err) == (0, "")
+
+
+@TO_STDOUT
+@pytest.mark.parametrize(
+    ("redirection", "why"),
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
+)
+def test_what_cannot_be_printed_is_said_in_one_line(
+    arguments: tuple[str, ...], redirection: str, why: str
+) -> None:
+    result = redirected(redirection, *arguments)
+    assert result == (3, "", f"ipvs-node-agent: standard output: {why}\n")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 >/dev/full", "2>&- >&-"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("nonsense",), 2), ((*RENDER, "-f", "missing"), 2)]
+)
+def test_a_complaint_that_cannot_be_printed_changes_no_status(
+    arguments: tuple[str, ...], status: int, redirection: str
+) -> None:
+    result = redirected(redirection, *arguments)
+    assert result.status == status
+    if ">&1" not in redirection:
+        assert (result.out, result.err) == ("", "")
+
+
+def test_a_complaint_that_nobody_reads_changes_no_status(broken_pipe: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ipvs_node_agent", "nonsense"],
+        stderr=broken_pipe,
+        check=False,
+        cwd=TESTS.parent,
+    )
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_without_standard_error_the_rules_are_all_there(redirection: str) -> None:
+    arguments = ("--log-level", "debug", *RENDER, "-f", str(TESTS / "data/wrong.yaml"))
+    result = redirected(redirection, *arguments)
+    assert result == (*run(*arguments)[:2], "")
+
+
+def test_standard_input_that_is_closed_is_a_file_that_cannot_be_read() -> None:
+    result = redirected("<&-", "render", "-f", "-", "--pod-cidr", POD_CIDR)
+    assert result == (2, "", "ipvs-node-agent: -: Bad file descriptor\n")
 
 
 def test_an_interrupt_is_quiet(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,8 @@ def returned(module: str, name: str) -> set[str]:
 
 def told_by_cli() -> set[str]:
     """What ends the program without an error of its own kind."""
-    calls = [node for node in ast.walk(function("cli", "main")) if isinstance(node, ast.Call)]
+    whole = ast.walk(function("cli", "_run_command"))
+    calls = [node for node in whole if isinstance(node, ast.Call)]
     texts = {text_of(node.args[0]) for node in calls if text_of_function(node) == "_fail"}
     # The program's own name is filled in, too.
     return {as_shown(text).replace("... --log", f"{PROGRAM} --log") for text in texts - {"..."}}

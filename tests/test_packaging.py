@@ -240,3 +240,30 @@ def test_conffiles_hold_no_setting() -> None:
         lines = (REPOSITORY / name).read_text().splitlines()
         settings = [line for line in lines if line and not line.startswith("#")]
         assert settings in ([], ["IPVS_NODE_AGENT_ARGS="])
+
+
+# 6. Scripts
+
+
+def scripts() -> Iterator[Path]:
+    """The shell scripts of the repository."""
+    for path in REPOSITORY.rglob("*"):
+        inside = path.relative_to(REPOSITORY).parts
+        if not {".git", ".pybuild", "dist"} & {*inside} and path.is_file():
+            with path.open("rb") as file:
+                first = file.readline(100)
+            if re.match(rb"#!.*[/ ](ba|da)?sh\b", first):
+                yield path
+
+
+def test_no_script_has_a_gate_that_never_fails() -> None:
+    found = list(scripts())
+    assert REPOSITORY / "packaging" / "deb-test" in found
+    # The shell goes on after a command with a "!", whatever becomes of it.
+    gates = re.compile(r"^\s*! ", re.MULTILINE)
+    assert not [path for path in found if gates.search(path.read_text(encoding="utf-8"))]
+
+
+def test_no_script_of_the_package_runs_the_environment_file() -> None:
+    for script in (REPOSITORY / "debian").glob("ipvs-node-agent.p*"):
+        assert "/etc/default" not in script.read_text()

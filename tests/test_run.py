@@ -203,7 +203,7 @@ def setting(
 ) -> Iterator[Setting]:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setattr(run, "_CREDENTIALS_PERIOD", 0.05)
-    monkeypatch.setattr(run, "_BACKEND_PERIOD", 0.05)
+    monkeypatch.setattr(run, "_GUESSED_PERIOD", 0.05)
     monkeypatch.setattr(Backoff, "FIRST", 0.02)
     monkeypatch.setattr(Backoff, "CAP", 0.05)
     started: list[Any] = []
@@ -601,6 +601,21 @@ def test_the_rules_move_to_the_backend_that_the_node_turns_out_to_use(
     assert "10.19.20.201" in kernel.cleaned[1]
     holds(kernel, WEB_ENTRY, backend="legacy")
     assert said(caplog, "moving there") == ["the node uses iptables-legacy; moving there"]
+
+
+def test_the_rules_move_once_more_where_the_kubelet_does(
+    setting: Setting, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_BACKEND_PERIOD", 0.05)
+
+    def script() -> None:
+        for found in ("nft", "legacy", "nft"):
+            kernel.found = found
+            holds(kernel, WEB_ENTRY, backend=found)
+            eventually(lambda: kernel.cleaned)
+            kernel.cleaned.clear()
+
+    setting.run_while(script)
 
 
 @pytest.mark.parametrize(

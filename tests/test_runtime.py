@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,15 +71,34 @@ def test_a_child_does_not_keep_the_lock(runtime: Path) -> None:
         child.communicate()
 
 
-def test_the_directory_and_the_lock_are_made_for_root_alone_to_write(runtime: Path) -> None:
-    before = os.umask(0)
-    try:
-        with only_one("run"):
-            pass
-    finally:
-        os.umask(before)
-    modes = [stat.S_IMODE(path.stat().st_mode) for path in (runtime, runtime / "lock")]
-    assert modes == [0o755, 0o600]
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """What whoever starts the agent takes away from the modes of its files."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.mark.usefixtures("umask")
+def test_whatever_the_umask_others_may_read_the_names_and_write_nothing(runtime: Path) -> None:
+    with only_one("run"):
+        remember_names(frozenset({"A"}))
+    found = {path.name: mode(path) for path in (runtime.parent, runtime, *runtime.iterdir())}
+    assert found == {"run": 0o755, "ipvs-node-agent": 0o755, "lock": 0o600, "chains": 0o644}
+
+
+def test_modes_that_an_earlier_run_left_are_put_right(runtime: Path) -> None:
+    runtime.mkdir(parents=True)
+    for name in ("lock", "chains"):
+        (runtime / name).write_text("A\n" if name == "chains" else "")
+        (runtime / name).chmod(0o666)
+    with only_one("run"):
+        remember_names(frozenset({"A"}))
+    assert (mode(runtime / "lock"), mode(runtime / "chains")) == (0o600, 0o644)
 
 
 def test_where_the_directory_cannot_be_made_the_reason_is_said(runtime: Path) -> None:
@@ -89,6 +109,8 @@ def test_where_the_directory_cannot_be_made_the_reason_is_said(runtime: Path) ->
 
 
 def test_who_is_not_root_is_told_so(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime.mkdir(parents=True)
+
     def denied(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -164,6 +186,38 @@ def test_the_file_is_written_only_where_it_differs(runtime: Path) -> None:
     remember_names(frozenset({"A", "B"}))
     assert (runtime / "chains").stat().st_ino == first.st_ino
     remember_names(frozenset({"A"}))
+    assert (runtime / "chains").read_text() == "A\n"
+    assert os.listdir(runtime) == ["chains"]
+
+
+@pytest.mark.parametrize("name", ["chains", "chains.new"])
+def test_a_link_in_place_of_the_names_is_not_followed(
+    runtime: Path, tmp_path: Path, name: str
+) -> None:
+    runtime.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("A\n")
+    (runtime / name).symlink_to(elsewhere)
+    for names in ({"A"}, {"B"}):
+        remember_names(frozenset(names))
+        assert stat.S_ISREG((runtime / "chains").lstat().st_mode)
+        assert (runtime / "chains").read_text().split() == sorted(names)
+    assert elsewhere.read_text() == "A\n"
+    assert os.listdir(runtime) == ["chains"]
+
+
+def test_names_that_can_be_written_by_half_only_leave_the_old_ones(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.mkdir(parents=True)
+    remember_names(frozenset({"A"}))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    remember_names(frozenset({"B"}))
+    assert "No space left on device" in caplog.text
     assert (runtime / "chains").read_text() == "A\n"
     assert os.listdir(runtime) == ["chains"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import logging
 import os
+import select
 import socket
 import stat
 import threading
@@ -42,8 +43,13 @@ def test_who_asks_is_told_the_report(told: Path) -> None:
         assert ask(told) == TOLD
 
 
-def test_only_the_owner_and_the_group_may_ask(told: Path) -> None:
-    found = os.stat(told / NAME)
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_only_the_owner_and_the_group_may_ask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    made = StatusSocket(tmp_path, lambda: TOLD)
+    os.umask(before)
+    found = os.stat(tmp_path / NAME)
+    made.stop()
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o660
     if os.geteuid() == 0:
@@ -102,12 +108,15 @@ def test_an_agent_that_does_not_answer_hangs(
     assert "systemctl restart ipvs-node-agent" in error.hint
 
 
-def test_an_answer_that_drips_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pause", [0.02, 0.0])
+def test_an_answer_that_drips_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
     monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.3)
     with socket.socket(socket.AF_UNIX) as slow:
         slow.bind(str(tmp_path / NAME))
         slow.listen()
-        with dripping(lambda: slow.accept()[0], b" "):
+        with dripping(lambda: slow.accept()[0], b" ", pause):
             assert unanswered(tmp_path).state == report.HANGING
 
 
@@ -138,19 +147,30 @@ def test_a_stranger_is_refused(told: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert raised.value.hint == "be root or in the group adm"
 
 
-def test_who_asks_and_does_not_listen_keeps_nobody_from_asking(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statussocket, "_ANSWER_SECONDS", 0.2)
+def test_who_asks_and_does_not_listen_keeps_nobody_from_asking(tmp_path: Path) -> None:
     long = Report(report.IN_SYNC, "x" * (4 << 20))
     made = StatusSocket(tmp_path, lambda: long)
     deaf = []
-    for _ in range(8):
+    for _ in range(300):
         deaf.append(socket.socket(socket.AF_UNIX))
         deaf[-1].connect(str(tmp_path / NAME))
-    assert ask(tmp_path).state == report.IN_SYNC
+    for _ in range(10):
+        assert ask(tmp_path).state == report.IN_SYNC
     for one in deaf:
         one.close()
+    made.stop()
+
+
+def test_who_does_not_listen_for_long_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statussocket, "_ANSWER_SECONDS", 0.2)
+    made = StatusSocket(tmp_path, lambda: Report(report.IN_SYNC, "x" * (4 << 20)))
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.connect(str(tmp_path / NAME))
+        poll = select.poll()
+        poll.register(deaf, select.POLLRDHUP)
+        assert poll.poll(10_000)
     made.stop()
 
 

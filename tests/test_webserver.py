@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import pytest
 
 from ipvs_node_agent import webserver
-from ipvs_node_agent.boundedserver import BoundedServer
-from ipvs_node_agent.webserver import Page, WebServer
+from ipvs_node_agent.boundedserver import MOST_CONNECTIONS
+from ipvs_node_agent.webserver import Page, Pages, WebServer
 from tests.support.dripping import dripping
 from tests.support.sockets import free_port
 from tests.support.waiting import eventually
@@ -22,15 +25,15 @@ from tests.support.waiting import eventually
 def pages(path: str) -> Page:
     if path == "/bug":
         raise ValueError("a mistake")
-    if path == "/page-of-64-megabytes":
-        return Page(200, bytes(64 << 20))
+    if path == "/page-of-8-megabytes":
+        return Page(200, bytes(8 << 20))
     return Page(200, f"this is {path}\n".encode()) if path.startswith("/page") else Page(404, b"?")
 
 
 class Served:
     """A server with a port of its own."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", pages: Pages = pages) -> None:
         self.port = free_port()
         self.server = WebServer(f"{host}:{self.port}", pages)
         self.reach = "::1" if host == "[::1]" else "127.0.0.1"
@@ -132,36 +135,140 @@ def test_a_mistake_in_a_page_is_said_in_one_line_and_once(
 
 
 def test_a_request_that_does_not_end_in_time_is_given_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.2)
-    with served.connect() as one, dripping(lambda: one, b"G"):
+    hasty = Served()
+    hasty.up()
+    with hasty.connect() as one, dripping(lambda: one, b"G"):
         assert rest(one)[:12] in (b"HTTP/1.1 408", b"")
+    with hasty.connect() as one:
+        assert rest(one).startswith(b"HTTP/1.1 408 ")
+    hasty.server.stop()
 
 
-def test_many_who_say_nothing_only_delay_the_others(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.3)
-    before = threading.active_count()
-    silent = [served.connect() for _ in range(60)]
-    try:
-        assert served.ask(get("/page")).endswith(b"this is /page\n")
-        assert threading.active_count() <= before + BoundedServer.at_once
-    finally:
-        for one in silent:
-            one.close()
-
-
-def test_who_does_not_take_the_answer_is_given_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webserver, "_ANSWER_SECONDS", 0.2)
-    before = threading.active_count()
+def test_a_request_that_ends_by_half_is_answered(served: Served) -> None:
     with served.connect() as one:
-        one.sendall(get("/page-of-64-megabytes"))
-        one.recv(1)
-        eventually(lambda: threading.active_count() <= before)
+        one.sendall(b"GET /page HT")
+        one.shutdown(socket.SHUT_WR)
+        assert rest(one).startswith(b"HTTP/1.1 408 ")
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def many(served: Served, count: int) -> Iterator[list[socket.socket]]:
+    """Connections that say nothing, unless the test does."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(served.connect()) for _ in range(count)]
+
+
+def answers_at_once(served: Served, times: int = 20) -> None:
+    for _ in range(times):
+        began = time.monotonic()
+        assert served.ask(get("/page")).endswith(b"this is /page\n")
+        assert time.monotonic() - began < 1
+
+
+def test_who_is_silent_or_drips_is_in_nobodys_way(served: Served) -> None:
+    answers_at_once(served, 1)
+    threads, files = threading.active_count(), open_files()
+    with many(served, 500), many(served, 50) as slow, dripping_all(slow):
+        answers_at_once(served)
+        assert threading.active_count() <= threads + 1  # the one that drips
+        # The server's own ones and the test's.
+        assert open_files() <= files + 550 + MOST_CONNECTIONS
+
+
+@contextmanager
+def dripping_all(slow: list[socket.socket]) -> Iterator[None]:
+    """Each of them says one byte after the other meanwhile."""
+    stopped = threading.Event()
+
+    def drip() -> None:
+        while not stopped.wait(0.02):
+            for one in slow:
+                with suppress(OSError):  # It has lost its place.
+                    one.send(b"G")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_who_does_not_take_an_answer_is_in_nobodys_way(served: Served) -> None:
+    with many(served, MOST_CONNECTIONS + 50) as deaf:
+        for one in deaf:
+            one.sendall(get("/page-of-8-megabytes"))
+        answers_at_once(served)
+
+
+def test_who_has_asked_keeps_his_place_before_who_is_silent(served: Served) -> None:
+    with many(served, MOST_CONNECTIONS), served.connect() as reader:
+        reader.sendall(get("/page-of-8-megabytes"))
+        assert reader.recv(12) == b"HTTP/1.1 200"
+        with many(served, MOST_CONNECTIONS):
+            answers_at_once(served, 1)
+            assert len(rest(reader)) > 8 << 20
+
+
+def test_who_comes_meanwhile_gets_the_page_that_is_being_made() -> None:
+    made: list[str] = []
+    let_go = threading.Event()
+
+    def slow(path: str) -> Page:
+        if path == "/slow":
+            made.append(path)
+            assert let_go.wait(10)
+        return Page(200, b"made")
+
+    served = Served(pages=slow)
+    served.up()
+    with many(served, 20) as askers:
+        for one in askers:
+            one.sendall(get("/slow"))
+        eventually(lambda: made)
+        # Others do not wait for it.
+        assert served.ask(get("/healthz")).endswith(b"made")
+        let_go.set()
+        assert all(rest(one).endswith(b"made") for one in askers)
+    assert len(made) < 3
+    served.server.stop()
+
+
+def test_a_server_without_files_for_connections_lives_on(served: Served) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with many(served, 100) as silent:
+        # The server's ends are open by then.
+        answers_at_once(served, 1)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 1, hard))
+        try:
+            # This one's own end takes the last, and the server gives somebody up for the other.
+            answers_at_once(served, 3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert silent
+
+
+def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(webserver, "_SECONDS", 0.3)
+    hasty = Served()
+    hasty.up()
+    with hasty.connect() as one:
+        one.sendall(get("/page-of-8-megabytes"))
+        assert one.recv(12) == b"HTTP/1.1 200"
+        server = hasty.server._server
+        assert server is not None
+        # The end of the connection would come behind what nobody reads.
+        eventually(lambda: not server._connections)
+    hasty.server.stop()
 
 
 def test_an_ipv6_address_is_in_brackets() -> None:
@@ -187,13 +294,13 @@ def test_an_address_that_is_taken_is_said_once_and_tried_again(
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        real, tries = webserver._resolved, []
+        real, tries = webserver._listener, []
 
-        def resolved(text: str) -> Any:
+        def listener(text: str) -> Any:
             tries.append(text)
             return real(text)
 
-        monkeypatch.setattr(webserver, "_resolved", resolved)
+        monkeypatch.setattr(webserver, "_listener", listener)
         server = WebServer(address, pages)
         eventually(lambda: len(tries) > 5)
         (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

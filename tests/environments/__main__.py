@@ -72,7 +72,7 @@ RECIPES = {
     "newest": Recipe(
         "sid",
         "newest",
-        f"{TOOLS} python3-all-venv",
+        f"{TOOLS} python3-all-venv shellcheck",
         f"{FROM_PYPI} types-PyYAML -r tests/environments/lint.txt",
     ),
     "oldest": Recipe("bullseye", "3.9", f"{TOOLS} python3-venv", FROM_PYPI),

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from ipvs_node_agent.config import load
 from ipvs_node_agent.facts import Cluster
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.look_cluster import look_at_cluster
+from ipvs_node_agent.processes import process_called
 from tests.support.agentprocess import REPOSITORY, AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
@@ -467,12 +470,19 @@ def running(broken: Node, *command: str) -> Iterator[int]:
         process.wait()
 
 
+def copied(program: str, directory: Path, name: str, mode: int = 0o755) -> Path:
+    """A program of the system's under another name."""
+    found = shutil.which(program)
+    assert found
+    copy = Path(shutil.copy(found, directory / name))
+    copy.chmod(mode)
+    return copy
+
+
 @once
-def test_a_predecessor(broken: Node) -> None:
-    sleep = 'exec -a "$0" sleep 60'
-    with running(broken, "bash", "-c", sleep, "/network-node-manager") as number:
-        cmdline = Path(f"/proc/{number}/cmdline")
-        eventually(lambda: cmdline.read_bytes().startswith(b"/network-node-manager"))
+def test_a_predecessor(broken: Node, tmp_path: Path) -> None:
+    predecessor = copied("sleep", tmp_path, "network-node-manager")
+    with running(broken, str(predecessor), "60") as number:
         mend = "kubectl -n kube-system delete daemonset network-node-manager"
         broken.host_says(WARN, "network-node-manager", f"runs as process {number}", mend)
     broken.restore("*nat\n:NMANAGER_OUTPUT - [0:0]\nCOMMIT\n")
@@ -480,6 +490,63 @@ def test_a_predecessor(broken: Node) -> None:
         WARN, "network-node-manager", "left chains NMANAGER_...", "/^:NMANAGER_/ {print $1"
     )
     broken.restore("*nat\n:NMANAGER_OUTPUT - [0:0]\n-X NMANAGER_OUTPUT\nCOMMIT\n")
+
+
+@pytest.fixture
+def in_everybodys_reach() -> Iterator[Path]:
+    """A directory from which every account can start programs."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+AGENTS_WORDS = ["python3", "-", "ipvs-node-agent", "run"]
+
+
+@once
+@pytest.mark.parametrize(
+    ("user", "program", "name", "mode", "words"),
+    [
+        pytest.param(65534, sys.executable, "", 0, AGENTS_WORDS, id="agent"),
+        pytest.param(65534, "cat", "python3", 0o4755, AGENTS_WORDS, id="agent-setuid"),
+        pytest.param(0, "cat", "", 0, AGENTS_WORDS, id="agent-by-its-words-alone"),
+        pytest.param(65534, "cat", "ipvs-node-controller", 0o755, ["cat"], id="predecessor"),
+        pytest.param(65534, "cat", "ipvs-node-controller", 0o4755, ["cat"], id="setuid"),
+        pytest.param(0, "cat", "", 0, ["ipvs-node-controller"], id="by-its-words-alone"),
+    ],
+)
+def test_nobody_can_pass_a_process_off_as_an_agent(
+    broken: Node,
+    in_everybodys_reach: Path,
+    user: int,
+    program: str,
+    name: str,
+    mode: int,
+    words: list[str],
+) -> None:
+    path = copied(program, in_everybodys_reach, name, mode) if name else shutil.which(program)
+    broken.agent.start()
+    try:
+        before = broken.findings(broken.cluster)
+        process = broken.namespace.popen(words, executable=path, stdin=subprocess.PIPE, user=user)
+        with process:
+            cmdline = Path(f"/proc/{process.pid}/cmdline")
+            eventually(lambda: cmdline.read_bytes().split(b"\0")[0] == words[0].encode())
+            assert broken.findings(broken.cluster) == before
+    finally:
+        broken.agent.stop()
+    assert not [finding for finding in before if finding.level != OK and finding.what == "agent"]
+
+
+@once
+@pytest.mark.parametrize("user", [0, 65534])
+def test_only_roots_process_is_kube_proxy(
+    broken: Node, in_everybodys_reach: Path, user: int
+) -> None:
+    program = copied("cat", in_everybodys_reach, "kube-proxy")
+    process = broken.namespace.popen([str(program)], stdin=subprocess.PIPE, user=user)
+    with process, broken.namespace.enter():
+        assert process_called("kube-proxy") == (process.pid if user == 0 else None)
 
 
 @contextmanager
@@ -497,7 +564,7 @@ def web_server(broken: Node, address: str) -> Iterator[int]:
 def test_a_metrics_port_that_is_taken(broken: Node, ours: str, theirs: str) -> None:
     address = f"{ours}:10273"
     with web_server(broken, theirs) as number, broken.configured(metricsBindAddress=address):
-        text = f"process {number} ({Path(sys.executable).name}) listens on {address}"
+        text = f"process {number} ({Path(sys.executable).resolve().name}) listens on {address}"
         broken.host_says(FAIL, "metrics", text, "metricsBindAddress: with another port, in ")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
 from ipvs_node_agent.addresses import FAMILIES
+from ipvs_node_agent.processes import users_listening_on
 from ipvs_node_agent.proxymode import proxy_mode, unneeded_in
 from tests.kernel.conftest import Bed
 from tests.support import kubeproxy
@@ -26,30 +28,60 @@ LOOKED = 20.0
 
 
 @contextmanager
-def answered_by(user: int, namespace: Namespace, mode: str) -> Iterator[None]:
-    """A server of that user's where kube-proxy would tell its mode."""
-    program = (
-        "import http.server as h, os\n"
-        f"os.setuid({user})\n"
-        "class Handler(h.BaseHTTPRequestHandler):\n"
-        "    def do_GET(self):\n"
-        "        self.send_response(200); self.end_headers()\n"
-        f"        self.wfile.write(b'{mode}')\n"
-        f"server = h.HTTPServer(('127.0.0.1', {kubeproxy.PORT}), Handler)\n"
-        "print(flush=True)\n"
-        "server.serve_forever()\n"
+def run_by(user: int, namespace: Namespace, program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python program of that user's on the node, once it has printed a line."""
+    process = namespace.popen(
+        [sys.executable, "-c", f"import os\nos.setuid({user})\n{program}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
-    with namespace.enter():
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
         try:
-            yield
+            yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def answered_by(user: int, namespace: Namespace, mode: str) -> Iterator[None]:
+    """A server of that user's where kube-proxy would tell its mode."""
+    program = f"""
+import http.server as h
+class Handler(h.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "{len(mode)}")
+        self.end_headers()
+        self.wfile.write(b"{mode}")
+server = h.HTTPServer(("127.0.0.1", {kubeproxy.PORT}), Handler)
+print(flush=True)
+server.serve_forever()
+"""
+    with run_by(user, namespace, program):
+        yield
+
+
+# Takes one question, leaves the port, and answers when told to; then keeps the connection or not.
+LATE_ANSWER = """
+import socket
+listening = socket.create_server(("127.0.0.1", {port}))
+print(flush=True)
+one, _ = listening.accept()
+listening.close()
+one.recv(4096)
+one.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 8\\r\\nX: ")
+print(flush=True)
+input()
+one.sendall(b"x\\r\\n\\r\\niptables")
+if not {keeps}:
+    one.close()
+print(flush=True)
+input()
+"""
 
 
 def test_kube_proxy_is_believed(namespace: Namespace) -> None:
@@ -71,6 +103,29 @@ def test_no_other_account_is_believed(namespace: Namespace) -> None:
     with answered_by(NOBODY, namespace, "iptables"), namespace.enter():
         assert proxy_mode() is None
         assert proxy_mode("ipvs") == "ipvs"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_who_has_taken_the_question_before_kube_proxy_came_is_not_believed(
+    namespace: Namespace, keeps: bool
+) -> None:
+    program = LATE_ANSWER.format(port=kubeproxy.PORT, keeps=keeps)
+    with run_by(NOBODY, namespace, program) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked = ThreadPoolExecutor(1).submit(ask, namespace, "ipvs")
+        assert process.stdout.readline() == b"\n"
+        with kubeproxy.proxy_mode(namespace, "ipvs"), namespace.enter():
+            assert users_listening_on("127.0.0.1", kubeproxy.PORT) == {0}
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"\n"
+            assert asked.result(10) == "ipvs"
+
+
+def ask(namespace: Namespace, known: str) -> str | None:
+    with namespace.enter():
+        return proxy_mode(known)
 
 
 @pytest.mark.parametrize("said", ["", "ipvs; rm -rf /", "x" * 21, "IPVS", "\x00"])

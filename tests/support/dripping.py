@@ -12,15 +12,17 @@ _PAUSE = 0.02
 
 
 @contextmanager
-def dripping(connect: Callable[[], socket.socket], byte: bytes) -> Iterator[None]:
-    """Meanwhile one byte after the other is sent over what `connect` gives."""
+def dripping(
+    connect: Callable[[], socket.socket], drop: bytes, pause: float = _PAUSE
+) -> Iterator[None]:
+    """Meanwhile one drop after the other is sent over what `connect` gives."""
     stopped = threading.Event()
 
     def drip() -> None:
         one = connect()
-        while not stopped.wait(_PAUSE):
+        while not stopped.wait(pause):
             try:
-                one.send(byte)
+                one.send(drop)
             except OSError:
                 return
 

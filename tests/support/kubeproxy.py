@@ -18,11 +18,16 @@ def proxy_mode(namespace: Namespace, mode: str) -> Iterator[None]:
     """A server that tells kube-proxy's mode, as kube-proxy does by default."""
 
     class Handler(BaseHTTPRequestHandler):
+        # Go's server keeps the connection.
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             known = self.path == "/proxyMode"
+            body = mode.encode() if known else b""
             self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(mode.encode() if known else b"")
+            self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             pass
