@@ -23,6 +23,7 @@ import yaml
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ipvs_node_agent import kubeconfigreader, yamlloader
+from ipvs_node_agent.answer import POOL_CLASSES
 from ipvs_node_agent.kubeconfigreader import File, Settings, refused
 
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
@@ -98,11 +99,13 @@ def _pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
     }
     if settings.server_name:
         options["server_hostname"] = settings.server_name
-    if not settings.proxy:
-        return urllib3.PoolManager(**options)
-    user = urllib3.util.parse_url(settings.proxy).auth
-    headers = urllib3.util.make_headers(proxy_basic_auth=unquote(user)) if user else None
-    return urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
+    pool = urllib3.PoolManager(**options)
+    if settings.proxy:
+        user = urllib3.util.parse_url(settings.proxy).auth
+        headers = urllib3.util.make_headers(proxy_basic_auth=unquote(user)) if user else None
+        pool = urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
+    pool.pool_classes_by_scheme = POOL_CLASSES
+    return pool
 
 
 def _address(path: Path, settings: Settings) -> tuple[str, int]:
