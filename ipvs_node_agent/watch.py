@@ -280,16 +280,13 @@ class Follower:
         for line in lines:
             if line.ends_initial_events and line.version:
                 return tuple(items.values()), line.version
-            if line.kind == "BOOKMARK":
-                continue
-            try:
-                key = object_key(line.raw, self._resource.kind)
-                if line.kind == "DELETED":
-                    items.pop(key, None)
-                else:
-                    items[key] = self._resource.read(line.raw)
-            except UnknownObject as error:
-                self._skip(error)
+            told = self._read(line)
+            if isinstance(told, Changed):
+                items[object_key(line.raw, self._resource.kind)] = told.item
+            elif isinstance(told, Deleted):
+                items.pop(told.key, None)
+            elif told is not None:
+                self._emit(told)
         raise ApiError("API server", "the streaming list has no end")
 
     def _watch(self) -> Ending:
@@ -321,23 +318,23 @@ class Follower:
 
     def _follow(self, lines: Iterator[Line]) -> Ending:
         for line in lines:
-            self._take(line, self._clock())
+            told = self._read(line)
+            if told is not None:
+                self._emit(told)
             if line.version:
                 self._version = line.version
         return Ending.ENDED
 
-    def _take(self, line: Line, arrived: float) -> None:
-        name = self._resource.name
+    def _read(self, line: Line) -> Changed | Deleted | Skipped | None:
+        """What has just arrived with `line`; None where it tells of no object."""
+        name, arrived = self._resource.name, self._clock()
         try:
             if line.kind in ("ADDED", "MODIFIED"):
-                self._emit(Changed(name, self._resource.read(line.raw), arrived))
-            elif line.kind == "DELETED":
-                key = object_key(line.raw, self._resource.kind)
-                self._emit(Deleted(name, key, arrived))
-            elif line.kind != "BOOKMARK":
-                raise UnknownObject(f"an event of the unknown type {shown(line.kind)}")
+                return Changed(name, self._resource.read(line.raw), arrived)
+            if line.kind == "DELETED":
+                return Deleted(name, object_key(line.raw, self._resource.kind), arrived)
+            if line.kind == "BOOKMARK":
+                return None
+            raise UnknownObject(f"an event of the unknown type {shown(line.kind)}")
         except UnknownObject as error:
-            self._skip(error)
-
-    def _skip(self, error: UnknownObject) -> None:
-        self._emit(Skipped(self._resource.name, str(error)))
+            return Skipped(name, str(error))
