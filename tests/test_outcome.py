@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.backoff import Backoff, Seldom
+from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.events import RESTART_REASONS
 from ipvs_node_agent.kube import ApiError
 from ipvs_node_agent.outcome import FOLLOWS, Ending, Outcome, Pace, failed
-
-
-class Clock:
-    """A clock that only moves when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
@@ -99,14 +90,3 @@ def test_the_wait_is_at_least_as_long_as_the_server_asks_for(pace: Pace) -> None
 )
 def test_an_error_is_an_ending(error: RefusedError, ending: Ending) -> None:
     assert failed(error) is ending
-
-
-def test_seldom_is_once_in_a_while(clock: Clock) -> None:
-    seldom = Seldom(30.0, clock)
-    assert seldom.due
-    seldom.done()
-    assert not seldom.due
-    clock.now += 29.9
-    assert not seldom.due
-    clock.now += 0.1
-    assert seldom.due

@@ -34,6 +34,9 @@ _SELDOM_IN_A_MINUTE = 3
 MOST_IN_A_MINUTE = 2 * (MOST_AFTER_WAITS + _SELDOM_IN_A_MINUTE * (_MORE_AFTER_LOOK + 2) + 12) + 2
 _MINUTE = 60.0
 _SELDOM = 29.9
+_LONGEST_WAIT = 60.0
+# Sums of the same times may differ by so much.
+_EPSILON = 1e-6
 _LIVED = 5.0
 _LEAST_WAIT = 0.8
 _REASONS = {
@@ -87,8 +90,9 @@ class Judge:
         self._waited: deque[float] = deque()
         self._looks: list[float] = []
         self._hurries: list[float] = []
-        self._hurried = False
-        self._out_of_turn = self._cut_short = 0.0
+        # When it was first hurried since it asked, and when that surely, or maybe, ended a wait.
+        self._hurried: float | None = None
+        self._out_of_turn = self._cut_short = self._maybe_cut_short = 0.0
 
     # What it tells
 
@@ -140,18 +144,31 @@ class Judge:
         self._body = bytearray()
         self._before = self._version
         self._initial = {} if request.kind == "stream" else None
-        self._dead, self._hurried = "", False
+        self._dead, self._hurried = "", None
         self._troubles, self._restarts, self._recovered = [], [], 0
 
     def _judge_pace(self, request: Request) -> None:
         now = request.at
-        self._expect(now >= self._alone_until - 1e-6, "it asks before Retry-After is over")
+        self._expect(now >= self._alone_until - _EPSILON, "it asks before Retry-After is over")
         asked = _within_a_minute(self._asked, now)
         self._expect(asked <= MOST_IN_A_MINUTE, f"{asked} requests in a minute")
         lived = self._lived and self._ending in ("ended", "unreadable", "unreachable")
+        wait = now - self._over
+        self._expect(wait <= _LONGEST_WAIT + _EPSILON, f"it waits for {wait:.1f} s")
         if lived or self._ending in ("listed", "other way"):
+            self._expect(wait == 0.0, f"{self._ending}, and it waits for {wait:.1f} s")
             return
-        if now - self._over >= _LEAST_WAIT - 1e-6:
+        since = self._over - self._out_of_turn
+        if self._ending in ("gone", "superseded") and since >= _SELDOM:
+            if wait == 0.0:
+                self._out_of_turn = now
+                return
+            self._expect(since < _SELDOM + 0.2, f"{self._ending}, and it waits for {wait:.1f} s")
+        self._judge_wait(now, wait)
+
+    def _judge_wait(self, now: float, wait: float) -> None:
+        """Whether a wait is long enough, and ends where it is hurried."""
+        if wait >= _LEAST_WAIT - _EPSILON:
             waited = _within_a_minute(self._waited, now)
             looks, hurries = (
                 min(_SELDOM_IN_A_MINUTE, sum(at > now - _MINUTE for at in times))
@@ -159,17 +176,23 @@ class Judge:
             )
             most = MOST_AFTER_WAITS + _MORE_AFTER_LOOK * looks + hurries
             self._expect(waited <= most, f"{waited} attempts in a minute after waits")
-        elif self._ending in ("gone", "superseded") and now - self._out_of_turn >= _SELDOM:
-            self._out_of_turn = now
         else:
-            hurried = self._hurried and now - self._cut_short >= _SELDOM
+            hurried = self._hurried is not None and self._over - self._cut_short >= _SELDOM
             self._expect(hurried, f"{self._ending}, and it asks again at once")
             self._cut_short = now
+        if self._hurried is None:
+            return
+        hurried_at = max(self._hurried, self._over, self._alone_until)
+        if self._over - self._maybe_cut_short >= _SELDOM + 0.2:
+            self._expect(now <= hurried_at + _EPSILON, "it is hurried, and waits on")
+        if abs(now - hurried_at) < _EPSILON:
+            self._maybe_cut_short = now
 
     def hurried(self) -> None:
         """It may be that what keeps it from following is over."""
-        self._hurried = True
-        self._hurries.append(self.server.now)
+        now = self.server.now
+        self._hurried = now if self._hurried is None else self._hurried
+        self._hurries.append(now)
 
     def seen(self) -> None:
         """It looked whether anybody takes connections, and somebody did."""

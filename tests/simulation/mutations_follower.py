@@ -154,6 +154,36 @@ MUTATIONS = [
         "min(self._delay * 1.0, self.CAP)",
     ),
     (
+        "a back-off behind a watch that lived",
+        "watch.py",
+        "_LIVED_SECONDS = 5.0",
+        "_LIVED_SECONDS = 1000.0",
+    ),
+    (
+        "a back-off behind every 410",
+        "outcome.py",
+        "if pause is Pause.SELDOM_NONE and self._none.due:",
+        "if False:",
+    ),
+    (
+        "hurry is not heeded",
+        "watch.py",
+        "woken = self._hurry if self._hurries.due else self._stopped",
+        "woken = self._stopped",
+    ),
+    (
+        "hurry is not heeded while an attempt is under way",
+        "watch.py",
+        "            self._heed(outcome)\n",
+        "            self._heed(outcome)\n            self._hurry.clear()\n",
+    ),
+    (
+        "an event of an unknown type is taken for an object",
+        "watch.py",
+        'raise UnknownObject(f"an event of the unknown type {shown(line.kind)}")',
+        "return Changed(name, self._resource.read(line.raw), arrived)",
+    ),
+    (
         "hurry without a limit",
         "watch.py",
         "                self._hurries.done()\n",

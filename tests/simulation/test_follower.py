@@ -21,7 +21,7 @@ from tests.simulation.mutations_follower import MUTATIONS
 from tests.support.faults import LONG
 
 _SECONDS = 3600.0 if LONG else 10.0
-_SEEDS = None if LONG else 500
+_SEEDS = None if LONG else 1000
 _FIRST = 0 if os.environ.get("CI") else random.randrange(1 << 30)
 
 
