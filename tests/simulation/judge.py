@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import deque
 from typing import Any
@@ -158,6 +159,12 @@ class Judge:
         if lived or self._ending in ("listed", "other way"):
             self._expect(wait == 0.0, f"{self._ending}, and it waits for {wait:.1f} s")
             return
+        # When a hurry ends a wait, or comes before one.
+        hurried_at = max(self._hurried or math.inf, self._over, self._alone_until)
+        if self._over - self._maybe_cut_short >= _SELDOM + 0.2:
+            self._expect(now <= hurried_at + _EPSILON, "it is hurried, and waits on")
+        if abs(now - hurried_at) < _EPSILON:
+            self._maybe_cut_short = now
         since = self._over - self._out_of_turn
         if self._ending in ("gone", "superseded") and since >= _SELDOM:
             if wait == 0.0:
@@ -167,7 +174,7 @@ class Judge:
         self._judge_wait(now, wait)
 
     def _judge_wait(self, now: float, wait: float) -> None:
-        """Whether a wait is long enough, and ends where it is hurried."""
+        """Whether a wait is long enough."""
         if wait >= _LEAST_WAIT - _EPSILON:
             waited = _within_a_minute(self._waited, now)
             looks, hurries = (
@@ -180,13 +187,6 @@ class Judge:
             hurried = self._hurried is not None and self._over - self._cut_short >= _SELDOM
             self._expect(hurried, f"{self._ending}, and it asks again at once")
             self._cut_short = now
-        if self._hurried is None:
-            return
-        hurried_at = max(self._hurried, self._over, self._alone_until)
-        if self._over - self._maybe_cut_short >= _SELDOM + 0.2:
-            self._expect(now <= hurried_at + _EPSILON, "it is hurried, and waits on")
-        if abs(now - hurried_at) < _EPSILON:
-            self._maybe_cut_short = now
 
     def hurried(self) -> None:
         """It may be that what keeps it from following is over."""
