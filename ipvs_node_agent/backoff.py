@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import Callable
@@ -35,3 +36,20 @@ class Backoff:
     def reset(self) -> None:
         """Starts over: what made the attempts fail is known to be gone."""
         self._delay = self.FIRST
+
+
+class Seldom:
+    """Allows something once in `seconds`."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._last = -math.inf
+
+    @property
+    def due(self) -> bool:
+        """Whether it may be done now."""
+        return self._clock() - self._last >= self._seconds
+
+    def done(self) -> None:
+        """Notes that it was done."""
+        self._last = self._clock()

@@ -103,19 +103,17 @@ class _Cursor:
             self._more(len(self._text) - self._at)
 
     def _more(self, wanted: int) -> None:
-        """Reads on for at least `wanted` characters, and forgets what lies behind."""
-        parts = [self._text[self._at :]]
-        self._at = 0
-        have = 0
-        while have <= wanted:
+        """Reads on for at least `wanted` bytes, and forgets what lies behind."""
+        arrived = bytearray()
+        while len(arrived) <= wanted:
             chunk = next(self._chunks, None)
             if chunk is None:
-                if not have:
+                if not arrived:
                     raise BrokenList("the list breaks off")
                 break
-            try:
-                parts.append(self._utf8.decode(chunk))
-            except UnicodeDecodeError:
-                raise BrokenList("no UTF-8") from None
-            have += len(parts[-1])
-        self._text = "".join(parts)
+            arrived += chunk
+        try:
+            self._text = self._text[self._at :] + self._utf8.decode(arrived)
+        except UnicodeDecodeError:
+            raise BrokenList("no UTF-8") from None
+        self._at = 0

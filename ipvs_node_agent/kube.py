@@ -6,8 +6,10 @@ files. What a response means is `watch`'s business.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from ipvs_node_agent import __version__
+from ipvs_node_agent.answer import Answer, Superseded
 from ipvs_node_agent.errors import AgentError, RefusedError, one_line
 from ipvs_node_agent.kubeconfig import Credentials, load_credentials
 from ipvs_node_agent.kubeconfigfile import fingerprint
@@ -30,18 +33,22 @@ _CONNECT_TIMEOUT = 10.0
 _LOOK_TIMEOUT = 2.0
 _USER_AGENT = f"ipvs-node-agent/{__version__}"
 _MAX_STATUS_BYTES = 64 << 10
+# A server may ask for a pause, but not for hours of silence.
+_MAX_RETRY_AFTER = 60.0
+_BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
 class ApiError(RefusedError):
-    """The API server could not be reached (`status` 0), or answered with an error status."""
+    """The API server could not be reached (`status` 0), or answered with an error status.
 
-    def __init__(self, what: str, why: str, hint: str = "", status: int = 0) -> None:
+    `retry_after` are the seconds that it wants to be left alone for, a minute at most.
+    """
+
+    def __init__(
+        self, what: str, why: str, hint: str = "", status: int = 0, retry_after: float = 0.0
+    ) -> None:
         super().__init__(what, why, hint)
-        self.status = status
-
-
-class Superseded(Exception):
-    """The request was ended by us, since the credentials it was made with have been replaced."""
+        self.status, self.retry_after = status, retry_after
 
 
 class Api:
@@ -57,7 +64,7 @@ class Api:
         self._failed: AgentError | None = None
         # The last warning about credentials, which are read again at every rotation.
         self._warned = ""
-        self._open: set[urllib3.HTTPResponse] = set()
+        self._open: set[Answer] = set()
         # Counts the times that everything under way was ended.
         self._ended = 0
 
@@ -123,11 +130,11 @@ class Api:
 
     def get(
         self, path: str, parameters: Mapping[str, str], doing: str, read_timeout: float
-    ) -> AbstractContextManager[urllib3.HTTPResponse]:
-        """The response to a GET, its body still to be streamed. Raises ApiError.
+    ) -> AbstractContextManager[Answer]:
+        """The answer to a GET, its body still to be read. Raises ApiError.
 
         `doing` says what the request is for, such as "list services", in messages. The answer has
-        to begin within `read_timeout`, and no pause in it may be longer; see `be_patient`.
+        to begin within `read_timeout`, and no pause in it may be longer; see `Answer.be_patient`.
         """
         target = path + (f"?{urlencode(parameters)}" if parameters else "")
         return self._request("GET", target, None, doing, read_timeout)
@@ -144,7 +151,7 @@ class Api:
     @contextmanager
     def _request(
         self, method: str, target: str, body: bytes | None, doing: str, read_timeout: float
-    ) -> Iterator[urllib3.HTTPResponse]:
+    ) -> Iterator[Answer]:
         ended = self._ended
         credentials = self.credentials()
         url = f"{credentials.server}{target}"
@@ -173,8 +180,9 @@ class Api:
             # Not what for: whatever else is asked of it meanwhile fails for the same reason.
             why = reason(error)
             raise ApiError(what, f"cannot be reached: {why}", _way_hint(why)) from None
+        answer = Answer(response)
         with self._lock:
-            self._open.add(response)
+            self._open.add(answer)
             superseded = self._ended != ended
         try:
             if superseded:
@@ -183,16 +191,16 @@ class Api:
                 self._forget(credentials)
             if response.status not in (200, 201):
                 raise _refusal(what, doing, response, credentials)
-            yield response
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            if response not in self._open:
+            yield answer
+        except _BROKEN as error:
+            if answer.ended:
                 raise Superseded from None
             raise ApiError(what, f"the connection broke: {reason(error)}") from None
         finally:
             with self._lock:
-                self._open.discard(response)
+                self._open.discard(answer)
             # Half-read, it must not serve another request with older credentials.
-            response.close()
+            answer.close()
 
     def _forget(self, credentials: Credentials) -> None:
         """Has the program that made them asked again."""
@@ -221,23 +229,9 @@ class Api:
         """Ends the open responses, from whichever thread reads them."""
         with self._lock:
             self._ended += 1
-            responses, self._open = self._open, set()
-        for response in responses:
-            connection = getattr(response, "connection", None)
-            sock = getattr(connection, "sock", None)
-            if sock is not None:
-                try:
-                    # The plain method: TLS's own would change the object under its reader's feet.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
-                except OSError:
-                    pass  # It has just ended by itself.
-
-
-def be_patient(response: urllib3.HTTPResponse, seconds: float) -> None:
-    """Lets the rest of a response pause for up to `seconds`."""
-    sock = getattr(getattr(response, "connection", None), "sock", None)
-    if sock is not None:
-        sock.settimeout(seconds)
+            answers, self._open = self._open, set()
+        for answer in answers:
+            answer.end()
 
 
 def reason(error: BaseException) -> str:
@@ -274,11 +268,21 @@ def _refusal(
     try:
         body = json.loads(response.read(_MAX_STATUS_BYTES, decode_content=False))
         message = body.get("message") if isinstance(body, dict) else None
-    except (ValueError, RecursionError, urllib3.exceptions.HTTPError, OSError):
+    except (ValueError, RecursionError, *_BROKEN):
         message = None
     status = f"{response.status} {response.reason or ''}".strip()
     why = f"refused to {doing}: {status}" + (f": {message}" if isinstance(message, str) else "")
-    return ApiError(what, why, _hint(response.status, doing, credentials), response.status)
+    hint = _hint(response.status, doing, credentials)
+    return ApiError(what, why, hint, response.status, _retry_after(response))
+
+
+def _retry_after(response: urllib3.HTTPResponse) -> float:
+    """The seconds that a busy server asks to be left alone for; 0 where it names none."""
+    asked = response.headers.get("Retry-After", "")
+    # A date, which may stand there too, would need clocks that agree.
+    if response.status not in (429, 503) or not re.fullmatch("[0-9]+", asked):
+        return 0.0
+    return min(float(asked), _MAX_RETRY_AFTER)
 
 
 def _hint(status: int, doing: str, credentials: Credentials) -> str:

@@ -20,6 +20,7 @@ import urllib3
 from urllib3.util.ssl_ import create_urllib3_context
 
 from ipvs_node_agent import urls
+from ipvs_node_agent.answer import POOL_CLASSES
 from ipvs_node_agent.kubeconfigreader import File, Reader, Settings, refused
 
 _NODE_USER = "system:node:"
@@ -93,11 +94,13 @@ def _pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
     }
     if settings.server_name:
         options["server_hostname"] = settings.server_name
-    if not settings.proxy:
-        return urllib3.PoolManager(**options)
-    authorization = settings.proxy_authorization
-    headers = {"proxy-authorization": authorization} if authorization else None
-    return urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
+    pool = urllib3.PoolManager(**options)
+    if settings.proxy:
+        authorization = settings.proxy_authorization
+        headers = {"proxy-authorization": authorization} if authorization else None
+        pool = urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
+    pool.pool_classes_by_scheme = POOL_CLASSES
+    return pool
 
 
 def _warning(settings: Settings) -> str:

@@ -2,7 +2,8 @@
 
 A `Follower` hands every change to `emit` as an event. What it guarantees: no event before the first
 whole list; a list replaces everything before it; nothing that the server does or fails to do ends
-it or takes a known object away, except that the server says so.
+it or takes a known object away, except that the server says so; and nothing that the server does
+makes it ask more often than its back-off and a few attempts out of turn allow.
 
 Where the server has streaming lists, list and watch are one request. What a server refuses, since
 it is too old for it, is not asked for again.
@@ -17,15 +18,43 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable
 
-from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.answer import Answer, Superseded
+from ipvs_node_agent.backoff import Backoff, Seldom
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.events import (
+    RESTART_REASONS,
+    Changed,
+    Deleted,
+    Event,
+    Listed,
+    Recovered,
+    Resource,
+    Restarted,
+    Skipped,
+    Trouble,
+)
 from ipvs_node_agent.jsonlist import BrokenList, read_list
-from ipvs_node_agent.kube import Api, ApiError, Superseded, be_patient
+from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.model import UnknownObject, object_key, shown
+from ipvs_node_agent.outcome import Ending, Outcome, Pace, Told, Version, failed
 from ipvs_node_agent.watchlines import BrokenStream, Gone, Line, read_lines, version_in
+
+__all__ = [
+    "RESTART_REASONS",
+    "Changed",
+    "Deleted",
+    "Event",
+    "Follower",
+    "Listed",
+    "Recovered",
+    "Resource",
+    "Restarted",
+    "Skipped",
+    "Trouble",
+    "list_all",
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,104 +64,14 @@ _READ_SLACK = 30.0
 _LIST_READ_TIMEOUT = 60.0
 # A server begins the answer to a watch at once, whether there is an event or not.
 _WATCH_BEGIN_TIMEOUT = 30.0
-_CHUNK = 64 << 10
-# A watch that lived that long ended normally, and is resumed at once.
-_HEALTHY_SECONDS = 5.0
+# An answer that went on for that long worked: its end says nothing of the next.
+_LIVED_SECONDS = 5.0
 # So often a watch may break at the same version before the version itself is given up.
 _BREAKS_BEFORE_LIST = 3
-# What a watch may fail with for as long as it likes: a list would fail alike, or do harm (429).
-_MAY_PASS = (0, 401, 403, 429, 503)
 # So often a server that nobody is to be reached at is looked for, spread over the nodes.
 _LOOK_SECONDS = (1.5, 3.0)
 
 _STREAMED_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-
-
-@dataclass(frozen=True)
-class Resource:
-    """What to list and watch. `read` makes a value of a raw object, or raises UnknownObject.
-
-    `selector` gives the request's selectors; it is asked each time, and may raise AgentError.
-    `sparing` are further ones, for what `read` would make nothing of: a server that does not know
-    them is asked without. `streamed` says that there is enough of it for a streaming list.
-    """
-
-    name: str
-    path: str
-    kind: str
-    read: Callable[[Any], Any]
-    selector: Callable[[], Mapping[str, str]]
-    sparing: Mapping[str, str] = field(default_factory=dict)
-    streamed: bool = False
-
-
-class Listed(NamedTuple):
-    """Everything there is of a resource, at one moment. `arrived` is monotonic, as everywhere."""
-
-    resource: str
-    items: tuple[Any, ...]
-    arrived: float
-
-
-class Changed(NamedTuple):
-    """An object was made or changed."""
-
-    resource: str
-    item: Any
-    arrived: float
-
-
-class Deleted(NamedTuple):
-    """An object is gone."""
-
-    resource: str
-    key: str
-    arrived: float
-
-
-class Skipped(NamedTuple):
-    """Something in the stream was no such object; it was passed over."""
-
-    resource: str
-    text: str
-
-
-class Trouble(NamedTuple):
-    """The resource cannot be followed right now."""
-
-    resource: str
-    error: AgentError
-
-
-class Recovered(NamedTuple):
-    """The resource is being followed."""
-
-    resource: str
-
-
-class Restarted(NamedTuple):
-    """A watch, or the attempt at one, has ended, and there will be another. See RESTART_REASONS."""
-
-    resource: str
-    reason: str
-
-
-Event = Union[Listed, Changed, Deleted, Skipped, Trouble, Recovered, Restarted]
-
-# Why a watch ended, one word each, for counting.
-RESTART_REASONS = {
-    "Ended": "the server ended it in time",
-    "Expired": "the server no longer knows the version to go on from",
-    "Unreadable": "the stream could not be read on",
-    "Unreachable": "the server could not be reached, or the connection broke",
-    "Refused": "the server refused it",
-    "CredentialsChanged": "the credentials it was made with were replaced",
-    "NoCredentials": "there are no credentials that can be used",
-}
-
-
-class _OtherWay(Exception):
-    """The server does not know this way of asking; there is another one."""
 
 
 def list_all(
@@ -142,6 +81,7 @@ def list_all(
     emit: Callable[[Event], None],
     sparing: Mapping[str, str] | None = None,
     read_timeout: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Lists `resource` once, emits it as `Listed`, and gives the version to watch from.
 
@@ -160,20 +100,23 @@ def list_all(
     if version:
         parameters["resourceVersion"] = version
     doing = f"list {resource.name}"
-    with api.get(resource.path, parameters, doing, read_timeout or _LIST_READ_TIMEOUT) as response:
+    with api.get(resource.path, parameters, doing, read_timeout or _LIST_READ_TIMEOUT) as answer:
         try:
-            metadata = read_list(response.stream(_CHUNK, decode_content=False), found)
+            metadata = read_list(answer.pieces(), found)
         except BrokenList as error:
             raise ApiError("API server", f"cannot {doing}: {error}") from None
     listed = version_in(metadata)
     if not listed:
         raise ApiError("API server", f"cannot {doing}: the list has no resourceVersion")
-    emit(Listed(resource.name, tuple(items), time.monotonic()))
+    emit(Listed(resource.name, tuple(items), clock()))
     return listed
 
 
 class Follower:
-    """Follows one resource in the thread that calls `run`."""
+    """Follows one resource in the thread that calls `run`.
+
+    Time, chance and what it waits for may be handed in; `event` makes a threading.Event.
+    """
 
     def __init__(
         self,
@@ -182,19 +125,26 @@ class Follower:
         emit: Callable[[Event], None],
         stopped: threading.Event,
         backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+        event: Callable[[], threading.Event] = threading.Event,
     ) -> None:
         self._api, self._resource, self._emit, self._stopped = api, resource, emit, stopped
         self.name = resource.name
-        self._backoff = backoff or Backoff()
+        self._clock, self._chance = clock, chance
+        self._backoff = backoff or Backoff(clock, chance)
+        self._pace = Pace(self._backoff, clock)
         # Set by `hurry`: the next attempt need not wait any longer.
-        self._hurry = threading.Event()
-        self._hurried = -Backoff.CAP
+        self._hurry = event()
+        # Followers whose watches never last would otherwise hurry each other on without end, and a
+        # server that comes and goes would have all of its nodes come each time.
+        self._hurries, self._looks = Seldom(Backoff.CAP, clock), Seldom(Backoff.CAP, clock)
         # The version to watch from; empty means that a list has to come first.
         self._version = ""
         # The first list may come from the server's cache; one after 410 must not (client-go).
         self._list_from = "0"
+        # How often the version was doubted.
         self._breaks = 0
-        self._listed = -_HEALTHY_SECONDS
         # When the server began to answer the present watch.
         self._begun = math.inf
         # What this server is asked for: less, once it has refused something.
@@ -212,93 +162,103 @@ class Follower:
             self._hurry.clear()
             if self._stopped.is_set():
                 return
-            started, before = time.monotonic(), self._version
-            failed, away, self._begun = True, False, math.inf
-            try:
-                if self._version:
-                    self._watch()
-                elif self._streamed:
-                    self._stream()
-                else:
-                    self._list()
-                failed = False
-                if before or self._streamed:
-                    self._restarted("Ended")
-            except Gone:
-                self._restarted("Expired")
-                self._version = self._list_from = ""
-                if started - self._listed > _HEALTHY_SECONDS:
-                    continue
-            except _OtherWay:
-                continue
-            except Superseded:
-                self._restarted("CredentialsChanged")
-                continue
-            except BrokenStream as error:
-                self._restarted("Unreadable")
-                self._count_break()
-                # Once is what a restart of the server looks like; only what lasts is worth a word.
-                if not self._version:
-                    self._trouble(AgentError("API server", f"{self._resource.name}: {error}"))
-            except AgentError as error:
-                self._trouble(error)
-                away = isinstance(error, ApiError) and error.status == 0
-                asked = "Unreachable" if away else "Refused"
-                self._restarted(asked if isinstance(error, ApiError) else "NoCredentials")
-                if self._version and getattr(error, "status", 0) not in _MAY_PASS:
-                    self._count_break()
-            if self._version and self._version != before:
+            before = self._version
+            outcome = self._attempt()
+            if self._version != before:
                 self._breaks = 0
-            elif not self._lived(failed, started):
-                self._wait(self._backoff.next(), away)
+            self._heed(outcome)
+            self._wait(self._pace.after(outcome), outcome)
 
-    def _lived(self, failed: bool, started: float) -> bool:
-        """Whether what has just ended worked for a while: then its end says nothing of the next."""
-        # The start alone, where it did not end by a failure: a list may take its time.
-        since = self._begun if failed else started
-        return time.monotonic() - since >= _HEALTHY_SECONDS
+    def _attempt(self) -> Outcome:
+        self._begun = math.inf
+        error: AgentError | None = None
+        try:
+            ending = self._ask()
+        except Superseded:
+            ending = Ending.SUPERSEDED
+        except Gone:
+            ending = Ending.EXPIRED
+        except BrokenStream as broken:
+            ending = Ending.UNREADABLE
+            error = AgentError("API server", f"{self._resource.name}: {broken}")
+        except AgentError as refused:
+            ending = Ending.OTHER_WAY if self._gave_up(refused) else failed(refused)
+            error = refused
+        return Outcome(ending, error, self._clock() - self._begun >= _LIVED_SECONDS)
 
-    def _trouble(self, error: AgentError) -> None:
-        self._emit(Trouble(self._resource.name, error))
+    def _ask(self) -> Ending:
+        if self._version:
+            return self._watch()
+        return self._stream() if self._streamed else self._list()
 
-    def _restarted(self, reason: str) -> None:
-        self._emit(Restarted(self._resource.name, reason))
+    def _gave_up(self, error: AgentError) -> bool:
+        """Whether a way of asking was given up, as the server does not know it."""
+        status = error.status if isinstance(error, ApiError) else 0
+        if status == 422 and self._streamed and not self._version:
+            self._streamed = False
+        elif status == 400 and self._sparing:
+            self._sparing = {}
+        else:
+            return False
+        log.debug("asking for the %s in another way: %s", self._resource.name, error)
+        return True
 
-    def _wait(self, seconds: float, away: bool) -> None:
-        end = time.monotonic() + seconds
+    def _heed(self, outcome: Outcome) -> None:
+        """Tells of `outcome`, and gives the version up where it has to go."""
+        reason, told, version, _ = outcome.follows
+        self._breaks += version is Version.DOUBTED and self._version != ""
+        if version is Version.DROPPED or self._breaks >= _BREAKS_BEFORE_LIST:
+            # Something behind this version cannot be read; a list goes around it.
+            self._version, self._list_from, self._breaks = "", "", 0
+        always = told is Told.ALWAYS or (told is Told.WITHOUT_VERSION and not self._version)
+        if outcome.error is not None and always:
+            self._emit(Trouble(self._resource.name, outcome.error))
+        if reason:
+            self._emit(Restarted(self._resource.name, reason))
+
+    def _wait(self, seconds: float, outcome: Outcome) -> None:
+        end = self._clock() + seconds
+        # Nothing but the end of everything may cut short what the server asked for.
+        if outcome.least and self._stopped.wait(outcome.least):
+            return
         # Where nobody answers at all, looking again is cheap for both sides, and a server that is
         # back is not left alone for the rest of a long wait.
-        away = away and not self._api.answers()
-        # Followers whose watches never last would otherwise hurry each other on without end.
-        may_hurry = time.monotonic() - self._hurried >= Backoff.CAP
-        woken = self._hurry if may_hurry else self._stopped
-        while time.monotonic() < end:
-            look = random.uniform(*_LOOK_SECONDS) if away else seconds  # noqa: S311
-            if woken.wait(max(0.0, min(look, end - time.monotonic()))):
-                if may_hurry:
-                    self._hurried = time.monotonic()
+        away = outcome.ending is Ending.UNREACHABLE and seconds > 0 and not self._api.answers()
+        woken = self._hurry if self._hurries.due else self._stopped
+        while (left := end - self._clock()) > 0:
+            if woken.wait(min(self._between(_LOOK_SECONDS), left) if away else left):
+                self._hurries.done()
                 return
-            if away and self._api.answers():
+            if away and self._looks.due and self._api.answers():
+                self._looks.done()
                 self._backoff.reset()
                 return
 
-    def _list(self) -> None:
-        with self._otherwise():
-            self._version = list_all(
-                self._api, self._resource, self._list_from, self._emit, self._sparing
-            )
-        self._listed_all()
+    def _between(self, bounds: tuple[float, float]) -> float:
+        first, last = bounds
+        return first + (last - first) * self._chance()
 
-    def _listed_all(self) -> None:
+    def _list(self) -> Ending:
+        self._version = list_all(
+            self._api,
+            self._resource,
+            self._list_from,
+            self._emit,
+            self._sparing,
+            clock=self._clock,
+        )
+        self._listed()
+        return Ending.LISTED
+
+    def _listed(self) -> None:
         self._list_from = "0"
-        self._listed = time.monotonic()
         self._emit(Recovered(self._resource.name))
 
-    def _stream(self) -> None:
+    def _stream(self) -> Ending:
         """A list that goes on as a watch (KEP-3157)."""
         doing = f"list {self._resource.name}"
-        with self._open(_STREAMED_LIST, doing, _LIST_READ_TIMEOUT) as (response, patience):
-            lines = read_lines(response, f"streaming list of {self._resource.name}")
+        with self._open(_STREAMED_LIST, doing, _LIST_READ_TIMEOUT) as (answer, patience):
+            lines = read_lines(answer.pieces(), f"streaming list of {self._resource.name}")
             # What does not come to its end once may never do, and a plain list always works.
             self._streamed = False
             try:
@@ -306,13 +266,13 @@ class Follower:
             except ApiError as error:
                 # Servers with an etcd before 3.4.31 or 3.5.13 say so in a stream that has begun.
                 log.debug("listing %s without streaming: %s", self._resource.name, error)
-                raise _OtherWay from None
+                return Ending.OTHER_WAY
             self._streamed = True
-            self._emit(Listed(self._resource.name, items, time.monotonic()))
+            self._emit(Listed(self._resource.name, items, self._clock()))
             self._version = version
-            self._listed_all()
-            be_patient(response, patience)
-            self._follow(lines)
+            self._listed()
+            answer.be_patient(patience)
+            return self._follow(lines)
 
     def _initial(self, lines: Iterator[Line]) -> tuple[tuple[Any, ...], str]:
         """All objects that there are, and the version of that moment."""
@@ -320,32 +280,29 @@ class Follower:
         for line in lines:
             if line.ends_initial_events and line.version:
                 return tuple(items.values()), line.version
-            if line.kind == "BOOKMARK":
-                continue
-            try:
-                key = object_key(line.raw, self._resource.kind)
-                if line.kind == "DELETED":
-                    items.pop(key, None)
-                else:
-                    items[key] = self._resource.read(line.raw)
-            except UnknownObject as error:
-                self._skip(error)
+            told = self._read(line)
+            if isinstance(told, Changed):
+                items[object_key(line.raw, self._resource.kind)] = told.item
+            elif isinstance(told, Deleted):
+                items.pop(told.key, None)
+            elif told is not None:
+                self._emit(told)
         raise ApiError("API server", "the streaming list has no end")
 
-    def _watch(self) -> None:
+    def _watch(self) -> Ending:
         doing = f"watch {self._resource.name}"
         at = {"resourceVersion": self._version}
-        with self._open(at, doing, _WATCH_BEGIN_TIMEOUT) as (response, patience):
+        with self._open(at, doing, _WATCH_BEGIN_TIMEOUT) as (answer, patience):
             self._emit(Recovered(self._resource.name))
-            be_patient(response, patience)
-            self._follow(read_lines(response, f"watch of {self._resource.name}"))
+            answer.be_patient(patience)
+            return self._follow(read_lines(answer.pieces(), f"watch of {self._resource.name}"))
 
     @contextmanager
     def _open(
         self, how: Mapping[str, str], doing: str, begin_timeout: float
-    ) -> Iterator[tuple[Any, float]]:
+    ) -> Iterator[tuple[Answer, float]]:
         """A watch, and how long it may be silent before it counts as dead."""
-        seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311  (spreads load, hides nothing)
+        seconds = int(self._between(_WATCH_SECONDS))
         parameters = {
             **self._sparing,
             **self._resource.selector(),
@@ -354,53 +311,30 @@ class Follower:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
         }
-        path = self._resource.path
-        with self._otherwise(), self._api.get(path, parameters, doing, begin_timeout) as response:
-            self._begun = time.monotonic()
+        with self._api.get(self._resource.path, parameters, doing, begin_timeout) as answer:
+            self._begun = self._clock()
             # The server ends the watch in time; if not even that is heard, the connection is dead.
-            yield response, seconds + _READ_SLACK
+            yield answer, seconds + _READ_SLACK
 
-    @contextmanager
-    def _otherwise(self) -> Iterator[None]:
-        """Turns a server's refusal of what it does not know into _OtherWay, and 410 into Gone."""
-        try:
-            yield
-        except ApiError as error:
-            if error.status == 410:
-                raise Gone from None
-            if error.status == 422 and not self._version and self._streamed:
-                self._streamed = False
-            elif error.status == 400 and self._sparing:
-                self._sparing = {}
-            else:
-                raise
-            log.debug("asking for the %s in another way: %s", self._resource.name, error)
-            raise _OtherWay from None
-
-    def _follow(self, lines: Iterator[Line]) -> None:
+    def _follow(self, lines: Iterator[Line]) -> Ending:
         for line in lines:
-            self._take(line, time.monotonic())
+            told = self._read(line)
+            if told is not None:
+                self._emit(told)
             if line.version:
                 self._version = line.version
+        return Ending.ENDED
 
-    def _take(self, line: Line, arrived: float) -> None:
-        name = self._resource.name
+    def _read(self, line: Line) -> Changed | Deleted | Skipped | None:
+        """What has just arrived with `line`; None where it tells of no object."""
+        name, arrived = self._resource.name, self._clock()
         try:
             if line.kind in ("ADDED", "MODIFIED"):
-                self._emit(Changed(name, self._resource.read(line.raw), arrived))
-            elif line.kind == "DELETED":
-                key = object_key(line.raw, self._resource.kind)
-                self._emit(Deleted(name, key, arrived))
-            elif line.kind != "BOOKMARK":
-                raise UnknownObject(f"an event of the unknown type {shown(line.kind)}")
+                return Changed(name, self._resource.read(line.raw), arrived)
+            if line.kind == "DELETED":
+                return Deleted(name, object_key(line.raw, self._resource.kind), arrived)
+            if line.kind == "BOOKMARK":
+                return None
+            raise UnknownObject(f"an event of the unknown type {shown(line.kind)}")
         except UnknownObject as error:
-            self._skip(error)
-
-    def _skip(self, error: UnknownObject) -> None:
-        self._emit(Skipped(self._resource.name, str(error)))
-
-    def _count_break(self) -> None:
-        self._breaks += 1
-        if self._breaks >= _BREAKS_BEFORE_LIST:
-            # Something behind this version cannot be read; a list goes around it.
-            self._version, self._list_from, self._breaks = "", "", 0
+            return Skipped(name, str(error))

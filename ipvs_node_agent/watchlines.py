@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ipvs_node_agent.kube import ApiError
 from ipvs_node_agent.model import shown
 
-_CHUNK = 64 << 10
 _MAX_LINE_BYTES = 32 << 20
 # Servers use decimal numbers of up to twenty digits, and promise no more than that it is text.
 _MAX_VERSION = 128
@@ -60,25 +59,27 @@ def version_in(metadata: Any) -> str:
     return version if version.isascii() and version.isprintable() else ""
 
 
-def read_lines(response: Any, doing: str) -> Iterator[Line]:
-    """The events of a watch's response, as they arrive.
+def read_lines(pieces: Iterable[bytes], doing: str) -> Iterator[Line]:
+    """The events in a watch's body, each as soon as its last piece has arrived.
 
     Raises BrokenStream, and for an ERROR event Gone or ApiError, which says what it was `doing`.
     """
-    rest = b""
-    for chunk in response.stream(_CHUNK, decode_content=False):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
+    line = bytearray()
+    for piece in pieces:
+        first, *more = piece.split(b"\n")
+        line += first
+        for start in more:
             if line.strip():
                 yield _parsed(line, doing)
-        if len(rest) > _MAX_LINE_BYTES:
+            line = bytearray(start)
+        if len(line) > _MAX_LINE_BYTES:
             raise BrokenStream("a line that is too long")
-    if rest.strip():
+    if line.strip():
         # The server was cut off in the middle of an event; it comes again with the next watch.
         raise BrokenStream("the stream broke off within an event")
 
 
-def _parsed(line: bytes, doing: str) -> Line:
+def _parsed(line: bytearray, doing: str) -> Line:
     try:
         event = json.loads(line)
         kind, raw = event["type"], event["object"]
@@ -96,4 +97,5 @@ def _raise_status(status: Any, doing: str) -> None:
         raise Gone
     said = message if isinstance(message, str) else shown(message)
     text = f"ended the {doing}: {shown(code)} {said}"
-    raise ApiError("API server", text, "", code if isinstance(code, int) else 500)
+    known = isinstance(code, int) and 400 <= code < 600
+    raise ApiError("API server", text, "", code if known else 500)

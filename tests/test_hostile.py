@@ -8,8 +8,10 @@ test_properties.py.
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,6 @@ from typing import Any, Callable
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,21 +155,33 @@ class Answer:
     """A response as urllib3 gives one; what it is not asked for here is missing."""
 
     reason = "Whatever"
-    connection = None
+    length = None
 
     def __init__(self, status: int, pieces: Pieces, breaks: bool) -> None:
-        self.status, self._pieces, self._breaks = status, pieces, breaks
+        self.status, self._pieces, self._breaks = status, [*pieces], breaks
+        self.headers: dict[str, str] = {}
+        self.sock = socket.socket()
+        # In urllib3's response is http.client's.
+        self._original_response = self
 
-    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
-        yield from self._pieces
+    def read1(self, _: int) -> bytes:
+        while self._pieces:
+            piece = self._pieces.pop(0)
+            # A real one has no empty pieces.
+            if piece:
+                return piece
         if self._breaks:
-            raise urllib3.exceptions.ProtocolError("Connection broken: IncompleteRead")
+            raise http.client.IncompleteRead(b"")
+        return b""
 
     def read(self, amount: int, **_: Any) -> bytes:
         return b"".join(self._pieces)[:amount]
 
-    def close(self) -> None:
+    def release_conn(self) -> None:
         pass
+
+    def close(self) -> None:
+        self.sock.close()
 
 
 class Wire:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ipvs_node_agent import jsonlist
 from ipvs_node_agent.jsonlist import BrokenList, read_list
+from tests.support.growth import grows_no_faster_than_linear
 
 
 def read(chunks: Iterable[bytes]) -> tuple[list[Any], Any]:
@@ -181,3 +183,34 @@ def test_the_errors_of_the_connection_are_passed_on() -> None:
 
     with pytest.raises(ConnectionResetError):
         read(chunks())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+@pytest.mark.parametrize(
+    "document",
+    [
+        lambda size: {"items": [{"a": "x" * size}]},
+        lambda size: {"items": [{"a": "é" * (size // 2)}]},
+        lambda size: {"items": [{"a": 1}] * (size // 8)},
+        lambda size: {"items": [{str(number): number for number in range(size // 15)}]},
+        lambda size: {"a" * size: "b", "items": []},
+    ],
+    ids=["a text", "no ASCII", "objects", "keys", "a key"],
+)
+def test_time_grows_with_the_size_alone(document: Any, chunk: int) -> None:
+    def work(size: int) -> None:
+        data = json.dumps(document(size), ensure_ascii=False).encode()
+        read(data[at : at + chunk] for at in range(0, len(data), chunk))
+
+    grows_no_faster_than_linear(work, 20_000)
+
+
+def test_tiny_pieces_take_no_more_memory_than_the_object_does() -> None:
+    data = json.dumps({"items": [{"a": "xy" * 100_000}]}).encode()
+    tracemalloc.start()
+    try:
+        read(data[at : at + 2] for at in range(0, len(data), 2))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * len(data)

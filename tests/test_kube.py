@@ -17,8 +17,9 @@ from typing import Any, Callable
 import pytest
 
 from ipvs_node_agent import kube
+from ipvs_node_agent.answer import Superseded
 from ipvs_node_agent.errors import AgentError, RefusedError
-from ipvs_node_agent.kube import Api, ApiError, Superseded
+from ipvs_node_agent.kube import Api, ApiError
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig, point_to
 
@@ -82,7 +83,7 @@ def get(
     """The whole body of a list or, as soon as it has ended, of a watch."""
     parameters = {**(selectors or {}), **({"watch": "true"} if watch else {})}
     with api.get(SERVICES, parameters, f"{'watch' if watch else 'list'} services", timeout) as got:
-        return bytes(got.read())
+        return b"".join(got.pieces())
 
 
 def failure(api: Api, **arguments: Any) -> ApiError:
@@ -234,6 +235,27 @@ def test_another_status_is_said_with_the_servers_own_reason(
     error = failure(api)
     assert error.status == status
     assert f"refused to list services: {status} " in error.why
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "seconds"),
+    [
+        *((status, b"7", 7.0) for status in (429, 503)),
+        (503, b"0", 0.0),
+        (503, b"60", 60.0),
+        # Nobody may silence the agent for hours.
+        *((429, asked, 60.0) for asked in (b"61", b"99999999999", b"9" * 5000)),
+        *((429, asked, 0.0) for asked in (b"", b"-1", b"1.5", b"soon", b"1e9", b"\xb2")),
+        (429, b"Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+        (500, b"7", 0.0),
+    ],
+)
+def test_a_busy_server_says_how_long_it_wants_to_be_left_alone(
+    status: int, asked: bytes, seconds: float, tmp_path: Path
+) -> None:
+    head = b"HTTP/1.1 %d Busy\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n" % (status, asked)
+    with answering(head) as url:
+        assert failure(plain(tmp_path, url)).retry_after == seconds
 
 
 def test_a_refused_connection_is_one_short_sentence(api: Api, server: ApiServer) -> None:

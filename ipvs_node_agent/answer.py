@@ -1,0 +1,96 @@
+"""An answer of the API server whose body still arrives, and the socket that it arrives by.
+
+http.client takes the socket from a connection that is to close behind its answer (`Connection:
+close`, HTTP/1.0), so that neither it nor urllib3 could say by which one the body comes. So the
+pools in `POOL_CLASSES` have connections whose responses keep it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+_CHUNK = 64 << 10
+
+
+class Superseded(Exception):
+    """The request was ended by us, since the credentials it was made with have been replaced."""
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.sock = sock
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+# For a PoolManager's `pool_classes_by_scheme`.
+POOL_CLASSES = {"http": _Pool, "https": _TlsPool}
+
+
+class Answer:
+    """A response of urllib3's that has begun, of a pool of `POOL_CLASSES`."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        # The same in all versions of urllib3, and the only way to read what is there (1.26).
+        self._body: Any = response._original_response
+        self.ended = False
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of the body, each handed on as soon as it is there, and none unpacked.
+
+        Raises Superseded after `end`, and OSError or http.client.HTTPException where it breaks.
+        """
+        while True:
+            piece = self._body.read1(_CHUNK)
+            if self.ended:
+                raise Superseded
+            if not piece:
+                break
+            yield piece
+        if self._body.length:
+            raise http.client.IncompleteRead(b"", self._body.length)
+        # Read to its end, its connection may serve another request.
+        self._body.close()
+        self._response.release_conn()
+
+    def be_patient(self, seconds: float) -> None:
+        """Lets the rest of the body pause for up to `seconds`."""
+        try:
+            self._body.sock.settimeout(seconds)
+        except OSError:
+            pass  # Nothing more comes: it is closed already.
+
+    def end(self) -> None:
+        """Ends it, from whichever thread, so that who reads it gets Superseded."""
+        self.ended = True
+        try:
+            # The plain method: TLS's own would change the object under its reader's feet.
+            socket.socket.shutdown(self._body.sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # It has just ended by itself.
+
+    def close(self) -> None:
+        """Gives the connection up, unless the body was read to its end."""
+        self._response.close()

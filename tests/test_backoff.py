@@ -1,0 +1,57 @@
+"""How long to wait, and what is done seldom at most."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipvs_node_agent.backoff import Backoff, Seldom
+from tests.support.clock import Clock
+
+
+def delays(backoff: Backoff, times: int) -> list[float]:
+    return [backoff.next() for _ in range(times)]
+
+
+def test_delays_double_up_to_half_a_minute() -> None:
+    backoff = Backoff(Clock(), chance=lambda: 0.0)
+    assert delays(backoff, 8) == [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+
+
+def test_jitter_at_most_doubles_a_delay() -> None:
+    backoff = Backoff(Clock(), chance=lambda: 1.0)
+    assert delays(backoff, 3) == [1.6, 3.2, 6.4]
+
+
+def test_jitter_spreads_the_delays() -> None:
+    firsts = [Backoff().next() for _ in range(200)]
+    assert all(0.8 <= delay <= 1.6 for delay in firsts)
+    assert max(firsts) - min(firsts) > 0.4
+
+
+@pytest.mark.parametrize(("quiet", "delay"), [(119.0, 3.2), (121.0, 0.8)])
+def test_delays_start_over_after_two_minutes_without_a_failure(quiet: float, delay: float) -> None:
+    clock = Clock()
+    backoff = Backoff(clock, chance=lambda: 0.0)
+    delays(backoff, 2)
+    clock.now += quiet
+    assert backoff.next() == delay
+
+
+def test_waiting_the_longest_delay_does_not_start_over() -> None:
+    clock = Clock()
+    backoff = Backoff(clock, chance=lambda: 1.0)
+    for _ in range(20):
+        clock.now += backoff.next()
+    assert backoff.next() == 60.0
+
+
+def test_seldom_is_once_in_a_while() -> None:
+    clock = Clock()
+    seldom = Seldom(30.0, clock)
+    assert seldom.due
+    seldom.done()
+    assert not seldom.due
+    clock.now += 29.9
+    assert not seldom.due
+    clock.now += 0.1
+    assert seldom.due
