@@ -4,14 +4,21 @@ A flow that connection tracking knows never meets a nat rule again, and a UDP cl
 sending from one port keeps its flow for ever. So where a rule is made, changed or removed, what is
 known of the flows that it is about has to go; kube-proxy does the same for its own. A flow that was
 right already only loses its entry, and gets the same one with its next packet.
+
+How many flows there are is up to whoever sends, and to look for them takes the kernel long. So it
+is done in a thread of its own, with one deletion for all flows of a rule, and within bounds; where
+they are reached, that is said.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Set as AbstractSet
+from typing import Callable, NamedTuple, Protocol
 
 from ipvs_node_agent.addresses import (
     Address,
@@ -34,6 +41,12 @@ _RULE = re.compile(
     r"(?:-p (?P<protocol>\w+) -m \w+ --dport (?P<port>\d+) )?"
     r'-m comment --comment "(?P<key>[^"]*)" .*-j DNAT '
 )
+# What one round may take: so many deletions and, with all of them, so many seconds.
+_MOST_DELETIONS, _PATIENCE, _TIME_LIMIT = 64, 20.0, 10.0
+# So many flows are kept in mind while a round goes on.
+_MOST_FLOWS = 1 << 16
+# So many addresses are looked for one by one.
+_FEW = 4
 _FLOW = re.compile(r"udp .*? src=(\S+) dst=(\S+) sport=\d+ dport=(\d+) ")
 
 
@@ -76,13 +89,24 @@ def _flows(rule: str) -> Flows | None:
     return Flows(found["key"], source, address, int(found["port"]) if found["port"] else None)
 
 
-def known_flows(
+class Deletion(NamedTuple):
+    """Entries that one command deletes: from `source` to `address`, to any UDP port or to one."""
+
+    source: str
+    address: Address
+    port: int | None
+
+
+def deletions(
     listing: str, wanted: Iterable[Flows], hosts: Iterable[Address]
-) -> Iterable[tuple[Flows, Address]]:
-    """Those of `wanted` that `listing`, of conntrack -L, has entries of, with their sources."""
-    by_address: dict[Address, list[Flows]] = {}
+) -> frozenset[Deletion]:
+    """What deletes those of `wanted` that `listing`, of conntrack -L, has entries of.
+
+    All pods of a pod CIDR are one source. `hosts` are the addresses of this host.
+    """
+    meant: dict[tuple[Address, int | None], list[Flows]] = {}
     for flows in wanted:
-        by_address.setdefault(flows.address, []).append(flows)
+        meant.setdefault((flows.address, flows.port), []).append(flows)
     local = frozenset(hosts)
     found = set()
     for line in listing.splitlines():
@@ -93,56 +117,110 @@ def known_flows(
             source, address = parse_address(entry[1]), parse_address(entry[2])
         except ValueError:
             continue
-        for flows in by_address.get(address, ()):
-            # The kernel takes an external IP on kube-ipvs0 as the source of what the host sends.
-            ours = (
-                source in local or source == address
-                if flows.source is None
-                else contains(flows.source, source)
-            )
-            if ours and flows.port in (None, int(entry[3])):
-                found.add((flows._replace(port=int(entry[3])), source))
-    return found
+        for port in (None, int(entry[3])):
+            for flows in meant.get((address, port), ()):
+                if flows.source is not None:
+                    if contains(flows.source, source):
+                        found.add(Deletion(show_network(flows.source), address, port))
+                # The kernel takes an IP on kube-ipvs0 as the source of what the host sends to it.
+                elif source in local or source == address:
+                    found.add(Deletion(show_address(source), address, port))
+    if len(found) > _MOST_DELETIONS:
+        # With the flows to other ports of the address, which get their entries back.
+        found = {deletion._replace(port=None) for deletion in found}
+    return frozenset(found)
 
 
 class Conntrack:
-    """The kernel's connection tracking, through the conntrack command."""
+    """The kernel's connection tracking, through the conntrack command, in the thread of `run`.
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
+    `launch` gives what starts commands; it is there only while there is something to do.
+    """
+
+    def __init__(
+        self, launch: Callable[[], Launcher], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._launch, self._clock = launch, clock
+        self._changed = threading.Condition()
+        self._wanted: dict[Family, set[Flows]] = {}
+        self._hosts: tuple[Address, ...] = ()
+        self._dropped = 0
+        self._stopped = False
         self._said = ""
 
     def forget(self, family: Family, flows: Iterable[Flows], hosts: Iterable[Address]) -> None:
-        """See `Forgetter`. What fails is said once, and leaves a flow where it was."""
-        try:
-            listing = self._run(family, "-L")
-            stale = {
-                (*_source(wanted, source), wanted.address, wanted.port)
-                for wanted, source in known_flows(listing, flows, hosts)
-            }
-            for option, value, address, port in stale:
-                to = ["--orig-dst", show_address(address), "--orig-port-dst", str(port)]
-                self._run(family, "-D", option, value, *to)
-            self._said = ""
-        except TableError as error:
-            if str(error) != self._said:
-                log.warning("UDP flows may go on as before a change of rules: %s", error)
-            self._said = str(error)
+        """See `Forgetter`; only takes note of it."""
+        with self._changed:
+            wanted = self._wanted.setdefault(family, set())
+            for each in flows:
+                if len(wanted) >= _MOST_FLOWS:
+                    self._dropped += 1
+                else:
+                    wanted.add(each)
+            self._hosts = tuple(hosts)
+            self._changed.notify()
 
-    def _run(self, family: Family, *arguments: str) -> str:
+    def run(self) -> None:
+        """Deletes what it is told to, until `stop`."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted or self._stopped)
+                if self._stopped:
+                    return
+            self.turn()
+
+    def stop(self) -> None:
+        """Has `run` end, soon."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def turn(self) -> None:
+        """Deletes what was noted. What fails is said once, and leaves a flow where it was."""
+        with self._changed:
+            wanted, self._wanted = self._wanted, {}
+            dropped, self._dropped = self._dropped, 0
+        fault = f"too many changes at once, {dropped} left" if dropped else ""
+        launcher = self._launch()
+        try:
+            for family, flows in wanted.items():
+                try:
+                    fault = self._delete(launcher, family, flows) or fault
+                except TableError as error:
+                    fault = str(error)
+        finally:
+            launcher.close()
+        if fault and fault != self._said:
+            log.warning("UDP flows may go on as before a change of rules: %s", fault)
+        self._said = fault
+
+    def _delete(self, launcher: Launcher, family: Family, flows: AbstractSet[Flows]) -> str:
+        """Deletes the entries of `flows`; gives what it had to leave. Raises TableError."""
+        end = self._clock() + _PATIENCE
+        # With few addresses the command picks the lines out, which are then few as well.
+        addresses = {each.address for each in flows}
+        picks = [["--orig-dst", show_address(address)] for address in addresses]
+        found: set[Deletion] = set()
+        for pick in picks if len(picks) <= _FEW else [[]]:
+            found |= deletions(self._command(launcher, family, "-L", *pick), flows, self._hosts)
+        left = sorted(found, key=str)
+        for count, deletion in enumerate(left):
+            if count >= _MOST_DELETIONS or self._clock() > end:
+                shown = show_address(deletion.address)
+                return f"gave up after {count} deletions, {len(left) - count} left, such as {shown}"
+            port = [] if deletion.port is None else ["--orig-port-dst", str(deletion.port)]
+            to = ["--orig-dst", show_address(deletion.address), *port]
+            self._command(launcher, family, "-D", "--orig-src", deletion.source, *to)
+        return ""
+
+    def _command(self, launcher: Launcher, family: Family, action: str, *arguments: str) -> str:
         name = {4: "ipv4", 6: "ipv6"}[family.version]
         return Command(
-            self._launcher,
+            launcher,
             "conntrack",
             # Options of a protocol come after it.
-            [arguments[0], "-f", name, "-p", "udp", *arguments[1:]],
+            [action, "-f", name, "-p", "udp", *arguments],
+            limit=_TIME_LIMIT,
             package="conntrack",
             good=(0, 1),  # 1 where there was nothing to delete.
         ).result()
-
-
-def _source(flows: Flows, source: Address) -> tuple[str, str]:
-    """One deletion for all pods of a pod CIDR, or for one address of the host."""
-    if flows.source is None:
-        return "--orig-src", show_address(source)
-    return "--orig-src", show_network(flows.source)

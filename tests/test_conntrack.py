@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from ipvs_node_agent.addresses import IPV4, parse_address, parse_network
-from ipvs_node_agent.conntrack import Conntrack, Flows, changed_flows, known_flows
+from ipvs_node_agent.addresses import IPV4, Family, parse_address, parse_network
+from ipvs_node_agent.conntrack import Conntrack, Deletion, Flows, changed_flows, deletions
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.ruleset import Change
 
@@ -54,39 +56,146 @@ def entry(source: str, port: int = 53, destination: str = "10.19.0.1") -> str:
     )
 
 
+PODS, HOST_IP = "10.240.2.128/25", "192.0.2.1"
+
+
 @pytest.mark.parametrize(
-    ("line", "wanted", "known"),
+    ("line", "wanted", "source"),
     [
-        (entry("10.240.2.130"), flows(True), True),
-        (entry("10.240.2.130", port=5353), flows(True), True),
-        (entry("10.240.2.130", port=5353), flows(True, 53), False),
+        (entry("10.240.2.130"), flows(True), PODS),
+        (entry("10.240.2.130", port=5353), flows(True), PODS),
+        (entry("10.240.2.130"), flows(True, 53), PODS),
+        (entry("10.240.2.130", port=5353), flows(True, 53), None),
         # Neither a pod of this node, nor this host: its flow never met our rules.
-        (entry("10.240.3.130"), flows(True), False),
-        (entry("192.0.2.7"), flows(False), False),
-        (entry("10.240.2.130"), flows(False), False),
-        (entry("192.0.2.1"), flows(False), True),
-        (entry("10.19.0.1"), flows(False), True),
-        (entry("10.240.2.130", destination="10.19.0.2"), flows(True), False),
-        ("udp      17 29 src=x dst=10.19.0.1 sport=1 dport=53 src=y", flows(True), False),
-        ("conntrack v1.4.7 (conntrack-tools): 1 flow entries have been shown.", flows(True), False),
+        (entry("10.240.3.130"), flows(True), None),
+        (entry("192.0.2.7"), flows(False), None),
+        (entry("10.240.2.130"), flows(False), None),
+        (entry(HOST_IP), flows(False), HOST_IP),
+        (entry("10.19.0.1"), flows(False), "10.19.0.1"),
+        (entry("10.240.2.130", destination="10.19.0.2"), flows(True), None),
+        ("udp      17 29 src=x dst=10.19.0.1 sport=1 dport=53 src=y", flows(True), None),
+        ("conntrack v1.4.7 (conntrack-tools): 1 flow entries have been shown.", flows(True), None),
     ],
 )
-def test_of_those_only_the_ones_from_pods_and_the_host_are_known(
-    line: str, wanted: Flows, known: bool
+def test_only_flows_from_pods_and_the_host_that_are_known_are_deleted(
+    line: str, wanted: Flows, source: str | None
 ) -> None:
-    found = known_flows(f"{line}\n", [wanted], [parse_address("192.0.2.1")])
-    assert bool(list(found)) == known
+    found = deletions(f"{line}\n", [wanted], [parse_address(HOST_IP)])
+    expected = {Deletion(source, EXTERNAL, wanted.port)} if source else set()
+    assert found == expected
+
+
+def test_all_flows_of_a_rule_are_one_deletion() -> None:
+    listing = "\n".join(entry(f"10.240.2.{130 + n % 100}", port=n) for n in range(1, 20_000))
+    assert deletions(listing, [flows(True)], []) == {Deletion(PODS, EXTERNAL, None)}
+
+
+def test_with_rules_for_many_ports_the_flows_to_an_address_are_one_deletion() -> None:
+    wanted = [flows(True, port) for port in range(1, 1000)]
+    listing = "\n".join(entry("10.240.2.130", port=port) for port in range(1, 1000))
+    assert deletions(listing, wanted, []) == {Deletion(PODS, EXTERNAL, None)}
+    few = "\n".join(entry("10.240.2.130", port=port) for port in (7, 9))
+    assert {each.port for each in deletions(few, wanted, [])} == {7, 9}
+
+
+# The thread
+
+
+class Kernel:
+    """Stands in for the conntrack command: what it lists, and what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, listing: str = "") -> None:
+        self.listing, self.now = listing, 0.0
+        self.asked: list[tuple[str, ...]] = []
+        self.slowness = 0.0
+        monkeypatch.setattr(Conntrack, "_command", self._command)
+        self.tracking = Conntrack(lambda: Launcher({}), lambda: self.now)
+
+    def _command(self, launcher: Launcher, family: Family, *arguments: str) -> str:
+        self.asked.append(arguments)
+        self.now += self.slowness
+        return self.listing if arguments[0] == "-L" else ""
+
+
+def of_sources(count: int) -> tuple[list[Flows], str]:
+    """Rules for so many pod CIDRs, and a flow of each."""
+    sources = [f"10.{number // 256}.{number % 256}" for number in range(count)]
+    wanted = [
+        Flows("default/dns", parse_network(f"{source}.0/24"), EXTERNAL, None) for source in sources
+    ]
+    return wanted, "\n".join(entry(f"{source}.9") for source in sources)
+
+
+def test_to_take_note_of_flows_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    kernel.tracking.forget(IPV4, [flows(True)], [])
+    assert kernel.asked == []
+
+
+def test_what_was_noted_meanwhile_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch, entry("10.240.2.130"))
+    for _ in range(50):
+        kernel.tracking.forget(IPV4, [flows(True)], [])
+    kernel.tracking.turn()
+    listing, deletion = kernel.asked
+    assert listing == ("-L", "--orig-dst", "10.19.0.1")
+    assert deletion == ("-D", "--orig-src", PODS, "--orig-dst", "10.19.0.1")
+
+
+def test_with_many_addresses_everything_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    wanted = [flows(True)._replace(address=EXTERNAL + number) for number in range(100)]
+    kernel.tracking.forget(IPV4, wanted, [])
+    kernel.tracking.turn()
+    assert kernel.asked == [("-L",)]
+
+
+@pytest.mark.parametrize(("slowness", "most"), [(0.0, 64), (5.0, 4)])
+def test_a_round_is_bounded_and_says_where_it_gave_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slowness: float, most: int
+) -> None:
+    wanted, listing = of_sources(200)
+    kernel = Kernel(monkeypatch, listing)
+    kernel.slowness = slowness
+    for _ in range(2):
+        kernel.tracking.forget(IPV4, wanted, [])
+        kernel.tracking.turn()
+    assert len(kernel.asked) == 2 * (1 + most)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"UDP flows may go on as before a change of rules: gave up after {most} deletions,"
+        f" {200 - most} left, such as 10.19.0.1"
+    ]
+
+
+def test_so_many_flows_are_kept_in_mind_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = Kernel(monkeypatch)
+    kernel.tracking.forget(IPV4, (flows(True, port) for port in range(70_000)), [])
+    kernel.tracking.turn()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("too many changes at once, 4464 left")
 
 
 def test_without_the_conntrack_command_it_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ipvs_node_agent.iptables._path", lambda _: None)
-    tracking = Conntrack(Launcher({}))
+    tracking = Conntrack(lambda: Launcher({}))
     for _ in range(3):
         tracking.forget(IPV4, [flows(True)], [])
+        tracking.turn()
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "UDP flows may go on as before a change of rules: conntrack: not found"
         " (apt install conntrack)"
     ]
+
+
+def test_its_thread_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    thread = threading.Thread(target=kernel.tracking.run)
+    thread.start()
+    kernel.tracking.stop()
+    thread.join(10)
+    assert not thread.is_alive()
