@@ -145,8 +145,8 @@ class Tree:
         others = {k: e for k, e in node.entries.items() if not self._holds(whole, k)}
         if own:
             # Chains for this address alone, which many share: only those that differ are written.
-            self._replace(node, len(path), own, whole, dict(entries))
             node.entries = others
+            self._replace(node, len(path), own, whole, dict(entries))
         else:
             node.entries = {**others, **entries}
         self._draw(node)
@@ -160,7 +160,7 @@ class Tree:
         if not root.loose:
             return
         spread = self._spread(root)
-        if len(spread) < 2 or self._common(spread) != root.prefix:
+        if len(spread) < 2 or self._common(spread) != root.prefix or not self._is_split(root):
             # Everything is elsewhere than before, and the first chain tells other bits apart.
             self.fill(self._gathered([root]))
         else:
@@ -192,10 +192,11 @@ class Tree:
         others = [child for child in node.children if child not in own]
         new = []
         if entries:
-            # The slot that the address has where nothing else is near: mostly that of `own`.
+            # The slot that the address has where nothing else is near: mostly that of `own`. What
+            # leads to a guest as well would leave its rules in two places.
             length = node.prefix.length + _STRIDE
-            for child in others:
-                shared = self._width - (child.prefix.start ^ whole.start).bit_length()
+            for start in (*(child.prefix.start for child in others), *node.entries):
+                shared = self._width - (start ^ whole.start).bit_length()
                 length = max(length, shared - shared % _STRIDE + _STRIDE)
             slot = self._cut(whole.start, min(length, self._bits))
             new = [self._build(slot, entries, depth)]
@@ -279,7 +280,16 @@ class Tree:
         if node.is_leaf:
             few = node.weight <= self._limit or len(node.entries) == 1
             return bool(node.entries) and few and node.prefix == slot
-        return node.weight > self._limit and node.prefix == self._common(self._spread(node))
+        return (
+            node.weight > self._limit
+            and node.prefix == self._common(self._spread(node))
+            and self._is_split(node)
+        )
+
+    def _is_split(self, node: _Node) -> bool:
+        """Whether each child of `node` has a part of what it tells apart, and none has it all."""
+        longer = node.prefix.length + _STRIDE
+        return all(child.prefix.length >= longer for child in node.children)
 
     def _spread(self, node: _Node) -> list[int]:
         """Numbers that share as many bits as all destinations below `node` do."""

@@ -316,6 +316,40 @@ def test_the_way_to_a_state_leaves_no_trace(
     assert planner.plan().ruleset.chains == chains(services, family, config)
 
 
+def tree_rules(found: Chain, top: str) -> list[str]:
+    """All rules below the chain `top`, whatever chain they are in."""
+    below = [rules for name, rules in found.items() if name == top or name.startswith(f"{top}-")]
+    return sorted(rule for rules in below for rule in rules if target(rule) not in found)
+
+
+def test_an_address_that_is_shared_and_not_again_and_again_has_its_rules_in_one_place() -> None:
+    """Few addresses, far and near, of few Services, so that all of them meet all the time."""
+    ends = ("0.1", "0.2", "0.3", "0.5", "0.6", "20.1")
+    ips = [*(f"10.19.{end}" for end in ends), "172.30.0.1", "11.1.1.1"]
+    config = replace(DEFAULTS, chains=Chains(services_per_chain=2))
+    chance = random.Random("shared")
+    for _ in range(60):
+        planner, services = Planner(config, NODE, IPV4), dict[str, Service]()
+        pool = chance.sample(ips, chance.choice((1, 2, len(ips), len(ips))))
+        for _ in range(40):
+            number = chance.randrange(5)
+            ports = [Port(chance.choice(("tcp", "udp")), chance.choice((53, 80, 443, 8080)))]
+            ports.append(Port("tcp", chance.randrange(1, 4)))
+            count = min(len(pool), chance.choice((1, 2, 3)))
+            wished = tuple(map(parse_address, chance.sample(pool, count)))
+            new = service(number, wished[0])._replace(
+                load_balancer_ips=wished, ports=tuple(dict.fromkeys(ports))
+            )
+            planner.replace(services.get(new.key), new)
+            services[new.key] = new
+            found, flat = planner.plan().ruleset.chains, chains(services, IPV4, FLAT)
+            for top in (PODS, HOST):
+                assert tree_rules(found, top) == sorted(flat[top])
+            if chance.random() < 0.3:
+                planner.settle()
+                assert planner.plan().ruleset.chains == chains(services, IPV4, config)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_one_change_writes_at_most_four_chains(name: str) -> None:
     """Made, moved, changed and deleted; in a family and with all that was there before."""
