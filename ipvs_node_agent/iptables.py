@@ -12,7 +12,7 @@ import os
 import re
 import select
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Callable, Protocol
@@ -43,16 +43,19 @@ _LOUD = 1 << 20
 _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 FOREIGN_HINT = "nft list ruleset shows what was made with nft in the table nat: move it to another"
+# What iptables-nft-save prints in place of a table with rules that only nft can show.
+_INCOMPATIBLE = re.compile(r"# Table .* is incompatible")
+_FIRST_RULE = re.compile(r"^(\[\d+:\d+\] )?-A ", re.MULTILINE)
 _PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
 _NOISE = re.compile(r"Try `|#|Error occurred at line")
-_LOCKED = "another program holds /run/xtables.lock"
+LOCKED_HINT = "another program holds /run/xtables.lock"
 
 
 class TableError(RefusedError):
     """A command of iptables failed.
 
     `line` is the line of the restore input that it blames, and `blamed` that line's text. With
-    `by_content` it ran, and refused what it was given.
+    `by_content` it ran, and refused what it was given; with `hung` it took too long and was killed.
     """
 
     def __init__(
@@ -62,15 +65,16 @@ class TableError(RefusedError):
         hint: str = "",
         line: int | None = None,
         by_content: bool = False,
+        hung: bool = False,
     ) -> None:
         super().__init__(what, why, hint)
-        self.line, self.by_content = line, by_content
+        self.line, self.by_content, self.hung = line, by_content, hung
         self.blamed = ""
 
     @property
     def locked(self) -> bool:
         """Whether nothing but somebody else's lock was in the way."""
-        return self.hint == _LOCKED
+        return self.hint == LOCKED_HINT
 
 
 class Table(Protocol):
@@ -126,7 +130,10 @@ class KernelTable:
         self._listen()
         self._touched = False
         self._digest = self._legacy_digest()
-        return Command(self._launcher, self._save, ["-t", "nat"]).result()
+        text = saved_table(self._launcher, self._save, "nat")
+        if self._monitor is not None:
+            self._monitor.knows(_chain_names(text))
+        return text
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
@@ -214,6 +221,41 @@ class KernelTable:
     def _concerns(self, chain: str) -> bool:
         return chain in BUILT_IN_CHAINS or self._owns(chain)
 
+    def close(self) -> None:
+        """Waits for the last restore, and listens no more; another table takes its place."""
+        self._finish()
+        self._stop_listening()
+
+
+def saved_table(launcher: Launcher, command: str, table: str, *options: str) -> str:
+    """What `command`, one of iptables-save's, prints of `table`; empty where there is none yet.
+
+    Its status alone proves nothing: of a table that it cannot show, iptables-nft-save prints a
+    comment and ends well. So either it prints the whole table, or nothing. Raises TableError.
+    """
+    text = Command(launcher, command, [*options, "-t", table]).result()
+    begin, end = _ends(text)
+    if any(_INCOMPATIBLE.match(line) for line in begin):
+        why = "holds what was made with nft, and iptables cannot use it"
+        raise TableError(command, why, FOREIGN_HINT)
+    if all(line.startswith("#") for line in begin if line):
+        return ""
+    if f"*{table}" not in begin or "COMMIT" not in end:
+        raise TableError(command, f"printed no whole table {table}")
+    return text
+
+
+def _ends(text: str) -> tuple[list[str], list[str]]:
+    """The lines of a saved table before its first rule, and its last ones."""
+    rule = _FIRST_RULE.search(text)
+    begin = text[: rule.start()] if rule else text
+    return begin.split("\n"), text[-_SHOWN_STDERR:].split("\n")
+
+
+def _chain_names(text: str) -> Iterator[str]:
+    """The names of all chains in a saved table."""
+    return (line[1:].partition(" ")[0] for line in _ends(text)[0] if line[:1] == ":")
+
 
 def detect_backend(launcher: Launcher) -> str | None:
     """The backend that the node's kubelet uses; None where it left no trace.
@@ -229,7 +271,7 @@ def detect_backend(launcher: Launcher) -> str | None:
             if _path(command) is None:
                 continue
             try:
-                text = Command(launcher, command, ["-t", "mangle"]).result()
+                text = saved_table(launcher, command, "mangle")
             except TableError:
                 if family is IPV4:
                     raise
@@ -317,7 +359,7 @@ class Command:
                 raise TableError(self._command, str(error)) from None
             if expired:
                 why = f"did not end within {self._limit:g} s and was killed"
-                raise TableError(self._command, why)
+                raise TableError(self._command, why, hung=True)
             if status not in self._good:
                 raise _failure(self._command, status, self._complaints)
             self._printed.seek(0)
@@ -351,5 +393,5 @@ def _hint(text: str) -> str:
     if "incompatible" in text or "CHAIN_ADD failed (Operation not supported)" in text:
         return FOREIGN_HINT
     if "xtables lock" in text:
-        return _LOCKED
+        return LOCKED_HINT
     return ""

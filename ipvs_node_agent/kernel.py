@@ -49,6 +49,7 @@ class Kernel:
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again soon.
         self.certain = False
+        self._tables: dict[Family, KernelTable] = {}
         self.choose()
 
     def choose(self) -> bool:
@@ -72,15 +73,22 @@ class Kernel:
         return self.backend != before
 
     def programmers(self) -> dict[Family, Programmer]:
-        """A programmer for each family."""
+        """A programmer for each family, in the place of those that were handed out before."""
+        self.close()
         owns = owner(self.names)
-        tables = {
+        self._tables = {
             family: KernelTable(
                 self._launcher, family, self.backend, self._options, owns, self._guest
             )
             for family in FAMILIES
         }
-        return {family: Programmer(table, owns, str(family)) for family, table in tables.items()}
+        return {f: Programmer(table, owns, str(f)) for f, table in self._tables.items()}
+
+    def close(self) -> None:
+        """Listens to the tables no more."""
+        for table in self._tables.values():
+            table.close()
+        self._tables = {}
 
     def clean_others(self) -> None:
         """Removes what is ours from the backend that is not in use."""

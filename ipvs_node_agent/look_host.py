@@ -50,9 +50,9 @@ _UNITS = (
     "ufw.service",
     "firewalld.service",
 )
+# Of such a table iptables-nft-save shows the rest, and nothing can be written where they are.
+_FOREIGN_BASE_CHAINS = re.compile("^# Table `nat' contains incompatible", re.MULTILINE)
 _SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack")
-# Printed in place of the table, or of parts of it, with a good exit status.
-_INCOMPATIBLE = re.compile("^# Table `nat' .*incompatible", re.MULTILINE)
 # The devices of pods, as the network plugins with routes for single pods name them.
 _POD_DEVICES = ("cali", "veth", "lxc", "eni", "azv")
 
@@ -112,7 +112,7 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
             except TableError as error:
                 yield Table(family, backend, error=error)
                 continue
-            if _INCOMPATIBLE.search(text):
+            if _FOREIGN_BASE_CHAINS.search(text):
                 why = "holds what was made with nft, and iptables cannot use it"
                 command = f"{family.command}-{backend}-save"
                 yield Table(family, backend, error=TableError(command, why, FOREIGN_HINT))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Callable, NamedTuple
 
 _NETLINK_NETFILTER = 12
@@ -58,7 +58,8 @@ class NftMonitor:
     """Listens for changes of one table in this network namespace.
 
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
-    `guest` only matters how many rules it has. Raises OSError.
+    `guest` only matters how many rules it has. A chain that is renamed is told of by its new name
+    alone, so one by a name that was not there matters too, whoever's it is. Raises OSError.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class NftMonitor:
     ) -> None:
         self._family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
         self._table, self._concerns, self._guest = table, concerns, guest
+        # The names of all chains, where they are known.
+        self._names: set[str] | None = None
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
         try:
@@ -79,6 +82,10 @@ class NftMonitor:
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
         return self._socket.fileno()
+
+    def knows(self, names: Iterable[str]) -> None:
+        """These are the names of all chains that there are."""
+        self._names = set(names)
 
     def hear(self, own: int | None = None) -> Heard:
         """What was told since the last call.
@@ -99,14 +106,19 @@ class NftMonitor:
                 continue
             try:
                 for kind, sender, body in messages(data):
-                    if sender == own:
+                    # Of our own thousands of rules there is nothing to know.
+                    if sender == own and kind not in (_NEWCHAIN, _DELCHAIN):
                         committed = committed or kind == _NEWGEN
                         continue
                     chain = self._chain(kind, body)
+                    new = chain is not None and self._is_new(kind, chain)
+                    if sender == own:
+                        continue
                     if chain and chain == self._guest:
                         balance += _COUNTS.get(kind, 0)
                     elif chain is not None:
-                        changed = True
+                        # What names no chain is about all of them.
+                        changed = changed or new or not chain or self._concerns(chain)
             except Lost:
                 changed = True
 
@@ -121,8 +133,16 @@ class NftMonitor:
         """Stops listening."""
         self._socket.close()
 
+    def _is_new(self, kind: int, chain: str) -> bool:
+        """Whether a message tells of a chain by a name that was not there; takes note of it."""
+        if self._names is None or kind not in (_NEWCHAIN, _DELCHAIN):
+            return False
+        new = kind == _NEWCHAIN and chain not in self._names
+        (self._names.add if kind == _NEWCHAIN else self._names.discard)(chain)
+        return new
+
     def _chain(self, kind: int, body: bytes) -> str | None:
-        """The chain that a message is about where it matters, and "" where it is the table."""
+        """The chain that a message is about, "" where it is the table; None where it is another."""
         if kind not in _ATTRIBUTES or not body or body[0] != self._family:
             return None
         table, chain = _ATTRIBUTES[kind]
@@ -130,8 +150,7 @@ class NftMonitor:
         if names.get(table) != self._table:
             return None
         # A table that comes or goes takes all chains along.
-        name = names.get(chain, "") if chain else ""
-        return name if not name or name == self._guest or self._concerns(name) else None
+        return names.get(chain, "") if chain else ""
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

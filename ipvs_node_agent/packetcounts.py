@@ -23,7 +23,7 @@ from ipvs_node_agent.addresses import Family
 from ipvs_node_agent.chainnames import stem
 from ipvs_node_agent.config import Chains
 from ipvs_node_agent.figures import Figures
-from ipvs_node_agent.iptables import Command, TableError, launch
+from ipvs_node_agent.iptables import TableError, launch, saved_table
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.ruleset import lines
 from ipvs_node_agent.writes import Writes
@@ -226,4 +226,4 @@ def _write(chain: str, before: Mapping[str, int], after: Mapping[str, int]) -> i
 
 
 def _saved(launcher: Launcher, family: Family, backend: str) -> str:
-    return Command(launcher, f"{family.command}-{backend}-save", ["-c", "-t", "nat"]).result()
+    return saved_table(launcher, f"{family.command}-{backend}-save", "nat", "-c")

@@ -24,6 +24,7 @@ MEDDLING = {
     "a rule changed": "-R IPVS_OUTPUT 1 -d 10.19.20.201/32 -j RETURN",
     "a rule doubled": "-A IPVS_OUTPUT -d 10.19.20.201/32 -j KUBE-MARK-MASQ",
     "a stranger's rule": "-I IPVS_OUTPUT 1 -d 192.0.2.1/32 -j RETURN",
+    "our chain renamed": "-E IPVS_OUTPUT GONE",
     "a jump deleted": "-D OUTPUT -j IPVS_OUTPUT",
     "a jump doubled": "-A OUTPUT -j IPVS_OUTPUT",
     "a jump no longer first": "-I OUTPUT 1 -d 192.0.2.1/32 -j RETURN",

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,7 @@ owns = owner(frozenset({"IPVS_OUTPUT"}))
 def table(namespace: Namespace) -> Iterator[KernelTable]:
     """A table that was just read, with chains of ours and of kube-proxy in it."""
     add_mark_masq(namespace, IPV4, NFT)
+    namespace.run("iptables-nft", "-t", "nat", "-N", "KUBE-EMPTY")
     with namespace.enter():
         made = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns)
         made.restore(OURS)
@@ -95,11 +97,44 @@ def test_what_others_do_in_chains_of_their_own_is_not_heard(
             NFT,
             "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j RETURN\nCOMMIT\n",
         )
-        namespace.run("iptables-nft", "-t", "nat", "-N", "KUBE-OTHER")
-        namespace.run("iptables-nft", "-t", "nat", "-X", "KUBE-OTHER")
         namespace.run("iptables-nft", "-A", "INPUT", "-j", "ACCEPT")
+    namespace.run("iptables-nft", "-t", "nat", "-X", "KUBE-EMPTY")
     add_mark_masq(namespace, IPV6, NFT)
     assert table.touched() is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["-E IPVS_OUTPUT GONE"],
+        ["-E IPVS_OUTPUT-0a000000/8 GONE"],
+        ["-E KUBE-MARK-MASQ GONE"],
+        # Under the name of a chain that was there at the last look.
+        ["-X KUBE-EMPTY", "-E IPVS_OUTPUT KUBE-EMPTY"],
+    ],
+)
+def test_a_chain_that_is_renamed_is_heard(
+    changes: list[str], table: KernelTable, namespace: Namespace
+) -> None:
+    """The kernel tells its new name alone."""
+    for change in changes:
+        namespace.run("iptables-nft", "-t", "nat", *change.split())
+    assert table.touched() is True
+    table.save()
+    assert table.touched() is False
+
+
+def test_a_closed_table_listens_no_more(table: KernelTable) -> None:
+    def listening() -> int:
+        return sum(
+            os.readlink(link).startswith("socket:")
+            for link in Path("/proc/self/fd").iterdir()
+            if link.is_symlink()
+        )
+
+    before = listening()
+    table.close()
+    assert listening() == before - 1
 
 
 @pytest.mark.parametrize(

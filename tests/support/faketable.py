@@ -6,8 +6,10 @@ nothing of the program's own, so that a mistake is not made twice.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
+from collections.abc import Sequence
 
 from ipvs_node_agent.iptables import TableError
 
@@ -32,7 +34,7 @@ class FakeTable:
         self._chains: Chains = {name: [] for name in BUILT_IN}
         self._failure: TableError | None = None
         if content:
-            self._chains = _applied(self._chains, content)
+            self._chains = applied(self._chains, content)
 
     def fail_next(self, error: TableError) -> None:
         """Lets the next `restore` fail with `error`."""
@@ -61,10 +63,10 @@ class FakeTable:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        self._chains = _applied(self._chains, text)
+        self._chains = applied(self._chains, text)
 
 
-def _applied(before: Chains, text: str) -> Chains:
+def applied(before: Chains, text: str) -> Chains:
     """`before` with the one transaction in `text` applied."""
     chains = {name: list(rules) for name, rules in before.items()}
     lines = [line for line in text.split("\n") if line and not line.startswith("#")]
@@ -74,7 +76,8 @@ def _applied(before: Chains, text: str) -> Chains:
         try:
             _apply(chains, line)
         except ValueError as error:
-            raise TableError("FakeTable", f"line {number}: {error}", line=number) from None
+            why = f"line {number}: {error}"
+            raise TableError("FakeTable", why, line=number, by_content=True) from None
     return chains
 
 
@@ -130,7 +133,8 @@ def _referred(chains: Chains, name: str) -> bool:
     return any(references & set(_options(rule)) for rules in chains.values() for rule in rules)
 
 
-def _options(rule: str) -> list[tuple[str, str]]:
+@functools.lru_cache(maxsize=10_000)
+def _options(rule: str) -> Sequence[tuple[str, str]]:
     """The options of `rule` with their values; ValueError where one has none."""
     words = [word for word in shlex.split(rule) if word not in ("!", *FLAGS)]
     _demand(len(words) % 2 == 0, f"an option without a value in {rule!r}")
