@@ -1,5 +1,9 @@
 """The agent's mind: events in, wanted state, repairs and retries out. No thread, no socket here.
 
+All that the rules depend on is one `State`, which never changes: whatever is told makes another,
+with a higher version, and `_become` alone goes from one to the next. What is planned from is always
+one such value, whole.
+
 `take` notes an event; `tick` does what is due and tells when to call it again. The clock is handed
 in. What is due, and when:
 
@@ -18,24 +22,25 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Callable
 
 from ipvs_node_agent import drift
 from ipvs_node_agent.addresses import FAMILIES, Address, Family
-from ipvs_node_agent.cluster import Cluster, Told
+from ipvs_node_agent.cluster import Cluster
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter
 from ipvs_node_agent.familytable import FamilyTable
 from ipvs_node_agent.figures import AgentFigures, Meter, View
-from ipvs_node_agent.model import Problem, Service, Snapshot
+from ipvs_node_agent.model import Problem
 from ipvs_node_agent.news import News
 from ipvs_node_agent.programmer import Programmer
-from ipvs_node_agent.proxymode import to_program, unneeded_in
-from ipvs_node_agent.rules import pod_cidrs
+from ipvs_node_agent.proxymode import unneeded_in
+from ipvs_node_agent.rules import lacking
+from ipvs_node_agent.services import Services
 from ipvs_node_agent.watch import (
     RESTART_REASONS,
     Event,
-    Listed,
     Recovered,
     Restarted,
     Skipped,
@@ -47,14 +52,37 @@ log = logging.getLogger(__name__)
 SERVICES, NODES = "services", "nodes"
 
 _SYNC_INTERVAL = 0.07
-_SETTLE_AFTER = 1.0
 _CHECK_SHARE = 0.005
 # What others did is to be undone within five seconds, however much a look at it costs.
 _CHECK_PAUSE = 4.0
 _LISTEN_PERIOD = 0.5
 _DOUBT_PERIOD = 300.0
-# So many changes at once are a burst, which need not write as few chains as a single one.
-_BURST = 8
+_NOTHING_TO_PROGRAM = Services()
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the rules depend on, as far as it is known. Each later one has a higher version."""
+
+    config: Config
+    cluster: Cluster = field(default_factory=Cluster)
+    proxy_mode: str | None = None
+    version: int = 0
+
+    @property
+    def to_program(self) -> Services:
+        """The Services that are to get rules, or that guard their ClusterIPs."""
+        if self.cluster.services is None or unneeded_in(self.proxy_mode):
+            return _NOTHING_TO_PROGRAM
+        return self.cluster.services
+
+    @property
+    def lacking(self) -> str:
+        """What the Node lacks before its rules can be known; empty where nothing."""
+        node = self.cluster.node
+        if node is None:
+            return "this Node is not known to the API server yet (see nodeName)"
+        return lacking(self.config, node)
 
 
 class Agent:
@@ -68,39 +96,35 @@ class Agent:
         conntrack: Forgetter | None = None,
         meter: Meter | None = None,
     ) -> None:
-        self._config, self._clock = config, clock
-        self._cluster, self._news = Cluster(), News()
+        self._clock, self._news = clock, News()
+        self._state = State(config)
+        # The state that was planned last, and since when there is another one.
+        self._planned: State | None = None
+        self._behind_since = math.inf
         self._tables = {
             family: FamilyTable(family, config, programmers[family], conntrack, clock, meter)
             for family in FAMILIES
         }
-        # Since when the plans are behind what is known; `math.inf` where they are not.
-        self._stale_since = math.inf
-        self._stale = True
         self._next_sync = self._next_check = self._next_doubt = 0.0
-        self._settle_at = math.inf
-        # What the Services were, as the planners know them, that changed since.
-        self._changed: dict[str, Service | None] = {}
         self._was_in_sync, self._in_sync_since = False, clock()
         self._lacked = ""
         self._refusals: frozenset[Problem] = frozenset()
-        self._proxy_mode: str | None = None
         self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
 
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds what is wanted, as far as the agent knows."""
-        tables = self._tables.values()
-        return not self._stale and not any(table.dirty or table.error for table in tables)
+        if self._planned is not self._state or self._state.lacking:
+            return False
+        return not any(table.dirty or table.error for table in self._tables.values())
 
     def sentence(self) -> str:
         """How far the agent is, as an operator wants to know it; true at this moment."""
         trouble = self._news.trouble
-        if not self._cluster.listed:
+        if not self._state.cluster.listed:
             return f"Waiting: {trouble or 'the API server has not told everything yet'}"
-        lacking = self._lacking()
-        if lacking:
-            return f"Waiting, and leaving all rules as they are: {lacking}"
+        if self._state.lacking:
+            return f"Waiting, and leaving all rules as they are: {self._state.lacking}"
         sentence = self._programmed()
         return f"{sentence}; not following changes: {trouble}" if trouble else sentence
 
@@ -110,8 +134,9 @@ class Agent:
                 return f"Cannot program the kernel, trying again: {family}: {table.error}"
         if not self.in_sync:
             return "Writing changes to the kernel"
-        if unneeded_in(self._proxy_mode):
-            return f"Not needed: kube-proxy is in {self._proxy_mode} mode; no Service has rules"
+        if unneeded_in(self._state.proxy_mode):
+            mode = self._state.proxy_mode
+            return f"Not needed: kube-proxy is in {mode} mode; no Service has rules"
         counts = {str(family): table.services for family, table in self._tables.items()}
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
         return f"In sync; Services with rules: {shown or 'none'}"
@@ -128,14 +153,14 @@ class Agent:
             refusals=self._refusals,
             restarts=dict(self._restarts),
             waiting_since=min(
-                self._stale_since, *(figures.waiting_since for figures in families.values())
+                self._behind_since, *(figures.waiting_since for figures in families.values())
             ),
-            proxy_mode=self._proxy_mode,
+            proxy_mode=self._state.proxy_mode,
         )
 
     def view(self) -> View:
         """What is known of each Service, at this moment."""
-        node = self._cluster.node
+        cluster = self._state.cluster
         having: dict[Address, tuple[str, ...]] = {}
         for table in self._tables.values():
             having.update(table.having)
@@ -143,8 +168,8 @@ class Agent:
         return View(
             in_sync=self._was_in_sync,
             since=self._in_sync_since,
-            node=node.name if node else "",
-            services=dict(self._cluster.services),
+            node=cluster.node.name if cluster.node else "",
+            services=cluster.services or _NOTHING_TO_PROGRAM,
             having=having,
             problems=self._news.problems,
             last_error=max((error for error in errors if error is not None), default=None),
@@ -152,15 +177,14 @@ class Agent:
 
     def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
         """Goes on with another configuration; nothing that was learnt is lost."""
-        self._config = config
         for family, programmer in programmers.items():
             self._tables[family].use(programmer)
-        self._plan_anew(self._clock())
+        self._become(replace(self._state, config=config), self._clock())
         self._next_check = 0.0
 
     def take_proxy_mode(self, mode: str | None) -> None:
         """Takes all rules of Services away where kube-proxy's mode needs none; see `proxymode`."""
-        before, self._proxy_mode = self._proxy_mode, mode
+        before = self._state.proxy_mode
         if mode == before:
             return
         if unneeded_in(mode):
@@ -171,11 +195,11 @@ class Agent:
             )
         elif unneeded_in(before):
             log.info("kube-proxy is in %s mode: Services get their rules", mode)
-        if unneeded_in(mode) != unneeded_in(before):
-            self._plan_anew(self._clock())
+        self._become(replace(self._state, proxy_mode=mode), self._clock())
 
     def take(self, event: Event) -> None:
         """Notes what `event` says; the kernel is `tick`'s business."""
+        cluster = self._state.cluster
         if isinstance(event, Trouble):
             self._news.take_trouble(event, self._clock())
         elif isinstance(event, Recovered):
@@ -184,10 +208,18 @@ class Agent:
             self._news.take_skipped(event)
         elif isinstance(event, Restarted):
             self._restarts[event.reason] += 1
-        elif event.resource != NODES:
-            self._take_services(event)
-        elif self._cluster.take_node(event):
-            self._plan_anew(event.arrived)
+        else:
+            told = cluster.with_node if event.resource == NODES else cluster.with_services
+            self._become(replace(self._state, cluster=told(event)), event.arrived)
+
+    def _become(self, state: State, since: float) -> None:
+        """Goes by `state` from now on, since something was told at the time `since`."""
+        before = self._state
+        if state == before:
+            return
+        self._state = replace(state, version=before.version + 1)
+        self._behind_since = min(self._behind_since, since)
+        self._news.take_cluster(before.cluster, state.cluster, since)
 
     def tick(self) -> float:
         """Does what is due, and gives the time at which something will be due again."""
@@ -202,11 +234,10 @@ class Agent:
 
     def _do_what_is_due(self) -> float:
         now = self._clock()
-        snapshot = self._ready()
-        if snapshot is None:
-            return now + self._config.drift_check_period
-        if now >= (self._next_sync if self._stale else self._settle_at):
-            self._plan(snapshot, settle=now >= self._settle_at)
+        if not self._ready():
+            return now + self._state.config.drift_check_period
+        if self._planned is not self._state and now >= self._next_sync:
+            self._plan()
             self._next_sync = now + _SYNC_INTERVAL
         looking = now >= self._next_check
         if now >= self._next_doubt:
@@ -219,78 +250,47 @@ class Agent:
         if looking:
             took = sum(table.check_seconds for table in self._tables.values())
             pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
-            self._next_check = now + max(self._config.drift_check_period, pause)
+            self._next_check = now + max(self._state.config.drift_check_period, pause)
         self._say_problems()
-        if not self._stale and all(t.error or not t.dirty for t in self._tables.values()):
+        planned = self._planned is self._state
+        if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
         return self._next_due(now)
 
     def _next_due(self, now: float) -> float:
-        due = [self._next_check, self._settle_at, now + _LISTEN_PERIOD]
-        due += [self._next_sync] if self._stale else []
+        due = [self._next_check, now + _LISTEN_PERIOD]
+        due += [self._next_sync] if self._planned is not self._state else []
         due += [table.due for table in self._tables.values()]
         return min(due)
 
-    def _ready(self) -> Snapshot | None:
-        """The snapshot to work from, or None while something is missing; said once."""
-        lacking = self._lacking() if self._cluster.listed else ""
-        if lacking and lacking != self._lacked:
-            log.warning("waiting, and leaving all rules as they are: %s", lacking)
-        self._lacked = lacking
-        return self._cluster.snapshot() if self._cluster.listed and not lacking else None
+    def _ready(self) -> bool:
+        """Whether everything is known that rules depend on; what is missing is said once."""
+        listed = self._state.cluster.listed
+        lacks = self._state.lacking if listed else ""
+        if lacks and lacks != self._lacked:
+            log.warning("waiting, and leaving all rules as they are: %s", lacks)
+        self._lacked = lacks
+        return listed and not lacks
 
-    def _lacking(self) -> str:
-        """What the Node lacks before its rules can be known."""
-        node = self._cluster.node
+    def _plan(self) -> None:
+        state, since = self._state, self._behind_since
+        node = state.cluster.node
         if node is None:
-            return "this Node is not known to the API server yet (see nodeName)"
-        if pod_cidrs(self._config, node) is None:
-            return (
-                f"Node {node.name} has no pod CIDR yet (if it never gets one, since the network"
-                " plugin keeps its own, set podCIDRs)"
-            )
-        return ""
-
-    def _plan(self, snapshot: Snapshot, settle: bool) -> None:
-        self._stale = False
-        changed, self._changed = self._changed, {}
-        if unneeded_in(self._proxy_mode):
-            changed = {}
+            raise RuntimeError("a plan without a Node")
+        if unneeded_in(state.proxy_mode):
             self._news.forget_changes()
-        snapshot = to_program(snapshot, self._proxy_mode)
-        since, self._stale_since = self._stale_since, math.inf
-        arrived = self._news.arrived(changed)
-        settle = settle or len(changed) >= _BURST
+        arrived = self._news.arrived()
         for table in self._tables.values():
-            table.plan(self._config, snapshot, changed, settle, arrived, since)
-        if not any(table.loose for table in self._tables.values()):
-            self._settle_at = math.inf
-        elif self._settle_at == math.inf:
-            self._settle_at = self._clock() + _SETTLE_AFTER
-
-    def _become_stale(self, since: float) -> None:
-        self._stale, self._stale_since = True, min(self._stale_since, since)
-
-    def _plan_anew(self, since: float) -> None:
-        """Has everything planned from the start, as what all rules depend on has changed."""
-        for table in self._tables.values():
-            table.plan_anew()
-        self._become_stale(since)
-
-    def _take_services(self, event: Told) -> None:
-        if isinstance(event, Listed):
-            self._become_stale(event.arrived)
-        for change in self._cluster.take_services(event):
-            self._become_stale(event.arrived)
-            self._changed.setdefault(change.key, change.before)
-            self._news.take_change(change, event.arrived)
+            table.plan(state.config, node, state.to_program, arrived, since)
+        self._planned, self._behind_since = state, math.inf
 
     def _say_problems(self) -> None:
         self._refusals = frozenset().union(*(table.problems for table in self._tables.values()))
-        self._news.take_problems(self._cluster.problems | self._refusals)
+        self._news.take_problems(self._state.cluster.problems | self._refusals)
 
     def _say_synced(self) -> None:
-        self._news.say_synced(self._clock(), self._config, self._cluster.services.get, self._serves)
+        services = self._state.cluster.services or _NOTHING_TO_PROGRAM
+        self._news.say_synced(self._clock(), self._state.config, services.get, self._serves)
 
     def _serves(self, key: str, address: Address) -> bool:
         return any(table.serves(key, address) for table in self._tables.values())

@@ -16,7 +16,7 @@ from ipvs_node_agent.look_host import look_at_host
 from ipvs_node_agent.model import Snapshot
 from ipvs_node_agent.oneshot import changes_for
 from ipvs_node_agent.proxymode import to_program
-from ipvs_node_agent.rules import pod_cidrs
+from ipvs_node_agent.rules import lacking
 from ipvs_node_agent.ruleset import Change
 
 # A running agent may be in the middle of a change: it is given this long to end it, in seconds.
@@ -47,7 +47,7 @@ def _configuration(path: Path | None) -> Configuration:
 def _changes(config: Config, cluster: Cluster, host: Host) -> tuple[tuple[str, Change], ...] | None:
     if cluster.node is None or cluster.services is None or not host.may_program:
         return None
-    if pod_cidrs(config, cluster.node) is None:
+    if lacking(config, cluster.node):
         return None
     wanted = to_program(Snapshot(cluster.services, cluster.node), host.proxy.answer)
     end = time.monotonic() + _PATIENCE

@@ -103,7 +103,11 @@ def _add(index: dict[Address, tuple[T, ...]], address: Address, item: T) -> None
 
 
 def _drop(index: dict[Address, tuple[T, ...]], address: Address, item: T) -> None:
-    left = tuple(other for other in index[address] if other != item)
+    """Takes out `item`; that it is not there is a bug of whoever says so, and raises ValueError."""
+    there = index.get(address, ())
+    left = tuple(other for other in there if other != item)
+    if len(left) != len(there) - 1:
+        raise ValueError(f"{item} is at {address} {len(there) - len(left)} times, not once")
     if left:
         index[address] = left
     else:

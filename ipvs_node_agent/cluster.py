@@ -1,115 +1,62 @@
-"""What the API server has told so far: the Services, and this Node."""
+"""What the API server has told so far, as a value: each event makes another one."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Union
+from dataclasses import dataclass, replace
+from typing import Union
 
-from ipvs_node_agent.model import Node, Problem, Service, Snapshot
+from ipvs_node_agent.model import Node, Problem
+from ipvs_node_agent.services import Services
 from ipvs_node_agent.watch import Changed, Deleted, Listed
-
-log = logging.getLogger(__name__)
 
 Told = Union[Listed, Changed, Deleted]
 
 
-class ServiceChange(NamedTuple):
-    """What a Service was `before`, and what it is `now`; None where there was none, or is none."""
-
-    key: str
-    before: Service | None
-    now: Service | None
-
-
+@dataclass(frozen=True)
 class Cluster:
-    """Everything known of the cluster."""
+    """Everything known of the cluster; None for what was never listed.
 
-    def __init__(self) -> None:
-        self._services: dict[str, Service] | None = None
-        self._problems: dict[str, tuple[Problem, ...]] = {}
-        self.node: Node | None = None
-        self._node_listed = False
-        self._gone = self._bare = False
+    `node` is this Node with what it has lost since: its rules stay while it is gone, or has no pod
+    CIDR or address for a moment. `told_node` is what was told of it last, None where it is gone.
+    """
+
+    services: Services | None = None
+    node: Node | None = None
+    told_node: Node | None = None
+    node_listed: bool = False
 
     @property
     def listed(self) -> bool:
         """Whether both have been listed whole."""
-        return self._services is not None and self._node_listed
-
-    @property
-    def services(self) -> Mapping[str, Service]:
-        """The Services by their keys."""
-        return self._services or {}
+        return self.services is not None and self.node_listed
 
     @property
     def problems(self) -> frozenset[Problem]:
         """What is wrong with the Services and the Node as they were told."""
         of_node = self.node.problems if self.node is not None else ()
-        return frozenset(of_node).union(*self._problems.values())
+        services = self.services or Services()
+        return frozenset(of_node).union(*(services[key].problems for key in services.troubled))
 
-    def snapshot(self) -> Snapshot | None:
-        """Everything known, or None before the first whole listing of both."""
-        if self._services is None or self.node is None:
-            return None
-        return Snapshot(self._services, self.node)
+    def with_node(self, event: Told) -> Cluster:
+        """After `event`, which is about the Node; itself where that says nothing new."""
+        told = _node_in(event)
+        known = replace(self, node=_kept(self.node, told), told_node=told, node_listed=True)
+        return self if known == self else known
 
-    def take_node(self, event: Told) -> bool:
-        """Notes what is told of the Node; whether that changes anything.
+    def with_services(self, event: Told) -> Cluster:
+        """After `event`, which is about Services; itself where that says nothing new.
 
-        A Node that is gone, or without pod CIDRs, leaves what was known.
-        """
-        old, node = self.node, _node_in(event)
-        self._node_listed = True
-        if old is None:
-            self.node = node
-            return node is not None
-        bare = node is not None and bool(old.pod_cidrs) and not node.pod_cidrs
-        if node is None and not self._gone:
-            log.warning("Node %s is gone from the API server; keeping its rules", old.name)
-        if bare and not self._bare:
-            log.warning("Node %s lost its pod CIDRs; keeping the last ones", old.name)
-        self._gone, self._bare = node is None, bare
-        if node is None:
-            return False
-        self.node = node._replace(pod_cidrs=old.pod_cidrs) if bare else node
-        return self.node != old
-
-    def take_services(self, event: Told) -> Iterator[ServiceChange]:
-        """Notes what is told of Services, and gives what changes by it.
-
-        The first list is no change to anybody.
+        A change before the first list is a bug of ours, and raises RuntimeError.
         """
         if isinstance(event, Listed):
-            yield from self._take_list({service.key: service for service in event.items})
-            return
-        known = self._services
-        if known is None:
+            services = (self.services or Services()).listed(event.items)
+        elif self.services is None:
             raise RuntimeError("a Service changed before the first list")
-        if isinstance(event, Deleted):
-            yield from self._noted(event.key, known.pop(event.key, None), None)
+        elif isinstance(event, Deleted):
+            services = self.services.with_changes({event.key: None})
         else:
-            service = event.item
-            before, known[service.key] = known.get(service.key), service
-            yield from self._noted(service.key, before, service)
-
-    def _take_list(self, listed: dict[str, Service]) -> Iterator[ServiceChange]:
-        known, self._services = self._services, listed
-        if known is None:
-            self._problems = {key: s.problems for key, s in listed.items() if s.problems}
-            return
-        for key in known.keys() | listed.keys():
-            yield from self._noted(key, known.get(key), listed.get(key))
-
-    def _noted(
-        self, key: str, before: Service | None, now: Service | None
-    ) -> Iterator[ServiceChange]:
-        if before == now:
-            return
-        self._problems.pop(key, None)
-        if now is not None and now.problems:
-            self._problems[key] = now.problems
-        yield ServiceChange(key, before, now)
+            services = self.services.with_changes({event.item.key: event.item})
+        return self if services is self.services else replace(self, services=services)
 
 
 def _node_in(event: Told) -> Node | None:
@@ -117,3 +64,12 @@ def _node_in(event: Told) -> Node | None:
     if isinstance(event, Listed):
         return event.items[0] if event.items else None
     return event.item if isinstance(event, Changed) else None
+
+
+def _kept(last: Node | None, told: Node | None) -> Node | None:
+    """The Node to go by where it was `last` and is `told`."""
+    if last is None or told is None:
+        return last if told is None else told
+    return told._replace(
+        pod_cidrs=told.pod_cidrs or last.pod_cidrs, addresses=told.addresses or last.addresses
+    )

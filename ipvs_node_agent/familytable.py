@@ -1,9 +1,12 @@
 """One family's nat table, kept as the Services want it: what is wanted, writes, retries, repairs.
 
+What is wanted is a function of one `Basis`, which never changes: whatever is learnt makes another
+one, and `_reconcile` alone goes from one to the next. Nothing here is told to be made anew.
+
 A failed write is tried again after a back-off of the family's own, 0.2 s doubling to 10 s; where
-only the lock was in the way, 0.2 s each time. Services whose rules the kernel refuses are held back
-and tried again on their own, so that all others are programmed. The clock is handed in; there is no
-thread here.
+only the lock was in the way, 0.2 s each time. Services whose rules the kernel refuses are left out
+and tried again on their own (`refused`), so that all others are programmed. The clock is handed in;
+there is no thread here.
 """
 
 from __future__ import annotations
@@ -21,37 +24,30 @@ from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.figures import FamilyFigures, Meter, Unmetered
 from ipvs_node_agent.iptables import TableError
-from ipvs_node_agent.model import Node, Problem, Service, Snapshot
-from ipvs_node_agent.planner import Plan, Planner
+from ipvs_node_agent.model import Node, Problem, Service
+from ipvs_node_agent.planner import Basis, Plan, Planner, Replanner
 from ipvs_node_agent.programmer import Misfit, Programmer
+from ipvs_node_agent.refused import Refused
 from ipvs_node_agent.ruleset import Change, Ruleset
+from ipvs_node_agent.services import Services
 
 log = logging.getLogger(__name__)
 
 _RETRY_FIRST, _RETRY_CAP = 0.2, 10.0
-_HELD_FIRST, _HELD_CAP = 10.0, 300.0
 # A repair of the same kind within this time is counted, and not said again.
 _QUIET = 60.0
 # After so many of the same kind: this long between two repairs, and no more than a share of a core.
 _PATIENCE, _REST, _REPAIR_SHARE = 5, 2.0, 0.2
+_LOOK_SHARE = 0.05
 # So many Services that the kernel names itself are held back in one go.
 _NAMED = 16
 # What is wanted changes with what others have; more often in a row nobody changes it for good.
 _MISFITS = 5
-
-
-_NOTHING_KNOWN = Snapshot({}, Node("", (), (), ()))
-_NO_RULES = Ruleset()
+# Splitting chains that a change made too long waits for a quiet moment, but not for longer.
+_SETTLE_AFTER = 1.0
+# So many changes at once are a burst, which need not write as few chains as a single one.
+_BURST = 8
 _NO_TIMES: Mapping[str, float] = MappingProxyType({})
-
-
-class _Held:
-    """A Service whose rules the kernel refuses; `why` is what it said."""
-
-    def __init__(self) -> None:
-        self.why = ""
-        self.delay = _HELD_FIRST
-        self.retry_at = math.inf
 
 
 class FamilyTable:
@@ -68,22 +64,21 @@ class FamilyTable:
     ) -> None:
         self._family, self._programmer, self._conntrack = family, programmer, conntrack
         self._clock, self._meter = clock, meter or Unmetered()
-        self._config, self._snapshot = config, _NOTHING_KNOWN
-        self._planner: Planner | None = None
-        self._plan: Plan | None = None
+        # All that the rules depend on, but for what only this table knows.
+        self._basis = Basis(config, Node("", (), (), ()), Services())
+        self._replanner: Replanner | None = None
+        self._plan = Plan(Ruleset(), ())
+        # What the table was made of and holds, as far as is known.
+        self._written: Basis | None = None
+        self._holds: Ruleset | None = None
         # Whether others' tables lack Kubernetes' chain that marks.
         self._own_mark = False
-        self._held: dict[str, _Held] = {}
-        # Whether what is wanted changed for another reason than a Service's change.
-        self._anew = True
-        # Held back until now, and being tried again.
-        self._tried: dict[str, _Held] = {}
-        # What Services were that changed since the last write.
-        self._before: dict[str, Service | None] = {}
+        self._refused = Refused(family)
+        # Since when the plan may have another shape than the settled one.
+        self._loose_since = math.inf
         self._delay = _RETRY_FIRST
         self._repaired_at: dict[str, list[float]] = {}
         self._rest_until = 0.0
-        self.dirty = True
         self.error: TableError | None = None
         self.retry_at = 0.0
         self.repairs: Counter[str] = Counter()
@@ -91,10 +86,15 @@ class FamilyTable:
         self.last_error: tuple[float, str] | None = None
         self._synced = self._queued = -math.inf
         self._waiting_since = math.inf
-        # When the API server told of those changed Services that this write is about.
+        # When the API server told of those changed Services that the next write is about.
         self._arrived: dict[str, float] = {}
         # The plan that was counted last, and how many rules it has.
-        self._counted: tuple[Plan | None, int] = (None, 0)
+        self._counted: tuple[Ruleset | None, int] = (None, 0)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the table may hold something else than what is wanted."""
+        return self._holds is not self._wanted
 
     @property
     def services(self) -> int:
@@ -113,8 +113,8 @@ class FamilyTable:
     @property
     def figures(self) -> FamilyFigures:
         """The table in figures."""
-        if self._counted[0] is not self._plan:
-            self._counted = (self._plan, sum(map(len, self._wanted.chains.values())))
+        if self._counted[0] is not self._wanted:
+            self._counted = (self._wanted, sum(map(len, self._wanted.chains.values())))
         return FamilyFigures(
             services=self.services,
             rules=self._counted[1],
@@ -128,12 +128,11 @@ class FamilyTable:
 
     @property
     def _wanted(self) -> Ruleset:
-        return self._plan.ruleset if self._plan else _NO_RULES
+        return self._plan.ruleset
 
     @property
-    def loose(self) -> bool:
-        """Whether planning with `settle` might change something."""
-        return self._planner is not None and self._planner.loose
+    def _planner(self) -> Planner | None:
+        return self._replanner.planner if self._replanner is not None else None
 
     @property
     def check_seconds(self) -> float:
@@ -143,64 +142,47 @@ class FamilyTable:
     @property
     def problems(self) -> frozenset[Problem]:
         """What was asked for and is refused, by us or by the kernel."""
-        refused = frozenset(
-            Problem(
-                key,
-                "KernelRefused",
-                f"its {self._family} rules are left out, trying again: {held.why}",
-            )
-            for key, held in self._held.items()
-            if held.why
-        )
-        return refused.union(self._plan.problems if self._plan else ())
+        return self._refused.problems.union(self._plan.problems)
 
     @property
     def due(self) -> float:
         """When `sync` will have something to do besides looking for drift."""
-        retries = [held.retry_at for held in self._held.values()]
-        return min([self.retry_at if self.dirty else math.inf, *retries])
+        write = self.retry_at if self.dirty else math.inf
+        again = math.inf if self.dirty else max(self._refused.next_try, self.retry_at)
+        return min(write, again, self._loose_since + _SETTLE_AFTER)
 
     def use(self, programmer: Programmer) -> None:
         """Goes on with another table."""
         # The table may still be the same one.
         programmer.writes, self._programmer = self._programmer.writes, programmer
         self.retry_at = 0.0
-        self.dirty = True
+        self._holds = None
         self._wait_since(self._clock())
 
     def doubt(self) -> None:
         """Has the next `sync` read the table, whatever the kernel says."""
         self._programmer.doubt()
 
-    def plan_anew(self) -> None:
-        """Has the next `plan` start from nothing."""
-        self._planner = None
-
     def plan(
         self,
         config: Config,
-        snapshot: Snapshot,
-        changed: Mapping[str, Service | None],
-        settle: bool,
+        node: Node,
+        services: Services,
         arrived: Mapping[str, float] = _NO_TIMES,
         since: float = math.inf,
     ) -> None:
-        """Takes in what changed: `changed` is what those Services were before.
+        """Goes by these from now on.
 
-        `arrived` is when it was told of those with external IPs, and `since` when first of any.
+        `arrived` is when it was told of changed Services with external IPs, and `since` when first
+        of anything that changed.
         """
-        self._config, self._snapshot = config, snapshot
-        for key, old in changed.items():
-            self._before.setdefault(key, old)
-            held = self._held.pop(key, None)
-            if self._planner is not None:
-                known = _without_rules(old) if held and old else old
-                self._planner.replace(known, snapshot.services.get(key))
-        self._make(settle, since)
-        if self.dirty:
-            for key, time in arrived.items():
-                if self._concerns(changed.get(key)) or self._concerns(snapshot.services.get(key)):
-                    self._arrived.setdefault(key, time)
+        before = self._basis.services
+        self._basis = Basis(config, node, services)
+        self._reconcile(since)
+        if self.dirty and arrived:
+            for key in arrived.keys() & {*services.differing(before)}:
+                if self._concerns(before.get(key)) or self._concerns(services.get(key)):
+                    self._arrived.setdefault(key, arrived[key])
 
     def _concerns(self, service: Service | None) -> bool:
         """Whether `service` has external IPs of this family."""
@@ -212,32 +194,50 @@ class FamilyTable:
     def _wait_since(self, since: float) -> None:
         self._waiting_since = min(self._waiting_since, since)
 
-    def _make(self, settle: bool = False, since: float = math.inf) -> None:
-        """Makes the plan that the planner has by now, and the planner where there is none."""
-        planner = self._planner
-        if planner is None:
-            self._anew = True
-            planner = Planner(self._config, self._snapshot.node, self._family, self._own_mark)
-            planner.fill(
-                _without_rules(service) if key in self._held else service
-                for key, service in self._snapshot.services.items()
-            )
-            self._planner = planner
-        if settle:
+    def _reconcile(self, since: float = math.inf) -> None:
+        """Makes the plan that follows from all that is known; the one place that makes one.
+
+        `since` is when the first thing was told that makes it another one.
+        """
+        now = self._clock()
+        self._refused.keep(self._basis.services)
+        left_out = self._refused.left_out
+        basis = self._basis._replace(left_out=left_out, own_mark=self._own_mark)
+        if self._replanner is None:
+            self._replanner, changed = Replanner(self._family, basis), 0
+        else:
+            changed = self._replanner.become(basis)
+        self._basis, planner = basis, self._replanner.planner
+        if changed >= _BURST or now >= self._loose_since + _SETTLE_AFTER:
             planner.settle()
+        self._loose_since = min(self._loose_since, now) if planner.loose else math.inf
         plan = planner.plan()
-        if self._plan is None or self._plan.ruleset != plan.ruleset:
-            self.dirty = True
-            self._queued = max(self._queued, min(since, self._clock()))
-            self._wait_since(self._queued if since == math.inf else since)
+        if self._plan.ruleset == plan.ruleset and self._holds is not None:
+            # The very same object says that nothing has to be written.
+            self._plan = Plan(self._plan.ruleset, plan.problems)
+            return
         self._plan = plan
+        self._queued = max(self._queued, min(since, now))
+        self._wait_since(self._queued if since == math.inf else since)
 
     def sync(self, looking: bool) -> None:
         """Writes what is due; `looking` also for drift that nobody tells of."""
-        if self._plan is None:
+        if self._replanner is None:
             return
+        self._sync(looking)
+        if not self.dirty and self._refused.next_try <= self._clock():
+            # Their turn came while something else was written.
+            self._sync(looking=False)
+
+    def _sync(self, looking: bool) -> None:
         now = self._clock()
-        self._try_again(now)
+        self._reconcile()
+        if not self.dirty:
+            # Whoever was tried again asks for nothing that the table does not hold. The next ones
+            # are tried when all others are done.
+            self._refused.taken()
+            self._refused.try_again(now)
+            self._reconcile()
         if now < self.retry_at:
             return
         looking = now >= self._rest_until and (looking or self._programmer.heard())
@@ -256,34 +256,44 @@ class FamilyTable:
             try:
                 return self._fitting(looking)
             except TableError as error:
-                key = blame.service_of(error.blamed)
-                if key and key not in self._held:
-                    self._hold({key: str(error)})
-                elif not error.by_content or not self._search(str(error)):
+                if not self._leave_out(error):
                     raise
+                # There is less to refuse now, so that the next try need not wait.
+                self._delay = _RETRY_FIRST
+                self._reconcile()
         return self._fitting(looking)
 
-    def _search(self, why: str) -> bool:
-        """Finds by trying whose rules the kernel refuses; True where it takes all others."""
-        found = self._programmer.read(self._wanted).chains
-        suspected = blame.suspects(self._wanted.chains, found)
-        before = frozenset(self._held)
+    def _leave_out(self, error: TableError) -> bool:
+        """Leaves out Services that the kernel refuses; False where it is not them.
 
-        def works(without: frozenset[str]) -> bool:
-            self._hold(dict.fromkeys(without, ""))
-            self._release(frozenset(self._held) - without - before)
-            try:
-                if not self._fitting(looking=False):
-                    # Nothing was left to write, which proves nothing.
-                    self._programmer.prove(self._wanted)
-            except TableError:
-                return False
+        Raises TableError.
+        """
+        if not error.by_content:
+            return False
+        services, why, now = self._basis.services, str(error), self._clock()
+        key = blame.service_of(error.blamed)
+        if key in services and key not in self._basis.left_out:
+            self._refused.add([key], services, why, now)
             return True
+        try:
+            pending = self._programmer.pending(self._wanted)
+        except Misfit:
+            # What the rules jump to has just gone, which is no Service's fault.
+            return False
 
-        guilty = blame.culprits(suspected, works)
-        self._release(frozenset(self._held) - guilty - before)
-        self._hold(dict.fromkeys(guilty, why))
-        return bool(guilty)
+        def takes(keys: frozenset[str]) -> bool:
+            return self._programmer.takes(
+                lambda found: blame.probe(self._family, self._wanted, found, keys)
+            )
+
+        suspected = blame.suspects(pending.written)
+        again = suspected & self._refused.known
+        guilty, untold = blame.culprits([again, suspected - again], takes)
+        # Nobody loses rules that are there by a mere suspicion.
+        untold -= blame.suspects(pending.replaced)
+        self._refused.add(guilty, services, why, now)
+        self._refused.suspect(untold - guilty, services, why, now)
+        return bool(guilty or untold)
 
     def _fitting(self, looking: bool) -> Change:
         """Writes what is wanted beside the chains that others have. Raises TableError."""
@@ -294,46 +304,16 @@ class FamilyTable:
                 return self._programmer.apply(self._wanted)
             except Misfit:
                 self._own_mark = not self._own_mark
-                self._planner = None
-                self._make()
+                self._reconcile()
         raise TableError(str(self._family), "others keep making and removing the chain that marks")
 
-    def _hold(self, refused: Mapping[str, str]) -> None:
-        """Leaves Services without rules: each with what the kernel said, where that is known."""
-        for key, why in refused.items():
-            service = self._snapshot.services.get(key)
-            if service is None:
-                continue
-            if key not in self._held:
-                self._held[key] = self._tried.get(key) or _Held()
-                if self._planner is not None:
-                    self._planner.replace(service, _without_rules(service))
-            held = self._held[key]
-            if why:
-                held.why, held.retry_at = why, self._clock() + held.delay
-                held.delay = min(held.delay * 2, _HELD_CAP)
-        self._make()
-
-    def _release(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            del self._held[key]
-            service = self._snapshot.services.get(key)
-            if service is not None and self._planner is not None:
-                self._planner.replace(_without_rules(service), service)
-        self._make()
-
-    def _try_again(self, now: float) -> None:
-        """Lets Services have their rules again that were held back for long enough."""
-        keys = [key for key, held in self._held.items() if held.retry_at <= now]
-        if keys and now >= self.retry_at:
-            self._tried = {key: self._held[key] for key in keys}
-            self._release(keys)
-
     def _failed(self, error: TableError, seconds: float) -> None:
-        if not self._wanted.chains and self.error is None:
-            # Nothing belongs there; a kernel without the family cannot even be asked.
+        nothing = not self._wanted.chains and self._written is None
+        if nothing and not (error.locked or error.hung):
+            # Nothing belongs there, or ever did; a kernel without the family cannot even be asked.
             log.debug("%s: %s", self._family, error)
-            self.dirty, self._synced, self._waiting_since = False, self._clock(), math.inf
+            self._holds, self._synced, self._waiting_since = self._wanted, self._clock(), math.inf
+            self.error = None
             return
         self.failures += 1
         self.last_error = (self._clock(), f"{self._family}: {error}")
@@ -341,7 +321,7 @@ class FamilyTable:
         self._wait_since(self._clock())
         if self.error is None or str(self.error) != str(error):
             log.error("%s: cannot program the kernel, trying again: %s", self._family, error)
-        self.dirty, self.error = True, error
+        self._holds, self.error = None, error
         # What hangs leaves the other family half of the time. A lock is let go of at any moment.
         self.retry_at = self._clock() + max(self._delay, 0.0 if error.locked else seconds)
         # A lock has been waited for already, and what it keeps away is due as soon as it is free.
@@ -350,24 +330,29 @@ class FamilyTable:
     def _succeeded(self, change: Change, seconds: float) -> None:
         if self.error is not None:
             log.info("%s: works again", self._family)
-        self.dirty, self.error, self.retry_at, self._delay = False, None, 0.0, _RETRY_FIRST
-        for key in self._tried.keys() & self._snapshot.services.keys() - self._held.keys():
-            log.info("%s: the kernel takes its %s rules now", key, self._family)
-        self._tried = {}
+        self.error, self.retry_at, self._delay = None, 0.0, _RETRY_FIRST
+        for key in self._refused.taken():
+            if self._planner is not None and self._planner.has_rules(key):
+                log.info("%s: the kernel takes its %s rules now", key, self._family)
         fresh = self._note_repairs(change.repairs, seconds)
         if change and fresh:
             # Who knows when a Service's change came says that it is done.
+            alike = self._written is not None and self._written.frame == self._basis.frame
             log.log(
-                logging.INFO if change.repairs or self._anew else logging.DEBUG,
+                logging.DEBUG if alike and not change.repairs else logging.INFO,
                 "%s: %s in %.0f ms%s",
                 self._family,
                 _described(change),
                 seconds * 1000,
                 _explained(change.repairs),
             )
-        self._anew = False
+        if not change:
+            # Looks that find nothing cost a share of a core at most, whatever others do.
+            self._rest_until = max(
+                self._rest_until, self._clock() + min(seconds / _LOOK_SHARE, _REST)
+            )
         self._forget_flows(change)
-        self._before = {}
+        self._holds, self._written = self._wanted, self._basis
         self._measure(change, seconds)
 
     def _measure(self, change: Change, seconds: float) -> None:
@@ -401,20 +386,16 @@ class FamilyTable:
             return
         flows = [each for each in changed_flows(change) if self._speaks_udp(each.service)]
         if flows:
-            self._conntrack.forget(self._family, flows, self._snapshot.node.addresses)
+            self._conntrack.forget(self._family, flows, self._basis.node.addresses)
 
     def _speaks_udp(self, key: str) -> bool:
+        before = self._written.services if self._written is not None else Services()
         return any(
             port.protocol == "udp"
-            for service in (self._snapshot.services.get(key), self._before.get(key))
+            for service in (self._basis.services.get(key), before.get(key))
             if service is not None
             for port in service.ports
         )
-
-
-def _without_rules(service: Service) -> Service:
-    """`service` as one that the user wants left alone."""
-    return service._replace(skipped=True)
 
 
 def _described(change: Change) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.addresses import Address, show_address
-from ipvs_node_agent.cluster import ServiceChange
+from ipvs_node_agent.cluster import Cluster
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.model import Problem, Service
 from ipvs_node_agent.watch import Recovered, Skipped, Trouble
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 _LINES_AT_ONCE = 20
 # What the API server sends again and again is said once, as long as it is not more than this.
 _REMEMBERED = 100
+# All of a Node.
+_WHOLE = ""
 
 
 class _Pending(NamedTuple):
@@ -77,15 +79,29 @@ class News:
             log.warning("and %d problems more", len(new) - _LINES_AT_ONCE)
         self.problems = problems
 
-    def take_change(self, change: ServiceChange, arrived: float) -> None:
-        """A Service changed, which the kernel does not know yet."""
-        services = (change.before, change.now)
-        if any(s.load_balancer_ips or s.external_ips for s in services if s is not None):
-            self._pending.setdefault(change.key, _Pending(arrived, change.before))
+    def take_cluster(self, before: Cluster, now: Cluster, arrived: float) -> None:
+        """The cluster is another one `now`, which the kernel does not know yet."""
+        self._take_node(before, now)
+        # The first list is no change to anybody.
+        if before.services is None or now.services is None:
+            return
+        for key in now.services.differing(before.services):
+            old, new = before.services.get(key), now.services.get(key)
+            if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
+                self._pending.setdefault(key, _Pending(arrived, old))
 
-    def arrived(self, keys: Iterable[str]) -> dict[str, float]:
-        """When it was told of those of the Services whose change the kernel does not know."""
-        return {key: self._pending[key].since for key in keys if key in self._pending}
+    def _take_node(self, before: Cluster, now: Cluster) -> None:
+        new = _losses(now) - _losses(before)
+        for what in sorted(new):
+            name = now.node.name if now.node is not None else ""
+            if what == _WHOLE:
+                log.warning("Node %s is gone from the API server; keeping its rules", name)
+            else:
+                log.warning("Node %s lost its %s; keeping the last ones", name, what)
+
+    def arrived(self) -> dict[str, float]:
+        """When it was told of those Services whose change the kernel does not know."""
+        return {key: pending.since for key, pending in self._pending.items()}
 
     def forget_changes(self) -> None:
         """The kernel is not to know them."""
@@ -113,6 +129,18 @@ class News:
             log.info("%s: %s (%.0f ms)", key, shown, (now - change.since) * 1000)
         if len(changed) > _LINES_AT_ONCE:
             log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
+
+
+def _losses(cluster: Cluster) -> set[str]:
+    """What this Node once had and has not at the moment."""
+    last, told = cluster.node, cluster.told_node
+    if last is None or told is None:
+        return set() if last is None else {_WHOLE}
+    held = {
+        "pod CIDRs": (last.pod_cidrs, told.pod_cidrs),
+        "addresses": (last.addresses, told.addresses),
+    }
+    return {what for what, (had, has) in held.items() if had and not has}
 
 
 def _asked(service: Service | None, config: Config) -> tuple[Address, ...]:

@@ -14,7 +14,7 @@ from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model import Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.proxymode import proxy_mode, to_program
-from ipvs_node_agent.rules import pod_cidrs
+from ipvs_node_agent.rules import lacking
 from ipvs_node_agent.ruleset import Change, difference
 from ipvs_node_agent.run import node_name, resources
 from ipvs_node_agent.runtime import only_one, own_names
@@ -50,10 +50,9 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
     Raises RefusedError.
     """
     seen = snapshot(config, note)
-    if pod_cidrs(config, seen.node) is None:
-        raise RefusedError(
-            f"Node {seen.node.name}", "has no pod CIDR yet, so that run would wait", "set podCIDRs"
-        )
+    lacks = lacking(config, seen.node)
+    if lacks:
+        raise RefusedError("diff", f"run would wait: {lacks}")
     return changes_for(config, to_program(seen, proxy_mode()))
 
 

@@ -1,7 +1,8 @@
 """What is wanted in one family's nat table, kept up to date Service by Service.
 
 A `Planner` is filled once and then told each change; what it plans depends on the Services alone,
-and not on the way there, once it is settled. `plan` is the same in one step.
+and not on the way there, once it is settled. `plan` is the same in one step, and a `Replanner` goes
+from one `Basis` to the next.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipvs_node_agent import mark
 from ipvs_node_agent.addresses import Address, Family, show_address
@@ -19,6 +21,7 @@ from ipvs_node_agent.dispatch import Entries, Tree
 from ipvs_node_agent.model import Node, Problem, Service, Snapshot
 from ipvs_node_agent.rules import MOST_RULES, Writer
 from ipvs_node_agent.ruleset import Ruleset
+from ipvs_node_agent.services import Services
 
 # A few Services may have thousands of external IPs; past so many plain ones the chain is split.
 _FLAT_WEIGHT = 512
@@ -32,11 +35,35 @@ class Plan:
     problems: tuple[Problem, ...]
 
 
-class Planner:
-    """Plans for one configuration, node and family.
+class Basis(NamedTuple):
+    """All that one family's rules depend on; it never changes.
 
-    With `own_mark` the node lacks the chain of Kubernetes' that marks, and we bring one of our own.
+    `left_out` are the Services that get no rules since the kernel refuses them. With `own_mark` the
+    node lacks the chain of Kubernetes' that marks, and we bring one of our own.
     """
+
+    config: Config
+    node: Node
+    services: Services
+    left_out: frozenset[str] = frozenset()
+    own_mark: bool = False
+
+    @property
+    def frame(self) -> tuple[Config, Node, bool]:
+        """What all rules depend on alike."""
+        return self.config, self.node, self.own_mark
+
+    def planned(self, key: str) -> Service | None:
+        """The Service as it is to be planned."""
+        service = self.services.get(key)
+        if service is None or key not in self.left_out:
+            return service
+        # As one that the user wants left alone: it still guards its ClusterIPs.
+        return service._replace(skipped=True)
+
+
+class Planner:
+    """Plans for one configuration, node and family; see `Basis` for `own_mark`."""
 
     def __init__(self, config: Config, node: Node, family: Family, own_mark: bool = False) -> None:
         names = config.chains
@@ -64,7 +91,7 @@ class Planner:
 
     def replace(self, old: Service | None, new: Service | None) -> None:
         """Takes in that a Service changed, came (`old` is None) or went (`new` is None)."""
-        for address in self._claims.replace(old, new):
+        for address in sorted(self._claims.replace(old, new), key=int):
             self._tree.place(address, self._entries(address))
 
     @property
@@ -80,6 +107,10 @@ class Planner:
     def services(self) -> int:
         """How many Services have rules."""
         return len(self._addresses)
+
+    def has_rules(self, key: str) -> bool:
+        """Whether the Service `key` has rules for any address."""
+        return key in self._addresses
 
     @property
     def loose(self) -> bool:
@@ -141,6 +172,44 @@ class Planner:
         self._refused.pop(address, None)
         if problems:
             self._refused[address] = problems
+
+
+class Replanner:
+    """Plans one family for a basis that becomes another one, from what differs between the two.
+
+    It is a cache: settled, it has the plan that would be made of its basis from nothing.
+    """
+
+    def __init__(self, family: Family, basis: Basis) -> None:
+        self._family = family
+        self._basis: Basis | None = None
+        self.planner, _ = self._become(basis)
+
+    def become(self, basis: Basis) -> int:
+        """Plans for `basis` from now on; gives how many Services differ from those before."""
+        self.planner, changed = self._become(basis)
+        return changed
+
+    def _become(self, basis: Basis) -> tuple[Planner, int]:
+        # Whatever ends this early leaves nothing to go on from.
+        before, self._basis = self._basis, None
+        if before is None or before.frame != basis.frame:
+            planner, changed = self._made(basis), len(basis.services)
+        else:
+            planner = self.planner
+            differing = {*before.services.differing(basis.services)}
+            differing |= before.left_out ^ basis.left_out
+            # In an order that is the same in each process, or no history could be played again.
+            for key in sorted(differing):
+                planner.replace(before.planned(key), basis.planned(key))
+            changed = len(differing)
+        self._basis = basis
+        return planner, changed
+
+    def _made(self, basis: Basis) -> Planner:
+        planner = Planner(basis.config, basis.node, self._family, basis.own_mark)
+        planner.fill(filter(None, map(basis.planned, basis.services)))
+        return planner
 
 
 def plan(config: Config, snapshot: Snapshot, family: Family, own_mark: bool = False) -> Plan:

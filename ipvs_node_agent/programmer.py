@@ -83,30 +83,35 @@ class Programmer:
         if self._certain and self._table.touched():
             self._certain = False
         for _ in range(_OVERTAKEN):
-            looked = not self._certain
+            looked, found = not self._certain, self._found(wanted)
             try:
-                return self._attempt(wanted)
+                return self._make(found, wanted, looked)
             except TableError as error:
-                # A lock has been waited for, and tells nothing about the table.
-                if error.locked or (looked and not self._overtaken(wanted)):
+                # A lock has been waited for and tells nothing about the table; a look may hang too.
+                if error.locked or error.hung or (looked and not self._overtaken(wanted)):
                     raise
                 log.debug("%s: looking at the table again: %s", self._name, error)
-        return self._attempt(wanted)
+        return self._make(self._found(wanted), wanted, True)
 
-    def _overtaken(self, wanted: Ruleset) -> bool:
-        """Whether others changed the table since the last look. Raises TableError."""
+    def _found(self, wanted: Ruleset = _NOTHING) -> Found:
+        """What the table holds, read where that is not certain. Raises TableError."""
+        if self._certain and self._known is not None:
+            return self._known
+        return self.read(wanted)
+
+    def _overtaken(self, wanted: Ruleset = _NOTHING) -> bool:
+        """Whether others changed the table since the last look, told or not. Raises TableError."""
         seen = self._known
-        changed = bool(self._table.touched()) and self.read(wanted) != seen
+        changed = self.read(wanted) != seen
         self._certain = False
         return changed
 
-    def _attempt(self, wanted: Ruleset) -> Change:
-        believed = self._known if self._certain else None
-        found = self.read(wanted) if believed is None else believed
+    def _make(self, found: Found, wanted: Ruleset, looked: bool) -> Change:
+        """Makes `wanted` of a table that holds `found`. Raises TableError and Misfit."""
         if not wanted.fits(found.filled):
             raise Misfit
         change = difference(found, wanted)
-        if (change or believed is None) and log.isEnabledFor(logging.DEBUG):
+        if (change or looked) and log.isEnabledFor(logging.DEBUG):
             self._tell(found, wanted, change)
         if change:
             self._write(change)
@@ -160,13 +165,34 @@ class Programmer:
             # Only what is left of several parts could still tell drift from our own doing.
             self._known = None
 
-    def prove(self, wanted: Ruleset) -> None:
-        """Writes a chain of `wanted` as it is, to see whether writes work at all.
+    def pending(self, wanted: Ruleset) -> Change:
+        """What has to be done so that the table holds `wanted`, read anew.
 
-        Raises TableError.
+        Raises TableError, and Misfit where it is not `wanted` that belongs there.
         """
-        for name in sorted(wanted.jumps.values())[:1]:
-            self._write(Change({name: wanted.chains[name]}))
+        found = self.read(wanted)
+        if not wanted.fits(found.filled):
+            raise Misfit
+        return difference(found, wanted)
+
+    def takes(self, trial: Callable[[Found], tuple[Change, Found]]) -> bool:
+        """Whether the kernel takes a change that `trial` makes of what the table holds.
+
+        It gives the change, and what the table holds after it. Raises TableError where the kernel
+        does not say.
+        """
+        found = self._found()
+        change, after = trial(found)
+        try:
+            self._write(change)
+        except TableError as error:
+            # Written to a table that had become another one, it proves nothing.
+            self._known = found
+            if not error.by_content or self._overtaken():
+                raise
+            return False
+        self._known, self._certain, self._wrote = after, True, True
+        return True
 
     def doubt(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""

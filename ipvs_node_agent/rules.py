@@ -47,6 +47,21 @@ def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
     return node.pod_cidrs or None
 
 
+def lacking(config: Config, node: Node) -> str:
+    """What the Node lacks before its rules can be known, as a sentence; empty where nothing.
+
+    Without its addresses nobody could tell a Service that takes one of them.
+    """
+    if pod_cidrs(config, node) is None:
+        return (
+            f"Node {node.name} has no pod CIDR yet (if it never gets one, since the network"
+            " plugin keeps its own, set podCIDRs)"
+        )
+    if not node.addresses:
+        return f"Node {node.name} has no address yet (its kubelet or the cloud provider sets them)"
+    return ""
+
+
 class Writer:
     """Writes the rules of claims, for one node and one family; `mark` is the chain that marks.
 

@@ -68,7 +68,8 @@ class Change:
 
     `unhooked` has an entry for each copy of a jump that goes; `new` are those of the written chains
     that were not there; `replaced` is what the written and dropped chains held. `repairs` says what
-    others had done to the table (see `drift`) that it undoes.
+    others had done to the table (see `drift`) that it undoes. `appended` are rules that come behind
+    those of a chain, which is not written anew.
     """
 
     written: Mapping[str, Rules] = field(default_factory=dict)
@@ -78,9 +79,10 @@ class Change:
     new: frozenset[str] = frozenset()
     replaced: Mapping[str, Rules] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
+    appended: Mapping[str, Rules] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.written or self.dropped or self.unhooked or self.hooked)
+        return bool(self.written or self.dropped or self.unhooked or self.hooked or self.appended)
 
     def parts(self) -> Iterator[Change]:
         """The change as several ones, to be applied in their order; mostly there is but one.
@@ -113,6 +115,8 @@ class Change:
         lines += [f"-D {built_in} -j {name}" for built_in, name in self.unhooked]
         for name in others:
             lines += [f"-A {name} {rule}" for rule in self.written[name]]
+        for name, rules in self.appended.items():
+            lines += [f"-A {name} {rule}" for rule in rules]
         lines += [f"-I {built_in} 1 -j {name}" for built_in, name in self.hooked]
         lines += [f"-X {name}" for name in self.dropped]
         return "\n".join([*lines, "COMMIT", ""])

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _CREDENTIALS_PERIOD = 1.0
 # How often the kubelet's backend is looked for, as long as it is a guess, and afterwards.
 _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
+# So long events are taken out of the queue before what they change is looked after.
+_TAKING_SECONDS = 0.5
 # How often kube-proxy is asked for its mode.
 _PROXY_PERIOD = 10.0
 # Leaves out only Services that have no ClusterIP: they get no rule, and guard no address. Any other
@@ -204,10 +206,12 @@ class _Loop:
         _start(self._follow_proxy_mode, self._queue.put)
         self._launcher = launch(manager.alive)
         self._kernel = _kernel(self._launcher, config)
+        self._conntrack = Conntrack(launch)
+        _start(self._conntrack.run, self._queue.put)
         self._agent = Agent(
             config,
             self._kernel.programmers(),
-            conntrack=Conntrack(self._launcher),
+            conntrack=self._conntrack,
             meter=self._monitoring.meters,
         )
         self._clean_due = True
@@ -226,6 +230,7 @@ class _Loop:
             self._manager.stopping()
         finally:
             self._stopped.set()
+            self._conntrack.stop()
             self._following.stop()
             self._monitoring.stop()
             status.stop()
@@ -285,6 +290,7 @@ class _Loop:
         """Takes what is in the queue, waiting for the first at most `timeout`; True to stop."""
         try:
             message: Any = self._queue.get(timeout=timeout)
+            end = time.monotonic() + _TAKING_SECONDS
             while True:
                 if isinstance(message, _Crash):
                     raise message.error
@@ -299,6 +305,8 @@ class _Loop:
                         self._reload()
                 else:
                     return True
+                if time.monotonic() > end:
+                    return False
                 message = self._queue.get_nowait()
         except queue.Empty:
             return False
@@ -332,7 +340,8 @@ class _Loop:
             return
         self._config_fault = ""
         old, self._config = self._config, config
-        self._kernel = _kernel(self._launcher, config, self._kernel)
+        before, self._kernel = self._kernel, _kernel(self._launcher, config, self._kernel)
+        before.close()
         self._use(config)
         self._monitoring.configure(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):

@@ -176,6 +176,8 @@ class Choosy(Table):
         super().__init__()
         self.refused: set[str] = set()
         self.names_it = True
+        # External IPs that have rules from now on, after every write.
+        self.served: set[str] = set()
 
     def restore(self, text: str) -> None:
         for number, line in enumerate(text.split("\n"), 1):
@@ -184,6 +186,9 @@ class Choosy(Table):
                 blamed = number if self.names_it else None
                 raise TableError("iptables-restore", why, line=blamed, by_content=True)
         super().restore(text)
+        for chain in ("IPVS_PREROUTING", "IPVS_OUTPUT"):
+            translated = {rule.split("-d ")[1].split("/")[0] for rule in self._chains[chain]}
+            assert self.served <= translated
 
 
 def choosy(names_it: bool, *refused: str) -> tuple[Node, Choosy]:
@@ -258,17 +263,72 @@ def test_a_failure_that_is_nobodys_in_particular_is_no_services(
     made.holds(WEB_4, OTHER)
 
 
-def test_a_command_that_always_fails_is_no_services_either(
+def test_one_whose_rules_the_kernel_takes_no_more_does_not_hold_up_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Its rules are in the chain that has to be written for another one."""
     made, table = choosy(False)
     made.list_services(web(EXTERNAL))
     made.settle()
     table.refused.add(EXTERNAL)
     made.put(other())
     made.settle()
-    assert not said(caplog, "left out")
-    assert len(said(caplog, "cannot program the kernel")) == 1
+    assert len(said(caplog, "default/web: its IPv4 rules are left out")) == 1
+    made.holds(OTHER)
+
+
+def test_while_the_kernel_is_asked_whose_rules_it_refuses_all_others_stay() -> None:
+    """Every rule is new, as Kubernetes' chain that marks is gone, and one of them is refused."""
+    made, table = choosy(False, "10.19.66.66")
+    made.list_services(web(EXTERNAL), other())
+    made.settle()
+    table.served = {EXTERNAL, OTHER[0]}
+    made.put(service("bad", ["10.231.6.6"], ["10.19.66.66"]))
+    table._chains["KUBE-MARK-MASQ"] = []
+    made.pass_time(3)
+    assert made.agent.in_sync
+    assert targets(made) == {"IPVS_MARK_MASQ"}
+    assert not [line for line in table.lines if "10.19.66.66" in line or "probe" in line]
+
+
+def test_a_line_that_is_named_is_no_services_fault_where_the_kernel_is_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, table = choosy(True)
+    made.list_services(web(EXTERNAL), other())
+    made.settle()
+
+    def restore(text: str) -> None:
+        raise TableError("iptables-restore", "line 4: Cannot allocate memory", line=4)
+
+    with monkeypatch.context() as short:
+        short.setattr(table, "restore", restore)
+        made.put(service("later", ["10.231.7.7"], ["10.19.77.7"]))
+        made.pass_time(1)
+        assert not made.agent.in_sync
+    made.pass_time(11)
+    made.holds(WEB_4, OTHER, ("10.19.77.7", "later", "10.231.7.7"))
+
+
+@pytest.mark.parametrize("names_it", [True, False])
+def test_many_that_are_refused_take_nothing_from_those_that_have_their_rules(
+    names_it: bool,
+) -> None:
+    """So many that it takes several rounds to find out who they are."""
+    made, table = choosy(names_it)
+    made.list_services(web(EXTERNAL), other())
+    made.settle()
+    table.served = {EXTERNAL, OTHER[0]}
+    bad = [f"10.19.{66 + number // 200}.{number % 200}" for number in range(60)]
+    table.refused = set(bad)
+    made.put(*(service(f"bad-{n}", ["10.231.6.6"], [ip]) for n, ip in enumerate(bad)))
+    # What every rule depends on becomes another one at the same time.
+    table._chains["KUBE-MARK-MASQ"] = []
+    made.pass_time(30)
+    assert made.agent.in_sync
+    assert targets(made) == {"IPVS_MARK_MASQ"}
+    refused = {p.service for p in made.agent.view().problems if p.reason == "KernelRefused"}
+    assert refused == {f"default/bad-{number}" for number in range(60)}
 
 
 # UDP flows

@@ -234,8 +234,8 @@ def reasons_of_errors() -> set[str]:
                     found.add(text_of(argument))
     # What a command that failed leaves, and the hints that say more than its own words.
     found |= {text for text in strings(function("iptables", "_failure")) if " " in text}
-    found |= returned("iptables", "_hint") | constants("iptables", "FOREIGN_HINT", "_LOCKED")
-    found |= returned("agent", "_lacking")
+    found |= returned("iptables", "_hint") | constants("iptables", "FOREIGN_HINT", "LOCKED_HINT")
+    found |= returned("agent", "lacking") | returned("rules", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
     } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}

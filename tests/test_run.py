@@ -80,6 +80,9 @@ class StandInKernel:
         tables = self.backends[self.backend]
         return {family: Programmer(table, owner(self.names)) for family, table in tables.items()}
 
+    def close(self) -> None:
+        """Nobody listens to these tables."""
+
     def clean_others(self) -> None:
         """Notes what the backend in use held at that time."""
         self.cleaned.append(self.backends[self.backend][IPV4].save())
@@ -805,5 +808,5 @@ def test_pending_changes_of_a_node_without_a_pod_cidr_are_refused(
 ) -> None:
     server.put(node())
     config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
-    with pytest.raises(RefusedError, match="Node worker-1: has no pod CIDR yet"):
+    with pytest.raises(RefusedError, match="run would wait: Node worker-1 has no pod CIDR yet"):
         oneshot.pending_changes(config, lambda _: None)

@@ -6,6 +6,8 @@ import logging
 import os
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 from ipvs_node_agent import webserver
 from ipvs_node_agent.boundedserver import MOST_CONNECTIONS
 from ipvs_node_agent.webserver import Page, Pages, WebServer
+from tests.support.agentprocess import REPOSITORY
 from tests.support.dripping import dripping
 from tests.support.sockets import free_port
 from tests.support.waiting import eventually
@@ -242,7 +245,10 @@ def test_who_comes_meanwhile_gets_the_page_that_is_being_made() -> None:
     served.server.stop()
 
 
-def test_a_server_without_files_for_connections_lives_on(served: Served) -> None:
+def without_files() -> None:
+    """In a process whose files are all this test's."""
+    served = Served()
+    served.up()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with many(served, 100) as silent:
         # The server's ends are open by then.
@@ -254,6 +260,11 @@ def test_a_server_without_files_for_connections_lives_on(served: Served) -> None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert silent
+
+
+def test_a_server_without_files_for_connections_lives_on() -> None:
+    program = "from tests import test_webserver; test_webserver.without_files()"
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=60)
 
 
 def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ DUAL_STACK = yaml.safe_load(
   kind: Node
   metadata: {name: worker-1}
   spec: {podCIDR: 10.240.2.128/25, podCIDRs: ["10.240.2.128/25", "fd00:10:240:2::/64"]}
+  status: {addresses: [{type: InternalIP, address: 192.168.7.11}]}
 - apiVersion: v1
   kind: Service
   metadata: {name: lb-dual, namespace: default}
