@@ -1,0 +1,178 @@
+"""Ways to break the mind, each of which its simulation has to see: text for other text."""
+
+MUTATIONS = [
+    # The state, and what follows from it.
+    (
+        "an event changes the Services that were planned from",
+        "services.py",
+        "fresh[place] = self._shards[place].copy()",
+        "fresh[place] = self._shards[place]",
+    ),
+    (
+        "a Service that is gone is no difference",
+        "services.py",
+        "keys = ours.keys() | theirs.keys()",
+        "keys = ours.keys() & theirs.keys()",
+    ),
+    (
+        "another configuration is not planned for",
+        "planner.py",
+        "return self.config, self.node, self.own_mark",
+        "return self.node, self.own_mark",
+    ),
+    (
+        "another Node is not planned for",
+        "planner.py",
+        "return self.config, self.node, self.own_mark",
+        "return self.config, self.own_mark",
+    ),
+    (
+        "another chain that marks is not planned for",
+        "planner.py",
+        "return self.config, self.node, self.own_mark",
+        "return self.config, self.node",
+    ),
+    (
+        "what was planned of a Service that was left out is forgotten",
+        "planner.py",
+        "planner.replace(before.planned(key), basis.planned(key))",
+        "planner.replace(before.services.get(key), basis.planned(key))",
+    ),
+    (
+        "a Service that is let in again is no difference",
+        "planner.py",
+        "differing |= before.left_out ^ basis.left_out",
+        "differing |= basis.left_out - before.left_out",
+    ),
+    (
+        "a deletion is not noted",
+        "cluster.py",
+        "services = self.services.with_changes({event.key: None})",
+        "services = self.services.with_changes({})",
+    ),
+    (
+        "a Node that is gone takes its pod CIDRs along",
+        "cluster.py",
+        "pod_cidrs=told.pod_cidrs or last.pod_cidrs, ",
+        "",
+    ),
+    (
+        "rules are written for a Node without addresses",
+        "rules.py",
+        "    if not node.addresses:\n",
+        "    if False:\n",
+    ),
+    (
+        "kube-proxy's mode changes nothing",
+        "agent.py",
+        "if self.cluster.services is None or unneeded_in(self.proxy_mode):",
+        "if self.cluster.services is None:",
+    ),
+    # The tree of chains.
+    (
+        "chains are never settled",
+        "familytable.py",
+        "if changed >= _BURST or now >= self._loose_since + _SETTLE_AFTER:",
+        "if changed >= _BURST:",
+    ),
+    (
+        "an address has rules in two places",
+        "dispatch.py",
+        "(*(child.prefix.start for child in others), *node.entries)",
+        "(*(child.prefix.start for child in others),)",
+    ),
+    (
+        "a chain that tells nothing apart counts as settled",
+        "dispatch.py",
+        "return all(child.prefix.length >= longer for child in node.children)",
+        "return True",
+    ),
+    # The table: what is believed of it, and what others do.
+    (
+        "a write that failed is believed",
+        "programmer.py",
+        '        """Applies `change`; until all of it is there, nothing is certain."""\n'
+        "        self._certain = False\n",
+        '        """Applies `change`; until all of it is there, nothing is certain."""\n',
+    ),
+    (
+        "what others have is not looked at before a write",
+        "programmer.py",
+        "        if not wanted.fits(found.filled):\n            raise Misfit\n        change =",
+        "        change =",
+    ),
+    (
+        "a jump may be anywhere",
+        "ruleset.py",
+        "if jumps == ((1, target),) or not (jumps or target):",
+        "if [t for _, t in jumps] == [target] or not (jumps or target):",
+    ),
+    (
+        "a table is never doubted",
+        "agent.py",
+        "                table.doubt()\n",
+        "                pass\n",
+    ),
+    (
+        "what is told of drift is not heard",
+        "programmer.py",
+        "        if self._certain and self._table.touched():\n            self._certain = False\n",
+        "",
+    ),
+    # Failures.
+    (
+        "a failed write is not tried again",
+        "familytable.py",
+        "self.retry_at = self._clock() + max(self._delay, 0.0 if error.locked else seconds)",
+        "self.retry_at = math.inf",
+    ),
+    (
+        "a family that nothing belongs to is done whatever happens",
+        "familytable.py",
+        "nothing = not self._wanted.chains and self._written is None",
+        "nothing = not self._wanted.chains",
+    ),
+    (
+        "a Service that the kernel refused is never tried again",
+        "refused.py",
+        "_Refusal(services[key], why, min(delay * 2, _CAP), now + delay)",
+        "_Refusal(services[key], why, min(delay * 2, _CAP), math.inf)",
+    ),
+    (
+        "a Service stays left out when it changes",
+        "refused.py",
+        "            if services.get(key) is refusal.service\n",
+        "            if key in services\n",
+    ),
+    (
+        "whoever is new is guilty",
+        "blame.py",
+        "        if not group or takes(frozenset(group)):\n            continue\n",
+        "        if not group:\n            continue\n",
+    ),
+    (
+        "a table that others changed is no reason not to blame a Service",
+        "programmer.py",
+        "if not error.by_content or self._overtaken():",
+        "if not error.by_content:",
+    ),
+    # What it says.
+    (
+        "it says that it is in sync while it is behind",
+        "agent.py",
+        "if self._planned is not self._state or self._state.lacking:",
+        "if self._state.lacking:",
+    ),
+    (
+        "a change waits for ever in the figures",
+        "familytable.py",
+        "        self._synced, self._waiting_since = now, math.inf\n        if change:",
+        "        self._synced = now\n        if change:",
+    ),
+    (
+        "a refusal is told for ever",
+        "refused.py",
+        "            del self._refusals[key]\n        return taken\n",
+        "            pass\n        return taken\n",
+    ),
+]

@@ -1,0 +1,165 @@
+"""A nat table that others change, and that fails, at the moments that a history says.
+
+It is the table of tests/support, which real kernels are held to, with neighbours and faults. It
+remembers what the agent can know of it: what the agent last saw there or wrote.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Callable, NamedTuple
+
+from ipvs_node_agent.addresses import Family
+from ipvs_node_agent.iptables import FOREIGN_HINT, LOCKED_HINT, TableError
+from tests.support.faketable import BUILT_IN, Chains, FakeTable, applied
+from tests.support.tables import MARK_MASQ
+
+LOCKED = TableError("iptables-restore", "Another app is holding the lock", LOCKED_HINT)
+HANGING_SECONDS = 35.0
+GUEST = "KUBE-MARK-MASQ"
+# What a kernel without memory to spare says, which is no Service's fault.
+BUSY = TableError("iptables-restore", "Resource temporarily unavailable")
+
+
+class Wrote(NamedTuple):
+    """A restore: what the agent took the table to hold before and after, and what it really did."""
+
+    text: str
+    seen: Chains
+    left: Chains
+    there: Chains
+    now: Chains
+
+
+class SimTable(FakeTable):
+    """The table of `family`; with `tells`, others' changes are told of, as nft's are.
+
+    `advance` lets time pass, and `wrote` is called after each restore of the agent's.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        tells: bool,
+        advance: Callable[[float], None],
+        wrote: Callable[[SimTable, Wrote], None],
+    ) -> None:
+        super().__init__(MARK_MASQ)
+        self.family, self.tells = family, tells
+        self._advance, self._wrote = advance, wrote
+        self.seen: Chains = self.copy()
+        self.native = False
+        # Addresses whose rules the kernel takes in no chain, and whether it says in which line.
+        self.refused: dict[str, bool] = {}
+        # What becomes of the next calls: the name of a fault for each.
+        self.faults: list[str] = []
+        # What others do just before or after a call of the agent's: (its name, the change).
+        self.meanwhile: list[tuple[str, Callable[[], None]]] = []
+        self._touched: bool = False
+        self._version = itertools.count()
+        self._last = self._read = next(self._version)
+
+    def copy(self) -> Chains:
+        """What the table holds."""
+        return {name: list(rules) for name, rules in self._chains.items()}
+
+    # Others
+
+    def change(self, text: str, told: bool = True) -> None:
+        """Somebody else applies `text`; what cannot be done is left."""
+        try:
+            self._chains = applied(self._chains, f"*nat\n{text}\nCOMMIT\n")
+        except TableError:
+            return
+        self.note(told)
+
+    def rename(self, old: str, new: str, told: bool = True) -> None:
+        """Somebody else gives a chain another name; jumps to it follow."""
+        if old not in self._chains or new in self._chains:
+            return
+        self._chains = {
+            new if name == old else name: [
+                f"{rule[: -len(old)]}{new}" if rule.endswith(f"-j {old}") else rule
+                for rule in rules
+            ]
+            for name, rules in self._chains.items()
+        }
+        self.note(told)
+
+    def flush(self, told: bool = True) -> None:
+        """Somebody else takes away everything."""
+        self._chains = {name: [] for name in BUILT_IN}
+        self.note(told)
+
+    def note(self, told: bool = True) -> None:
+        """The table is another one now; `told` says whether the kernel tells."""
+        self._last = next(self._version)
+        self._touched = self._touched or told
+
+    # The agent's side
+
+    def save(self) -> str:
+        """The table, or what goes wrong. Raises TableError."""
+        self._pause("before save")
+        self._fail("save")
+        if self.native:
+            raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
+        self._touched, self._read = False, self._last
+        self.seen = self.copy()
+        text = super().save()
+        self._pause("after save")
+        return text
+
+    def touched(self) -> bool | None:
+        """See `Table`."""
+        return self._touched if self.tells or self._touched else None
+
+    def same(self) -> bool:
+        """See `Table`; exact, as a digest is."""
+        return not self.tells and self._read == self._last
+
+    def restore(self, text: str) -> None:
+        """Applies `text`, or fails, before or after it did. Raises TableError."""
+        self._pause("before restore")
+        fault = self._fail("restore")
+        self._check(text)
+        there = self.copy()
+        super().restore(text)
+        self._last = next(self._version)
+        seen, self.seen = self.seen, applied(self.seen, text)
+        self._wrote(self, Wrote(text, seen, self.seen, there, self.copy()))
+        self._pause("after restore")
+        if fault:
+            raise BUSY
+
+    def _check(self, text: str) -> None:
+        if self.native:
+            why = "CHAIN_ADD failed (Operation not supported)"
+            raise TableError("iptables-restore", why, FOREIGN_HINT)
+        for number, line in enumerate(text.split("\n"), 1):
+            for address, names_it in self.refused.items():
+                if line.startswith("-A IPVS") and f"-d {address}/" in line and "comment" in line:
+                    why = "RULE_APPEND failed (Invalid argument)"
+                    blamed = number if names_it else None
+                    raise TableError("iptables-restore", why, line=blamed, by_content=True)
+
+    def _fail(self, call: str) -> bool:
+        """Does what the next fault says; True where the call is to fail after its effect."""
+        if not self.faults:
+            return False
+        fault = self.faults.pop(0)
+        if fault == "locked":
+            raise LOCKED
+        if fault == "hangs":
+            self._advance(HANGING_SECONDS)
+            why = "did not end within 35 s and was killed"
+            raise TableError(f"iptables-{call}", why, hung=True)
+        if fault == "late" and call == "restore":
+            return True
+        raise BUSY
+
+    def _pause(self, moment: str) -> None:
+        due = [change for when, change in self.meanwhile if when == moment]
+        self.meanwhile = [each for each in self.meanwhile if each[0] != moment]
+        for change in due:
+            change()
