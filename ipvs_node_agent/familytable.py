@@ -203,12 +203,16 @@ class FamilyTable:
         self._refused.keep(self._basis.services)
         left_out = self._refused.left_out
         basis = self._basis._replace(left_out=left_out, own_mark=self._own_mark)
+        settling = now >= self._loose_since + _SETTLE_AFTER
+        self._basis = basis
         if self._replanner is None:
             self._replanner, changed = Replanner(self._family, basis), 0
+        elif self._replanner.is_for(basis) and not settling:
+            return
         else:
             changed = self._replanner.become(basis)
-        self._basis, planner = basis, self._replanner.planner
-        if changed >= _BURST or now >= self._loose_since + _SETTLE_AFTER:
+        planner = self._replanner.planner
+        if changed >= _BURST or settling:
             planner.settle()
         self._loose_since = min(self._loose_since, now) if planner.loose else math.inf
         plan = planner.plan()

@@ -185,6 +185,10 @@ class Replanner:
         self._basis: Basis | None = None
         self.planner, _ = self._become(basis)
 
+    def is_for(self, basis: Basis) -> bool:
+        """Whether it plans for `basis` already."""
+        return self._basis == basis
+
     def become(self, basis: Basis) -> int:
         """Plans for `basis` from now on; gives how many Services differ from those before."""
         self.planner, changed = self._become(basis)

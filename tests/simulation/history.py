@@ -199,11 +199,11 @@ def history(seed: int) -> list[Step]:
         (_pass, 12.0),
         (lambda _: Calm(), 0.5),
     ]
-    # Some are quiet but for a few kinds.
-    often = chance.choice(((0.0, 1.0, 1.0, 4.0), (0.0, 0.0, 0.0, 1.0)))
+    # In some worlds a few kinds happen, and in some nothing but what Services do.
+    often = chance.choice(((0.0, 1.0, 1.0, 4.0), (0.0, 0.0, 0.0, 1.0), (0.0,)))
     weights = [weight * chance.choice(often) for _, weight in kinds]
     # Something has to be there, and time has to pass.
-    weights[0], weights[-2] = max(weights[0], 2.0), max(weights[-2], 2.0)
+    weights[0], weights[-2] = max(weights[0], 6.0), max(weights[-2], 2.0)
     makers = chance.choices([make for make, _ in kinds], weights, k=chance.randint(5, 60))
     return [Backend(chance.random() < 0.7), *(make(chance) for make in makers)]
 

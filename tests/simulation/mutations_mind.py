@@ -72,7 +72,7 @@ MUTATIONS = [
     (
         "chains are never settled",
         "familytable.py",
-        "if changed >= _BURST or now >= self._loose_since + _SETTLE_AFTER:",
+        "if changed >= _BURST or settling:",
         "if changed >= _BURST:",
     ),
     (
