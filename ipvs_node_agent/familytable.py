@@ -38,8 +38,9 @@ _RETRY_FIRST, _RETRY_CAP = 0.2, 10.0
 _QUIET = 60.0
 # After so many of the same kind: this long between two repairs, and no more than a share of a core.
 _PATIENCE, _REST, _REPAIR_SHARE = 5, 2.0, 0.2
+# Looks that others cause, and that find nothing changed, take no more than this share of a core.
 _LOOK_SHARE = 0.05
-# So many Services that the kernel names itself are held back in one go.
+# So many Services that the kernel names itself are left out in one go.
 _NAMED = 16
 # What is wanted changes with what others have; more often in a row nobody changes it for good.
 _MISFITS = 5
@@ -351,7 +352,6 @@ class FamilyTable:
                 _explained(change.repairs),
             )
         if not change:
-            # Looks that find nothing cost a share of a core at most, whatever others do.
             self._rest_until = max(
                 self._rest_until, self._clock() + min(seconds / _LOOK_SHARE, _REST)
             )
