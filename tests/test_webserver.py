@@ -21,6 +21,7 @@ from ipvs_node_agent.boundedserver import MOST_CONNECTIONS
 from ipvs_node_agent.webserver import Page, Pages, WebServer
 from tests.support.agentprocess import REPOSITORY
 from tests.support.dripping import dripping
+from tests.support.meanwhile import meanwhile
 from tests.support.sockets import free_port
 from tests.support.waiting import eventually
 
@@ -188,21 +189,14 @@ def test_who_is_silent_or_drips_is_in_nobodys_way(served: Served) -> None:
 @contextmanager
 def dripping_all(slow: list[socket.socket]) -> Iterator[None]:
     """Each of them says one byte after the other meanwhile."""
-    stopped = threading.Event()
 
     def drip() -> None:
-        while not stopped.wait(0.02):
-            for one in slow:
-                with suppress(OSError):  # It has lost its place.
-                    one.send(b"G")
+        for one in slow:
+            with suppress(OSError):  # It has lost its place.
+                one.send(b"G")
 
-    thread = threading.Thread(target=drip)
-    thread.start()
-    try:
+    with meanwhile(drip, 0.02):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def test_who_does_not_take_an_answer_is_in_nobodys_way(served: Served) -> None:

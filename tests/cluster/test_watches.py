@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.cluster.apiserver import KubeApiServer
 from tests.cluster.bed import ControlPlane, Worker, add_service, set_external_ips, streams, worker
 from tests.cluster.rest import Client
+from tests.support.meanwhile import meanwhile
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, ask, topology
 from tests.support.waiting import eventually
 
@@ -149,31 +150,21 @@ def test_compaction_leads_to_a_list_and_no_rule_is_missing_for_a_moment(
         node.holds(web, gone)
         watching(node)
         before = listings(node)
-        stop = threading.Event()
         answers: dict[str, set[str]] = {"pod": set(), "node": set()}
         counts = {"pod": 0, "node": 0}
 
         def connect(name: str) -> None:
-            client = getattr(hosts, name)
-            while not stop.is_set():
-                # Without its rules a connection never comes about, however long one waits.
-                answers[name].add(ask(client, EXTERNAL_IP[4], timeout=10))
-                counts[name] += 1
+            # Without its rules a connection never comes about, however long one waits.
+            answers[name].add(ask(getattr(hosts, name), EXTERNAL_IP[4], timeout=10))
+            counts[name] += 1
 
-        threads = [threading.Thread(target=connect, args=(name,)) for name in answers]
-        for thread in threads:
-            thread.start()
-        try:
+        with meanwhile(partial(connect, "pod")), meanwhile(partial(connect, "node")):
             node.server.kill()
             admin.delete("/api/v1/namespaces/default/services/gone")
             new = add_service(admin, "new", "10.19.20.8")
             plane.etcd.compact()
             node.server.start()
             node.holds(web, new)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
         assert listings(node) > before
         assert min(counts.values()) > 100
         # Both are masqueraded: the server saw the node, every time.

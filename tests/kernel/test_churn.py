@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import pytest
 from ipvs_node_agent.addresses import IPV4
 from tests.kernel.conftest import Bed, Entry, node_bed
 from tests.support.cluster import node, service
+from tests.support.meanwhile import meanwhile
 from tests.support.netns import Namespace
 from tests.support.tables import add_mark_masq, restore
 from tests.support.topology import EXTERNAL_IP, POD_CIDR, topology
@@ -31,21 +31,9 @@ FILL = "*nat\n-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\nCOMMIT\n"
 @contextmanager
 def repeated(every: float, texts: list[str], bed: Bed) -> Iterator[None]:
     """Somebody else restores one of `texts` after the other meanwhile."""
-    ended = threading.Event()
-
-    def meddle() -> None:
-        for text in itertools.cycle(texts):
-            if ended.wait(every):
-                return
-            restore(bed.namespace, IPV4, bed.backend, text)
-
-    thread = threading.Thread(target=meddle)
-    thread.start()
-    try:
+    turns = itertools.cycle(texts)
+    with meanwhile(lambda: restore(bed.namespace, IPV4, bed.backend, next(turns)), every):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def test_services_change_while_the_chain_that_marks_comes_and_goes(bed: Bed) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import pytest
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
 from tests.support.faults import LONG
+from tests.support.meanwhile import meanwhile
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, NODE_TO_BACKEND, POD_CIDR, Topology
 from tests.support.traffic import more, streaming
 from tests.support.waiting import eventually
@@ -49,26 +49,19 @@ def passing(index: int, chance: random.Random) -> dict[str, Any]:
 @contextmanager
 def changing(bed: Bed, chance: random.Random) -> Iterator[None]:
     """Other Services change all the time meanwhile."""
-    stopped = threading.Event()
     there: set[int] = set()
 
     def change() -> None:
-        while not stopped.wait(0.02):
-            index = chance.randrange(1, 60)
-            if index in there and chance.random() < 0.5:
-                there.remove(index)
-                bed.api.delete("Service", "default", f"passing-{index}")
-            else:
-                there.add(index)
-                bed.api.put(passing(index, chance))
+        index = chance.randrange(1, 60)
+        if index in there and chance.random() < 0.5:
+            there.remove(index)
+            bed.api.delete("Service", "default", f"passing-{index}")
+        else:
+            there.add(index)
+            bed.api.put(passing(index, chance))
 
-    thread = threading.Thread(target=change, daemon=True)
-    thread.start()
-    try:
+    with meanwhile(change, 0.02):
         yield
-    finally:
-        stopped.set()
-        thread.join(15)
 
 
 def test_no_connection_fails_however_often_it_is_killed_and_the_end_is_exactly_right(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from ipvs_node_agent.addresses import FAMILIES, Family
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
+from tests.support.meanwhile import meanwhile
 from tests.support.netns import Namespace
 from tests.support.tables import EMPTY_MARK_MASQ, add_mark_masq
 from tests.support.topology import (
@@ -57,24 +58,16 @@ def expect_masquerading(around: Topology) -> None:
 def stream(client: Namespace) -> Iterator[list[str]]:
     """Goes on connecting, at most a thousand times; whom the backend saw but the node's address."""
     wrong: list[str] = []
-    ended = threading.Event()
+    turns = itertools.islice(itertools.cycle(FAMILIES), 1000)
 
     def connect() -> None:
-        for number in range(1000):
-            if ended.is_set():
-                return
-            family = FAMILIES[number % 2]
+        for family in itertools.islice(turns, 1):
             who = seen(client, family)
             if who != NODE_TO_BACKEND[family.version]:
                 wrong.append(who)
 
-    thread = threading.Thread(target=connect)
-    thread.start()
-    try:
+    with meanwhile(connect):
         yield wrong
-    finally:
-        ended.set()
-        thread.join()
 
 
 def own_mark(bed: Bed, family: Family) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +22,13 @@ from tests.support.topology import (
     Topology,
     topology,
 )
+from tests.support.traffic import serving_udp
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
 PORT = 53
 OTHER_CLUSTER_IP = {4: "10.231.42.165", 6: "fd00:231::165"}
-
-
-@contextmanager
-def answering(namespace: Namespace, address: str) -> Iterator[None]:
-    """A UDP server in `namespace` that answers with its own address."""
-    with namespace.enter():
-        server = socket.socket(_kind(address), socket.SOCK_DGRAM)
-    ended = threading.Event()
-
-    def answer() -> None:
-        while not ended.is_set():
-            try:
-                _, peer = server.recvfrom(100)
-            except socket.timeout:
-                continue
-            server.sendto(address.encode(), peer)
-
-    with server:
-        server.bind((address, PORT))
-        server.settimeout(0.1)
-        thread = threading.Thread(target=answer)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 class Client:
@@ -134,7 +106,7 @@ def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
     around.backend.add_address("lo", f"{second}/{family.bits}")
     clients = [Client(who, EXTERNAL_IP[version]) for who in (around.pod, around.node)]
     stranger = Client(around.outside, EXTERNAL_IP[version])
-    with answering(around.backend, first), answering(around.backend, second):
+    with serving_udp(around.backend, first, second, port=PORT):
         assert [client.ask() for client in clients] == ["", ""]
         stranger.ask()
         assert len(entries(running, family)) == 3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable
+
+from tests.support.meanwhile import meanwhile
 
 _PAUSE = 0.02
 
@@ -16,20 +17,13 @@ def dripping(
     connect: Callable[[], socket.socket], drop: bytes, pause: float = _PAUSE
 ) -> Iterator[None]:
     """Meanwhile one drop after the other is sent over what `connect` gives."""
-    stopped = threading.Event()
+    peers: list[socket.socket] = []
 
     def drip() -> None:
-        one = connect()
-        while not stopped.wait(pause):
-            try:
-                one.send(drop)
-            except OSError:
-                return
+        if not peers:
+            peers.append(connect())
+        with suppress(OSError):  # The other end has given it up.
+            peers[0].send(drop)
 
-    thread = threading.Thread(target=drip)
-    thread.start()
-    try:
+    with meanwhile(drip, pause):
         yield
-    finally:
-        stopped.set()
-        thread.join()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from tests.support.meanwhile import meanwhile
 from tests.support.netns import Namespace
 from tests.support.topology import PORT, ask_here
 from tests.support.waiting import eventually
@@ -92,19 +93,14 @@ def serving_udp(namespace: Namespace, *addresses: str, port: int = PORT) -> Iter
         sockets = [stack.enter_context(_socket(namespace, a, socket.SOCK_DGRAM)) for a in addresses]
         for sock, address in zip(sockets, addresses):
             sock.bind((address, port))
-        stopped = threading.Event()
 
         def answer() -> None:
-            while not stopped.is_set():
-                for sock in select.select(sockets, [], [], 0.05)[0]:
-                    _, client = sock.recvfrom(100)
-                    sock.sendto(sock.getsockname()[0].encode(), client)
+            for sock in select.select(sockets, [], [], 0.05)[0]:
+                _, client = sock.recvfrom(100)
+                sock.sendto(sock.getsockname()[0].encode(), client)
 
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield
-        stopped.set()
-        thread.join()
+        with meanwhile(answer):
+            yield
 
 
 def ask_udp(client: Namespace, address: str, port: int = PORT, timeout: float = 2.0) -> str:
