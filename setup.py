@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(
@@ -19,7 +19,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["ipvs_node_agent"],
+    packages=find_packages(include=["ipvs_node_agent*"]),
     python_requires=">=3.9",
     install_requires=[
         "kubernetes>=22.6",

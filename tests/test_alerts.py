@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from tests.support.exposed import text
+from tests.support.places import PACKAGING
 from tests.support.promql import unknown
 from tests.support.promtool import need_prometheus, promtool
 
-HERE = Path(__file__).parents[1] / "packaging" / "prometheus"
+HERE = PACKAGING / "prometheus"
 RULES, CASES = "ipvs-node-agent.rules.yaml", "ipvs-node-agent.rules.test.yaml"
 
 

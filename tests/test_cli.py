@@ -19,8 +19,8 @@ import yaml
 from ipvs_node_agent import __version__, cli
 from ipvs_node_agent.cli import main
 from tests.support.cluster import node, service
+from tests.support.places import REPOSITORY, TESTS
 
-TESTS = Path(__file__).parent
 TWO_SERVICES, DUAL_STACK = TESTS / "data/two-services.yaml", TESTS / "data/dual-stack.yaml"
 POD_CIDR, POD_CIDR_6 = "10.240.2.128/25", "fd00:10:240:2::/64"
 NO_RULES = """\
@@ -137,7 +137,7 @@ def run(*arguments: str | Path, **options: Any) -> Result:
         text=True,
         check=False,
         timeout=60,
-        **{"stdout": subprocess.PIPE, "cwd": TESTS.parent, **options},
+        **{"stdout": subprocess.PIPE, "cwd": REPOSITORY, **options},
     )
     return Result(done.returncode, done.stdout or "", done.stderr)
 
@@ -469,7 +469,7 @@ def redirected(redirection: str, *arguments: str) -> Result:
         text=True,
         check=False,
         timeout=60,
-        cwd=TESTS.parent,
+        cwd=REPOSITORY,
     )
     return Result(done.returncode, done.stdout, done.stderr)
 
@@ -521,7 +521,7 @@ def test_a_complaint_that_nobody_reads_changes_no_status(broken_pipe: int) -> No
         [sys.executable, "-m", "ipvs_node_agent", "nonsense"],
         stderr=broken_pipe,
         check=False,
-        cwd=TESTS.parent,
+        cwd=REPOSITORY,
     )
     assert done.returncode == 2
 

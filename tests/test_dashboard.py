@@ -17,6 +17,7 @@ from tests.observe.dashboard import COLUMNS, PATH, Panel, filled, panels, read, 
 from tests.observe.draw import draw
 from tests.observe.scene import QUICK, run
 from tests.support.exposed import series
+from tests.support.places import REPOSITORY
 from tests.support.promql import metrics, unknown
 from tests.support.promtool import need_prometheus, promtool
 
@@ -138,6 +139,6 @@ def test_a_run_has_something_to_show_in_each_panel() -> None:
 
 
 def test_the_documents_have_the_picture() -> None:
-    picture = ElementTree.parse(PATH.parents[2] / "docs" / "dashboard.svg")
+    picture = ElementTree.parse(REPOSITORY / "docs" / "dashboard.svg")
     texts = {element.text for element in picture.iter() if element.text}
     assert texts.issuperset(TITLES), "make dashboard draws it anew"

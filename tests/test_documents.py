@@ -15,11 +15,11 @@ from tests.support.documents import (
     MIGRATION,
     OPERATIONS,
     README,
-    REPOSITORY,
     Document,
     Example,
     first_code,
 )
+from tests.support.places import REPOSITORY, TESTS, modules
 from tests.support.predecessors import CONTROLLER, LABEL, MANAGER
 
 DOCUMENTS = (README, OPERATIONS, MIGRATION)
@@ -153,7 +153,7 @@ def test_what_the_readme_lets_the_agent_say_it_says(row: list[str]) -> None:
         for message in re.findall(r"`([^`]{12,})`", row[0])
     ]
     forms = [".*".join(map(re.escape, message.split("..."))) for message in messages]
-    places = [*REPOSITORY.glob("ipvs_node_agent/*.py"), *REPOSITORY.glob("tests/kernel/*.py")]
+    places = [*modules().values(), *TESTS.glob("kernel/*.py")]
     assert any(words in path.read_text() for path in places) or any(
         re.search(form, said) for form in forms
     )

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent import journal
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.support.places import REPOSITORY
 
 
 @pytest.mark.parametrize(

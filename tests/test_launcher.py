@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import pytest
 
-import ipvs_node_agent
 from ipvs_node_agent.launcher import End, Launcher, LaunchError, Running
+from tests.support.places import PROGRAM
 from tests.support.processes import children, has_ended
 from tests.support.waiting import eventually
 
@@ -135,8 +135,7 @@ def test_it_ends_with_the_agent(shell: Shell) -> None:
 
 def test_it_leaves_no_bytecode_where_that_is_not_wanted(tmp_path: Path) -> None:
     """prerm calls `cleanup` while the package is being removed."""
-    package = Path(ipvs_node_agent.__file__).parent
-    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROGRAM, tmp_path / PROGRAM.name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
         "import os; from ipvs_node_agent.launcher import Launcher; null = open(os.devnull, 'r+b');"
         "Launcher(os.environ).start(['/bin/true'], 9, [null] * 3).end()"

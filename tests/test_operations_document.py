@@ -14,9 +14,10 @@ import yaml
 
 from ipvs_node_agent import drift, nodeevents, watch
 from ipvs_node_agent.cli import PROGRAM
-from tests.support.documents import OPERATIONS, REPOSITORY, first_code
+from tests.support.documents import OPERATIONS, first_code
 from tests.support.exposed import text
 from tests.support.loglines import log_calls, text_of, trees
+from tests.support.places import REPOSITORY
 from tests.support.promlint import read
 from tests.support.promql import unknown
 from tests.support.promtool import need_prometheus, promtool

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent import __version__, cli, config
+from tests.support.places import PACKAGING, REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 PLACES = ("ipvs_node_agent/__init__.py", "CHANGELOG.md", "debian/changelog")
-MAN = REPOSITORY / "packaging" / "man"
+MAN = PACKAGING / "man"
 
 
 def needs(there: object, package: str) -> None:

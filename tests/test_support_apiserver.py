@@ -25,6 +25,7 @@ import yaml
 
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig
+from tests.support.places import REPOSITORY
 
 SERVICES = "/api/v1/services"
 NODES = "/api/v1/nodes"
@@ -644,8 +645,9 @@ def test_the_program_serves_a_manifest(tmp_path: Path) -> None:
     manifest.write_text(yaml.safe_dump_all([service(), node("worker-1"), others, None]))
     command = [sys.executable, "-m", "tests.support.apiserver", "--listen", "127.0.0.1:0"]
     options = ["--manifest", str(manifest), "--node", "worker-1", "--pki-dir", f"{tmp_path}/pki"]
-    root = Path(__file__).parents[1]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, cwd=root) as run:
+    with subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as run:
         try:
             assert run.stdout
             assert run.stdout.readline().startswith("listening on https://127.0.0.1:")

@@ -19,9 +19,9 @@ import pytest
 from ipvs_node_agent import webserver
 from ipvs_node_agent.boundedserver import MOST_CONNECTIONS
 from ipvs_node_agent.webserver import Page, Pages, WebServer
-from tests.support.agentprocess import REPOSITORY
 from tests.support.dripping import dripping
 from tests.support.meanwhile import meanwhile
+from tests.support.places import REPOSITORY
 from tests.support.sockets import free_port
 from tests.support.waiting import eventually
 

@@ -26,12 +26,13 @@ from ipvs_node_agent.facts import Cluster
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.look_cluster import look_at_cluster
 from ipvs_node_agent.processes import process_called
-from tests.support.agentprocess import REPOSITORY, AgentProcess, agent_process
+from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.kubeproxy import add_device, proxy_mode
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
+from tests.support.places import REPOSITORY
 from tests.support.tables import add_foreign_rules, restore
 from tests.support.topology import ask, serving
 from tests.support.waiting import eventually

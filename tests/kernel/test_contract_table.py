@@ -15,11 +15,12 @@ from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.netns import Namespace
 from tests.support.pki import Pki
+from tests.support.places import TESTS
 from tests.support.tables import add_mark_masq, restore
 
 pytestmark = pytest.mark.kernel
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = TESTS / "data"
 
 TABLE = """
 Chain IPVS_OUTPUT (1 references)

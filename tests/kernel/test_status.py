@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import Bed, node_bed
-from tests.support.agentprocess import REPOSITORY
 from tests.support.cluster import node, service
+from tests.support.places import REPOSITORY
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask
 from tests.support.waiting import eventually
 

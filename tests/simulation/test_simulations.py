@@ -9,14 +9,13 @@ import itertools
 import os
 import random
 import time
-from pathlib import Path
 
 import pytest
 
-import ipvs_node_agent
 from tests.simulation import follower, mind, mutations_follower, mutations_mind, search
 from tests.support.examples import THOROUGH
 from tests.support.faults import LONG
+from tests.support.places import PROGRAM
 
 SIMULATIONS: dict[str, search.Simulation] = {
     "mind": mind.SIMULATION,
@@ -45,5 +44,5 @@ def test_a_history_is_a_matter_of_its_seed(name: str) -> None:
 
 @pytest.mark.parametrize(("module", "old"), [(module, old) for _, module, old, _ in MUTATIONS])
 def test_each_mutation_is_of_the_program_as_it_is(module: str, old: str) -> None:
-    text = (Path(ipvs_node_agent.__file__).parent / module).read_text()
+    text = (PROGRAM / module).read_text()
     assert text.count(old) == 1

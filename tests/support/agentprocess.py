@@ -14,9 +14,8 @@ from typing import Any
 import yaml
 
 from tests.support.netns import Namespace
+from tests.support.places import REPOSITORY
 from tests.support.waiting import eventually
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class AgentProcess:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from pathlib import Path
 from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.places import REPOSITORY
 
 
 class Example(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = Path(__file__).resolve().parents[2] / "ipvs_node_agent"
+from tests.support.places import modules
+
 _METHODS = ("debug", "info", "warning", "error", "exception", "critical", "log")
 
 
@@ -25,8 +25,8 @@ class LogCall(NamedTuple):
 
 
 def trees() -> dict[str, ast.Module]:
-    """The package's modules."""
-    return {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
+    """The program's modules, by their path in it."""
+    return {name: ast.parse(path.read_text("utf-8")) for name, path in modules().items()}
 
 
 def log_calls() -> list[LogCall]:
