@@ -149,7 +149,7 @@ class Reader:
 
     def _read_elsewhere(self) -> Settings:
         try:
-            with Child("kubeconfigreader", os.path.abspath(self.path)) as child:
+            with Child(__name__, os.path.abspath(self.path)) as child:
                 self._hold(child)
                 try:
                     said = json.loads(child.said(_TIME_LIMIT))

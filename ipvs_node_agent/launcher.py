@@ -53,7 +53,7 @@ class _Server:
             number = its.fileno()
             try:
                 self._process = subprocess.Popen(  # noqa: S603  (nothing from outside is in it)
-                    ownprocess.command("launcher", str(number)),
+                    ownprocess.command(__name__, str(number)),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ import time
 # Isolated, so that neither variables nor the working directory bring in other code than ours.
 _PROGRAM = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    f" importlib.import_module('{__package__}.' + sys.argv[2]).main(*sys.argv[3:])"
+    " importlib.import_module(sys.argv[2]).main(*sys.argv[3:])"
 )
 _CHUNK = 1 << 16
 _MOST_SAID = 64 << 20
