@@ -13,7 +13,7 @@ from ipvs_node_agent.facts import Cluster, Configuration, Facts, Host
 from ipvs_node_agent.finding import Finding
 from ipvs_node_agent.look_cluster import look_at_cluster
 from ipvs_node_agent.look_host import look_at_host
-from ipvs_node_agent.model import Snapshot
+from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.oneshot import changes_for
 from ipvs_node_agent.proxymode import to_program
 from ipvs_node_agent.rules import lacking

@@ -10,7 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from ipvs_node_agent.addresses import (
+from ipvs_node_agent.checks_host import HOST_CHECKS
+from ipvs_node_agent.facts import Cluster, Facts
+from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.kube import ApiError
+from ipvs_node_agent.model.addresses import (
     FAMILIES,
     Address,
     Network,
@@ -18,11 +22,7 @@ from ipvs_node_agent.addresses import (
     show_address,
     show_network,
 )
-from ipvs_node_agent.checks_host import HOST_CHECKS
-from ipvs_node_agent.facts import Cluster, Facts
-from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, failed
-from ipvs_node_agent.kube import ApiError
-from ipvs_node_agent.model import Problem, Snapshot
+from ipvs_node_agent.model.objects import Problem, Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.rules import pod_cidrs
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from ipvs_node_agent.addresses import IPV4, Family
 from ipvs_node_agent.facts import Facts, Process, Table
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.model.addresses import IPV4, Family
 
 _REMOVE = "apt purge ipvs-node-agent"
 _UNIT = "ipvs-node-agent.service"

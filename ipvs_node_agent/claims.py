@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from ipvs_node_agent.addresses import (
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.model.addresses import (
     Address,
     Family,
     Network,
@@ -17,8 +18,7 @@ from ipvs_node_agent.addresses import (
     show_address,
     show_network,
 )
-from ipvs_node_agent.config import Config
-from ipvs_node_agent.model import Node, Port, Problem, Service
+from ipvs_node_agent.model.objects import Node, Port, Problem, Service
 
 T = TypeVar("T")
 

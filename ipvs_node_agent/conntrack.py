@@ -20,7 +20,9 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Callable, NamedTuple, Protocol
 
-from ipvs_node_agent.addresses import (
+from ipvs_node_agent.iptables import Command, TableError
+from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.model.addresses import (
     Address,
     Family,
     Network,
@@ -30,8 +32,6 @@ from ipvs_node_agent.addresses import (
     show_address,
     show_network,
 )
-from ipvs_node_agent.iptables import Command, TableError
-from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.ruleset import Change, Rules
 
 log = logging.getLogger(__name__)

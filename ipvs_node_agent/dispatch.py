@@ -26,9 +26,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ipvs_node_agent.addresses import Address, Family, show_address
 from ipvs_node_agent.chainnames import stem
-from ipvs_node_agent.model import Port
+from ipvs_node_agent.model.addresses import Address, Family, show_address
+from ipvs_node_agent.model.objects import Port
 from ipvs_node_agent.ruleset import Rules
 
 _PROTOCOLS = ("sctp", "tcp", "udp")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ipvs_node_agent.addresses import Address, Family
 from ipvs_node_agent.config import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.model import Node, Service
+from ipvs_node_agent.model.addresses import Address, Family
+from ipvs_node_agent.model.objects import Node, Service
 from ipvs_node_agent.ruleset import Change, Found
 
 

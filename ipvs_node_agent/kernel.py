@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from ipvs_node_agent.addresses import FAMILIES, Family
 from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import (
@@ -23,6 +22,7 @@ from ipvs_node_agent.iptables import (
     legacy_tables,
 )
 from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import Ruleset, owner
 

@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ipvs_node_agent.addresses import FAMILIES, Address, parse_address
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.facts import Host, Listener, Proxy, Table, Unit
 from ipvs_node_agent.iptables import (
@@ -30,6 +29,7 @@ from ipvs_node_agent.iptables import (
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.localpage import page
+from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_address
 from ipvs_node_agent.processes import (
     agent_processes,
     listener_on,

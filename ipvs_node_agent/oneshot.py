@@ -11,7 +11,7 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import launch
 from ipvs_node_agent.kernel import Kernel, clean
 from ipvs_node_agent.kube import Api
-from ipvs_node_agent.model import Snapshot
+from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.proxymode import proxy_mode, to_program
 from ipvs_node_agent.rules import lacking

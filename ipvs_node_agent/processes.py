@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvs_node_agent.addresses import Address
 from ipvs_node_agent.facts import Process
+from ipvs_node_agent.model.addresses import Address
 
 # One end of a connection: an address and a port.
 _End = tuple[Address, int]

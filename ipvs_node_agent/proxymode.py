@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from ipvs_node_agent.localpage import asked
-from ipvs_node_agent.model import Snapshot
+from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.processes import user_at_the_far_end
 
 # kube-proxy's metricsBindAddress, by default.

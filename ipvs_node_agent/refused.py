@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ipvs_node_agent.addresses import Family
-from ipvs_node_agent.model import Problem, Service
+from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.model.objects import Problem, Service
 
 _FIRST, _CAP = 10.0, 300.0
 _SUSPECTED = 1.0

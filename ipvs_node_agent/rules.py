@@ -21,7 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ipvs_node_agent.addresses import (
+from ipvs_node_agent.claims import Claim
+from ipvs_node_agent.config import Config
+from ipvs_node_agent.dispatch import Entries, Entry, destination
+from ipvs_node_agent.model.addresses import (
     Address,
     Family,
     Network,
@@ -31,10 +34,7 @@ from ipvs_node_agent.addresses import (
     show_address,
     show_network,
 )
-from ipvs_node_agent.claims import Claim
-from ipvs_node_agent.config import Config
-from ipvs_node_agent.dispatch import Entries, Entry, destination
-from ipvs_node_agent.model import Node, Port
+from ipvs_node_agent.model.objects import Node, Port
 
 # What one Service may have in one family. A few would otherwise be enough to fill the memory.
 MOST_RULES = 1 << 16

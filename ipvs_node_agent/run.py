@@ -28,7 +28,7 @@ from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.launcher import Launcher
-from ipvs_node_agent.model import read_node, read_service
+from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nodeevents import Teller
 from ipvs_node_agent.proxymode import proxy_mode

@@ -23,7 +23,9 @@ from typing import Any, Callable
 from ipvs_node_agent.answer import Answer, Superseded
 from ipvs_node_agent.backoff import Backoff, Seldom
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.events import (
+from ipvs_node_agent.jsonlist import BrokenList, read_list
+from ipvs_node_agent.kube import Api, ApiError
+from ipvs_node_agent.model.events import (
     RESTART_REASONS,
     Changed,
     Deleted,
@@ -35,9 +37,7 @@ from ipvs_node_agent.events import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.jsonlist import BrokenList, read_list
-from ipvs_node_agent.kube import Api, ApiError
-from ipvs_node_agent.model import UnknownObject, object_key, shown
+from ipvs_node_agent.model.objects import UnknownObject, object_key, shown
 from ipvs_node_agent.outcome import Ending, Outcome, Pace, Told, Version, failed
 from ipvs_node_agent.watchlines import BrokenStream, Gone, Line, read_lines, version_in
 

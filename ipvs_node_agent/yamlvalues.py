@@ -15,8 +15,8 @@ from typing import Any, Callable, TypeVar
 import yaml
 from yaml.reader import ReaderError
 
-from ipvs_node_agent.addresses import Network, parse_network
 from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.model.addresses import Network, parse_network
 from ipvs_node_agent.yamlloader import Loader
 
 _DURATION = re.compile(

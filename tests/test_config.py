@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent import config
-from ipvs_node_agent.addresses import parse_network
 from ipvs_node_agent.chainnames import may_be_ours, stem
 from ipvs_node_agent.config import (
     DEFAULTS,
@@ -23,6 +22,7 @@ from ipvs_node_agent.config import (
     parse,
 )
 from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.model.addresses import parse_network
 
 FILE = "/etc/ipvs-node-agent/config.yaml"
 

@@ -23,13 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent import run
-from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.config import DEFAULTS, Chains, Config, ServiceOptions
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import Credentials
-from ipvs_node_agent.model import Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
 from ipvs_node_agent.planner import Planner, plan
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner

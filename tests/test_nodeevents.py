@@ -15,7 +15,7 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.eventobject import event
 from ipvs_node_agent.figures import AgentFigures, Figures
 from ipvs_node_agent.kube import Api
-from ipvs_node_agent.model import Problem
+from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.nodeevents import (
     NOT_NEEDED,
     PROGRAMMING_FAILED,

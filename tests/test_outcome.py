@@ -6,8 +6,8 @@ import pytest
 
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.events import RESTART_REASONS
 from ipvs_node_agent.kube import ApiError
+from ipvs_node_agent.model.events import RESTART_REASONS
 from ipvs_node_agent.outcome import FOLLOWS, Ending, Outcome, Pace, failed
 from tests.support.clock import Clock
 

@@ -13,10 +13,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, Network, intersection
 from ipvs_node_agent.config import DEFAULTS, Config
 from ipvs_node_agent.jsonlist import BrokenList, read_list
-from ipvs_node_agent.model import Node, Service, Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, intersection
+from ipvs_node_agent.model.objects import (
+    Node,
+    Service,
+    Snapshot,
+    UnknownObject,
+    read_node,
+    read_service,
+)
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, Ruleset, difference, owner, parse_save, settled
 from tests.support.examples import examples

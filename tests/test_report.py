@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent import report
-from ipvs_node_agent.addresses import IPV4
 from ipvs_node_agent.figures import Figures
-from ipvs_node_agent.model import Problem
+from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.packetcounts import Count
 from ipvs_node_agent.report import (
     FamilyReport,

@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family, parse_address, parse_network
 from ipvs_node_agent.config import DEFAULTS, Config
-from ipvs_node_agent.model import Node, Problem, Snapshot, read_service
+from ipvs_node_agent.model.addresses import (
+    FAMILIES,
+    IPV4,
+    IPV6,
+    Family,
+    parse_address,
+    parse_network,
+)
+from ipvs_node_agent.model.objects import Node, Problem, Snapshot, read_service
 from ipvs_node_agent.planner import Plan, plan
 from ipvs_node_agent.rules import pod_cidrs
 from ipvs_node_agent.ruleset import Ruleset

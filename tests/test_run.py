@@ -20,7 +20,6 @@ import pytest
 import yaml
 
 from ipvs_node_agent import cli, kube, oneshot, run
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.config import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
@@ -28,6 +27,7 @@ from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.kubeconfig import load_credentials
 from ipvs_node_agent.kubeconfigreader import Reader
 from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
 from ipvs_node_agent.runtime import directory

@@ -19,7 +19,7 @@ from ipvs_node_agent import watch
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api
-from ipvs_node_agent.model import read_node, read_service
+from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.watch import (
     Changed,
     Deleted,

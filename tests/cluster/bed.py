@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from ipvs_node_agent.addresses import IPV4
+from ipvs_node_agent.model.addresses import IPV4
 from tests.cluster.apiserver import KubeApiServer, Secrets
 from tests.cluster.etcd import Etcd
 from tests.cluster.pki import ClusterPki, KubeletCertificate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import IPV4
+from ipvs_node_agent.model.addresses import IPV4
 from tests.cluster.bed import ControlPlane, Worker, add_service, control_plane, worker
 from tests.cluster.rest import Client
 from tests.support.tables import saved

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6, Family
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from tests.kernel.conftest import Bed
 from tests.support.cluster import service
 from tests.support.tables import add_mark_masq, restore

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import IPV4
+from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import Bed, Entry, node_bed
 from tests.support.cluster import node, service
 from tests.support.meanwhile import meanwhile

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent.addresses import IPV4, IPV6, Family
+from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.netns import Namespace

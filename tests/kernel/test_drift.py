@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import Bed
 from tests.support.cluster import service
 from tests.support.fleet import LAYOUTS, fleet, raw

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import Bed
 from tests.support.cluster import service
 from tests.support.faults import ANY_BACKEND, LONG, Commands, descendants, locked

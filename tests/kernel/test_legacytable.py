@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from ipvs_node_agent import legacytable
-from ipvs_node_agent.addresses import FAMILIES, Family
+from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.support.netns import Namespace
 
 pytestmark = pytest.mark.kernel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, Family
+from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
 from tests.support.meanwhile import meanwhile

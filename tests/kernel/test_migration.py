@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
 from tests.support.documents import MIGRATION

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES
+from ipvs_node_agent.model.addresses import FAMILIES
 from ipvs_node_agent.processes import users_listening_on
 from ipvs_node_agent.proxymode import proxy_mode, unneeded_in
 from tests.kernel.conftest import Bed

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES
+from ipvs_node_agent.model.addresses import FAMILIES
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import node, service
 from tests.support.tables import add_mark_masq, saved

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import IPV4
+from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import Bed
 from tests.support.cluster import service
 from tests.support.faults import ANY_BACKEND

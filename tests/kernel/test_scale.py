@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.config import DEFAULTS, Config
-from ipvs_node_agent.model import Port, Service, Snapshot
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_address
+from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, Rules, difference
 from tests.kernel.conftest import Bed

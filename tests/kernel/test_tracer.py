@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, Address, Family, parse_address
 from ipvs_node_agent.config import DEFAULTS
-from ipvs_node_agent.model import Port, Service, Snapshot
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
+from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.planner import plan
 from ipvs_node_agent.ruleset import Found, difference
 from tests.support.fleet import NODE, service

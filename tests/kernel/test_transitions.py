@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4, IPV6
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import Bed
 from tests.support.cluster import node, service
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, saved

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.addresses import IPV4
 from ipvs_node_agent.iptables import TableError, launch, saved_table
+from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.netns import Namespace

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from ipvs_node_agent.addresses import FAMILIES, IPV4
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from tests.observe.dashboard import Panel, filled, panels
 from tests.observe.prometheus import Prometheus, prometheus
 from tests.support.agentprocess import AgentProcess, agent_process

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.model import object_key
+from ipvs_node_agent.model.objects import object_key
 from ipvs_node_agent.watch import (
     Follower,
     Resource,

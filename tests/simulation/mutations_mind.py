@@ -4,13 +4,13 @@ MUTATIONS = [
     # The state, and what follows from it.
     (
         "an event changes the Services that were planned from",
-        "services.py",
+        "model/services.py",
         "fresh[place] = self._shards[place].copy()",
         "fresh[place] = self._shards[place]",
     ),
     (
         "a Service that is gone is no difference",
-        "services.py",
+        "model/services.py",
         "keys = ours.keys() | theirs.keys()",
         "keys = ours.keys() & theirs.keys()",
     ),

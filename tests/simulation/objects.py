@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from ipvs_node_agent.addresses import parse_network
 from ipvs_node_agent.config import Chains as ChainNames
 from ipvs_node_agent.config import Config, ServiceOptions
-from ipvs_node_agent.model import Node, Service, read_node, read_service
+from ipvs_node_agent.model.addresses import parse_network
+from ipvs_node_agent.model.objects import Node, Service, read_node, read_service
 from tests.simulation import history as story
 from tests.simulation.table import GUEST
 from tests.support.cluster import POD_CIDRS

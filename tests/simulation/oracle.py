@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ipvs_node_agent.addresses import Address, Family
 from ipvs_node_agent.config import Config
-from ipvs_node_agent.model import Node, Problem, Service, Snapshot
+from ipvs_node_agent.model.addresses import Address, Family
+from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
 from ipvs_node_agent.planner import Plan, plan
 from tests.simulation.search import Violation
 from tests.simulation.table import GUEST

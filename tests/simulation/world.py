@@ -21,10 +21,10 @@ from dataclasses import replace
 from typing import Any
 
 from ipvs_node_agent import watch
-from ipvs_node_agent.addresses import FAMILIES, Family
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.model import Node, Problem, Service
+from ipvs_node_agent.model.addresses import FAMILIES, Family
+from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.ruleset import owner
 from tests.simulation import history as story

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from ipvs_node_agent.addresses import IPV4, IPV6, Address, Family, contains, parse_network
-from ipvs_node_agent.model import Node, Port, Service, Snapshot
+from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, Family, contains, parse_network
+from ipvs_node_agent.model.objects import Node, Port, Service, Snapshot
 
 Addresses = Callable[[int], Iterator[Address]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ipvs_node_agent.addresses import Family
+from ipvs_node_agent.model.addresses import Family
 from tests.support.netns import Namespace
 from tests.support.tables import restore
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ipvs_node_agent.addresses import parse_network
 from ipvs_node_agent.config import Config, ServiceOptions
+from ipvs_node_agent.model.addresses import parse_network
 
 NASTY = (
     'web" -j ACCEPT',

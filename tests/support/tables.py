@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ipvs_node_agent.addresses import IPV4, Family
+from ipvs_node_agent.model.addresses import IPV4, Family
 from tests.support.netns import Namespace
 
 KUBE_PROXY_SETS = ("KUBE-CLUSTER-IP", "KUBE-LOAD-BALANCER")

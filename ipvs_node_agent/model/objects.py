@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from ipvs_node_agent.addresses import Address, Network, parse_address, parse_network
 from ipvs_node_agent.errors import one_line
+from ipvs_node_agent.model.addresses import Address, Network, parse_address, parse_network
 
 IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
 # kube-proxy leaves Services with one of these labels alone, whatever the value (KEP-2447, and

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ipvs_node_agent.addresses import (
+from ipvs_node_agent.model.addresses import (
     FAMILIES,
     IPV4,
     IPV6,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from ipvs_node_agent.model import Service
+from ipvs_node_agent.model.objects import Service
 
 # With 50,000 Services a change copies a shard of two hundred.
 _SHARDS = 256

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.addresses import parse_address, parse_network
-from ipvs_node_agent.model import (
+from ipvs_node_agent.model.addresses import parse_address, parse_network
+from ipvs_node_agent.model.objects import (
     Node,
     Port,
     Problem,
