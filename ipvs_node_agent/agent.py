@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
-from ipvs_node_agent import drift
 from ipvs_node_agent.cluster import Cluster
 from ipvs_node_agent.config import Config
 from ipvs_node_agent.conntrack import Forgetter
@@ -34,6 +33,7 @@ from ipvs_node_agent.figures import AgentFigures, Meter, View
 from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
+from ipvs_node_agent.nat import drift
 from ipvs_node_agent.news import News
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.proxymode import unneeded_in

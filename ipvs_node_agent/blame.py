@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Callable
 
-from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, stem
 from ipvs_node_agent.model.addresses import Family
-from ipvs_node_agent.ruleset import Change, Found, Rules, Ruleset
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, stem
+from ipvs_node_agent.nat.ruleset import Change, Found, Rules, Ruleset
 
 # So many restores at most are tried to find out at one time.
 _TRIES = 64

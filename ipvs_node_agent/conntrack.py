@@ -32,7 +32,7 @@ from ipvs_node_agent.model.addresses import (
     show_address,
     show_network,
 )
-from ipvs_node_agent.ruleset import Change, Rules
+from ipvs_node_agent.nat.ruleset import Change, Rules
 
 log = logging.getLogger(__name__)
 

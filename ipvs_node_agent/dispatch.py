@@ -26,10 +26,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ipvs_node_agent.chainnames import stem
 from ipvs_node_agent.model.addresses import Address, Family, show_address
 from ipvs_node_agent.model.objects import Port
-from ipvs_node_agent.ruleset import Rules
+from ipvs_node_agent.nat.chains import stem
+from ipvs_node_agent.nat.ruleset import Rules
 
 _PROTOCOLS = ("sctp", "tcp", "udp")
 _PROTOCOL_BITS, _PORT_BITS = 2, 16

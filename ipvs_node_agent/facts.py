@@ -10,7 +10,7 @@ from ipvs_node_agent.config import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Service
-from ipvs_node_agent.ruleset import Change, Found
+from ipvs_node_agent.nat.ruleset import Change, Found
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import BinaryIO, Callable, Protocol
 
 from ipvs_node_agent import legacytable
-from ipvs_node_agent.chainnames import BUILT_IN_CHAINS
 from ipvs_node_agent.config import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.launcher import Launcher, LaunchError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS
 from ipvs_node_agent.nftmonitor import NftMonitor
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from ipvs_node_agent.iptables import (
 )
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import FAMILIES, Family
+from ipvs_node_agent.nat.ruleset import Ruleset, owner
 from ipvs_node_agent.programmer import Programmer
-from ipvs_node_agent.ruleset import Ruleset, owner
 
 log = logging.getLogger(__name__)
 

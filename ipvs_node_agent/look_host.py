@@ -30,6 +30,7 @@ from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.localpage import page
 from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_address
+from ipvs_node_agent.nat.ruleset import owner, parse_save
 from ipvs_node_agent.processes import (
     agent_processes,
     listener_on,
@@ -38,7 +39,6 @@ from ipvs_node_agent.processes import (
     users_listening_on,
 )
 from ipvs_node_agent.proxymode import proxy_mode
-from ipvs_node_agent.ruleset import owner, parse_save
 from ipvs_node_agent.runtime import directory, own_names
 
 _CAP_NET_ADMIN = 12

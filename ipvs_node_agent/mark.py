@@ -10,8 +10,8 @@ twice.
 
 from __future__ import annotations
 
-from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN
-from ipvs_node_agent.ruleset import Rules
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN
+from ipvs_node_agent.nat.ruleset import Rules
 
 CHAINS: dict[str, Rules] = {
     OWN_MARK_CHAIN: ("-j MARK --set-xmark 0x4000/0x4000",),

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Callable
 
-from ipvs_node_agent import drift
 from ipvs_node_agent.iptables import Table, TableError
-from ipvs_node_agent.ruleset import (
+from ipvs_node_agent.nat import drift
+from ipvs_node_agent.nat.ruleset import (
     Change,
     Found,
     Ruleset,

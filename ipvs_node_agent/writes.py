@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ipvs_node_agent.ruleset import Change
+from ipvs_node_agent.nat.ruleset import Change
 
 
 class Writes:

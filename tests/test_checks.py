@@ -28,7 +28,7 @@ from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.kube import ApiError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, parse_address, parse_network
 from ipvs_node_agent.model.objects import read_node, read_service
-from ipvs_node_agent.ruleset import Change, Found
+from ipvs_node_agent.nat.ruleset import Change, Found
 from tests.support.cluster import POD_CIDRS, node, service
 
 NOW = 1_767_600_000.0

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent import config
-from ipvs_node_agent.chainnames import may_be_ours, stem
 from ipvs_node_agent.config import (
     DEFAULTS,
     Chains,
@@ -23,6 +22,7 @@ from ipvs_node_agent.config import (
 )
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import parse_network
+from ipvs_node_agent.nat.chains import may_be_ours, stem
 
 FILE = "/etc/ipvs-node-agent/config.yaml"
 

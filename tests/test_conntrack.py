@@ -9,7 +9,7 @@ import pytest
 from ipvs_node_agent.conntrack import Conntrack, Deletion, Flows, changed_flows, deletions
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import IPV4, Family, parse_address, parse_network
-from ipvs_node_agent.ruleset import Change
+from ipvs_node_agent.nat.ruleset import Change
 
 POD_CIDR = parse_network("10.240.2.128/25")
 EXTERNAL = parse_address("10.19.0.1")

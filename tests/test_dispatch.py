@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.chainnames import MAX_CHAIN_NAME, stem
 from ipvs_node_agent.config import DEFAULTS, Chains, Config
 from ipvs_node_agent.dispatch import Entry, Tree, destination
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
+from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, stem
+from ipvs_node_agent.nat.ruleset import Found, Rules, difference, owner, settled
 from ipvs_node_agent.planner import Planner, plan
-from ipvs_node_agent.ruleset import Found, Rules, difference, owner, settled
 from tests.support.examples import examples
 from tests.support.fleet import LAYOUTS, NODE, fleet, service, snapshot
 from tests.support.tracer import Packet, Walk, trace

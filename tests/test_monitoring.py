@@ -9,12 +9,12 @@ import pytest
 
 from ipvs_node_agent import __version__, packetcounts
 from ipvs_node_agent.config import Config
-from ipvs_node_agent.drift import MEANINGS
 from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.health import PATIENCE
 from ipvs_node_agent.metrics import CONTENT_TYPE
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.monitoring import Monitoring
+from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.packetcounts import HOST, POD, Count
 from ipvs_node_agent.watch import RESTART_REASONS, Restarted
 from tests.support.agentnode import (

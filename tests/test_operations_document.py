@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent import drift, nodeevents, watch
+from ipvs_node_agent import nodeevents, watch
 from ipvs_node_agent.cli import PROGRAM
+from ipvs_node_agent.nat import drift
 from tests.support.documents import OPERATIONS, first_code
 from tests.support.exposed import text
 from tests.support.loglines import log_calls, text_of, trees
@@ -41,7 +42,9 @@ def test_every_metric_has_a_row_with_its_type_and_labels() -> None:
     assert shown == exposed
 
 
-@pytest.mark.parametrize("reasons", [drift.MEANINGS, watch.RESTART_REASONS], ids=["drift", "watch"])
+@pytest.mark.parametrize(
+    "reasons", [drift.MEANINGS, watch.RESTART_REASONS], ids=["nat/drift", "watch"]
+)
 def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
     rows = [first_code(row[0]) for row in OPERATIONS.table("Metrics") if len(row) == 2]
     assert set(reasons) <= set(rows)

@@ -14,8 +14,8 @@ from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
+from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.packetcounts import HOST, POD, Count, Ledger, Sampler, Seen, found_in
-from ipvs_node_agent.ruleset import Change
 from ipvs_node_agent.writes import Writes
 from tests.support.waiting import eventually
 

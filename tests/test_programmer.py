@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.nat.ruleset import Ruleset, owner
 from ipvs_node_agent.programmer import Programmer
-from ipvs_node_agent.ruleset import Ruleset, owner
 from tests.support.faketable import FakeTable
 
 WANTED = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})

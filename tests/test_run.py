@@ -28,8 +28,8 @@ from ipvs_node_agent.kubeconfig import load_credentials
 from ipvs_node_agent.kubeconfigreader import Reader
 from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
+from ipvs_node_agent.nat.ruleset import owner
 from ipvs_node_agent.programmer import Programmer
-from ipvs_node_agent.ruleset import owner
 from ipvs_node_agent.runtime import directory
 from ipvs_node_agent.systemd import ServiceManager
 from tests.support.apiserver import ApiServer

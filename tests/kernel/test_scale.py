@@ -11,8 +11,8 @@ import pytest
 from ipvs_node_agent.config import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
+from ipvs_node_agent.nat.ruleset import Found, Rules, difference
 from ipvs_node_agent.planner import plan
-from ipvs_node_agent.ruleset import Found, Rules, difference
 from tests.kernel.conftest import Bed
 from tests.support.fleet import LAYOUTS, NODE, fleet, raw, raw_node, service
 from tests.support.netns import Namespace

@@ -11,8 +11,8 @@ import pytest
 from ipvs_node_agent.config import DEFAULTS
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
+from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.planner import plan
-from ipvs_node_agent.ruleset import Found, difference
 from tests.support.fleet import NODE, service
 from tests.support.tables import add_mark_masq, restore
 from tests.support.topology import BACKEND, POD, Topology, topology

@@ -103,7 +103,7 @@ MUTATIONS = [
     ),
     (
         "a jump may be anywhere",
-        "ruleset.py",
+        "nat/ruleset.py",
         "if jumps == ((1, target),) or not (jumps or target):",
         "if [t for _, t in jumps] == [target] or not (jumps or target):",
     ),

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ipvs_node_agent.drift import MEANINGS, reasons
-from ipvs_node_agent.ruleset import Found
+from ipvs_node_agent.nat.drift import MEANINGS, reasons
+from ipvs_node_agent.nat.ruleset import Found
 
 LEFT = Found(
     chains={"A": ("-j RETURN", "-j ACCEPT"), "B": ()},

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.ruleset import Change, Found, Ruleset, difference, owner, parse_save, settled
+from ipvs_node_agent.nat.ruleset import (
+    Change,
+    Found,
+    Ruleset,
+    difference,
+    owner,
+    parse_save,
+    settled,
+)
 
 OURS = owner(frozenset({"IPVS_PREROUTING", "IPVS_OUTPUT"}))
 

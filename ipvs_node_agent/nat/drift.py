@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipvs_node_agent.ruleset import Found
+from ipvs_node_agent.nat.ruleset import Found
 
 # A word and what it means to a reader of the log.
 MEANINGS = {

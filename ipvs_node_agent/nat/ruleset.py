@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Callable
 
-from ipvs_node_agent.chainnames import OWN_MARK_CHAIN, stem
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, stem
 
 Rules = tuple[str, ...]
 
