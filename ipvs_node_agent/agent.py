@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Callable
 
 from ipvs_node_agent.cluster import Cluster
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.conntrack import Forgetter
 from ipvs_node_agent.familytable import FamilyTable
 from ipvs_node_agent.figures import AgentFigures, Meter, View

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from ipvs_node_agent.checks import judge
-from ipvs_node_agent.config import DEFAULT_PATH, Config, load
+from ipvs_node_agent.config.settings import DEFAULT_PATH, Config, load
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.facts import Cluster, Configuration, Facts, Host
 from ipvs_node_agent.finding import Finding

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO
 
 from ipvs_node_agent import __version__, journal
-from ipvs_node_agent.config import Config, load
+from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
 from ipvs_node_agent.manifest import read_objects
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network

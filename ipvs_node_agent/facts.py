@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ipvs_node_agent.config import DEFAULTS, Config
+from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Service

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Callable
 
 from ipvs_node_agent import blame
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.figures import FamilyFigures, Meter, Unmetered
 from ipvs_node_agent.iptables import TableError

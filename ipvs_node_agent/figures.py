@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipvs_node_agent.config import Chains
+from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Problem, Service
 from ipvs_node_agent.writes import Writes

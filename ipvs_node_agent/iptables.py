@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Callable, Protocol
 
 from ipvs_node_agent import legacytable
-from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.launcher import Launcher, LaunchError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import (
     BACKENDS,

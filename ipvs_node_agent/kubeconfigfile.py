@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Optional
 
 import yaml
 
-from ipvs_node_agent import regularfile, yamlloader
-from ipvs_node_agent.regularfile import Unfit
+from ipvs_node_agent.config import regularfile, yamlloader
+from ipvs_node_agent.config.regularfile import Unfit
 
 _FILE_KEYS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 

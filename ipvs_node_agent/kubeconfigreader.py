@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from ipvs_node_agent import ownprocess, regularfile, urls
+from ipvs_node_agent import ownprocess, urls
+from ipvs_node_agent.config import regularfile
+from ipvs_node_agent.config.regularfile import Unfit
 from ipvs_node_agent.errors import RefusedError, one_line
 from ipvs_node_agent.kubeconfigfile import (
     Fingerprint,
@@ -34,7 +36,6 @@ from ipvs_node_agent.kubeconfigfile import (
     text,
 )
 from ipvs_node_agent.ownprocess import Child
-from ipvs_node_agent.regularfile import Unfit
 
 # An exec plugin may ask some server for a token, and a busy node takes long to import the package.
 _TIME_LIMIT = 120

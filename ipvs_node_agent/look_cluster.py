@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ipvs_node_agent.agent import NODES, SERVICES
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.facts import Cluster, Validity
 from ipvs_node_agent.kube import Api, ApiError

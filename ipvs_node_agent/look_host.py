@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.facts import Host, Listener, Proxy, Table, Unit
 from ipvs_node_agent.iptables import (
     BACKENDS,

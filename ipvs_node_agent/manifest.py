@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import yaml
 
-from ipvs_node_agent.yamlloader import Bounded, Loader
+from ipvs_node_agent.config.yamlloader import Bounded, Loader
 
 if yaml.__with_libyaml__:
 

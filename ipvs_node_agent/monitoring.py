@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Callable
 
 from ipvs_node_agent import metrics
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.figures import Figures, View
 from ipvs_node_agent.health import sickness
 from ipvs_node_agent.metrics import Meters, Metrics

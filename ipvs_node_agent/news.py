@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.cluster import Cluster
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.objects import Problem, Service
 from ipvs_node_agent.watch import Recovered, Skipped, Trouble

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Callable
 
 from ipvs_node_agent.agent import NODES, SERVICES
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import launch
 from ipvs_node_agent.kernel import Kernel, clean

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Callable, NamedTuple
 
-from ipvs_node_agent.config import Chains
+from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.iptables import TableError, launch, saved_table
 from ipvs_node_agent.launcher import Launcher

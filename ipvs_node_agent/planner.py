@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent import mark
 from ipvs_node_agent.claims import Claims
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.dispatch import Entries, Tree
 from ipvs_node_agent.model.addresses import Address, Family, show_address
 from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot

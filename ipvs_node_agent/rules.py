@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ipvs_node_agent.claims import Claim
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.dispatch import Entries, Entry, destination
 from ipvs_node_agent.model.addresses import (
     Address,

@@ -19,7 +19,7 @@ from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent import statussocket
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
-from ipvs_node_agent.config import Config, load
+from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.conntrack import Conntrack
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.figures import Figures, View

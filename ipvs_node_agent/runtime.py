@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ipvs_node_agent.config import Chains
+from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, may_be_ours
 

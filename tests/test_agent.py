@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from ipvs_node_agent.agent import NODES, SERVICES
-from ipvs_node_agent.config import Chains, Config
+from ipvs_node_agent.config.settings import Chains, Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.checks import judge
-from ipvs_node_agent.config import Chains, Config, IptablesOptions
+from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError, UsageError
 from ipvs_node_agent.facts import (
     Cluster,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.config import DEFAULTS, Chains, Config
+from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.dispatch import Entry, Tree, destination
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from ipvs_node_agent import __version__, config
-from ipvs_node_agent.config import DEFAULTS, parse
+from ipvs_node_agent import __version__
+from ipvs_node_agent.config import settings
+from ipvs_node_agent.config.settings import DEFAULTS, parse
 from tests.node import shown
 from tests.support.documents import (
     MIGRATION,
@@ -170,7 +171,7 @@ def test_the_shown_configuration_is_the_default_one() -> None:
 
 
 def all_keys() -> list[str]:
-    shown = vars(config)["_KEYS"]
+    shown = vars(settings)["_KEYS"]
     return [*shown, "prerouting", "output", "markMasquerade", "servicesPerChain", "externalIPs"]
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from ipvs_node_agent import run
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.config import DEFAULTS, Chains, Config, ServiceOptions
+from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOptions
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import Credentials
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family

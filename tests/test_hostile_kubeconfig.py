@@ -24,13 +24,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent import kube
-from ipvs_node_agent.config import load
+from ipvs_node_agent.config.settings import load
+from ipvs_node_agent.config.yamlloader import NotYaml, compose
+from ipvs_node_agent.config.yamlloader import load as load_yaml
 from ipvs_node_agent.errors import AgentError, UsageError
 from ipvs_node_agent.kubeconfig import Credentials
 from ipvs_node_agent.kubeconfigfile import fingerprint
 from ipvs_node_agent.kubeconfigreader import Reader, Settings, settings
-from ipvs_node_agent.yamlloader import NotYaml, compose
-from ipvs_node_agent.yamlloader import load as load_yaml
 from tests.support.examples import examples
 from tests.support.pki import Pki
 from tests.support.rawobjects import mapping, mostly, spoilt

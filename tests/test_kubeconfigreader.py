@@ -17,7 +17,8 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from ipvs_node_agent import kubeconfigreader, regularfile
+from ipvs_node_agent import kubeconfigreader
+from ipvs_node_agent.config import regularfile
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.kubeconfig import load_credentials

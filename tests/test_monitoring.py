@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from ipvs_node_agent import __version__, packetcounts
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.health import PATIENCE
 from ipvs_node_agent.metrics import CONTENT_TYPE

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from ipvs_node_agent.config import Chains
+from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.iptables import TableError
 from ipvs_node_agent.launcher import Launcher

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.config import DEFAULTS, Config
+from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
     IPV4,

@@ -21,7 +21,7 @@ import yaml
 
 from ipvs_node_agent import cli, kube, oneshot, run
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.config import Config, IptablesOptions
+from ipvs_node_agent.config.settings import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.kubeconfig import load_credentials

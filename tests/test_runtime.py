@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.config import DEFAULTS, Chains
+from ipvs_node_agent.config.settings import DEFAULTS, Chains
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ipvs_node_agent.config import DEFAULTS, Chains
+from ipvs_node_agent.config.settings import DEFAULTS, Chains
 from ipvs_node_agent.iptables import BACKENDS, NFT
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, Family
 from ipvs_node_agent.model.objects import Service, Snapshot

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.check import check
-from ipvs_node_agent.config import load
+from ipvs_node_agent.config.settings import load
 from ipvs_node_agent.facts import Cluster
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.look_cluster import look_at_cluster

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.config import DEFAULTS, Chains, Config
+from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Service, Snapshot, UnknownObject, read_node, read_service
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent import nftmonitor
-from ipvs_node_agent.config import IptablesOptions
+from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable, TableError, launch
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.nat.ruleset import Ruleset, owner

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from ipvs_node_agent.config import DEFAULTS
+from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from ipvs_node_agent.config import Chains as ChainNames
-from ipvs_node_agent.config import Config, ServiceOptions
+from ipvs_node_agent.config.settings import Chains as ChainNames
+from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.model.addresses import parse_network
 from ipvs_node_agent.model.objects import Node, Service, read_node, read_service
 from tests.simulation import history as story

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
-from ipvs_node_agent.config import Config
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.conntrack import Forgetter
 from ipvs_node_agent.figures import Meter
 from ipvs_node_agent.iptables import TableError

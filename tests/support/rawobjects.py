@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ipvs_node_agent.config import Config, ServiceOptions
+from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.model.addresses import parse_network
 
 NASTY = (

@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import pytest
 
-from ipvs_node_agent.yamlloader import DEPTH, NODES, NotYaml, compose, load
+from ipvs_node_agent.config.yamlloader import DEPTH, NODES, NotYaml, compose, load
 
 
 def lists(depth: int) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import yaml
 
-from ipvs_node_agent import regularfile
-from ipvs_node_agent import yamlvalues as read
+from ipvs_node_agent.config import regularfile
+from ipvs_node_agent.config import yamlnodes as read
+from ipvs_node_agent.config.regularfile import Unfit
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import Network
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
-from ipvs_node_agent.regularfile import Unfit
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
 

@@ -15,9 +15,9 @@ from typing import Any, Callable, TypeVar
 import yaml
 from yaml.reader import ReaderError
 
+from ipvs_node_agent.config.yamlloader import Loader
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import Network, parse_network
-from ipvs_node_agent.yamlloader import Loader
 
 _DURATION = re.compile(
     r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?",

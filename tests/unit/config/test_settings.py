@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent import config
-from ipvs_node_agent.config import (
+from ipvs_node_agent.config import settings
+from ipvs_node_agent.config.settings import (
     DEFAULTS,
     Chains,
     Config,
@@ -576,19 +576,19 @@ def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_default_file_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "missing.yaml")
+    monkeypatch.setattr(settings, "DEFAULT_PATH", tmp_path / "missing.yaml")
     assert load(None) == DEFAULTS
 
 
 def test_the_default_file_is_read_where_it_exists(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", file)
+    monkeypatch.setattr(settings, "DEFAULT_PATH", file)
     assert load(None).masquerade == "HostOnly"
 
 
 def test_a_default_file_that_is_bad_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", file)
+    monkeypatch.setattr(settings, "DEFAULT_PATH", file)
     file.chmod(0o666)
     assert "others than its owner can write it" in file_refusal(None)
 
@@ -639,7 +639,7 @@ def test_a_file_that_only_root_may_read_is_asked_for_as_root(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     message = r"x\.yaml: Permission denied \(run it as root\)$"
-    monkeypatch.setattr("ipvs_node_agent.regularfile.os.open", denied)
+    monkeypatch.setattr("ipvs_node_agent.config.regularfile.os.open", denied)
     with pytest.raises(UsageError, match=message):
         load(tmp_path / "x.yaml")
 
