@@ -37,7 +37,7 @@ from ipvs_node_agent.nat import drift
 from ipvs_node_agent.news import News
 from ipvs_node_agent.programmer import Programmer
 from ipvs_node_agent.proxymode import unneeded_in
-from ipvs_node_agent.rules import lacking
+from ipvs_node_agent.rules.render import lacking
 from ipvs_node_agent.watch import (
     RESTART_REASONS,
     Event,

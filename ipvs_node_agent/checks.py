@@ -23,8 +23,8 @@ from ipvs_node_agent.model.addresses import (
     show_network,
 )
 from ipvs_node_agent.model.objects import Problem, Snapshot
-from ipvs_node_agent.planner import plan
-from ipvs_node_agent.rules import pod_cidrs
+from ipvs_node_agent.rules.planner import plan
+from ipvs_node_agent.rules.render import pod_cidrs
 
 # The kubelet renews its certificate at 70 to 90 % of its lifetime.
 _RENEWED_BY = 0.92

@@ -24,7 +24,7 @@ from ipvs_node_agent.model.objects import (
     read_service,
 )
 from ipvs_node_agent.nat.ruleset import Found, difference
-from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.terminal import coloured_change, takes_colours
 
 PROGRAM = "ipvs-node-agent"

@@ -28,9 +28,9 @@ from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
-from ipvs_node_agent.planner import Basis, Plan, Planner, Replanner
 from ipvs_node_agent.programmer import Misfit, Programmer
 from ipvs_node_agent.refused import Refused
+from ipvs_node_agent.rules.planner import Basis, Plan, Planner, Replanner
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from ipvs_node_agent.kubeconfig import Credentials
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
 from ipvs_node_agent.nat.ruleset import owner
-from ipvs_node_agent.planner import Planner, plan
 from ipvs_node_agent.programmer import Programmer
+from ipvs_node_agent.rules.planner import Planner, plan
 from ipvs_node_agent.watch import Event, Follower, Listed, Skipped, Trouble
 from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service

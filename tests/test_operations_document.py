@@ -53,7 +53,7 @@ def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
 
 def test_every_alert_has_a_row() -> None:
     groups = yaml.safe_load(RULES.read_text())["groups"]
-    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    alerts = [rule["alert"] for group in groups for rule in group["rules/render"]]
     assert [first_code(row[0]) for row in OPERATIONS.table("Alerts")] == alerts
 
 
@@ -72,9 +72,9 @@ def test_a_query_is_on_what_the_agent_exposes(query: str, tmp_path: Path) -> Non
     assert not unknown(query)
     need_prometheus()
     rule = {"record": "one:query", "expr": query}
-    rules = {"groups": [{"name": "queries", "rules": [rule]}]}
+    rules = {"groups": [{"name": "queries", "rules/render": [rule]}]}
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
-    status, said = promtool("check", "rules", "rules.yaml", directory=tmp_path)
+    status, said = promtool("check", "rules/render", "rules.yaml", directory=tmp_path)
     assert status == 0, said
 
 
@@ -221,7 +221,7 @@ def reasons_of_problems() -> set[str]:
             if isinstance(node, ast.Call) and text_of_function(node) == "Problem":
                 found |= {text_of(argument) for argument in node.args[1:2]} - {"..."}
     # Of those that claims.py refuses, each stands in front of why.
-    for node in ast.walk(trees()["claims"]):
+    for node in ast.walk(trees()["rules/claims"]):
         if isinstance(node, ast.Tuple) and len(node.elts) > 1:
             found |= {text_of(node.elts[0])}
     return {word for word in found if re.fullmatch(r"[A-Z][A-Za-z]+", word)}
@@ -255,7 +255,7 @@ def reasons_of_errors() -> set[str]:
     # What a command that failed leaves, and the hints that say more than its own words.
     found |= {text for text in strings(function("iptables", "_failure")) if " " in text}
     found |= returned("iptables", "_hint") | constants("iptables", "FOREIGN_HINT", "LOCKED_HINT")
-    found |= returned("agent", "lacking") | returned("rules", "lacking")
+    found |= returned("agent", "lacking") | returned("rules/render", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
     } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}

@@ -25,7 +25,7 @@ from ipvs_node_agent.model.objects import (
     read_service,
 )
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference, owner, parse_save, settled
-from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules.planner import plan
 from tests.support.examples import examples
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.rawobjects import configs, json_value, nodes, services

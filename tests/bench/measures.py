@@ -22,7 +22,7 @@ from ipvs_node_agent.iptables import BACKENDS, NFT
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, Family
 from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
-from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules.planner import plan
 from tests.bench.bed import BenchBed, Commits, bench_bed, changes, latencies, writes
 from tests.bench.wire import POD, Wire, pinned, wire
 from tests.support.fleet import LAYOUTS, NODE, fleet

@@ -12,7 +12,7 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Rules, difference
-from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules.planner import plan
 from tests.kernel.conftest import Bed
 from tests.support.fleet import LAYOUTS, NODE, fleet, raw, raw_node, service
 from tests.support.netns import Namespace

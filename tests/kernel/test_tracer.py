@@ -12,7 +12,7 @@ from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
-from ipvs_node_agent.planner import plan
+from ipvs_node_agent.rules.planner import plan
 from tests.support.fleet import NODE, service
 from tests.support.tables import add_mark_masq, restore
 from tests.support.topology import BACKEND, POD, Topology, topology

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
-from ipvs_node_agent.planner import Plan, plan
+from ipvs_node_agent.rules.planner import Plan, plan
 from tests.simulation.search import Violation
 from tests.simulation.table import GUEST
 from tests.support.faketable import BUILT_IN, Chains

@@ -12,16 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ipvs_node_agent import mark
-from ipvs_node_agent.claims import Claims
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.dispatch import Entries, Tree
 from ipvs_node_agent.model.addresses import Address, Family, show_address
 from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN
 from ipvs_node_agent.nat.ruleset import Ruleset
-from ipvs_node_agent.rules import MOST_RULES, Writer
+from ipvs_node_agent.rules import mark
+from ipvs_node_agent.rules.claims import Claims
+from ipvs_node_agent.rules.dispatch import Entries, Tree
+from ipvs_node_agent.rules.render import MOST_RULES, Writer
 
 # A few Services may have thousands of external IPs; past so many plain ones the chain is split.
 _FLAT_WEIGHT = 512

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ipvs_node_agent.claims import Claim
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.dispatch import Entries, Entry, destination
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,
@@ -35,6 +33,8 @@ from ipvs_node_agent.model.addresses import (
     show_network,
 )
 from ipvs_node_agent.model.objects import Node, Port
+from ipvs_node_agent.rules.claims import Claim
+from ipvs_node_agent.rules.dispatch import Entries, Entry, destination
 
 # What one Service may have in one family. A few would otherwise be enough to fill the memory.
 MOST_RULES = 1 << 16

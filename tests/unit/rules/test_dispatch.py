@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
-from ipvs_node_agent.dispatch import Entry, Tree, destination
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, stem
 from ipvs_node_agent.nat.ruleset import Found, Rules, difference, owner, settled
-from ipvs_node_agent.planner import Planner, plan
+from ipvs_node_agent.rules.dispatch import Entry, Tree, destination
+from ipvs_node_agent.rules.planner import Planner, plan
 from tests.support.examples import examples
 from tests.support.fleet import LAYOUTS, NODE, fleet, service, snapshot
 from tests.support.tracer import Packet, Walk, trace
@@ -453,7 +453,7 @@ def test_prefixes_whose_digests_are_equal_have_different_names(
 
         return Poor()
 
-    monkeypatch.setattr("ipvs_node_agent.dispatch.hashlib.blake2b", digest)
+    monkeypatch.setattr("ipvs_node_agent.rules.dispatch.hashlib.blake2b", digest)
     layout = LAYOUTS["random over an IPv6 /64"]
     services = fleet(layout, 500)
     found = chains(services, IPV6)
