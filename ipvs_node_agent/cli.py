@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO
 
-from ipvs_node_agent import __version__, journal
+from ipvs_node_agent import __version__
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
+from ipvs_node_agent.host import journal
 from ipvs_node_agent.manifest import read_objects
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network
 from ipvs_node_agent.model.objects import (
@@ -234,8 +235,8 @@ def _set_up_logging(level: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from ipvs_node_agent.host.systemd import ServiceManager
     from ipvs_node_agent.run import run
-    from ipvs_node_agent.systemd import ServiceManager
 
     run(options.config, ServiceManager(os.environ))
     return OK
@@ -331,10 +332,11 @@ def _status(options: argparse.Namespace) -> int:
     import shutil
     import time
 
-    from ipvs_node_agent import report, runtime, statussocket
+    from ipvs_node_agent import report, statussocket
+    from ipvs_node_agent.host import rundir
 
     try:
-        made = statussocket.ask(runtime.directory())
+        made = statussocket.ask(rundir.directory())
     except statussocket.Unanswered as error:
         # A machine gets an answer all the same.
         if options.output == "json":

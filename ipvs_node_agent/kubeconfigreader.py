@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from ipvs_node_agent import ownprocess, urls
+from ipvs_node_agent import urls
 from ipvs_node_agent.config import regularfile
 from ipvs_node_agent.config.regularfile import Unfit
 from ipvs_node_agent.errors import RefusedError, one_line
+from ipvs_node_agent.host import isolated
+from ipvs_node_agent.host.isolated import Child
 from ipvs_node_agent.kubeconfigfile import (
     Fingerprint,
     content,
@@ -35,7 +37,6 @@ from ipvs_node_agent.kubeconfigfile import (
     named_file,
     text,
 )
-from ipvs_node_agent.ownprocess import Child
 
 # An exec plugin may ask some server for a token, and a busy node takes long to import the package.
 _TIME_LIMIT = 120
@@ -193,7 +194,7 @@ def _unreadable(path: Path, error: OSError) -> RefusedError:
 
 def main(leash: str, path: str) -> None:
     """Prints what the kubeconfig at `path` says, or why it cannot be used."""
-    ownprocess.follow(leash)
+    isolated.follow(leash)
     # What the package, or a plugin that it starts, prints must not get in between.
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

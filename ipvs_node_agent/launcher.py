@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO, Callable, NamedTuple
 
-from ipvs_node_agent import ownprocess
+from ipvs_node_agent.host import isolated
 
 _MESSAGE = 1 << 16
 _STREAMS = 3
@@ -53,7 +53,7 @@ class _Server:
             number = its.fileno()
             try:
                 self._process = subprocess.Popen(  # noqa: S603  (nothing from outside is in it)
-                    ownprocess.command(__name__, str(number)),
+                    isolated.command(__name__, str(number)),
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -15,6 +15,16 @@ from pathlib import Path
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.facts import Host, Listener, Proxy, Table, Unit
+from ipvs_node_agent.host.kubeproxy import proxy_mode
+from ipvs_node_agent.host.localpage import page
+from ipvs_node_agent.host.procfs import (
+    agent_processes,
+    listener_on,
+    lock_holder,
+    process_called,
+    users_listening_on,
+)
+from ipvs_node_agent.host.rundir import directory, own_names
 from ipvs_node_agent.iptables import (
     BACKENDS,
     FOREIGN_HINT,
@@ -28,18 +38,8 @@ from ipvs_node_agent.iptables import (
 )
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.launcher import Launcher
-from ipvs_node_agent.localpage import page
 from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_address
 from ipvs_node_agent.nat.ruleset import owner, parse_save
-from ipvs_node_agent.processes import (
-    agent_processes,
-    listener_on,
-    lock_holder,
-    process_called,
-    users_listening_on,
-)
-from ipvs_node_agent.proxymode import proxy_mode
-from ipvs_node_agent.runtime import directory, own_names
 
 _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0

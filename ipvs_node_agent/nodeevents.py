@@ -20,8 +20,8 @@ from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.eventobject import event
 from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.health import sickness
+from ipvs_node_agent.host.kubeproxy import unneeded_in
 from ipvs_node_agent.kube import Api
-from ipvs_node_agent.proxymode import unneeded_in
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,9 @@ from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.conntrack import Conntrack
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.figures import Figures, View
+from ipvs_node_agent.host.kubeproxy import proxy_mode
+from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
+from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables import NFT, launch
 from ipvs_node_agent.kernel import Kernel
 from ipvs_node_agent.kube import Api
@@ -31,11 +34,8 @@ from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nodeevents import Teller
-from ipvs_node_agent.proxymode import proxy_mode
 from ipvs_node_agent.report import Report
-from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
 from ipvs_node_agent.statussocket import StatusSocket
-from ipvs_node_agent.systemd import ServiceManager
 from ipvs_node_agent.watch import Event, Follower, Recovered, Resource
 
 log = logging.getLogger(__name__)

@@ -107,7 +107,7 @@ _WITH_REASONS = (
         "kubeconfigreader",
         "launcher",
         "config/regularfile",
-        "runtime",
+        "host/rundir",
         "urls",
         "watch",
         "watchlines",
@@ -398,7 +398,17 @@ def test_the_play_has_the_same_steps() -> None:
     ]
     modules = [next(key for key in task if key.startswith("ansible.")) for task in play["tasks"]]
     assert [name.rpartition(".")[2] for name in modules] == [
-        *("command", "command", "copy", "apt", "copy", "command", "command", "systemd", "command")
+        *(
+            "command",
+            "command",
+            "copy",
+            "apt",
+            "copy",
+            "command",
+            "command",
+            "host/systemd",
+            "command",
+        )
     ]
 
 

@@ -228,7 +228,7 @@ def unit() -> configparser.RawConfigParser:
 
 def test_the_watchdog_waits_for_longer_than_any_command_may_take() -> None:
     from ipvs_node_agent import iptables
-    from ipvs_node_agent.systemd import _SILENCE
+    from ipvs_node_agent.host.systemd import _SILENCE
 
     longest = vars(iptables)["_TIME_LIMIT"] + 60  # lockWaitSeconds' upper bound
     assert unit()["Service"]["WatchdogSec"] == "2min"

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from ipvs_node_agent.host.kubeproxy import proxy_mode, unneeded_in
+from ipvs_node_agent.host.procfs import users_listening_on
 from ipvs_node_agent.model.addresses import FAMILIES
-from ipvs_node_agent.processes import users_listening_on
-from ipvs_node_agent.proxymode import proxy_mode, unneeded_in
 from tests.kernel.conftest import Bed
 from tests.support import kubeproxy
 from tests.support.cluster import service

@@ -14,7 +14,7 @@ import pytest
 
 from ipvs_node_agent.config.settings import DEFAULTS, Chains
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.runtime import directory, only_one, own_names, remember_names
+from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 
 OWN = {"IPVS_PREROUTING", "IPVS_OUTPUT", "IPVS_MARK_MASQ", "IPVS_POSTROUTING"}
 

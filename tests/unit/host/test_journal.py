@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent import journal
+from ipvs_node_agent.host import journal
 from tests.support.places import REPOSITORY
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from ipvs_node_agent.localpage import asked
+from ipvs_node_agent.host.localpage import asked
+from ipvs_node_agent.host.procfs import user_at_the_far_end
 from ipvs_node_agent.model.objects import Snapshot
-from ipvs_node_agent.processes import user_at_the_far_end
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.systemd import ServiceManager
+from ipvs_node_agent.host.systemd import ServiceManager
 from tests.support.notifysocket import NotifySocket
 
 
@@ -137,7 +137,7 @@ def test_a_socket_that_nobody_listens_to_ends_nothing(
 def test_a_service_manager_that_does_not_read_does_not_hold_the_agent_up(
     told: NotifySocket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.systemd._SEND_TIMEOUT", 0.05)
+    monkeypatch.setattr("ipvs_node_agent.host.systemd._SEND_TIMEOUT", 0.05)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         with contextlib.suppress(BlockingIOError):

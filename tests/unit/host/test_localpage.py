@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from ipvs_node_agent import localpage
 from ipvs_node_agent.deadline import seconds_left
-from ipvs_node_agent.localpage import page
+from ipvs_node_agent.host import localpage
+from ipvs_node_agent.host.localpage import page
 from tests.support.dripping import dripping
 
 
