@@ -20,15 +20,15 @@ from typing import Callable
 
 from ipvs_node_agent import blame
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.figures import FamilyFigures, Meter, Unmetered
-from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.iptables.conntrack import Forgetter, changed_flows
+from ipvs_node_agent.iptables.programmer import Misfit, Programmer
+from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
-from ipvs_node_agent.programmer import Misfit, Programmer
 from ipvs_node_agent.refused import Refused
 from ipvs_node_agent.rules.planner import Basis, Plan, Planner, Replanner
 

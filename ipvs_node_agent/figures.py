@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ipvs_node_agent.config.settings import Chains
+from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Problem, Service
-from ipvs_node_agent.writes import Writes
 
 
 class Meter(Protocol):

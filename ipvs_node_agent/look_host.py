@@ -25,7 +25,9 @@ from ipvs_node_agent.host.procfs import (
     users_listening_on,
 )
 from ipvs_node_agent.host.rundir import directory, own_names
-from ipvs_node_agent.iptables import (
+from ipvs_node_agent.iptables.backends import Kernel
+from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.table import (
     BACKENDS,
     FOREIGN_HINT,
     LEGACY,
@@ -36,8 +38,6 @@ from ipvs_node_agent.iptables import (
     launch,
     legacy_tables,
 )
-from ipvs_node_agent.kernel import Kernel
-from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_address
 from ipvs_node_agent.nat.ruleset import owner, parse_save
 

@@ -10,8 +10,8 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.kubeproxy import proxy_mode, to_program
 from ipvs_node_agent.host.rundir import only_one, own_names
-from ipvs_node_agent.iptables import launch
-from ipvs_node_agent.kernel import Kernel, clean
+from ipvs_node_agent.iptables.backends import Kernel, clean
+from ipvs_node_agent.iptables.table import launch
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference

@@ -20,17 +20,17 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent import statussocket
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.config.settings import Config, load
-from ipvs_node_agent.conntrack import Conntrack
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.figures import Figures, View
 from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
-from ipvs_node_agent.iptables import NFT, launch
-from ipvs_node_agent.kernel import Kernel
+from ipvs_node_agent.iptables.backends import Kernel
+from ipvs_node_agent.iptables.conntrack import Conntrack
+from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.table import NFT, launch
 from ipvs_node_agent.kube import Api
 from ipvs_node_agent.kubeconfig import host_name
-from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nodeevents import Teller

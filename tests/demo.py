@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from ipvs_node_agent.iptables import NFT
+from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from tests.support.agentprocess import agent_process
 from tests.support.apiserver import ApiServer

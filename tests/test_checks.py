@@ -24,7 +24,7 @@ from ipvs_node_agent.facts import (
     Validity,
 )
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, as_json, as_lines
-from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.kube import ApiError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, parse_address, parse_network
 from ipvs_node_agent.model.objects import read_node, read_service

@@ -97,7 +97,7 @@ _WITH_REASONS = (
     *(
         "config/settings",
         "familytable",
-        "iptables",
+        "iptables/table",
         "jsonlist",
         "kube",
         "kubeconfig",
@@ -105,7 +105,7 @@ _WITH_REASONS = (
     ),
     *(
         "kubeconfigreader",
-        "launcher",
+        "iptables/launcher",
         "config/regularfile",
         "host/rundir",
         "urls",
@@ -253,8 +253,10 @@ def reasons_of_errors() -> set[str]:
                 else:
                     found.add(text_of(argument))
     # What a command that failed leaves, and the hints that say more than its own words.
-    found |= {text for text in strings(function("iptables", "_failure")) if " " in text}
-    found |= returned("iptables", "_hint") | constants("iptables", "FOREIGN_HINT", "LOCKED_HINT")
+    found |= {text for text in strings(function("iptables/table", "_failure")) if " " in text}
+    found |= returned("iptables/table", "_hint") | constants(
+        "iptables/table", "FOREIGN_HINT", "LOCKED_HINT"
+    )
     found |= returned("agent", "lacking") | returned("rules/render", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text

@@ -25,13 +25,13 @@ from ipvs_node_agent.config.settings import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.rundir import directory
 from ipvs_node_agent.host.systemd import ServiceManager
+from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.kubeconfig import load_credentials
 from ipvs_node_agent.kubeconfigreader import Reader
-from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import owner
-from ipvs_node_agent.programmer import Programmer
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.faketable import FakeTable

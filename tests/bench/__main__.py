@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ipvs_node_agent.iptables import BACKENDS
+from ipvs_node_agent.iptables.table import BACKENDS
 from tests.bench import measures
 from tests.bench.measures import FULL, QUICK, Figures
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ipvs_node_agent.iptables.nftmonitor import messages
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Service
-from ipvs_node_agent.nftmonitor import messages
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.fleet import NODE, raw, raw_node

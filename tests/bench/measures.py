@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ipvs_node_agent.config.settings import DEFAULTS, Chains
-from ipvs_node_agent.iptables import BACKENDS, NFT
+from ipvs_node_agent.iptables.table import BACKENDS, NFT
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, Family
 from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference

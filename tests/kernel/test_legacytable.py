@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from ipvs_node_agent import legacytable
+from ipvs_node_agent.iptables import legacytable
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.support.netns import Namespace
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent import nftmonitor
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables import LEGACY, NFT, KernelTable, TableError, launch
+from ipvs_node_agent.iptables import nftmonitor
+from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, TableError, launch
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.nat.ruleset import Ruleset, owner
-from ipvs_node_agent.programmer import Programmer
 from tests.support.netns import Namespace
 from tests.support.processes import descendants
 from tests.support.tables import add_mark_masq, restore, saved

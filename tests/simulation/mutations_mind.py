@@ -90,14 +90,14 @@ MUTATIONS = [
     # The table: what is believed of it, and what others do.
     (
         "a write that failed is believed",
-        "programmer.py",
+        "iptables/programmer.py",
         '        """Applies `change`; until all of it is there, nothing is certain."""\n'
         "        self._certain = False\n",
         '        """Applies `change`; until all of it is there, nothing is certain."""\n',
     ),
     (
         "what others have is not looked at before a write",
-        "programmer.py",
+        "iptables/programmer.py",
         "        if not wanted.fits(found.filled):\n            raise Misfit\n        change =",
         "        change =",
     ),
@@ -115,7 +115,7 @@ MUTATIONS = [
     ),
     (
         "what is told of drift is not heard",
-        "programmer.py",
+        "iptables/programmer.py",
         "        if self._certain and self._table.touched():\n            self._certain = False\n",
         "",
     ),
@@ -152,7 +152,7 @@ MUTATIONS = [
     ),
     (
         "a table that others changed is no reason not to blame a Service",
-        "programmer.py",
+        "iptables/programmer.py",
         "if not error.by_content or self._overtaken():",
         "if not error.by_content:",
     ),

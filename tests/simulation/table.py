@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Callable, NamedTuple
 
-from ipvs_node_agent.iptables import FOREIGN_HINT, LOCKED_HINT, TableError
+from ipvs_node_agent.iptables.table import FOREIGN_HINT, LOCKED_HINT, TableError
 from ipvs_node_agent.model.addresses import Family
 from tests.support.faketable import BUILT_IN, Chains, FakeTable, applied
 from tests.support.tables import MARK_MASQ

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.iptables.table import TableError
 
 BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 TARGETS = ("ACCEPT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "MARK", "REDIRECT")

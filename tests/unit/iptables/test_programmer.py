@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.iptables import TableError
+from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.nat.ruleset import Ruleset, owner
-from ipvs_node_agent.programmer import Programmer
 from tests.support.faketable import FakeTable
 
 WANTED = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Callable, NamedTuple, Protocol
 
-from ipvs_node_agent.iptables import Command, TableError
-from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.table import Command, TableError
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from ipvs_node_agent.conntrack import Conntrack, Deletion, Flows, changed_flows, deletions
-from ipvs_node_agent.launcher import Launcher
+from ipvs_node_agent.iptables.conntrack import Conntrack, Deletion, Flows, changed_flows, deletions
+from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.model.addresses import IPV4, Family, parse_address, parse_network
 from ipvs_node_agent.nat.ruleset import Change
 
@@ -180,7 +180,7 @@ def test_so_many_flows_are_kept_in_mind_and_no_more(
 def test_without_the_conntrack_command_it_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.iptables._path", lambda _: None)
+    monkeypatch.setattr("ipvs_node_agent.iptables.table._path", lambda _: None)
     tracking = Conntrack(lambda: Launcher({}))
     for _ in range(3):
         tracking.forget(IPV4, [flows(True)], [])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.nftmonitor import Heard, Lost, NftMonitor, attributes, messages
+from ipvs_node_agent.iptables.nftmonitor import Heard, Lost, NftMonitor, attributes, messages
 
 
 def message(kind: int, body: bytes = b"", sender: int = 7) -> bytes:

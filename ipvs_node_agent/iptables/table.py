@@ -17,13 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Callable, Protocol
 
-from ipvs_node_agent import legacytable
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.launcher import Launcher, LaunchError
+from ipvs_node_agent.iptables import legacytable
+from ipvs_node_agent.iptables.launcher import Launcher, LaunchError
+from ipvs_node_agent.iptables.nftmonitor import NftMonitor
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS
-from ipvs_node_agent.nftmonitor import NftMonitor
 
 log = logging.getLogger(__name__)
 

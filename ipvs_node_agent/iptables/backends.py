@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.iptables import (
+from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.iptables.table import (
     BACKENDS,
     LEGACY,
     NFT,
@@ -21,10 +23,8 @@ from ipvs_node_agent.iptables import (
     installed,
     legacy_tables,
 )
-from ipvs_node_agent.launcher import Launcher
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.nat.ruleset import Ruleset, owner
-from ipvs_node_agent.programmer import Programmer
 
 log = logging.getLogger(__name__)
 

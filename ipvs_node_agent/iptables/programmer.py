@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Callable
 
-from ipvs_node_agent.iptables import Table, TableError
+from ipvs_node_agent.iptables.table import Table, TableError
+from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.nat.ruleset import (
     Change,
@@ -25,7 +26,6 @@ from ipvs_node_agent.nat.ruleset import (
     parse_save,
     settled,
 )
-from ipvs_node_agent.writes import Writes
 
 log = logging.getLogger(__name__)
 
