@@ -25,6 +25,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
+from ipvs_node_agent.apiserver.follower import (
+    RESTART_REASONS,
+    Event,
+    Recovered,
+    Restarted,
+    Skipped,
+    Trouble,
+)
 from ipvs_node_agent.cluster import Cluster
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.familytable import FamilyTable
@@ -38,14 +46,6 @@ from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.news import News
 from ipvs_node_agent.rules.render import lacking
-from ipvs_node_agent.watch import (
-    RESTART_REASONS,
-    Event,
-    Recovered,
-    Restarted,
-    Skipped,
-    Trouble,
-)
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Union
 
+from ipvs_node_agent.apiserver.follower import Changed, Deleted, Listed
 from ipvs_node_agent.model.objects import Node, Problem
 from ipvs_node_agent.model.services import Services
-from ipvs_node_agent.watch import Changed, Deleted, Listed
 
 Told = Union[Listed, Changed, Deleted]
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Callable
 
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.eventobject import event
 from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.health import sickness
 from ipvs_node_agent.host.kubeproxy import unneeded_in
-from ipvs_node_agent.kube import Api
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,9 @@ from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent import statussocket
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.apiserver.client import Api
+from ipvs_node_agent.apiserver.credentials import host_name
+from ipvs_node_agent.apiserver.follower import Event, Follower, Recovered, Resource
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.figures import Figures, View
@@ -29,14 +32,11 @@ from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, launch
-from ipvs_node_agent.kube import Api
-from ipvs_node_agent.kubeconfig import host_name
 from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nodeevents import Teller
 from ipvs_node_agent.report import Report
 from ipvs_node_agent.statussocket import StatusSocket
-from ipvs_node_agent.watch import Event, Follower, Recovered, Resource
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.checks import judge
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError, UsageError
@@ -25,7 +26,6 @@ from ipvs_node_agent.facts import (
 )
 from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, as_json, as_lines
 from ipvs_node_agent.iptables.table import TableError
-from ipvs_node_agent.kube import ApiError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, parse_address, parse_network
 from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.nat.ruleset import Change, Found

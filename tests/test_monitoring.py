@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 
 from ipvs_node_agent import __version__, packetcounts
+from ipvs_node_agent.apiserver.follower import RESTART_REASONS, Restarted
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.health import PATIENCE
@@ -16,7 +17,6 @@ from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.packetcounts import HOST, POD, Count
-from ipvs_node_agent.watch import RESTART_REASONS, Restarted
 from tests.support.agentnode import (
     BUSY,
     EXTERNAL_4,

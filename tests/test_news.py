@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ipvs_node_agent import news
+from ipvs_node_agent.apiserver.follower import Skipped
 from ipvs_node_agent.news import News
-from ipvs_node_agent.watch import Skipped
 
 
 def test_what_is_passed_over_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent import nodeevents
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.eventobject import event
 from ipvs_node_agent.figures import AgentFigures, Figures
-from ipvs_node_agent.kube import Api
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.nodeevents import (
     NOT_NEEDED,

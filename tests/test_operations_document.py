@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent import nodeevents, watch
+from ipvs_node_agent import nodeevents
+from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.cli import PROGRAM
 from ipvs_node_agent.nat import drift
 from tests.support.documents import OPERATIONS, first_code
@@ -43,12 +44,12 @@ def test_every_metric_has_a_row_with_its_type_and_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "reasons", [drift.MEANINGS, watch.RESTART_REASONS], ids=["nat/drift", "watch"]
+    "reasons", [drift.MEANINGS, follower.RESTART_REASONS], ids=["nat/drift", "apiserver/follower"]
 )
 def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
     rows = [first_code(row[0]) for row in OPERATIONS.table("Metrics") if len(row) == 2]
     assert set(reasons) <= set(rows)
-    assert len(rows) == len(drift.MEANINGS) + len(watch.RESTART_REASONS)
+    assert len(rows) == len(drift.MEANINGS) + len(follower.RESTART_REASONS)
 
 
 def test_every_alert_has_a_row() -> None:
@@ -98,19 +99,19 @@ _WITH_REASONS = (
         "config/settings",
         "familytable",
         "iptables/table",
-        "jsonlist",
-        "kube",
-        "kubeconfig",
-        "kubeconfigfile",
+        "apiserver/bodies",
+        "apiserver/client",
+        "apiserver/credentials",
+        "apiserver/kubeconfigfile",
     ),
     *(
-        "kubeconfigreader",
+        "apiserver/kubeconfig",
         "iptables/launcher",
         "config/regularfile",
         "host/rundir",
-        "urls",
-        "watch",
-        "watchlines",
+        "apiserver/urls",
+        "apiserver/follower",
+        "apiserver/watchlines",
     ),
     *("config/yamlloader", "config/yamlnodes"),
 )
@@ -178,10 +179,10 @@ def messages() -> dict[str, str]:
     for call in log_calls():
         if call.level not in ("warning", "error", "exception", "critical"):
             continue
-        if (call.module, call.text) == ("kube", "%s"):
+        if (call.module, call.text) == ("apiserver/client", "%s"):
             # Its words are made where the kubeconfig is read.
             danger = "anybody on the way can steer this node's traffic"
-            for text in returned("kubeconfig", "_warning"):
+            for text in returned("apiserver/credentials", "_warning"):
                 found[text.removesuffix("...") + danger] = call.level
         elif (call.module, call.text) == ("news", "%s (%s)"):
             found["SERVICE: ... (REASON)"] = call.level
@@ -197,7 +198,7 @@ def test_no_message_is_without_words() -> None:
         for call in log_calls()
         if call.level in ("warning", "error") and not re.search(r"\w", call.text.replace("%s", ""))
     }
-    assert wordless == {("news", "%s (%s)"), ("kube", "%s")}
+    assert wordless == {("news", "%s (%s)"), ("apiserver/client", "%s")}
 
 
 def test_every_message_has_a_row_and_every_row_is_a_message() -> None:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
 from ipvs_node_agent.config.settings import DEFAULTS, Config
-from ipvs_node_agent.jsonlist import BrokenList, read_list
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, intersection
 from ipvs_node_agent.model.objects import (
     Node,

@@ -19,7 +19,11 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from ipvs_node_agent import cli, kube, oneshot, run
+from ipvs_node_agent import cli, oneshot, run
+from ipvs_node_agent.apiserver import client
+from ipvs_node_agent.apiserver.client import Api, ApiError
+from ipvs_node_agent.apiserver.credentials import load_credentials
+from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.config.settings import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
@@ -27,9 +31,6 @@ from ipvs_node_agent.host.rundir import directory
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.kube import Api, ApiError
-from ipvs_node_agent.kubeconfig import load_credentials
-from ipvs_node_agent.kubeconfigreader import Reader
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import owner
 from tests.support.apiserver import ApiServer
@@ -714,7 +715,7 @@ def test_changes_do_not_wait_while_new_credentials_are_read(
 
     def script() -> None:
         holds(kernel, WEB_ENTRY)
-        monkeypatch.setattr(kube, "load_credentials", slow)
+        monkeypatch.setattr(client, "load_credentials", slow)
         setting.kubeconfig.write_text(setting.kubeconfig.read_text() + "# changed\n")
         try:
             assert reading.wait(10)

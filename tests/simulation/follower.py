@@ -11,12 +11,12 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.model.objects import object_key
-from ipvs_node_agent.watch import (
+from ipvs_node_agent.apiserver.follower import (
     Follower,
     Resource,
 )
+from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.model.objects import object_key
 from tests.simulation.judge import Judge
 from tests.simulation.search import Violation
 from tests.simulation.servers import SPARING, Event, Server, event

@@ -8,9 +8,9 @@ import re
 from collections import deque
 from typing import Any
 
-from ipvs_node_agent.answer import Superseded
-from ipvs_node_agent.kube import ApiError
-from ipvs_node_agent.watch import (
+from ipvs_node_agent.apiserver.answer import Superseded
+from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.follower import (
     Changed,
     Deleted,
     Event,

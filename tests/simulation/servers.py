@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple, Protocol
 
-from ipvs_node_agent.answer import Superseded
+from ipvs_node_agent.apiserver.answer import Superseded
+from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.errors import AgentError, RefusedError
-from ipvs_node_agent.kube import ApiError
 from tests.simulation.search import Violation
 
 SPARING = {"fieldSelector": "spec.type!=ExternalName"}

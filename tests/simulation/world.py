@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ipvs_node_agent import watch
 from ipvs_node_agent.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, Family
@@ -53,7 +53,7 @@ class World:
         # The API server's truth, and what of it the agent has not heard yet.
         self.services: dict[str, Service] = {}
         self.node: Node | None = node("plain")
-        self.pending: list[watch.Event] = []
+        self.pending: list[follower.Event] = []
         self.listed: set[str] = set()
         self.judge = Judge()
         self.told = State(self.config)
@@ -88,12 +88,12 @@ class World:
 
     def _changed(self, item: Service, told: bool) -> None:
         self.services[item.key] = item
-        self._tell(watch.Changed(SERVICES, item, self.now), told)
+        self._tell(follower.Changed(SERVICES, item, self.now), told)
 
     def _delete(self, step: story.Delete) -> None:
         key = KEY.format(step.name)
         self.services.pop(key, None)
-        self._tell(watch.Deleted(SERVICES, key, self.now), step.told)
+        self._tell(follower.Deleted(SERVICES, key, self.now), step.told)
 
     def _swap(self, step: story.Swap) -> None:
         one, other = (self.services.get(KEY.format(name)) for name in (step.one, step.other))
@@ -113,9 +113,9 @@ class World:
     def _nodebecomes(self, step: story.NodeBecomes) -> None:
         before, self.node = self.node, node(step.what)
         if self.node is not None:
-            self._tell(watch.Changed(NODES, self.node, self.now), step.told)
+            self._tell(follower.Changed(NODES, self.node, self.now), step.told)
         elif before is not None:
-            self._tell(watch.Deleted(NODES, before.name, self.now), step.told)
+            self._tell(follower.Deleted(NODES, before.name, self.now), step.told)
 
     def _deliver(self, step: story.Deliver) -> None:
         due, self.pending = self.pending[: step.events], self.pending[step.events :]
@@ -128,15 +128,15 @@ class World:
         items: tuple[Any, ...] = tuple(self.services.values())
         if step.resource == NODES:
             items = (self.node,) if self.node is not None else ()
-        self._take(watch.Listed(step.resource, items, self.now))
+        self._take(follower.Listed(step.resource, items, self.now))
 
-    def _tell(self, event: watch.Event, at_once: bool) -> None:
+    def _tell(self, event: follower.Event, at_once: bool) -> None:
         self.pending.append(event)
         if at_once:
             self._deliver(story.Deliver(len(self.pending)))
 
-    def _take(self, event: watch.Event) -> None:
-        if event.resource not in self.listed and not isinstance(event, watch.Listed):
+    def _take(self, event: follower.Event) -> None:
+        if event.resource not in self.listed and not isinstance(event, follower.Listed):
             # Nobody hears of a change before the first list, which has it.
             self._list(story.List(event.resource))
             return
@@ -145,16 +145,16 @@ class World:
         services, own = self.told.services, self.told.node
         if event.resource == NODES:
             found: Node | None = None
-            if isinstance(event, watch.Listed):
+            if isinstance(event, follower.Listed):
                 found = event.items[0] if event.items else None
-            elif isinstance(event, watch.Changed):
+            elif isinstance(event, follower.Changed):
                 found = event.item
             own = found if own is None else own if found is None else oracle.kept(found, own)
-        elif isinstance(event, watch.Listed):
+        elif isinstance(event, follower.Listed):
             services = {item.key: item for item in event.items}
-        elif isinstance(event, watch.Changed):
+        elif isinstance(event, follower.Changed):
             services = {**(services or {}), event.item.key: event.item}
-        elif isinstance(event, watch.Deleted):
+        elif isinstance(event, follower.Deleted):
             services = {key: item for key, item in (services or {}).items() if key != event.key}
         self._told(replace(self.told, services=services, node=own))
 
@@ -217,9 +217,9 @@ class World:
 
     def _trouble(self, step: story.Trouble) -> None:
         if step.over:
-            self.agent.take(watch.Recovered(step.resource))
+            self.agent.take(follower.Recovered(step.resource))
         else:
-            self.agent.take(watch.Trouble(step.resource, AgentError("API server", "is away")))
+            self.agent.take(follower.Trouble(step.resource, AgentError("API server", "is away")))
 
     # Time
 

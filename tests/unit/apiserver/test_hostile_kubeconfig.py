@@ -23,14 +23,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent import kube
+from ipvs_node_agent.apiserver import client
+from ipvs_node_agent.apiserver.credentials import Credentials
+from ipvs_node_agent.apiserver.kubeconfig import Reader, Settings, settings
+from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
 from ipvs_node_agent.config.settings import load
 from ipvs_node_agent.config.yamlloader import NotYaml, compose
 from ipvs_node_agent.config.yamlloader import load as load_yaml
 from ipvs_node_agent.errors import AgentError, UsageError
-from ipvs_node_agent.kubeconfig import Credentials
-from ipvs_node_agent.kubeconfigfile import fingerprint
-from ipvs_node_agent.kubeconfigreader import Reader, Settings, settings
 from tests.support.examples import examples
 from tests.support.pki import Pki
 from tests.support.rawobjects import mapping, mostly, spoilt
@@ -220,8 +220,8 @@ def loaded_or_refused(kubeconfig: bytes, **pem_files: bytes) -> str:
         os.mkfifo(path.parent / "fifo")
         path.write_bytes(kubeconfig)
         assert fingerprint(path) == fingerprint(path)
-        with alone(), mock.patch.object(kube, "Reader", Here):
-            api = kube.Api(path)
+        with alone(), mock.patch.object(client, "Reader", Here):
+            api = client.Api(path)
             try:
                 judge(api.credentials())
                 with api.get("/api", {}, "list services", 1.0):

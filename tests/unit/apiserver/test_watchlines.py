@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent import watchlines
-from ipvs_node_agent.kube import ApiError
-from ipvs_node_agent.watchlines import BrokenStream, Gone, read_lines
+from ipvs_node_agent.apiserver import watchlines
+from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.watchlines import BrokenStream, Gone, read_lines
 from tests.support.growth import grows_no_faster_than_linear
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Callable, NamedTuple
 
+from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.backoff import Backoff, Seldom
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.kube import ApiError
 
 
 class Ending(Enum):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.outcome import FOLLOWS, Ending, Outcome, Pace, failed
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.kube import ApiError
 from ipvs_node_agent.model.events import RESTART_REASONS
-from ipvs_node_agent.outcome import FOLLOWS, Ending, Outcome, Pace, failed
 from tests.support.clock import Clock
 
 

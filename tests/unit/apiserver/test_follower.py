@@ -15,12 +15,9 @@ from typing import Any, Callable
 
 import pytest
 
-from ipvs_node_agent import watch
-from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.kube import Api
-from ipvs_node_agent.model.objects import read_node, read_service
-from ipvs_node_agent.watch import (
+from ipvs_node_agent.apiserver import follower as watch
+from ipvs_node_agent.apiserver.client import Api
+from ipvs_node_agent.apiserver.follower import (
     Changed,
     Deleted,
     Event,
@@ -32,6 +29,9 @@ from ipvs_node_agent.watch import (
     Skipped,
     Trouble,
 )
+from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.model.objects import read_node, read_service
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import node, service
 from tests.support.pki import plain_kubeconfig

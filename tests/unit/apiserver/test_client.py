@@ -16,10 +16,10 @@ from typing import Any, Callable
 
 import pytest
 
-from ipvs_node_agent import kube
-from ipvs_node_agent.answer import Superseded
+from ipvs_node_agent.apiserver import client
+from ipvs_node_agent.apiserver.answer import Superseded
+from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.errors import AgentError, RefusedError
-from ipvs_node_agent.kube import Api, ApiError
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig, point_to
 
@@ -311,7 +311,7 @@ def test_a_stream_that_falls_silent_is_one_short_sentence(api: Api, server: ApiS
 def test_a_server_that_takes_no_connection_is_one_short_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kube, "_CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(client, "_CONNECT_TIMEOUT", 0.3)
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

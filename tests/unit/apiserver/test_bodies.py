@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent import jsonlist
-from ipvs_node_agent.jsonlist import BrokenList, read_list
+from ipvs_node_agent.apiserver import bodies
+from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
 from tests.support.growth import grows_no_faster_than_linear
 
 
@@ -161,7 +161,7 @@ def test_a_character_may_be_cut_between_two_pieces() -> None:
 
 
 def test_an_object_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonlist, "MAX_OBJECT_CHARACTERS", 10_000)
+    monkeypatch.setattr(bodies, "MAX_OBJECT_CHARACTERS", 10_000)
     taken = 0
 
     def endless() -> Iterator[bytes]:

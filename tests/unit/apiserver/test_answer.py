@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.answer import Answer, Superseded
-from ipvs_node_agent.kube import Api, ApiError
+from ipvs_node_agent.apiserver.answer import Answer, Superseded
+from ipvs_node_agent.apiserver.client import Api, ApiError
 from tests.support.pki import Pki, plain_kubeconfig
 from tests.support.rawserver import RawServer, proxied
 

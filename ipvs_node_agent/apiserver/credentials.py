@@ -19,9 +19,9 @@ from typing import Any, Callable
 import urllib3
 from urllib3.util.ssl_ import create_urllib3_context
 
-from ipvs_node_agent import urls
-from ipvs_node_agent.answer import POOL_CLASSES
-from ipvs_node_agent.kubeconfigreader import File, Reader, Settings, refused
+from ipvs_node_agent.apiserver import urls
+from ipvs_node_agent.apiserver.answer import POOL_CLASSES
+from ipvs_node_agent.apiserver.kubeconfig import File, Reader, Settings, refused
 
 _NODE_USER = "system:node:"
 

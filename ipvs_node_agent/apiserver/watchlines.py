@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ipvs_node_agent.kube import ApiError
+from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.model.objects import shown
 
 _MAX_LINE_BYTES = 32 << 20

@@ -13,10 +13,10 @@ import urllib3
 import yaml
 from cryptography.hazmat.primitives import serialization
 
+from ipvs_node_agent.apiserver.credentials import Credentials, host_name, load_credentials
+from ipvs_node_agent.apiserver.kubeconfig import Reader
+from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.kubeconfig import Credentials, host_name, load_credentials
-from ipvs_node_agent.kubeconfigfile import fingerprint
-from ipvs_node_agent.kubeconfigreader import Reader
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig
 

@@ -20,11 +20,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Callable
 
-from ipvs_node_agent.answer import Answer, Superseded
+from ipvs_node_agent.apiserver.answer import Answer, Superseded
+from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
+from ipvs_node_agent.apiserver.client import Api, ApiError
+from ipvs_node_agent.apiserver.outcome import Ending, Outcome, Pace, Told, Version, failed
+from ipvs_node_agent.apiserver.watchlines import BrokenStream, Gone, Line, read_lines, version_in
 from ipvs_node_agent.backoff import Backoff, Seldom
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.jsonlist import BrokenList, read_list
-from ipvs_node_agent.kube import Api, ApiError
 from ipvs_node_agent.model.events import (
     RESTART_REASONS,
     Changed,
@@ -38,8 +40,6 @@ from ipvs_node_agent.model.events import (
     Trouble,
 )
 from ipvs_node_agent.model.objects import UnknownObject, object_key, shown
-from ipvs_node_agent.outcome import Ending, Outcome, Pace, Told, Version, failed
-from ipvs_node_agent.watchlines import BrokenStream, Gone, Line, read_lines, version_in
 
 __all__ = [
     "RESTART_REASONS",
