@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ipvs_node_agent.agent import NODES, SERVICES
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.credentials import host_name
 from ipvs_node_agent.apiserver.follower import Event, Listed, Resource, list_all
@@ -16,6 +15,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.facts import Cluster, Validity
 from ipvs_node_agent.run import node_name, resources
+from ipvs_node_agent.sync.agent import NODES, SERVICES
 
 # Somebody is waiting for it.
 _TIMEOUT = 10.0

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ipvs_node_agent import __version__
-from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.packetcounts import Count, Path
+from ipvs_node_agent.sync.state import Figures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -11,11 +11,11 @@ from typing import Callable
 
 from ipvs_node_agent import metrics
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.figures import Figures, View
-from ipvs_node_agent.health import sickness
 from ipvs_node_agent.metrics import Meters, Metrics
 from ipvs_node_agent.packetcounts import Count, Path, Sampler
 from ipvs_node_agent.report import Report, report
+from ipvs_node_agent.sync.health import sickness
+from ipvs_node_agent.sync.state import Figures, View
 from ipvs_node_agent.webserver import Page, WebServer
 
 # How long a scrape waits for packet counters that are new.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable
 
-from ipvs_node_agent.agent import NODES, SERVICES
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Event, Listed, Skipped, list_all
 from ipvs_node_agent.config.settings import Config
@@ -19,6 +18,7 @@ from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.render import lacking
 from ipvs_node_agent.run import node_name, resources
+from ipvs_node_agent.sync.agent import NODES, SERVICES
 
 
 def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:

@@ -20,13 +20,13 @@ from collections.abc import Mapping
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import Chains
-from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import TableError, launch, saved_table
 from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.chains import stem
 from ipvs_node_agent.nat.ruleset import lines
+from ipvs_node_agent.sync.state import Figures
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent import statussocket
-from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import host_name
 from ipvs_node_agent.apiserver.follower import Event, Follower, Recovered, Resource
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.figures import Figures, View
 from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
@@ -37,6 +35,8 @@ from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nodeevents import Teller
 from ipvs_node_agent.report import Report
 from ipvs_node_agent.statussocket import StatusSocket
+from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.sync.state import Figures, View
 
 log = logging.getLogger(__name__)
 

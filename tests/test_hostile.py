@@ -23,7 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent import run
-from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import Credentials
 from ipvs_node_agent.apiserver.follower import Event, Follower, Listed, Skipped, Trouble
@@ -34,6 +33,7 @@ from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
 from ipvs_node_agent.nat.ruleset import owner
 from ipvs_node_agent.rules.planner import Planner, plan
+from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
 from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt

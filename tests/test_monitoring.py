@@ -10,13 +10,13 @@ import pytest
 from ipvs_node_agent import __version__, packetcounts
 from ipvs_node_agent.apiserver.follower import RESTART_REASONS, Restarted
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
-from ipvs_node_agent.health import PATIENCE
 from ipvs_node_agent.metrics import CONTENT_TYPE
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.packetcounts import HOST, POD, Count
+from ipvs_node_agent.sync.health import PATIENCE
+from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
 from tests.support.agentnode import (
     BUSY,
     EXTERNAL_4,

@@ -14,7 +14,6 @@ from ipvs_node_agent import nodeevents
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.eventobject import event
-from ipvs_node_agent.figures import AgentFigures, Figures
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.nodeevents import (
     NOT_NEEDED,
@@ -25,6 +24,7 @@ from ipvs_node_agent.nodeevents import (
     Teller,
     conditions,
 )
+from ipvs_node_agent.sync.state import AgentFigures, Figures
 from tests.support.agentnode import Clock
 from tests.support.apiserver import ApiServer
 from tests.support.pki import plain_kubeconfig

@@ -97,7 +97,7 @@ def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
 _WITH_REASONS = (
     *(
         "config/settings",
-        "familytable",
+        "sync/family",
         "iptables/table",
         "apiserver/bodies",
         "apiserver/client",
@@ -116,7 +116,7 @@ _WITH_REASONS = (
     *("config/yamlloader", "config/yamlnodes"),
 )
 _ERRORS = {
-    *("AgentError", "ApiError", "RefusedError", "TableError", "UsageError", "refused"),
+    *("AgentError", "ApiError", "RefusedError", "TableError", "UsageError", "sync/refused"),
     *("BadUrl", "BrokenList", "BrokenStream", "LaunchError", "NotYaml", "Unfit"),
 }
 # Their reason is the second argument, or the only one.
@@ -184,7 +184,7 @@ def messages() -> dict[str, str]:
             danger = "anybody on the way can steer this node's traffic"
             for text in returned("apiserver/credentials", "_warning"):
                 found[text.removesuffix("...") + danger] = call.level
-        elif (call.module, call.text) == ("news", "%s (%s)"):
+        elif (call.module, call.text) == ("sync/log", "%s (%s)"):
             found["SERVICE: ... (REASON)"] = call.level
         else:
             found[as_shown(call.text)] = call.level
@@ -198,7 +198,7 @@ def test_no_message_is_without_words() -> None:
         for call in log_calls()
         if call.level in ("warning", "error") and not re.search(r"\w", call.text.replace("%s", ""))
     }
-    assert wordless == {("news", "%s (%s)"), ("apiserver/client", "%s")}
+    assert wordless == {("sync/log", "%s (%s)"), ("apiserver/client", "%s")}
 
 
 def test_every_message_has_a_row_and_every_row_is_a_message() -> None:
@@ -258,7 +258,7 @@ def reasons_of_errors() -> set[str]:
     found |= returned("iptables/table", "_hint") | constants(
         "iptables/table", "FOREIGN_HINT", "LOCKED_HINT"
     )
-    found |= returned("agent", "lacking") | returned("rules/render", "lacking")
+    found |= returned("sync/agent", "lacking") | returned("rules/render", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
     } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}

@@ -10,13 +10,13 @@ from contextlib import suppress
 import pytest
 
 from ipvs_node_agent.config.settings import Chains
-from ipvs_node_agent.figures import AgentFigures, FamilyFigures, Figures
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.packetcounts import HOST, POD, Count, Ledger, Sampler, Seen, found_in
+from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
 from tests.support.waiting import eventually
 
 WEB_POD, WEB_HOST = ("default/web", POD), ("default/web", HOST)

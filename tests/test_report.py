@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent import report
-from ipvs_node_agent.figures import Figures
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.packetcounts import Count
@@ -22,6 +21,7 @@ from ipvs_node_agent.report import (
     as_text,
     from_json,
 )
+from ipvs_node_agent.sync.state import Figures
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,

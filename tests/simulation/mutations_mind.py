@@ -46,13 +46,13 @@ MUTATIONS = [
     ),
     (
         "a deletion is not noted",
-        "cluster.py",
+        "sync/cluster.py",
         "services = self.services.with_changes({event.key: None})",
         "services = self.services.with_changes({})",
     ),
     (
         "a Node that is gone takes its pod CIDRs along",
-        "cluster.py",
+        "sync/cluster.py",
         "pod_cidrs=told.pod_cidrs or last.pod_cidrs, ",
         "",
     ),
@@ -64,14 +64,14 @@ MUTATIONS = [
     ),
     (
         "kube-proxy's mode changes nothing",
-        "agent.py",
+        "sync/agent.py",
         "if self.cluster.services is None or unneeded_in(self.proxy_mode):",
         "if self.cluster.services is None:",
     ),
     # The tree of chains.
     (
         "chains are never settled",
-        "familytable.py",
+        "sync/family.py",
         "if changed >= _BURST or settling:",
         "if changed >= _BURST:",
     ),
@@ -109,7 +109,7 @@ MUTATIONS = [
     ),
     (
         "a table is never doubted",
-        "agent.py",
+        "sync/agent.py",
         "                table.doubt()\n",
         "                pass\n",
     ),
@@ -122,31 +122,31 @@ MUTATIONS = [
     # Failures.
     (
         "a failed write is not tried again",
-        "familytable.py",
+        "sync/family.py",
         "self.retry_at = self._clock() + max(self._delay, 0.0 if error.locked else seconds)",
         "self.retry_at = math.inf",
     ),
     (
         "a family that nothing belongs to is done whatever happens",
-        "familytable.py",
+        "sync/family.py",
         "nothing = not self._wanted.chains and self._written is None",
         "nothing = not self._wanted.chains",
     ),
     (
         "a Service that the kernel refused is never tried again",
-        "refused.py",
+        "sync/refused.py",
         "_Refusal(services[key], why, min(delay * 2, _CAP), now + delay)",
         "_Refusal(services[key], why, min(delay * 2, _CAP), math.inf)",
     ),
     (
         "a Service stays left out when it changes",
-        "refused.py",
+        "sync/refused.py",
         "            if services.get(key) is refusal.service\n",
         "            if key in services\n",
     ),
     (
         "whoever is new is guilty",
-        "blame.py",
+        "sync/blame.py",
         "        if not group or takes(frozenset(group)):\n            continue\n",
         "        if not group:\n            continue\n",
     ),
@@ -159,19 +159,19 @@ MUTATIONS = [
     # What it says.
     (
         "it says that it is in sync while it is behind",
-        "agent.py",
+        "sync/agent.py",
         "if self._planned is not self._state or self._state.lacking:",
         "if self._state.lacking:",
     ),
     (
         "a change waits for ever in the figures",
-        "familytable.py",
+        "sync/family.py",
         "        self._synced, self._waiting_since = now, math.inf\n        if change:",
         "        self._synced = now\n        if change:",
     ),
     (
         "a refusal is told for ever",
-        "refused.py",
+        "sync/refused.py",
         "            del self._refusals[key]\n        return taken\n",
         "            pass\n        return taken\n",
     ),

@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ipvs_node_agent.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
 from tests.simulation import history as story
 from tests.simulation import oracle
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, node, service

@@ -18,9 +18,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Callable
 
-from ipvs_node_agent import blame
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.figures import FamilyFigures, Meter, Unmetered
 from ipvs_node_agent.iptables.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.iptables.programmer import Misfit, Programmer
 from ipvs_node_agent.iptables.table import TableError
@@ -29,8 +27,10 @@ from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
-from ipvs_node_agent.refused import Refused
 from ipvs_node_agent.rules.planner import Basis, Plan, Planner, Replanner
+from ipvs_node_agent.sync import blame
+from ipvs_node_agent.sync.refused import Refused
+from ipvs_node_agent.sync.state import FamilyFigures, Meter, Unmetered
 
 log = logging.getLogger(__name__)
 

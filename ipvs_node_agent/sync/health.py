@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipvs_node_agent.figures import Figures
+from ipvs_node_agent.sync.state import Figures
 
 # A change may wait so long for the kernel, and the main loop may take so long for one round.
 PATIENCE = 60.0

@@ -33,10 +33,7 @@ from ipvs_node_agent.apiserver.follower import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.cluster import Cluster
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.familytable import FamilyTable
-from ipvs_node_agent.figures import AgentFigures, Meter, View
 from ipvs_node_agent.host.kubeproxy import unneeded_in
 from ipvs_node_agent.iptables.conntrack import Forgetter
 from ipvs_node_agent.iptables.programmer import Programmer
@@ -44,8 +41,11 @@ from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
-from ipvs_node_agent.news import News
 from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.sync.cluster import Cluster
+from ipvs_node_agent.sync.family import FamilyTable
+from ipvs_node_agent.sync.log import News
+from ipvs_node_agent.sync.state import AgentFigures, Meter, View
 
 log = logging.getLogger(__name__)
 

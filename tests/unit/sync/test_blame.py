@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvs_node_agent.blame import culprits, probe, service_of, suspects
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
 from ipvs_node_agent.rules.mark import CHAINS
+from ipvs_node_agent.sync.blame import culprits, probe, service_of, suspects
 
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
 GOOD, BAD = RULE.format("good"), RULE.format("bad")

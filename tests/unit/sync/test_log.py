@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent import news
 from ipvs_node_agent.apiserver.follower import Skipped
-from ipvs_node_agent.news import News
+from ipvs_node_agent.sync import log
+from ipvs_node_agent.sync.log import News
 
 
 def test_what_is_passed_over_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -19,7 +19,7 @@ def test_what_is_passed_over_is_said_once(caplog: pytest.LogCaptureFixture) -> N
 def test_what_is_remembered_for_that_is_bounded(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(news, "_REMEMBERED", 3)
+    monkeypatch.setattr(log, "_REMEMBERED", 3)
     made = News()
     for n in (0, 1, 2, 3, 3, 0):
         made.take_skipped(Skipped("services", f"the {n}th"))
