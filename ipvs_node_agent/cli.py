@@ -332,8 +332,9 @@ def _status(options: argparse.Namespace) -> int:
     import shutil
     import time
 
-    from ipvs_node_agent import report, statussocket
     from ipvs_node_agent.host import rundir
+    from ipvs_node_agent.observe import status as report
+    from ipvs_node_agent.observe import statussocket
 
     try:
         made = statussocket.ask(rundir.directory())

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
-from ipvs_node_agent import statussocket
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import host_name
 from ipvs_node_agent.apiserver.follower import Event, Follower, Recovered, Resource
@@ -31,10 +30,11 @@ from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, launch
 from ipvs_node_agent.model.objects import read_node, read_service
-from ipvs_node_agent.monitoring import Monitoring
-from ipvs_node_agent.nodeevents import Teller
-from ipvs_node_agent.report import Report
-from ipvs_node_agent.statussocket import StatusSocket
+from ipvs_node_agent.observe import statussocket
+from ipvs_node_agent.observe.nodeevents import Teller
+from ipvs_node_agent.observe.pages import Monitoring
+from ipvs_node_agent.observe.status import Report
+from ipvs_node_agent.observe.statussocket import StatusSocket
 from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
 from ipvs_node_agent.sync.state import Figures, View
 

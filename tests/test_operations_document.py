@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent import nodeevents
 from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.cli import PROGRAM
 from ipvs_node_agent.nat import drift
+from ipvs_node_agent.observe import nodeevents
 from tests.support.documents import OPERATIONS, first_code
 from tests.support.exposed import text
 from tests.support.loglines import log_calls, text_of, trees

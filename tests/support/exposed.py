@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from ipvs_node_agent.apiserver.follower import RESTART_REASONS
-from ipvs_node_agent.metrics import Meters, Metrics
 from ipvs_node_agent.model.addresses import FAMILIES
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.nat.drift import MEANINGS
-from ipvs_node_agent.packetcounts import HOST, POD, Count
+from ipvs_node_agent.observe.counters import HOST, POD, Count
+from ipvs_node_agent.observe.metrics import Meters, Metrics
 from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
 from tests.support.promlint import read
 

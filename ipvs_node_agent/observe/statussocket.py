@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable
 
-from ipvs_node_agent import report
-from ipvs_node_agent.boundedserver import BACKLOG, BoundedServer
 from ipvs_node_agent.deadline import seconds_left
 from ipvs_node_agent.errors import AgentError, RefusedError
-from ipvs_node_agent.report import Report
+from ipvs_node_agent.observe import status
+from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
+from ipvs_node_agent.observe.status import Report
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class StatusSocket:
             self._server = BoundedServer(
                 _listener(self._path),
                 lambda said, over: _QUESTION,
-                lambda question: report.as_json(answer()).encode(),
+                lambda question: status.as_json(answer()).encode(),
                 0.0,
                 _ANSWER_SECONDS,
                 _WORKERS,
@@ -119,7 +119,7 @@ def ask(directory: Path) -> Report:
     try:
         text = _told(directory / NAME)
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Unanswered(report.NOT_RUNNING, "the agent is not running", _LOOK) from None
+        raise Unanswered(status.NOT_RUNNING, "the agent is not running", _LOOK) from None
     except (TimeoutError, socket.timeout):
         raise _hanging(f"for {_ASKING_SECONDS:.0f} s") from None
     except PermissionError:
@@ -129,7 +129,7 @@ def ask(directory: Path) -> Report:
     except OSError as error:
         raise RefusedError("status", f"{directory / NAME}: {error.strerror}") from None
     try:
-        return report.from_json(text)
+        return status.from_json(text)
     except ValueError as error:
         why = f"{directory / NAME} tells something else than a status: {error}"
         raise RefusedError("status", why, "is it another version's?") from None
@@ -137,7 +137,7 @@ def ask(directory: Path) -> Report:
 
 def _hanging(how_long: str) -> Unanswered:
     why = f"the agent runs and does not answer, {how_long}"
-    return Unanswered(report.HANGING, why, f"{_LOOK}; systemctl restart ipvs-node-agent")
+    return Unanswered(status.HANGING, why, f"{_LOOK}; systemctl restart ipvs-node-agent")
 
 
 def _told(path: Path) -> str:

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.model.addresses import FAMILIES, Family
-from ipvs_node_agent.packetcounts import Count, Path
+from ipvs_node_agent.observe.counters import Count, Path
 from ipvs_node_agent.sync.state import Figures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

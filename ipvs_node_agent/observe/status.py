@@ -17,7 +17,7 @@ from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.model.addresses import show_address
 from ipvs_node_agent.model.objects import Problem
-from ipvs_node_agent.packetcounts import HOST, NOTHING, POD, Count, Path
+from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Path
 from ipvs_node_agent.sync.state import Figures, View
 from ipvs_node_agent.terminal import GREEN, RED, YELLOW, coloured
 

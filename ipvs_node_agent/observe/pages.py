@@ -9,14 +9,14 @@ import time
 from collections.abc import Mapping
 from typing import Callable
 
-from ipvs_node_agent import metrics
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.metrics import Meters, Metrics
-from ipvs_node_agent.packetcounts import Count, Path, Sampler
-from ipvs_node_agent.report import Report, report
+from ipvs_node_agent.observe import metrics
+from ipvs_node_agent.observe.counters import Count, Path, Sampler
+from ipvs_node_agent.observe.metrics import Meters, Metrics
+from ipvs_node_agent.observe.status import Report, report
+from ipvs_node_agent.observe.webserver import Page, WebServer
 from ipvs_node_agent.sync.health import sickness
 from ipvs_node_agent.sync.state import Figures, View
-from ipvs_node_agent.webserver import Page, WebServer
 
 # How long a scrape waits for packet counters that are new.
 _SCRAPE_PATIENCE = 0.25

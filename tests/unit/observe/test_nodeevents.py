@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent import nodeevents
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.eventobject import event
 from ipvs_node_agent.model.objects import Problem
-from ipvs_node_agent.nodeevents import (
+from ipvs_node_agent.observe import nodeevents
+from ipvs_node_agent.observe.eventobject import event
+from ipvs_node_agent.observe.nodeevents import (
     NOT_NEEDED,
     PROGRAMMING_FAILED,
     REFUSED,

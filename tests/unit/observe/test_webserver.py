@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent import webserver
-from ipvs_node_agent.boundedserver import MOST_CONNECTIONS
-from ipvs_node_agent.webserver import Page, Pages, WebServer
+from ipvs_node_agent.observe import webserver
+from ipvs_node_agent.observe.boundedserver import MOST_CONNECTIONS
+from ipvs_node_agent.observe.webserver import Page, Pages, WebServer
 from tests.support.dripping import dripping
 from tests.support.meanwhile import meanwhile
 from tests.support.places import REPOSITORY

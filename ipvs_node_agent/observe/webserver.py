@@ -14,8 +14,8 @@ import threading
 from http import HTTPStatus
 from typing import Callable, NamedTuple
 
-from ipvs_node_agent.boundedserver import BACKLOG, BoundedServer
 from ipvs_node_agent.errors import one_line
+from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
-from ipvs_node_agent.packetcounts import HOST, POD, Count, Ledger, Sampler, Seen, found_in
+from ipvs_node_agent.observe.counters import HOST, POD, Count, Ledger, Sampler, Seen, found_in
 from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
 from tests.support.waiting import eventually
 
@@ -151,7 +151,7 @@ def test_what_was_given_stays_as_it_was() -> None:
 def test_of_services_that_went_only_so_many_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.packetcounts._MAX_GONE", 2)
+    monkeypatch.setattr("ipvs_node_agent.observe.counters._MAX_GONE", 2)
     kernel = Kernel()
     for name in "abc":
         kernel.shows(rule("IPVS_OUTPUT", "5:5", f"default/{name}"))
@@ -186,8 +186,8 @@ class Tables:
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
-    monkeypatch.setattr("ipvs_node_agent.packetcounts._PERIOD", 0.0)
-    monkeypatch.setattr("ipvs_node_agent.packetcounts._REST", 0.0)
+    monkeypatch.setattr("ipvs_node_agent.observe.counters._PERIOD", 0.0)
+    monkeypatch.setattr("ipvs_node_agent.observe.counters._REST", 0.0)
     return Tables()
 
 
@@ -241,7 +241,7 @@ def test_a_look_waits_for_the_end_of_a_write_and_who_asks_does_not(
 def test_what_a_look_waits_for_a_write_keeps_nobody_from_the_next(
     sampler: Sampler, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.packetcounts._REST", 100.0)
+    monkeypatch.setattr("ipvs_node_agent.observe.counters._REST", 100.0)
     with tables.writes.under_way(Change({"IPVS_OUTPUT": ()})):
         sampler.sums(0.5)
     # Not by asking, which would be for another look.
@@ -266,7 +266,7 @@ def test_writes_are_numbered_by_chain() -> None:
 def test_who_asks_again_and_again_is_shown_the_same(
     sampler: Sampler, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.packetcounts._PERIOD", 60.0)
+    monkeypatch.setattr("ipvs_node_agent.observe.counters._PERIOD", 60.0)
     for _ in range(5):
         assert sampler.sums(5)[WEB_HOST] == (1, 1)
     assert tables.looks == 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent import report
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.model.objects import Problem
-from ipvs_node_agent.packetcounts import Count
-from ipvs_node_agent.report import (
+from ipvs_node_agent.observe import status
+from ipvs_node_agent.observe.counters import Count
+from ipvs_node_agent.observe.status import (
     FamilyReport,
     Happened,
     Report,
@@ -36,7 +36,7 @@ from tests.support.agentnode import (
 
 NOON = 1_764_072_000.0  # 2025-11-25 12:00:00 UTC
 WHOLE = Report(
-    state=report.IN_SYNC,
+    state=status.IN_SYNC,
     sentence="In sync; Services with rules: 2 in IPv4, 1 in IPv6",
     since=NOON,
     version="0.1.0",
@@ -82,7 +82,7 @@ def told(node: Node, **sums: Count) -> Report:
         node.clock.now, sentence=node.agent.sentence(), agent=node.agent.figures(), backend="nft"
     )
     paths = {("default/web", path): count for path, count in sums.items()}
-    return report.report(figures, node.agent.view(), paths, lambda moment: moment + 1000)
+    return status.report(figures, node.agent.view(), paths, lambda moment: moment + 1000)
 
 
 # 1. Out of the agent
@@ -120,7 +120,7 @@ def test_in_sync_is_since_the_last_change() -> None:
     node.settle()
     node.pass_time(100)
     made = told(node)
-    assert made.state == report.IN_SYNC
+    assert made.state == status.IN_SYNC
     assert made.since == pytest.approx(changed + 1000, abs=0.2)
 
 
@@ -132,28 +132,28 @@ def test_not_in_sync_is_since_the_change_that_failed() -> None:
     changed = node.clock.now
     node.pass_time(30)
     made = told(node)
-    assert made.state == report.NOT_IN_SYNC
+    assert made.state == status.NOT_IN_SYNC
     assert made.since == pytest.approx(changed + 1000, abs=0.2)
     assert made.last_error is not None
     assert made.last_error.text == f"IPv4: {BUSY}"
     node.tables[IPV4].broken = None
     node.pass_time(30)
     again = told(node)
-    assert again.state == report.IN_SYNC
+    assert again.state == status.IN_SYNC
     assert again.last_error is not None
 
 
 def test_an_agent_that_knows_nothing_yet_is_not_in_sync() -> None:
     made = told(Node())
-    assert made.state == report.NOT_IN_SYNC
+    assert made.state == status.NOT_IN_SYNC
     assert made.sentence.startswith("Waiting: ")
     assert (made.services, made.last_error) == ((), None)
 
 
 def test_an_agent_that_does_not_answer_is_told_by_its_last_sentence() -> None:
     figures = Figures(500.0, sentence="In sync; ...", backend="nft")
-    made = report.report(figures, None, {}, lambda moment: moment + 1000)
-    assert (made.state, made.sentence, made.since) == (report.HANGING, "In sync; ...", 1500.0)
+    made = status.report(figures, None, {}, lambda moment: moment + 1000)
+    assert (made.state, made.sentence, made.since) == (status.HANGING, "In sync; ...", 1500.0)
 
 
 def test_what_was_told_stays_as_it_was() -> None:
@@ -212,7 +212,7 @@ def test_the_json_has_these_keys() -> None:
     }
 
 
-@pytest.mark.parametrize("made", [WHOLE, Report(report.NOT_RUNNING, "why")])
+@pytest.mark.parametrize("made", [WHOLE, Report(status.NOT_RUNNING, "why")])
 def test_a_report_comes_back_from_json_as_it_was(made: Report) -> None:
     assert from_json(as_json(made)) == made
 
@@ -274,9 +274,9 @@ def test_colours_are_all_that_a_terminal_adds() -> None:
 @pytest.mark.parametrize(
     ("state", "shown"),
     [
-        (report.NOT_IN_SYNC, "NOT IN SYNC"),
-        (report.HANGING, "HANGING"),
-        (report.NOT_RUNNING, "NOT RUNNING"),
+        (status.NOT_IN_SYNC, "NOT IN SYNC"),
+        (status.HANGING, "HANGING"),
+        (status.NOT_RUNNING, "NOT RUNNING"),
     ],
 )
 def test_what_is_not_well_is_in_capitals_and_red(state: str, shown: str) -> None:

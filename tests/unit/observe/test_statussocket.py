@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent import report, statussocket
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.report import Report
-from ipvs_node_agent.statussocket import NAME, StatusSocket, Unanswered, ask
+from ipvs_node_agent.observe import status, statussocket
+from ipvs_node_agent.observe.status import Report
+from ipvs_node_agent.observe.statussocket import NAME, StatusSocket, Unanswered, ask
 from tests.support.dripping import dripping
 
-TOLD = Report(report.IN_SYNC, "All is well", 1_764_072_000.0, "0.1.0", "worker-1", "nft")
+TOLD = Report(status.IN_SYNC, "All is well", 1_764_072_000.0, "0.1.0", "worker-1", "nft")
 
 
 @pytest.fixture
@@ -74,14 +74,14 @@ def test_a_path_may_be_longer_than_a_sockets_name(tmp_path: Path) -> None:
 
 
 def test_a_socket_that_a_killed_agent_left_is_replaced(told: Path) -> None:
-    made = StatusSocket(told, lambda: Report(report.NOT_IN_SYNC, "Another"))
+    made = StatusSocket(told, lambda: Report(status.NOT_IN_SYNC, "Another"))
     assert ask(told).sentence == "Another"
     made.stop()
 
 
 def test_without_an_agent_it_is_not_running(tmp_path: Path) -> None:
-    assert unanswered(tmp_path).state == report.NOT_RUNNING
-    assert unanswered(tmp_path / "not-even-a-directory").state == report.NOT_RUNNING
+    assert unanswered(tmp_path).state == status.NOT_RUNNING
+    assert unanswered(tmp_path / "not-even-a-directory").state == status.NOT_RUNNING
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / NAME))
     error = unanswered(tmp_path)
@@ -91,7 +91,7 @@ def test_without_an_agent_it_is_not_running(tmp_path: Path) -> None:
 def test_an_agent_that_was_stopped_leaves_no_socket(told: Path) -> None:
     made = StatusSocket(told, lambda: TOLD)
     made.stop()
-    assert unanswered(told).state == report.NOT_RUNNING
+    assert unanswered(told).state == status.NOT_RUNNING
     assert not (told / NAME).exists()
 
 
@@ -103,7 +103,7 @@ def test_an_agent_that_does_not_answer_hangs(
         silent.bind(str(tmp_path / NAME))
         silent.listen()
         error = unanswered(tmp_path)
-    assert error.state == report.HANGING
+    assert error.state == status.HANGING
     assert "runs and does not answer" in str(error)
     assert "systemctl restart ipvs-node-agent" in error.hint
 
@@ -117,7 +117,7 @@ def test_an_answer_that_drips_is_no_answer(
         slow.bind(str(tmp_path / NAME))
         slow.listen()
         with dripping(lambda: slow.accept()[0], b" ", pause):
-            assert unanswered(tmp_path).state == report.HANGING
+            assert unanswered(tmp_path).state == status.HANGING
 
 
 def test_what_is_no_status_is_refused(tmp_path: Path) -> None:
@@ -148,14 +148,14 @@ def test_a_stranger_is_refused(told: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_who_asks_and_does_not_listen_keeps_nobody_from_asking(tmp_path: Path) -> None:
-    long = Report(report.IN_SYNC, "x" * (4 << 20))
+    long = Report(status.IN_SYNC, "x" * (4 << 20))
     made = StatusSocket(tmp_path, lambda: long)
     deaf = []
     for _ in range(300):
         deaf.append(socket.socket(socket.AF_UNIX))
         deaf[-1].connect(str(tmp_path / NAME))
     for _ in range(10):
-        assert ask(tmp_path).state == report.IN_SYNC
+        assert ask(tmp_path).state == status.IN_SYNC
     for one in deaf:
         one.close()
     made.stop()
@@ -165,7 +165,7 @@ def test_who_does_not_listen_for_long_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statussocket, "_ANSWER_SECONDS", 0.2)
-    made = StatusSocket(tmp_path, lambda: Report(report.IN_SYNC, "x" * (4 << 20)))
+    made = StatusSocket(tmp_path, lambda: Report(status.IN_SYNC, "x" * (4 << 20)))
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.connect(str(tmp_path / NAME))
         poll = select.poll()

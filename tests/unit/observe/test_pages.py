@@ -7,14 +7,15 @@ import tracemalloc
 
 import pytest
 
-from ipvs_node_agent import __version__, packetcounts
+from ipvs_node_agent import __version__
 from ipvs_node_agent.apiserver.follower import RESTART_REASONS, Restarted
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.metrics import CONTENT_TYPE
 from ipvs_node_agent.model.addresses import IPV4, IPV6
-from ipvs_node_agent.monitoring import Monitoring
 from ipvs_node_agent.nat.drift import MEANINGS
-from ipvs_node_agent.packetcounts import HOST, POD, Count
+from ipvs_node_agent.observe import counters
+from ipvs_node_agent.observe.counters import HOST, POD, Count
+from ipvs_node_agent.observe.metrics import CONTENT_TYPE
+from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.sync.health import PATIENCE
 from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
 from tests.support.agentnode import (
@@ -58,7 +59,7 @@ class Bed:
         self.clock = Clock()
         self.monitoring = Monitoring(self.clock)
         self.sums: dict[tuple[str, str], Count] = {}
-        monkeypatch.setattr(packetcounts.Sampler, "sums", lambda *_: self.sums)
+        monkeypatch.setattr(counters.Sampler, "sums", lambda *_: self.sums)
 
     def watch(self, node: Node) -> None:
         """Publishes what the agent on `node` is, as the main loop does."""
@@ -263,7 +264,7 @@ def test_the_configuration_and_the_version_are_told(bed: Bed) -> None:
 def test_without_series_for_services_nobody_counts(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packetcounts.Sampler, "sums", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(counters.Sampler, "sums", lambda *_: pytest.fail("it was asked"))
     bed.monitoring.configure(Config(metrics_bind_address="", service_metrics=False))
     assert "service_packets_total" not in bed.text()
 
