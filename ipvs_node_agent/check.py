@@ -6,14 +6,14 @@ import os
 import time
 from pathlib import Path
 
-from ipvs_node_agent.checks import judge
+from ipvs_node_agent.check.facts import Cluster, Configuration, Facts, Host
+from ipvs_node_agent.check.finding import Finding
+from ipvs_node_agent.check.gather_cluster import look_at_cluster
+from ipvs_node_agent.check.gather_host import look_at_host
+from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.config.settings import DEFAULT_PATH, Config, load
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.facts import Cluster, Configuration, Facts, Host
-from ipvs_node_agent.finding import Finding
 from ipvs_node_agent.host.kubeproxy import to_program
-from ipvs_node_agent.look_cluster import look_at_cluster
-from ipvs_node_agent.look_host import look_at_host
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.oneshot import changes_for

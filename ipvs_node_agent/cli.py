@@ -353,7 +353,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from ipvs_node_agent.check import check
-    from ipvs_node_agent.finding import FAIL, as_json, as_lines
+    from ipvs_node_agent.check.finding import FAIL, as_json, as_lines
 
     findings = check(options.config)
     if options.output == "json":

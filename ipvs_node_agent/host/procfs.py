@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvs_node_agent.facts import Process
+from ipvs_node_agent.check.facts import Process
 from ipvs_node_agent.model.addresses import Address
 
 # One end of a connection: an address and a port.

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.check import check
+from ipvs_node_agent.check.facts import Cluster
+from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding
+from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.config.settings import load
-from ipvs_node_agent.facts import Cluster
-from ipvs_node_agent.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.host.procfs import process_called
-from ipvs_node_agent.look_cluster import look_at_cluster
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer

@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ipvs_node_agent.check.facts import Host, Listener, Proxy, Table, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.facts import Host, Listener, Proxy, Table, Unit
 from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.localpage import page
 from ipvs_node_agent.host.procfs import (

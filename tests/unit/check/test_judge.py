@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.checks import judge
-from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
-from ipvs_node_agent.errors import RefusedError, UsageError
-from ipvs_node_agent.facts import (
+from ipvs_node_agent.check.facts import (
     Cluster,
     Configuration,
     Facts,
@@ -24,7 +21,10 @@ from ipvs_node_agent.facts import (
     Unit,
     Validity,
 )
-from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, as_json, as_lines
+from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json, as_lines
+from ipvs_node_agent.check.judge_cluster import judge
+from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
+from ipvs_node_agent.errors import RefusedError, UsageError
 from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, parse_address, parse_network
 from ipvs_node_agent.model.objects import read_node, read_service

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.checks_host import HOST_CHECKS
-from ipvs_node_agent.facts import Cluster, Facts
-from ipvs_node_agent.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.check.facts import Cluster, Facts
+from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.check.judge_host import HOST_CHECKS
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
     Address,
