@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO
 
 from ipvs_node_agent import __version__
+from ipvs_node_agent.commands.output import coloured_change, takes_colours
+from ipvs_node_agent.commands.render import read_objects
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
 from ipvs_node_agent.host import journal
-from ipvs_node_agent.manifest import read_objects
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network
 from ipvs_node_agent.model.objects import (
     Node,
@@ -26,7 +27,6 @@ from ipvs_node_agent.model.objects import (
 )
 from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.rules.planner import plan
-from ipvs_node_agent.terminal import coloured_change, takes_colours
 
 PROGRAM = "ipvs-node-agent"
 
@@ -235,8 +235,8 @@ def _set_up_logging(level: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from ipvs_node_agent.commands.run import run
     from ipvs_node_agent.host.systemd import ServiceManager
-    from ipvs_node_agent.run import run
 
     run(options.config, ServiceManager(os.environ))
     return OK
@@ -318,7 +318,7 @@ class _Reading:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from ipvs_node_agent.oneshot import pending_changes
+    from ipvs_node_agent.commands.diff import pending_changes
 
     changes = pending_changes(load(options.config), _note)
     text = "".join(
@@ -352,8 +352,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ipvs_node_agent.check import check
     from ipvs_node_agent.check.finding import FAIL, as_json, as_lines
+    from ipvs_node_agent.commands.check import check
 
     findings = check(options.config)
     if options.output == "json":
@@ -364,7 +364,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _cleanup(options: argparse.Namespace) -> int:
-    from ipvs_node_agent.oneshot import cleanup
+    from ipvs_node_agent.commands.diff import cleanup
 
     _print("".join(f"{line}\n" for line in cleanup(load(options.config))))
     return OK

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ipvs_node_agent.commands.output import GREEN, RED, YELLOW, coloured
 from ipvs_node_agent.errors import AgentError, one_line
-from ipvs_node_agent.terminal import GREEN, RED, YELLOW, coloured
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

@@ -12,9 +12,9 @@ from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.credentials import host_name
 from ipvs_node_agent.apiserver.follower import Event, Listed, Resource, list_all
 from ipvs_node_agent.check.facts import Cluster, Validity
+from ipvs_node_agent.commands.run import node_name, resources
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.run import node_name, resources
 from ipvs_node_agent.sync.agent import NODES, SERVICES
 
 # Somebody is waiting for it.

@@ -1,4 +1,4 @@
-"""The node around the agent: the service manager, /run, /proc, kube-proxy, and processes of our own.
+"""The node around the agent: systemd, /run, /proc, kube-proxy, and processes of our own.
 
 Each module is one neighbour and the little that the agent has to say to it or ask of it. What
 they answer is hostile where another user of the node could have made it up, so each says whom it

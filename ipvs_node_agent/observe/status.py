@@ -14,12 +14,12 @@ from datetime import datetime, timezone
 from typing import Any, Callable, TypeVar
 
 from ipvs_node_agent import __version__
+from ipvs_node_agent.commands.output import GREEN, RED, YELLOW, coloured
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.model.addresses import show_address
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Path
 from ipvs_node_agent.sync.state import Figures, View
-from ipvs_node_agent.terminal import GREEN, RED, YELLOW, coloured
 
 IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING = "InSync", "NotInSync", "Hanging", "NotRunning"
 STATES = (IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING)

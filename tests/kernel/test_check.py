@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.check import check
 from ipvs_node_agent.check.facts import Cluster
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
+from ipvs_node_agent.commands.check import check
 from ipvs_node_agent.config.settings import load
 from ipvs_node_agent.host.procfs import process_called
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
@@ -79,7 +79,7 @@ class Node:
         with self.namespace.enter(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNTIME_DIRECTORY", str(self.agent.runtime))
             if cluster is not None:
-                patch.setattr("ipvs_node_agent.check.look_at_cluster", lambda _: cluster)
+                patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", lambda _: cluster)
             return check(self.agent.config)
 
     def says(self, level: str, what: str, text: str, mend: str) -> None:

@@ -137,7 +137,8 @@ def test_it_leaves_no_bytecode_where_that_is_not_wanted(tmp_path: Path) -> None:
     """prerm calls `cleanup` while the package is being removed."""
     shutil.copytree(PROGRAM, tmp_path / PROGRAM.name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import os; from ipvs_node_agent.iptables.launcher import Launcher; null = open(os.devnull, 'r+b');"
+        "import os; from ipvs_node_agent.iptables.launcher import Launcher;"
+        " null = open(os.devnull, 'r+b');"
         "Launcher(os.environ).start(['/bin/true'], 9, [null] * 3).end()"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}

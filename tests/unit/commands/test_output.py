@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from ipvs_node_agent.terminal import coloured_change, takes_colours
+from ipvs_node_agent.commands.output import coloured_change, takes_colours
 
 CHANGE = """\
 # iptables-nft-restore --noflush

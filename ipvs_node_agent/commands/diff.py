@@ -7,6 +7,7 @@ from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Event, Listed, Skipped, list_all
+from ipvs_node_agent.commands.run import node_name, resources
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.kubeproxy import proxy_mode, to_program
@@ -17,7 +18,6 @@ from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.render import lacking
-from ipvs_node_agent.run import node_name, resources
 from ipvs_node_agent.sync.agent import NODES, SERVICES
 
 

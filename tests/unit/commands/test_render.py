@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.manifest import read_objects
+from ipvs_node_agent.commands.render import read_objects
 
 A, B = {"kind": "Service", "metadata": {"name": "a"}}, {"kind": "Service", "metadata": None}
 
@@ -125,7 +125,7 @@ def test_a_character_that_yaml_does_not_allow_breaks_the_whole_file() -> None:
 def test_deep_nesting_is_broken_and_does_not_crash(text: str) -> None:
     # In a process of its own, since a parser in C would take this one along.
     program = (
-        "from ipvs_node_agent.manifest import read_objects\n"
+        "from ipvs_node_agent.commands.render import read_objects\n"
         f"print(len(list(read_objects({text}, lambda why: print(why[:10])))))\n"
     )
     done = subprocess.run(

@@ -19,12 +19,13 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from ipvs_node_agent import cli, oneshot, run
+from ipvs_node_agent import cli
 from ipvs_node_agent.apiserver import client
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.credentials import load_credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.commands import diff, run
 from ipvs_node_agent.config.settings import Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.rundir import directory
@@ -100,7 +101,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> type[StandInKernel]:
         cleaned = []  # noqa: RUF012
 
     monkeypatch.setattr(run, "Kernel", Fresh)
-    monkeypatch.setattr(oneshot, "Kernel", Fresh)
+    monkeypatch.setattr(diff, "Kernel", Fresh)
     return Fresh
 
 
@@ -733,7 +734,7 @@ def test_changes_do_not_wait_while_new_credentials_are_read(
 def snapshot(setting: Setting, **settings: Any) -> tuple[Any, list[str]]:
     notes: list[str] = []
     config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1", **settings)
-    return oneshot.snapshot(config, notes.append), notes
+    return diff.snapshot(config, notes.append), notes
 
 
 def test_a_snapshot_is_what_the_server_tells_now(setting: Setting, server: ApiServer) -> None:
@@ -795,13 +796,13 @@ def test_pending_changes_are_those_that_run_would_make_and_are_not_made(
     setting: Setting, kernel: Kernel
 ) -> None:
     config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
-    changes = oneshot.pending_changes(config, lambda _: None)
+    changes = diff.pending_changes(config, lambda _: None)
     assert [command for command, _ in changes] == ["iptables-nft-restore", "ip6tables-nft-restore"]
     assert "10.19.20.201" in changes[0][1].restore_input()
     assert not rules(kernel)
     for (_, change), table in zip(changes, kernel.backends["nft"].values()):
         table.restore(change.restore_input())
-    assert not oneshot.pending_changes(config, lambda _: None)
+    assert not diff.pending_changes(config, lambda _: None)
 
 
 def test_pending_changes_of_a_node_without_a_pod_cidr_are_refused(
@@ -810,4 +811,4 @@ def test_pending_changes_of_a_node_without_a_pod_cidr_are_refused(
     server.put(node())
     config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
     with pytest.raises(RefusedError, match="run would wait: Node worker-1 has no pod CIDR yet"):
-        oneshot.pending_changes(config, lambda _: None)
+        diff.pending_changes(config, lambda _: None)

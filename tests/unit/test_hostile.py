@@ -2,7 +2,7 @@
 
 `tests/support/asked.py` is the judge of the rules; tests/kernel/test_hostile.py has the kernels
 judge them. That what is read is well formed, and that lists are read right, is in
-test_properties.py.
+unit/test_properties.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent import run
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import Credentials
 from ipvs_node_agent.apiserver.follower import Event, Follower, Listed, Skipped, Trouble
 from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.commands import run
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOptions
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family

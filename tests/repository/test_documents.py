@@ -42,8 +42,8 @@ ELSEWHERE = {
 }
 # Scripts, by the document and their names.
 SCRIPTS = {
-    ("docs/operations.md", "roll-out"): "tests/test_operations_document.py",
-    ("docs/operations.md", "back-out"): "tests/test_operations_document.py",
+    ("docs/operations.md", "roll-out"): "tests/repository/test_operations_document.py",
+    ("docs/operations.md", "back-out"): "tests/repository/test_operations_document.py",
     ("docs/migration.md", "remove-nat-chains"): "tests/kernel/test_migration.py",
 }
 # For the cluster of a program that is not ours; nothing here runs it, so that only its names are
@@ -144,7 +144,7 @@ def test_the_readme_has_the_ten_most_likely_troubles_and_no_more() -> None:
 
 @pytest.mark.parametrize("row", README.table("Trouble"), ids=lambda row: first_code(row[0]))
 def test_what_the_readme_lets_the_agent_say_it_says(row: list[str]) -> None:
-    """In its source, in what tests/test_operations_document.py holds to that, or in a test."""
+    """In its source, in what test_operations_document.py holds to that, or in a test."""
     said = first_code(row[0])
     words = max(said.split("..."), key=len).strip(" :")
     messages = [
