@@ -17,6 +17,7 @@ from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node
 from tests.support.netns import Namespace
 from tests.support.pki import plain_kubeconfig
+from tests.support.places import STANDIN
 from tests.support.tables import add_foreign_rules, add_mark_masq, ours, restore, saved
 from tests.support.topology import Topology, topology
 from tests.support.waiting import eventually
@@ -110,6 +111,7 @@ def node_bed(
             "metricsBindAddress": "",
         }
         with agent_process(namespace, directory / "agent", settings) as agent:
+            agent.path.append(STANDIN)
             yield Bed(namespace, backend, api, agent, settings)
 
 

@@ -32,7 +32,7 @@ from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.kubeproxy import add_device, proxy_mode
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
-from tests.support.places import REPOSITORY
+from tests.support.places import REPOSITORY, STANDIN
 from tests.support.tables import add_foreign_rules, restore
 from tests.support.topology import ask, serving
 from tests.support.waiting import eventually
@@ -78,6 +78,7 @@ class Node:
         """
         with self.namespace.enter(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNTIME_DIRECTORY", str(self.agent.runtime))
+            patch.syspath_prepend(str(STANDIN))
             if cluster is not None:
                 patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", lambda _: cluster)
             return check(self.agent.config)
@@ -125,6 +126,7 @@ def broken(
         made.agent = stack.enter_context(
             agent_process(namespace, directory / "agent", made.settings)
         )
+        made.agent.path.append(STANDIN)
         made.agent.start()
         made.agent.stop()
         with namespace.enter():
