@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
+from tests.environments.__main__ import RECIPES
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node
@@ -23,6 +24,9 @@ from tests.support.topology import Topology, topology
 from tests.support.waiting import eventually
 
 Entry = tuple[str, str, str]
+
+# For some tests of a module that otherwise runs in fewer environments.
+EVERYWHERE = pytest.mark.once(*RECIPES)
 
 
 @dataclass

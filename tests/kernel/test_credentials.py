@@ -19,7 +19,7 @@ from tests.support.places import STANDIN
 from tests.support.processes import descendants
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "debian12"), ANY_BACKEND]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12"), ANY_BACKEND]
 
 WEB = service("web", ["10.231.42.164"], ["10.19.20.201"])
 ENTRY = ("10.19.20.201", "web", "10.231.42.164")
