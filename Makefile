@@ -14,14 +14,14 @@ help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 demo: ## Show the main job on real packets, in network namespaces (under a minute)
-	@packaging/install-missing $(DEMO_PACKAGES)
+	@packaging/build/install-missing $(DEMO_PACKAGES)
 	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.demo
 
 deb: ## Build the Debian package into dist/
-	@packaging/build-deb dist
+	@packaging/build/build-deb dist
 
 deb-test: ## Build it twice, and check it in every way that needs no machine of its own
-	@packaging/deb-test
+	@packaging/build/deb-test
 
 test: ## Run all tests, in each of the four environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
@@ -39,5 +39,5 @@ dashboard: ## Draw docs/dashboard.svg anew, from a real run of 4 minutes (QUICK=
 	@QUICK=$(QUICK) tests/observe/run
 
 lint: ## Check format, lint and types
-	@$(RUN) newest -- packaging/lint
+	@$(RUN) newest -- packaging/build/lint
 

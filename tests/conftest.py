@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from ipvs_node_agent.apiserver.kubeconfig import Reader, settings
+from tests.environments.__main__ import RECIPES
 from tests.support.examples import ENVIRONMENT, MAIN_ENVIRONMENT
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
+from tests.support.places import TESTS
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    def is_elsewhere(item: pytest.Item) -> bool:
-        mark = item.get_closest_marker("once")
-        return mark is not None and ENVIRONMENT not in ("", *(mark.args or (MAIN_ENVIRONMENT,)))
+# Both ends of the range of Pythons.
+_ENDS = ("newest", "oldest")
+# Where tests run that say nothing themselves, by how their paths in this folder begin; those of
+# other paths run everywhere. Documents, dashboard and alerts want promtool, which Debian has; what
+# is pure depends on Python alone.
+_PLACES = {
+    "repository/": ("debian12",),
+    "testbed/": ("debian13",),
+    "simulation/": _ENDS,
+    "unit/model/": _ENDS,
+    "unit/nat/": _ENDS,
+    "unit/rules/": _ENDS,
+    "unit/sync/": _ENDS,
+    "unit/test_properties.py": _ENDS,
+}
 
-    # They take long, and no library makes them differ; see pyproject.toml.
-    elsewhere = list(filter(is_elsewhere, items))
+
+def _places(item: pytest.Item) -> Sequence[str]:
+    """The environments that a test runs in."""
+    mark = item.get_closest_marker("once")
+    if mark is not None:
+        return mark.args or (MAIN_ENVIRONMENT,)
+    path = item.path.relative_to(TESTS).as_posix()
+    return next((_PLACES[start] for start in _PLACES if path.startswith(start)), tuple(RECIPES))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere = []
+    for item in items:
+        places = _places(item)
+        # A name that no environment has would have the test run nowhere.
+        if not set(places) <= RECIPES.keys():
+            raise pytest.UsageError(f"{item.nodeid} is for unknown environments: {places}")
+        if ENVIRONMENT not in ("", *places):
+            elsewhere.append(item)
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]
 

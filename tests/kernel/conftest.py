@@ -12,16 +12,21 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
+from tests.environments.__main__ import RECIPES
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node
 from tests.support.netns import Namespace
 from tests.support.pki import plain_kubeconfig
+from tests.support.places import STANDIN
 from tests.support.tables import add_foreign_rules, add_mark_masq, ours, restore, saved
 from tests.support.topology import Topology, topology
 from tests.support.waiting import eventually
 
 Entry = tuple[str, str, str]
+
+# For some tests of a module that otherwise runs in fewer environments.
+EVERYWHERE = pytest.mark.once(*RECIPES)
 
 
 @dataclass
@@ -110,6 +115,7 @@ def node_bed(
             "metricsBindAddress": "",
         }
         with agent_process(namespace, directory / "agent", settings) as agent:
+            agent.path.append(STANDIN)
             yield Bed(namespace, backend, api, agent, settings)
 
 

@@ -12,7 +12,7 @@ from tests.support.cluster import service
 from tests.support.tables import add_mark_masq, restore
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "newest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 WEB = ("10.19.20.201", "web", "10.231.42.164")
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"

@@ -26,18 +26,19 @@ from ipvs_node_agent.commands.check import check
 from ipvs_node_agent.config.settings import load
 from ipvs_node_agent.host.procfs import process_called
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
+from tests.kernel.conftest import EVERYWHERE
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.kubeproxy import add_device, proxy_mode
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
-from tests.support.places import REPOSITORY
+from tests.support.places import REPOSITORY, STANDIN
 from tests.support.tables import add_foreign_rules, restore
 from tests.support.topology import ask, serving
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 WEB = service("web", ["10.231.42.164"], ["10.19.20.201"])
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
@@ -78,6 +79,7 @@ class Node:
         """
         with self.namespace.enter(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNTIME_DIRECTORY", str(self.agent.runtime))
+            patch.syspath_prepend(str(STANDIN))
             if cluster is not None:
                 patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", lambda _: cluster)
             return check(self.agent.config)
@@ -125,6 +127,7 @@ def broken(
         made.agent = stack.enter_context(
             agent_process(namespace, directory / "agent", made.settings)
         )
+        made.agent.path.append(STANDIN)
         made.agent.start()
         made.agent.stop()
         with namespace.enter():
@@ -174,6 +177,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 ENABLED = "ActiveState=active\nUnitFileState=enabled\nMainPID={}\n"
 
 
+@EVERYWHERE
 def test_a_healthy_node_gives_only_ok_and_stays_as_it_is(broken: Node, systemd: Any) -> None:
     def state() -> list[str]:
         shown = ["cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
@@ -386,6 +390,7 @@ def test_no_kube_proxy_and_what_gives_its_other_modes_away(broken: Node) -> None
     add_device(broken.namespace)
 
 
+@EVERYWHERE
 def test_the_other_backend(broken: Node) -> None:
     other = broken.other_backend()
     with broken.configured(iptables={"backend": other}):
@@ -401,6 +406,7 @@ def test_a_jump_behind_kube_proxys(broken: Node) -> None:
     broken.restore(f"*nat\n-D OUTPUT {jump}\nCOMMIT\n")
 
 
+@EVERYWHERE
 def test_rules_that_somebody_flushed(broken: Node) -> None:
     broken.restore("*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
     text = f"out of sync (iptables-{broken.backend}: 1 jumps to set)"

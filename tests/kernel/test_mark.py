@@ -26,7 +26,7 @@ from tests.support.topology import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "newest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("oldest")]
 
 
 @pytest.fixture

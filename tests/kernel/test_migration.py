@@ -31,7 +31,7 @@ from tests.support.topology import (
 from tests.support.traffic import Stream, more, streaming
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "newest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
 
 WEB = service("web", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 ADDRESSES = {"cidr": POD_CIDR, "external": EXTERNAL_IP, "cluster": CLUSTER_IP}

@@ -24,7 +24,7 @@ from tests.support.topology import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "newest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 ADDRESS = "127.0.0.1:10273"
 SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())

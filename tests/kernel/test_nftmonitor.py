@@ -21,7 +21,7 @@ from tests.support.processes import descendants
 from tests.support.tables import add_mark_masq, restore, saved
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
 OURS = """*nat
 :IPVS_OUTPUT - [0:0]

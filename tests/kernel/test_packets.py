@@ -23,7 +23,7 @@ from tests.support.topology import (
     ask,
 )
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 
 REFUSED = "ConnectionRefusedError"
 SOCKETS = {4: socket.AF_INET, 6: socket.AF_INET6}

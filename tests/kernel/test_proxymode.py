@@ -19,7 +19,7 @@ from tests.support.cluster import service
 from tests.support.netns import Namespace
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "newest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 WEB = ("10.19.20.201", "web", "10.231.42.164")
 NOBODY = 65534

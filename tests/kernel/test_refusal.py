@@ -12,7 +12,7 @@ from tests.kernel.conftest import Bed
 from tests.support.cluster import service
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
 # No valid Service gives a rule that every kernel refuses, so this command makes one of them such:
 # the kernel takes MASQUERADE in no chain that PREROUTING or OUTPUT leads to.

@@ -25,7 +25,7 @@ from tests.support.topology import (
 from tests.support.traffic import more, streaming
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("oldest")]
 
 VERSIONS = (4, 6)
 # A pod of a second pod CIDR.
@@ -77,7 +77,6 @@ def expect(wired: Topology, *reached: str) -> None:
     eventually(lambda: reach() == wanted, f"{reached} reaching the external IP")
 
 
-@pytest.mark.once("oldest")
 def test_external_ips_and_the_traffic_policy_are_asked_for(wired: Topology, bed: Bed) -> None:
     def by_external_ips(policy: str) -> dict[str, Any]:
         clusters = list(CLUSTER_IP.values())
@@ -98,7 +97,6 @@ def test_external_ips_and_the_traffic_policy_are_asked_for(wired: Topology, bed:
     expect(wired)
 
 
-@pytest.mark.once("oldest")
 @pytest.mark.usefixtures("second_pod")
 def test_several_pod_cidrs_and_an_override_of_the_nodes(wired: Topology, bed: Bed) -> None:
     bed.api.put(SERVICE)
@@ -114,7 +112,6 @@ def test_several_pod_cidrs_and_an_override_of_the_nodes(wired: Topology, bed: Be
     expect(wired, "pod", "second", "host")
 
 
-@pytest.mark.once("oldest")
 def test_not_one_connection_fails_while_the_configuration_changes(
     wired: Topology, bed: Bed
 ) -> None:

@@ -20,7 +20,7 @@ from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, ours
 from tests.support.tracer import chains_of
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 LAYOUT = {4: LAYOUTS["twenty pools"], 6: LAYOUTS["twenty IPv6 pools"]}
 COUNT = 300

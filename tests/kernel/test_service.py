@@ -14,7 +14,7 @@ from tests.support.cluster import service
 from tests.support.notifysocket import NotifySocket
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "newest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
 
 WEB = service("web", ["10.231.42.164"], ["10.19.20.201"])
 IN_SYNC = "STATUS=In sync; Services with rules: 1 in IPv4"

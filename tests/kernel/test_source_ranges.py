@@ -21,7 +21,7 @@ from tests.support.topology import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 
 # Another pod of the same pod CIDR, and one of a second pod CIDR.
 NEIGHBOUR = {4: "10.240.2.200", 6: "fd00:10:240:2:8000::200"}

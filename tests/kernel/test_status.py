@@ -20,7 +20,7 @@ from tests.support.places import REPOSITORY
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
 
 WEB = service("web", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 BAD = service("bad", ["10.231.2.62"], ["127.0.0.1"])

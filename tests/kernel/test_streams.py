@@ -13,7 +13,7 @@ from tests.kernel.conftest import Bed
 from tests.support.cluster import service
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "newest", "oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 WEB = ("10.19.20.201", "web", "10.231.42.164")
 # Those that print something on a node without an agent, and their status.

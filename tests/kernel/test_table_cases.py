@@ -9,10 +9,11 @@ from typing import NamedTuple
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, Table, TableError, launch
+from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Table, TableError, launch
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.support.faketable import BUILT_IN, FakeTable
-from tests.support.netns import Namespace
+from tests.support.netns import Namespace, namespaces
 
 FILLINGS = {
     "IPv4": {"{ip}": "10.19.20.201/32", "{net}": "10.240.2.128/25", "{to}": "10.231.42.164"},
@@ -82,13 +83,29 @@ def test_the_fake_table(case: Case, family: Family) -> None:
     play(case, FakeTable(), family)
 
 
+@pytest.fixture(scope="module")
+def node() -> Iterator[tuple[Namespace, Launcher]]:
+    """A node, and what starts commands there: one for all cases, as to make both takes longest."""
+    with namespaces("node") as (made,):
+        with made.enter():
+            launcher = launch()
+        yield made, launcher
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_family
 @every_case
-def test_the_kernels_table(case: Case, family: Family, backend: str, namespace: Namespace) -> None:
+def test_the_kernels_table(
+    case: Case, family: Family, backend: str, node: tuple[Namespace, Launcher]
+) -> None:
+    namespace, launcher = node
+    if backend == NFT:
+        namespace.run("nft", "flush", "ruleset")
+    else:
+        namespace.run(f"{family.command}-legacy-restore", "-w", "10", stdin="*nat\nCOMMIT\n")
     with namespace.enter():
-        play(case, KernelTable(launch(), family, backend, IptablesOptions()), family)
+        play(case, KernelTable(launcher, family, backend, IptablesOptions()), family)
 
 
 def test_the_fake_table_fails_once_when_told_to() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
-from tests.kernel.conftest import Bed
+from tests.kernel.conftest import EVERYWHERE, Bed
 from tests.support.cluster import node, service
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, saved
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "debian13", "oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
 
 ONE = ("10.19.20.201", "one", "10.231.42.164")
 TWO = ("10.19.22.57", "two", "10.231.2.62")
@@ -41,6 +41,7 @@ def running(bed: Bed) -> Bed:
     return bed
 
 
+@EVERYWHERE
 def test_external_ip_added_changed_and_removed(running: Bed) -> None:
     running.api.put(one("10.19.20.201", "10.19.20.202"))
     running.expect([ONE, ("10.19.20.202", "one", ONE[2]), TWO])
@@ -186,6 +187,7 @@ def test_a_change_is_one_write_of_the_chains_that_differ(running: Bed) -> None:
     assert host_counters(running) == before
 
 
+@EVERYWHERE
 def test_foreign_rules_stay_byte_for_byte(bed: Bed) -> None:
     for family in FAMILIES:
         add_foreign_rules(bed.namespace, family, bed.backend)
@@ -314,6 +316,7 @@ def test_a_bad_configuration_on_reload_changes_nothing(running: Bed) -> None:
     running.expect([("10.19.20.202", "one", ONE[2]), TWO])
 
 
+@EVERYWHERE
 def test_moving_to_the_other_backend_leaves_nothing_in_the_old_one(running: Bed) -> None:
     other = "legacy" if running.backend == "nft" else "nft"
     for family in FAMILIES:
@@ -326,6 +329,7 @@ def test_moving_to_the_other_backend_leaves_nothing_in_the_old_one(running: Bed)
     running.expect([ONE, TWO])
 
 
+@EVERYWHERE
 def test_diff_shows_what_run_would_change_and_changes_nothing(bed: Bed) -> None:
     bed.api.put(one())
     pending = bed.agent.call("diff")

@@ -25,7 +25,7 @@ from tests.support.topology import (
 from tests.support.traffic import serving_udp
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("oldest")]
 
 PORT = 53
 OTHER_CLUSTER_IP = {4: "10.231.42.165", 6: "fd00:231::165"}

@@ -16,7 +16,7 @@ from tests.support.netns import Namespace
 from tests.support.tables import add_mark_masq
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
 # A rule as only nft makes it, in the chain that iptables made: no iptables knows its set.
 NATIVE = "add rule ip nat PREROUTING ip daddr { 9.9.9.9, 9.9.9.8 } tcp dport 80 dnat to 1.2.3.4:80"

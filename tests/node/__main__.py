@@ -111,7 +111,7 @@ def build_packages() -> None:
     for name, suffix in (("this", ()), ("next", ("--suffix", "+test1"))):
         folder = PACKAGES / name
         shutil.rmtree(folder, ignore_errors=True)
-        build = [str(REPOSITORY / "packaging/build-deb"), *suffix, str(folder)]
+        build = [str(REPOSITORY / "packaging/build/build-deb"), *suffix, str(folder)]
         # Built and tested elsewhere with all its checks.
         subprocess.run(build, check=True, env={**os.environ, "DEB_BUILD_OPTIONS": "nocheck"})
         (built,) = folder.glob("*.deb")

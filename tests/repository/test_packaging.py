@@ -24,7 +24,7 @@ MAN = PACKAGING / "man"
 
 
 def needs(there: object, package: str) -> None:
-    """Passes over a test whose tool is missing; packaging/deb-test has them all, and sees to it."""
+    """Passes over a test whose tool is missing; packaging/build/deb-test has them all."""
     if not there:
         pytest.skip(f"the package {package} is not installed")
 
@@ -35,14 +35,14 @@ def needs(there: object, package: str) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """The files that say a version, and what checks them, to be changed."""
-    for name in (*PLACES, "packaging/check-versions"):
+    for name in (*PLACES, "packaging/build/check-versions"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     return tmp_path
 
 
 def check_versions(tree: Path) -> tuple[int, str]:
-    command = ["python3", str(tree / "packaging" / "check-versions")]
+    command = ["python3", str(tree / "packaging" / "build" / "check-versions")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     return done.returncode, done.stderr
 
@@ -259,7 +259,7 @@ def scripts() -> Iterator[Path]:
 
 def test_no_script_has_a_gate_that_never_fails() -> None:
     found = list(scripts())
-    assert REPOSITORY / "packaging" / "deb-test" in found
+    assert REPOSITORY / "packaging" / "build" / "deb-test" in found
     # The shell goes on after a command with a "!", whatever becomes of it.
     gates = re.compile(r"^\s*! ", re.MULTILINE)
     assert not [path for path in found if gates.search(path.read_text(encoding="utf-8"))]

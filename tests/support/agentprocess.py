@@ -31,6 +31,8 @@ class AgentProcess:
         self.program = ["-m", "ipvs_node_agent"]
         # Further arguments of `run`.
         self.options: list[str] = []
+        # Where Python finds modules first.
+        self.path = [REPOSITORY]
         # What else its environment has.
         self.variables: dict[str, str] = {}
         self.configure(settings)
@@ -48,7 +50,8 @@ class AgentProcess:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of the agent's commands."""
-        own = {"RUNTIME_DIRECTORY": str(self.runtime), "PYTHONPATH": str(REPOSITORY)}
+        path = os.pathsep.join(map(str, self.path))
+        own = {"RUNTIME_DIRECTORY": str(self.runtime), "PYTHONPATH": path}
         return {**os.environ, **own, **self.variables}
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:

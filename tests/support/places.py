@@ -8,6 +8,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "ipvs_node_agent"
 TESTS = REPOSITORY / "tests"
 PACKAGING = REPOSITORY / "packaging"
+# In front of the libraries, it has the package `kubernetes` replaced.
+STANDIN = TESTS / "support" / "standin"
 
 
 def modules() -> dict[str, Path]:
