@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO
 
 from ipvs_node_agent import __version__
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.commands.output import coloured_change, takes_colours
 from ipvs_node_agent.commands.render import read_objects
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
 from ipvs_node_agent.host import journal
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network
-from ipvs_node_agent.model.objects import (
-    Node,
-    Service,
-    Snapshot,
-    UnknownObject,
-    read_node,
-    read_service,
-)
+from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.rules.planner import plan
 

@@ -24,6 +24,7 @@ from ipvs_node_agent.apiserver.answer import Answer, Superseded
 from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.outcome import Ending, Outcome, Pace, Told, Version, failed
+from ipvs_node_agent.apiserver.reading import UnknownObject, object_key, shown
 from ipvs_node_agent.apiserver.watchlines import BrokenStream, Gone, Line, read_lines, version_in
 from ipvs_node_agent.backoff import Backoff, Seldom
 from ipvs_node_agent.errors import AgentError
@@ -39,7 +40,6 @@ from ipvs_node_agent.model.events import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.model.objects import UnknownObject, object_key, shown
 
 __all__ = [
     "RESTART_REASONS",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.model.objects import shown
+from ipvs_node_agent.apiserver.reading import shown
 
 _MAX_LINE_BYTES = 32 << 20
 # Servers use decimal numbers of up to twenty digits, and promise no more than that it is text.

@@ -20,6 +20,7 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import host_name
 from ipvs_node_agent.apiserver.follower import Event, Follower, Recovered, Resource
+from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import proxy_mode
@@ -29,7 +30,6 @@ from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, launch
-from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import Teller
 from ipvs_node_agent.observe.pages import Monitoring

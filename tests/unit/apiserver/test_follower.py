@@ -29,9 +29,9 @@ from ipvs_node_agent.apiserver.follower import (
     Skipped,
     Trouble,
 )
+from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.model.objects import read_node, read_service
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import node, service
 from tests.support.pki import plain_kubeconfig
