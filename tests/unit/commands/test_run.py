@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ipvs_node_agent import cli
-from ipvs_node_agent.apiserver import client
+from ipvs_node_agent.apiserver import client, resources
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.credentials import load_credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader
@@ -360,7 +360,7 @@ def test_a_mistake_of_the_programs_own_in_a_follower_ends_the_process(
     def broken(_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(run, name, broken)
+    monkeypatch.setattr(resources, name, broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         setting.run()
     assert not rules(kernel)
@@ -375,7 +375,7 @@ def test_such_a_mistake_ends_the_command_with_status_70(
     def broken(_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(run, "read_service", broken)
+    monkeypatch.setattr(resources, "read_service", broken)
     monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
     assert cli.main(["run", "--config", str(setting.path)]) == 70
     assert "internal error: ZeroDivisionError: a bug" in capsys.readouterr().err
