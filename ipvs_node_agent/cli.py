@@ -14,7 +14,8 @@ from ipvs_node_agent import __version__
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.commands.output import coloured_change, takes_colours
 from ipvs_node_agent.commands.render import read_objects
-from ipvs_node_agent.config.settings import Config, load
+from ipvs_node_agent.config.file import load
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
 from ipvs_node_agent.host import journal
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network

@@ -19,7 +19,8 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.apiserver.resources import node_name, resources
-from ipvs_node_agent.config.settings import Config, load
+from ipvs_node_agent.config.file import load
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names

@@ -96,7 +96,7 @@ def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
 # Errors that come into the log, or end a start, are made in these modules.
 _WITH_REASONS = (
     *(
-        "config/settings",
+        "config/file",
         "sync/family",
         "iptables/table",
         "apiserver/bodies",
