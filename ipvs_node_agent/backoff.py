@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again."""
+"""How long to wait: before what failed is tried again, between two of a kind, and for an answer."""
 
 from __future__ import annotations
 
@@ -53,3 +53,14 @@ class Seldom:
     def done(self) -> None:
         """Notes that it was done."""
         self._last = self._clock()
+
+
+def seconds_left(end: float) -> float:
+    """The time until `end`, on the monotonic clock. Raises TimeoutError where there is none.
+
+    For one limit to a whole conversation: a limit for each read is none for who sends in drops.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from ipvs_node_agent.check.facts import Host, Listener, Proxy, Table, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host.kubeproxy import proxy_mode
-from ipvs_node_agent.host.localpage import page
+from ipvs_node_agent.host.kubeproxy import page, proxy_mode
 from ipvs_node_agent.host.procfs import (
     agent_processes,
     listener_on,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from ipvs_node_agent.backoff import Backoff, Seldom
+from ipvs_node_agent.backoff import Backoff, Seldom, seconds_left
 from tests.support.clock import Clock
 
 
@@ -55,3 +57,9 @@ def test_seldom_is_once_in_a_while() -> None:
     assert not seldom.due
     clock.now += 0.1
     assert seldom.due
+
+
+def test_what_is_past_has_no_time_left() -> None:
+    assert 9 < seconds_left(time.monotonic() + 10) <= 10
+    with pytest.raises(TimeoutError):
+        seconds_left(time.monotonic())
