@@ -1,4 +1,4 @@
-"""How long to wait: before what failed is tried again, between two of a kind, and for an answer."""
+"""How long to wait for what, and how often to do or say a thing."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ class Seldom:
     def done(self) -> None:
         """Notes that it was done."""
         self._last = self._clock()
+
+
+class Once:
+    """Has something that lasts, such as a fault, said once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def new(self, text: str) -> bool:
+        """Whether `text` is to be said: it is another one than the last, and not empty."""
+        last, self._last = self._last, text
+        return text not in ("", last)
 
 
 def seconds_left(end: float) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Callable, TextIO
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class ServiceManager:
         self._sign_due = -math.inf
         self._ready = False
         self._status = ""
-        self._failed = False
+        self._fault = Once()
 
     def ready(self) -> None:
         """The service has started."""
@@ -111,12 +112,11 @@ class ServiceManager:
                 sender.sendto(state.encode("utf-8", "replace"), self._address)
         except (OSError, ValueError) as error:
             # Signs of life would fail alike, twice a minute.
-            if not self._failed:
+            if self._fault.new("failed"):
                 what = state.partition("=")[0]
                 log.warning("cannot tell the service manager %s: %s", what, error)
-            self._failed = True
         else:
-            self._failed = False
+            self._fault.new("")
 
 
 def level_sign(level: int) -> str:

@@ -14,6 +14,7 @@ import threading
 from http import HTTPStatus
 from typing import Callable, NamedTuple
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
 
@@ -62,7 +63,7 @@ class WebServer:
         self._stopped = threading.Event()
         self._after = after
         self._server: BoundedServer[_Request] | None = None
-        self._complaint = ""
+        self._complaint = Once()
         self._failures: set[str] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -101,13 +102,12 @@ class WebServer:
             self._server.serve()
 
     def _complain(self, why: str) -> None:
-        if why != self._complaint:
+        if self._complaint.new(why):
             log.warning(
                 "cannot serve metrics and health at %s: %s (trying again; see metricsBindAddress)",
                 self.address,
                 why,
             )
-        self._complaint = why
 
     def _answer(self, request: _Request) -> bytes:
         page = self._page(request)

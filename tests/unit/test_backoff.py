@@ -1,4 +1,4 @@
-"""How long to wait, and what is done seldom at most."""
+"""How long to wait, and what is done seldom or said once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ipvs_node_agent.backoff import Backoff, Seldom, seconds_left
+from ipvs_node_agent.backoff import Backoff, Once, Seldom, seconds_left
 from tests.support.clock import Clock
 
 
@@ -63,3 +63,9 @@ def test_what_is_past_has_no_time_left() -> None:
     assert 9 < seconds_left(time.monotonic() + 10) <= 10
     with pytest.raises(TimeoutError):
         seconds_left(time.monotonic())
+
+
+def test_what_lasts_is_said_once_and_again_when_it_is_back_or_another_one() -> None:
+    once = Once()
+    said = [once.new(text) for text in ("", "a", "a", "b", "a", "", "", "a", "a")]
+    assert said == [False, True, False, True, True, False, False, True, False]
