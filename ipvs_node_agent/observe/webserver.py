@@ -16,6 +16,7 @@ from typing import Callable, NamedTuple
 
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import one_line
+from ipvs_node_agent.model.addresses import parse_host_port
 from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
 
 log = logging.getLogger(__name__)
@@ -143,11 +144,11 @@ def _listener(address: str) -> socket.socket:
 
     Raises OSError and UnicodeError.
     """
-    host, _, port = address.rpartition(":")
+    host, port = parse_host_port(address)
     if not host:
         # Without IPv6, the first of what all addresses are.
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (as asked for)
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     family, _, _, _, resolved = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

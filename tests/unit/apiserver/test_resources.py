@@ -75,7 +75,7 @@ def test_a_list_that_cannot_be_gone_on_from_tells_nothing(document: Any, why: st
 def test_half_a_list_is_an_error() -> None:
     api = cast(Api, Answering(b'{"items": ['))
     with pytest.raises(ApiError, match=r"^API server: cannot list services: the list breaks off$"):
-        list_all(api, resources(api, Config())[0], "0", pytest.fail)
+        list_all(api, resources(api, Config())[0], "0", cast(Any, pytest.fail))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,11 @@ def test_the_nodes_name_is_the_first_that_is_known(
     configured: str | None, certified: str | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: " Worker-1.Example.ORG\n")
-    api = cast(Api, Answering(certified=certified))
-    assert node_name(api, Config(node_name=configured)) == name
+    api, config = cast(Api, Answering(certified=certified)), Config(node_name=configured)
+    assert node_name(api, config) == name
     assert host_name() == "worker-1.example.org"
+    services, nodes = resources(api, config)
+    assert nodes.selector() == {"fieldSelector": f"metadata.name={name}"}
+    assert services.selector() == {}
+    # Whatever hides a ClusterIP would let another Service have it for an external IP.
+    assert services.sparing == {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
