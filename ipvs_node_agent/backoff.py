@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again."""
+"""How long to wait for what, and how often to do or say a thing."""
 
 from __future__ import annotations
 
@@ -53,3 +53,26 @@ class Seldom:
     def done(self) -> None:
         """Notes that it was done."""
         self._last = self._clock()
+
+
+class Once:
+    """Has something that lasts, such as a fault, said once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def new(self, text: str) -> bool:
+        """Whether `text` is to be said: it is another one than the last, and not empty."""
+        last, self._last = self._last, text
+        return text not in ("", last)
+
+
+def seconds_left(end: float) -> float:
+    """The time until `end`, on the monotonic clock. Raises TimeoutError where there is none.
+
+    For one limit to a whole conversation: a limit for each read is none for who sends in drops.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left

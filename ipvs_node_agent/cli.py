@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, TextIO
 
 from ipvs_node_agent import __version__
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.commands.output import coloured_change, takes_colours
 from ipvs_node_agent.commands.render import read_objects
-from ipvs_node_agent.config.settings import Config, load
+from ipvs_node_agent.config.file import load
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
-from ipvs_node_agent.host import journal
+from ipvs_node_agent.host.systemd import JournalFormatter, is_journal, level_sign
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network
-from ipvs_node_agent.model.objects import (
-    Node,
-    Service,
-    Snapshot,
-    UnknownObject,
-    read_node,
-    read_service,
-)
+from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.rules.planner import plan
 
@@ -113,7 +108,7 @@ def _note(text: str) -> None:
 
 def _complain(level: int, text: str) -> None:
     # Without its level, the journal would take the reason of a failed start for a piece of news.
-    sign = journal.sign(level) if journal.is_at(sys.stderr) else ""
+    sign = level_sign(level) if is_journal(sys.stderr) else ""
     _write(sys.stderr, f"{sign}{PROGRAM}: {text}\n")
 
 
@@ -224,8 +219,8 @@ class _LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.
 
 def _set_up_logging(level: str) -> None:
     handler = _LogHandler()
-    if journal.is_at(sys.stderr):
-        handler.setFormatter(journal.Formatter("%(message)s"))
+    if is_journal(sys.stderr):
+        handler.setFormatter(JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

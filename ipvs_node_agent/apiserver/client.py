@@ -25,6 +25,7 @@ from ipvs_node_agent.apiserver.answer import Answer, Superseded
 from ipvs_node_agent.apiserver.credentials import Credentials, load_credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import AgentError, RefusedError, one_line
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Api:
         self._credentials: Credentials | None = None
         self._files = fingerprint(kubeconfig)
         self._failed: AgentError | None = None
-        # The last warning about credentials, which are read again at every rotation.
-        self._warned = ""
+        # Credentials are read again at every rotation.
+        self._warning = Once()
         self._open: set[Answer] = set()
         # Counts the times that everything under way was ended.
         self._ended = 0
@@ -123,8 +124,8 @@ class Api:
     def _loaded(self) -> Credentials:
         credentials = load_credentials(self._reader)
         with self._lock:
-            said, self._warned = self._warned, credentials.warning
-        if credentials.warning and credentials.warning != said:
+            new = self._warning.new(credentials.warning)
+        if new:
             log.warning("%s", credentials.warning)
         return credentials
 

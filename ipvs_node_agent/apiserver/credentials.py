@@ -117,11 +117,6 @@ def _warning(settings: Settings) -> str:
     )
 
 
-def host_name() -> str:
-    """The name that a kubelet gives its Node unless told otherwise: the lower-cased host name."""
-    return socket.gethostname().strip().lower()
-
-
 def _ssl_context(kubeconfig: Path, settings: Settings) -> ssl.SSLContext:
     loading = settings.authority.name if settings.authority else ""
     try:

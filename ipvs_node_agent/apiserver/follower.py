@@ -21,47 +21,29 @@ from contextlib import contextmanager
 from typing import Any, Callable
 
 from ipvs_node_agent.apiserver.answer import Answer, Superseded
-from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
+from ipvs_node_agent.apiserver.bodies import BrokenStream, Gone, Line, read_lines
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.outcome import Ending, Outcome, Pace, Told, Version, failed
-from ipvs_node_agent.apiserver.watchlines import BrokenStream, Gone, Line, read_lines, version_in
+from ipvs_node_agent.apiserver.reading import UnknownObject, object_key, shown
+from ipvs_node_agent.apiserver.resources import LIST_READ_TIMEOUT, Resource, list_all
 from ipvs_node_agent.backoff import Backoff, Seldom
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.model.events import (
-    RESTART_REASONS,
     Changed,
     Deleted,
     Event,
     Listed,
     Recovered,
-    Resource,
     Restarted,
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.model.objects import UnknownObject, object_key, shown
-
-__all__ = [
-    "RESTART_REASONS",
-    "Changed",
-    "Deleted",
-    "Event",
-    "Follower",
-    "Listed",
-    "Recovered",
-    "Resource",
-    "Restarted",
-    "Skipped",
-    "Trouble",
-    "list_all",
-]
 
 log = logging.getLogger(__name__)
 
 # Watches that end spread over a while, so that the nodes of a cluster do not come back together.
 _WATCH_SECONDS = (300, 600)
 _READ_SLACK = 30.0
-_LIST_READ_TIMEOUT = 60.0
 # A server begins the answer to a watch at once, whether there is an event or not.
 _WATCH_BEGIN_TIMEOUT = 30.0
 # An answer that went on for that long worked: its end says nothing of the next.
@@ -72,44 +54,6 @@ _BREAKS_BEFORE_LIST = 3
 _LOOK_SECONDS = (1.5, 3.0)
 
 _STREAMED_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-
-
-def list_all(
-    api: Api,
-    resource: Resource,
-    version: str,
-    emit: Callable[[Event], None],
-    sparing: Mapping[str, str] | None = None,
-    read_timeout: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> str:
-    """Lists `resource` once, emits it as `Listed`, and gives the version to watch from.
-
-    `version` "0" takes what the server has in its cache, "" asks for the newest. It may pause for
-    `read_timeout`, or a minute. Raises AgentError.
-    """
-    items: list[Any] = []
-
-    def found(raw: Any) -> None:
-        try:
-            items.append(resource.read(raw))
-        except UnknownObject as error:
-            emit(Skipped(resource.name, str(error)))
-
-    parameters = {**(sparing or {}), **resource.selector()}
-    if version:
-        parameters["resourceVersion"] = version
-    doing = f"list {resource.name}"
-    with api.get(resource.path, parameters, doing, read_timeout or _LIST_READ_TIMEOUT) as answer:
-        try:
-            metadata = read_list(answer.pieces(), found)
-        except BrokenList as error:
-            raise ApiError("API server", f"cannot {doing}: {error}") from None
-    listed = version_in(metadata)
-    if not listed:
-        raise ApiError("API server", f"cannot {doing}: the list has no resourceVersion")
-    emit(Listed(resource.name, tuple(items), clock()))
-    return listed
 
 
 class Follower:
@@ -245,7 +189,8 @@ class Follower:
             self._list_from,
             self._emit,
             self._sparing,
-            clock=self._clock,
+            LIST_READ_TIMEOUT,
+            self._clock,
         )
         self._listed()
         return Ending.LISTED
@@ -257,7 +202,7 @@ class Follower:
     def _stream(self) -> Ending:
         """A list that goes on as a watch (KEP-3157)."""
         doing = f"list {self._resource.name}"
-        with self._open(_STREAMED_LIST, doing, _LIST_READ_TIMEOUT) as (answer, patience):
+        with self._open(_STREAMED_LIST, doing, LIST_READ_TIMEOUT) as (answer, patience):
             lines = read_lines(answer.pieces(), f"streaming list of {self._resource.name}")
             # What does not come to its end once may never do, and a plain list always works.
             self._streamed = False

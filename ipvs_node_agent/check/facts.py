@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Service
 from ipvs_node_agent.nat.ruleset import Change, Found
@@ -79,14 +80,6 @@ class Proxy:
     device: bool = False
     nftables: bool = False
     process: int | None = None
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of this node's network; `program` is one of those that `check` knows."""
-
-    number: int
-    program: str
 
 
 class Unit(NamedTuple):

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ipvs_node_agent.apiserver.client import Api, ApiError
-from ipvs_node_agent.apiserver.credentials import host_name
-from ipvs_node_agent.apiserver.follower import Event, Listed, Resource, list_all
+from ipvs_node_agent.apiserver.resources import Resource, host_name, list_all, node_name, resources
 from ipvs_node_agent.check.facts import Cluster, Validity
-from ipvs_node_agent.commands.run import node_name, resources
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.sync.agent import NODES, SERVICES
+from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed
 
 # Somebody is waiting for it.
 _TIMEOUT = 10.0

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from ipvs_node_agent.check.facts import Host, Listener, Proxy, Table, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host.kubeproxy import proxy_mode
-from ipvs_node_agent.host.localpage import page
+from ipvs_node_agent.host.kubeproxy import page, proxy_mode
 from ipvs_node_agent.host.procfs import (
     agent_processes,
     listener_on,
@@ -38,7 +37,13 @@ from ipvs_node_agent.iptables.table import (
     launch,
     legacy_tables,
 )
-from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_address
+from ipvs_node_agent.model.addresses import (
+    FAMILIES,
+    Address,
+    parse_address,
+    parse_host_port,
+    reached_at,
+)
 from ipvs_node_agent.nat.ruleset import owner, parse_save
 
 _CAP_NET_ADMIN = 12
@@ -177,16 +182,15 @@ def _units() -> Mapping[str, Unit] | None:
 
 
 def _listener(address: str) -> Listener | None:
-    name, _, port = address.rpartition(":")
-    if not port:
+    if not address:
         return None
-    host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(name, name.strip("[]"))  # noqa: S104
-    found = listener_on(host, int(port))
+    host, port = parse_host_port(address)
+    host = "127.0.0.1" if host == "localhost" else host
+    found = listener_on(host, port)
     if found is None:
         return None
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    ours = "ipvs_node_agent_" in page((reached, int(port)), "/metrics")
-    ours = ours and users_listening_on(host, int(port)) <= {0, os.geteuid()}
+    ours = "ipvs_node_agent_" in page((reached_at(host), port), "/metrics")
+    ours = ours and users_listening_on(host, port) <= {0, os.geteuid()}
     return Listener(found.number, found.program, ours)
 
 

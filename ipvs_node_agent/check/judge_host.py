@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from ipvs_node_agent.check.facts import Facts, Process, Table
+from ipvs_node_agent.check.facts import Facts, Table
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.model.addresses import IPV4, Family
 
 _REMOVE = "apt purge ipvs-node-agent"

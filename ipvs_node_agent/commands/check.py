@@ -12,7 +12,8 @@ from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.check.gather_host import look_at_host
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.commands.diff import changes_for
-from ipvs_node_agent.config.settings import DEFAULT_PATH, Config, load
+from ipvs_node_agent.config.file import DEFAULT_PATH, load
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import to_program
 from ipvs_node_agent.model.objects import Snapshot

@@ -13,14 +13,14 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.apiserver.credentials import host_name
-from ipvs_node_agent.apiserver.follower import Event, Follower, Recovered, Resource
-from ipvs_node_agent.config.settings import Config, load
+from ipvs_node_agent.apiserver.follower import Follower
+from ipvs_node_agent.apiserver.resources import node_name, resources
+from ipvs_node_agent.config.file import load
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
@@ -29,13 +29,13 @@ from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, launch
-from ipvs_node_agent.model.objects import read_node, read_service
+from ipvs_node_agent.model.events import Event, Recovered
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import Teller
 from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
-from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.state import Figures, View
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,6 @@ _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 _TAKING_SECONDS = 0.5
 # How often kube-proxy is asked for its mode.
 _PROXY_PERIOD = 10.0
-# Leaves out only Services that have no ClusterIP: they get no rule, and guard no address. Any other
-# selector would hide ClusterIPs, and a Service whose external IP is one of them has to be refused.
-_WITH_CLUSTER_IP = {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
 
@@ -85,35 +82,6 @@ class _Question(NamedTuple):
 
 
 _Message = Union[Event, _Signal, _Crash, _ProxyMode, _Question]
-
-
-def resources(api: Api, config: Config) -> list[Resource]:
-    """What the agent follows: all Services, and its own Node."""
-
-    def own_node() -> Mapping[str, str]:
-        # A node may list and watch no other Node than its own (Node authorizer).
-        return {"fieldSelector": f"metadata.name={node_name(api, config)}"}
-
-    return [
-        Resource(
-            SERVICES,
-            "/api/v1/services",
-            "Service",
-            read_service,
-            dict,
-            sparing=_WITH_CLUSTER_IP,
-            streamed=True,
-        ),
-        Resource(NODES, "/api/v1/nodes", "Node", read_node, own_node),
-    ]
-
-
-def node_name(api: Api, config: Config) -> str:
-    """This node's name: as configured, else the client certificate's, else the host name's.
-
-    Raises RefusedError while there are no credentials.
-    """
-    return config.node_name or api.credentials().node_name or host_name()
 
 
 def run(config_path: Path | None, manager: ServiceManager) -> None:

@@ -17,7 +17,7 @@ from yaml.reader import ReaderError
 
 from ipvs_node_agent.config.yamlloader import Loader
 from ipvs_node_agent.errors import UsageError
-from ipvs_node_agent.model.addresses import Network, parse_network
+from ipvs_node_agent.model.addresses import Network, parse_host_port, parse_network
 
 _DURATION = re.compile(
     r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?",
@@ -206,12 +206,12 @@ def duration(low: float, high: float) -> Reader:
 def bind_address(node: yaml.Node, at: str) -> str:
     """HOST:PORT to listen on, or an empty text."""
     text = string(node, at)
-    host, colon, port = text.rpartition(":")
-    fits = re.fullmatch(r"[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]", host)
-    if text and not (
-        colon and fits and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536
-    ):
-        raise wanted(node, at, 'HOST:PORT such as 127.0.0.1:10273, or "" to turn it off')
+    try:
+        if text:
+            parse_host_port(text)
+    except ValueError:
+        expected = 'HOST:PORT such as 127.0.0.1:10273, or "" to turn it off'
+        raise wanted(node, at, expected) from None
     return text
 
 

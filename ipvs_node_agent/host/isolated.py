@@ -33,16 +33,21 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 class Child:
-    """Calls `main(leash, *arguments)` of the module, from now until the end of its block.
+    """Calls `main(leash, *arguments)` of the module, for the time of its block.
 
-    Whatever it started, and is still in its process group, ends with it. Raises OSError.
+    Whatever it started, and is still in its process group, ends with it. To enter raises OSError.
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
+        self._module, self._arguments = module, arguments
+        self._lock = threading.Lock()
+        self._over = False
+
+    def __enter__(self) -> Child:
         held, self._leash = os.pipe()
         try:
-            self._process = subprocess.Popen(  # noqa: S603  (no shell, and `arguments` are ours)
-                command(module, str(held), *arguments),
+            self._process = subprocess.Popen(  # noqa: S603  (no shell, and the arguments are ours)
+                command(self._module, str(held), *self._arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -54,10 +59,6 @@ class Child:
             raise
         finally:
             os.close(held)
-        self._lock = threading.Lock()
-        self._over = False
-
-    def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,7 @@
-"""kube-proxy's mode, by its own word.
+"""kube-proxy's mode, by its own word, and pages that programs of this node serve on loopback.
+
+Whoever has a port there may be anybody: he gets so much time and so many bytes in all, and who he
+is can be asked while the connection lasts.
 
 Where it is not IPVS, external IPs work without this agent, and do not work with it: a DNAT of ours
 ends the packet's walk through nat, which is where kube-proxy would find an endpoint for it.
@@ -6,14 +9,23 @@ ends the packet's walk through nat, which is where kube-proxy would find an endp
 
 from __future__ import annotations
 
+import http.client
 import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-from ipvs_node_agent.host.localpage import asked
+from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.host.procfs import user_at_the_far_end
 from ipvs_node_agent.model.objects import Snapshot
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)
+# What all of a page may take.
+_SECONDS = 2.0
+_MOST_BYTES = 1 << 16
 _UNNEEDED_IN = frozenset({"iptables", "nftables"})
 
 
@@ -39,3 +51,67 @@ def unneeded_in(mode: str | None) -> bool:
 def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
     """What of the cluster as it was `seen` is to get rules in that mode."""
     return Snapshot({}, seen.node) if unneeded_in(mode) else seen
+
+
+class Answer(NamedTuple):
+    """The beginning of a page, empty where there is none.
+
+    `ends` are the addresses of the connection over which it came, ours first; None without one.
+    """
+
+    text: str = ""
+    ends: tuple[Any, Any] | None = None
+
+
+def page(address: tuple[str, int], path: str) -> str:
+    """The beginning of a page; empty where there is none."""
+    with asked(address, path) as answer:
+        return answer.text
+
+
+@contextmanager
+def asked(address: tuple[str, int], path: str) -> Iterator[Answer]:
+    """Asks for a page; the connection is open meanwhile, so that one can tell who has answered."""
+    try:
+        connection = _Connection(address)
+    except OSError:
+        yield Answer()
+        return
+    with connection:
+        yield Answer(connection.page(path), connection.ends)
+
+
+class _Connection(socket.socket):
+    """A connection with one limit of time and one of bytes for all that comes over it."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
+        family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+        super().__init__(family)
+        try:
+            self.settimeout(seconds_left(self._end))
+            self.connect(resolved)
+            self.ends = self.getsockname(), self.getpeername()
+        except BaseException:
+            self.close()
+            raise
+
+    def page(self, path: str) -> str:
+        """What comes from `path`, where that is a page; else nothing."""
+        try:
+            self.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("ascii"))
+            with http.client.HTTPResponse(self, method="GET") as response:
+                response.begin()
+                text = response.read(_MOST_BYTES).decode("ascii", "replace")
+                return text if response.status == 200 else ""
+        except (OSError, http.client.HTTPException, ValueError):
+            return ""
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As any socket's; without room it is as if the peer had come to an end."""
+        if not self._room:
+            return 0
+        self.settimeout(seconds_left(self._end))
+        count = super().recv_into(buffer, min(nbytes or len(buffer), self._room), flags)
+        self._room -= count
+        return count

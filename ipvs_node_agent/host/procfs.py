@@ -12,10 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvs_node_agent.check.facts import Process
 from ipvs_node_agent.model.addresses import Address
 
 # One end of a connection: an address and a port.
@@ -26,6 +26,14 @@ _PROC = Path("/proc")
 _LISTENING, _NOBODYS = "0A", "0"
 _MOST_BYTES = 1 << 16
 _PREDECESSORS = ("network-node-manager", "ipvs-node-controller")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this node's network; `program` is the name of the file that it runs."""
+
+    number: int
+    program: str
 
 
 def lock_holder(path: Path) -> int | None:

@@ -1,7 +1,8 @@
-"""What the service manager is told, by sd_notify(3): readiness, a sentence, and signs of life.
+"""systemd, as sd-daemon(3) has it: what the service manager is told, and log lines with levels.
 
-It is a datagram to a socket that the environment names, so there is no dependency on
-python3-systemd, which PyPI only has as source. Where nobody started the agent so, nobody is told.
+Readiness, a sentence and signs of life are datagrams to a socket that the environment names, so
+there is no dependency on python3-systemd, which PyPI only has as source. Where nobody started the
+agent so, nobody is told.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Callable
+from typing import Callable, TextIO
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ _SILENCE = 120.0
 _SIGNS = 4
 # The manager reads its socket whenever it can; if it is stuck, the agent must not be.
 _SEND_TIMEOUT = 5.0
+# The levels of syslog(3).
+_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
 class ServiceManager:
@@ -49,7 +53,7 @@ class ServiceManager:
         self._sign_due = -math.inf
         self._ready = False
         self._status = ""
-        self._failed = False
+        self._fault = Once()
 
     def ready(self) -> None:
         """The service has started."""
@@ -108,9 +112,36 @@ class ServiceManager:
                 sender.sendto(state.encode("utf-8", "replace"), self._address)
         except (OSError, ValueError) as error:
             # Signs of life would fail alike, twice a minute.
-            if not self._failed:
+            if self._fault.new("failed"):
                 what = state.partition("=")[0]
                 log.warning("cannot tell the service manager %s: %s", what, error)
-            self._failed = True
         else:
-            self._failed = False
+            self._fault.new("")
+
+
+def level_sign(level: int) -> str:
+    """What the journal has in front of a line of this level."""
+    return f"<{_LEVELS.get(level, 3)}>"
+
+
+def is_journal(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `stream` leads to the journal.
+
+    The service manager names the journal's socket (systemd.exec(5)), but to all that a service
+    starts: where that writes to a file or another pipe, signs would be in the way.
+    """
+    named = environment.get("JOURNAL_STREAM", "")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{status.st_dev}:{status.st_ino}"
+
+
+class JournalFormatter(logging.Formatter):
+    """Puts the level in front of each line, so that none is taken for another one's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        lines = super().format(record).split("\n")
+        return "\n".join(f"{level_sign(record.levelno)}{line}" for line in lines)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Callable, NamedTuple, Protocol
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import Command, TableError
 from ipvs_node_agent.model.addresses import (
@@ -146,7 +147,7 @@ class Conntrack:
         self._hosts: tuple[Address, ...] = ()
         self._dropped = 0
         self._stopped = False
-        self._said = ""
+        self._fault = Once()
 
     def forget(self, family: Family, flows: Iterable[Flows], hosts: Iterable[Address]) -> None:
         """See `Forgetter`; only takes note of it."""
@@ -190,9 +191,8 @@ class Conntrack:
                     fault = str(error)
         finally:
             launcher.close()
-        if fault and fault != self._said:
+        if self._fault.new(fault):
             log.warning("UDP flows may go on as before a change of rules: %s", fault)
-        self._said = fault
 
     def _delete(self, launcher: Launcher, family: Family, flows: AbstractSet[Flows]) -> str:
         """Deletes the entries of `flows`; gives what it had to leave. Raises TableError."""

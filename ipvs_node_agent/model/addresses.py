@@ -33,6 +33,8 @@ FAMILIES = (IPV4, IPV6)
 # Python before 3.9.5 reads 010.0.0.1 as 10.0.0.1 where C libraries read 8.0.0.1 (CVE-2021-29921).
 _LEADING_ZERO = re.compile(r"(^|\.)0\d")
 
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]*)):([0-9]{1,5})")
+
 
 class _Address6(ipaddress.IPv6Address):
     """One whose hash is another one in each process.
@@ -82,6 +84,22 @@ def parse_network(text: str, strict: bool = True) -> Network:
     if strict and network.network_address != address:
         raise ValueError(f"has host bits set (did you mean {show_network(network)}?)")
     return network
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """The host, an IPv6 address without its brackets, and the port that HOST:PORT spells.
+
+    To listen at, no host means every address. Raises ValueError.
+    """
+    found = _HOST_PORT.fullmatch(text)
+    if not found or not 0 < int(found[3]) < 65536:
+        raise ValueError("is no HOST:PORT")
+    return found[1] or found[2], int(found[3])
+
+
+def reached_at(host: str) -> str:
+    """Where programs of this node reach one that listens at `host`, which may be every address."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def show_address(address: Address) -> str:

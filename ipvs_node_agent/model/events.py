@@ -1,30 +1,13 @@
-"""What is followed of the API server, and what is told of it."""
+"""What the API server tells of the Services and of this Node."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 from ipvs_node_agent.errors import AgentError
 
-
-@dataclass(frozen=True)
-class Resource:
-    """What to list and watch. `read` makes a value of a raw object, or raises UnknownObject.
-
-    `selector` gives the request's selectors; it is asked each time, and may raise AgentError.
-    `sparing` are further ones, for what `read` would make nothing of: a server that does not know
-    them is asked without. `streamed` says that there is enough of it for a streaming list.
-    """
-
-    name: str
-    path: str
-    kind: str
-    read: Callable[[Any], Any]
-    selector: Callable[[], Mapping[str, str]]
-    sparing: Mapping[str, str] = field(default_factory=dict)
-    streamed: bool = False
+# The resources that are followed.
+SERVICES, NODES = "services", "nodes"
 
 
 class Listed(NamedTuple):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import unneeded_in
 from ipvs_node_agent.observe.eventobject import event
@@ -97,7 +98,7 @@ class Teller:
     ) -> None:
         self._figures, self._clock = figures, clock
         self._pace = Pace()
-        self._fault = ""
+        self._fault = Once()
         # With other credentials there is another thread, and the last one may not be through.
         self._lock = threading.Lock()
 
@@ -120,9 +121,8 @@ class Teller:
                 api.post(_PATH, body, "create Events", _READ_TIMEOUT)
                 self._pace.tell(condition, now)
         except AgentError as error:
-            if str(error) != self._fault:
+            if self._fault.new(str(error)):
                 log.warning("no Event on the Node for now: %s", error)
-            self._fault = str(error)
             return False
-        self._fault = ""
+        self._fault.new("")
         return True

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable
 
-from ipvs_node_agent.deadline import seconds_left
+from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.observe import status
 from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer

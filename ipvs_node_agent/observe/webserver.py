@@ -14,7 +14,9 @@ import threading
 from http import HTTPStatus
 from typing import Callable, NamedTuple
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import one_line
+from ipvs_node_agent.model.addresses import parse_host_port
 from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class WebServer:
         self._stopped = threading.Event()
         self._after = after
         self._server: BoundedServer[_Request] | None = None
-        self._complaint = ""
+        self._complaint = Once()
         self._failures: set[str] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -101,13 +103,12 @@ class WebServer:
             self._server.serve()
 
     def _complain(self, why: str) -> None:
-        if why != self._complaint:
+        if self._complaint.new(why):
             log.warning(
                 "cannot serve metrics and health at %s: %s (trying again; see metricsBindAddress)",
                 self.address,
                 why,
             )
-        self._complaint = why
 
     def _answer(self, request: _Request) -> bytes:
         page = self._page(request)
@@ -143,11 +144,11 @@ def _listener(address: str) -> socket.socket:
 
     Raises OSError and UnicodeError.
     """
-    host, _, port = address.rpartition(":")
+    host, port = parse_host_port(address)
     if not host:
         # Without IPv6, the first of what all addresses are.
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (as asked for)
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     family, _, _, _, resolved = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -25,7 +25,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
-from ipvs_node_agent.apiserver.follower import (
+from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.host.kubeproxy import unneeded_in
+from ipvs_node_agent.iptables.conntrack import Forgetter
+from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
+from ipvs_node_agent.model.events import (
+    NODES,
     RESTART_REASONS,
     Event,
     Recovered,
@@ -33,11 +39,6 @@ from ipvs_node_agent.apiserver.follower import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host.kubeproxy import unneeded_in
-from ipvs_node_agent.iptables.conntrack import Forgetter
-from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
@@ -48,8 +49,6 @@ from ipvs_node_agent.sync.log import News
 from ipvs_node_agent.sync.state import AgentFigures, Meter, View
 
 log = logging.getLogger(__name__)
-
-SERVICES, NODES = "services", "nodes"
 
 _SYNC_INTERVAL = 0.07
 _CHECK_SHARE = 0.005

@@ -23,7 +23,7 @@ from ipvs_node_agent.check.facts import Cluster
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.commands.check import check
-from ipvs_node_agent.config.settings import load
+from ipvs_node_agent.config.file import load
 from ipvs_node_agent.host.procfs import process_called
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from tests.kernel.conftest import EVERYWHERE

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.model.addresses import FAMILIES, Family
-from ipvs_node_agent.model.objects import Service, Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
 from ipvs_node_agent.rules.planner import plan
 from tests.support.cluster import POD_CIDRS, node, service

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from ipvs_node_agent import __version__
-from ipvs_node_agent.config import settings
-from ipvs_node_agent.config.settings import DEFAULTS, parse
+from ipvs_node_agent.config import file
+from ipvs_node_agent.config.file import parse
+from ipvs_node_agent.config.settings import DEFAULTS
 from tests.node import shown
 from tests.support.documents import (
     MIGRATION,
@@ -171,7 +172,7 @@ def test_the_shown_configuration_is_the_default_one() -> None:
 
 
 def all_keys() -> list[str]:
-    shown = vars(settings)["_KEYS"]
+    shown = vars(file)["_KEYS"]
     return [*shown, "prerouting", "output", "markMasquerade", "servicesPerChain", "externalIPs"]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.cli import PROGRAM
+from ipvs_node_agent.model import events
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.observe import nodeevents
 from tests.support.documents import OPERATIONS, first_code
@@ -44,12 +44,12 @@ def test_every_metric_has_a_row_with_its_type_and_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "reasons", [drift.MEANINGS, follower.RESTART_REASONS], ids=["drift", "watch"]
+    "reasons", [drift.MEANINGS, events.RESTART_REASONS], ids=["drift", "watch"]
 )
 def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
     rows = [first_code(row[0]) for row in OPERATIONS.table("Metrics") if len(row) == 2]
     assert set(reasons) <= set(rows)
-    assert len(rows) == len(drift.MEANINGS) + len(follower.RESTART_REASONS)
+    assert len(rows) == len(drift.MEANINGS) + len(events.RESTART_REASONS)
 
 
 def test_every_alert_has_a_row() -> None:
@@ -96,7 +96,7 @@ def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
 # Errors that come into the log, or end a start, are made in these modules.
 _WITH_REASONS = (
     *(
-        "config/settings",
+        "config/file",
         "sync/family",
         "iptables/table",
         "apiserver/bodies",
@@ -111,7 +111,7 @@ _WITH_REASONS = (
         "host/rundir",
         "apiserver/urls",
         "apiserver/follower",
-        "apiserver/watchlines",
+        "apiserver/resources",
     ),
     *("config/yamlloader", "config/yamlnodes"),
 )

@@ -11,12 +11,10 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
-from ipvs_node_agent.apiserver.follower import (
-    Follower,
-    Resource,
-)
+from ipvs_node_agent.apiserver.follower import Follower
+from ipvs_node_agent.apiserver.reading import object_key
+from ipvs_node_agent.apiserver.resources import Resource
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.model.objects import object_key
 from tests.simulation.judge import Judge
 from tests.simulation.search import Violation
 from tests.simulation.servers import SPARING, Event, Server, event

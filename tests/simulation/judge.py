@@ -10,7 +10,7 @@ from typing import Any
 
 from ipvs_node_agent.apiserver.answer import Superseded
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.apiserver.follower import (
+from ipvs_node_agent.model.events import (
     Changed,
     Deleted,
     Event,

@@ -9,7 +9,7 @@ MUTATIONS = [
     ),
     (
         "half a list is taken for a whole one",
-        "apiserver/follower.py",
+        "apiserver/resources.py",
         'raise ApiError("API server", f"cannot {doing}: {error}") from None',
         'metadata = {"resourceVersion": "11"}',
     ),
@@ -64,7 +64,7 @@ MUTATIONS = [
     ),
     (
         "410 is not noticed as an event",
-        "apiserver/watchlines.py",
+        "apiserver/bodies.py",
         'if code == 410 or status.get("reason") in ("Expired", "Gone"):',
         "if False:",
     ),
@@ -94,31 +94,31 @@ MUTATIONS = [
     ),
     (
         "a version that no request could name is asked for",
-        "apiserver/watchlines.py",
+        "apiserver/bodies.py",
         "if not isinstance(version, str) or len(version) > _MAX_VERSION:",
         "if not isinstance(version, str):",
     ),
     (
         "a line that comes twice is told once",
-        "apiserver/watchlines.py",
+        "apiserver/bodies.py",
         "            line = bytearray(start)\n",
         "            line = bytearray(b'' if start == line else start)\n",
     ),
     (
         "what came before a piece is lost",
-        "apiserver/watchlines.py",
+        "apiserver/bodies.py",
         "        line += first\n",
         "        line = bytearray(first or line)\n",
     ),
     (
         "the end within an event is taken for an end",
-        "apiserver/watchlines.py",
+        "apiserver/bodies.py",
         '        raise BrokenStream("the stream broke off within an event")',
         "        pass",
     ),
     (
         "an event waits for the piece behind it",
-        "apiserver/watchlines.py",
+        "apiserver/bodies.py",
         "    for piece in pieces:\n",
         "    held = [b'']\n    for piece in pieces:\n"
         "        held.append(piece)\n        piece = held.pop(0)\n",

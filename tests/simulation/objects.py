@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.config.settings import Chains as ChainNames
 from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.model.addresses import parse_network
-from ipvs_node_agent.model.objects import Node, Service, read_node, read_service
+from ipvs_node_agent.model.objects import Node, Service
 from tests.simulation import history as story
 from tests.simulation.table import GUEST
 from tests.support.cluster import POD_CIDRS

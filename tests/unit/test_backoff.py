@@ -1,10 +1,12 @@
-"""How long to wait, and what is done seldom at most."""
+"""How long to wait, and what is done seldom or said once."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from ipvs_node_agent.backoff import Backoff, Seldom
+from ipvs_node_agent.backoff import Backoff, Once, Seldom, seconds_left
 from tests.support.clock import Clock
 
 
@@ -55,3 +57,15 @@ def test_seldom_is_once_in_a_while() -> None:
     assert not seldom.due
     clock.now += 0.1
     assert seldom.due
+
+
+def test_what_is_past_has_no_time_left() -> None:
+    assert 9 < seconds_left(time.monotonic() + 10) <= 10
+    with pytest.raises(TimeoutError):
+        seconds_left(time.monotonic())
+
+
+def test_what_lasts_is_said_once_and_again_when_it_is_back_or_another_one() -> None:
+    once = Once()
+    said = [once.new(text) for text in ("", "a", "a", "b", "a", "", "", "a", "a")]
+    assert said == [False, True, False, True, True, False, False, True, False]

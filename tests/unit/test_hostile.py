@@ -24,16 +24,18 @@ from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import Credentials
-from ipvs_node_agent.apiserver.follower import Event, Follower, Listed, Skipped, Trouble
+from ipvs_node_agent.apiserver.follower import Follower
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
+from ipvs_node_agent.apiserver.resources import resources
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.commands import run
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOptions
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
-from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped, Trouble
+from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import owner
 from ipvs_node_agent.rules.planner import Planner, plan
-from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.sync.agent import Agent
 from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
@@ -246,7 +248,7 @@ class NoBackoff(Backoff):
 def follow(which: int, wire: Wire, take: Callable[[Event], None]) -> None:
     """Follows a resource of the agent's (0 are Services, 1 are Nodes) to the wire's end."""
     api = WiredApi(wire)
-    resource = run.resources(api, Config(node_name="worker-1"))[which]
+    resource = resources(api, Config(node_name="worker-1"))[which]
     Follower(api, resource, take, wire.stopped, NoBackoff()).run()
     assert {urlsplit(url).path for url in wire.urls} == {resource.path}
     assert all(len(url) < 1000 for url in wire.urls)

@@ -14,16 +14,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, intersection
-from ipvs_node_agent.model.objects import (
-    Node,
-    Service,
-    Snapshot,
-    UnknownObject,
-    read_node,
-    read_service,
-)
+from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference, owner, parse_save, settled
 from ipvs_node_agent.rules.planner import plan
 from tests.support.examples import examples

@@ -1,4 +1,4 @@
-"""A Kubernetes list is read object by object, in whatever pieces it arrives."""
+"""A list is read object by object, and a watch line by line, in whatever pieces they arrive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.apiserver import bodies
-from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
+from ipvs_node_agent.apiserver.bodies import (
+    BrokenList,
+    BrokenStream,
+    Gone,
+    read_lines,
+    read_list,
+)
+from ipvs_node_agent.apiserver.client import ApiError
 from tests.support.growth import grows_no_faster_than_linear
 
 
@@ -21,13 +28,24 @@ def read(chunks: Iterable[bytes]) -> tuple[list[Any], Any]:
     return items, metadata
 
 
+def told(pieces: Iterable[bytes]) -> list[tuple[Any, Any]]:
+    """The events of a watch: type and object."""
+    return [tuple(line) for line in read_lines(pieces, "watch of services")]
+
+
+def cut(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
 def byte_by_byte(text: str) -> Iterator[bytes]:
-    data = text.encode()
-    return (data[at : at + 1] for at in range(len(data)))
+    return cut(text.encode(), 1)
 
 
 def whole(text: str) -> Iterator[bytes]:
     return iter([text.encode()])
+
+
+# 1. Lists
 
 
 SERVICES = {
@@ -197,10 +215,9 @@ def test_the_errors_of_the_connection_are_passed_on() -> None:
     ],
     ids=["a text", "no ASCII", "objects", "keys", "a key"],
 )
-def test_time_grows_with_the_size_alone(document: Any, chunk: int) -> None:
+def test_time_grows_with_the_size_of_a_list_alone(document: Any, chunk: int) -> None:
     def work(size: int) -> None:
-        data = json.dumps(document(size), ensure_ascii=False).encode()
-        read(data[at : at + chunk] for at in range(0, len(data), chunk))
+        read(cut(json.dumps(document(size), ensure_ascii=False).encode(), chunk))
 
     grows_no_faster_than_linear(work, 20_000)
 
@@ -209,8 +226,121 @@ def test_tiny_pieces_take_no_more_memory_than_the_object_does() -> None:
     data = json.dumps({"items": [{"a": "xy" * 100_000}]}).encode()
     tracemalloc.start()
     try:
-        read(data[at : at + 2] for at in range(0, len(data), 2))
+        read(cut(data, 2))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 6 * len(data)
+
+
+# 2. Watches
+
+
+def event(kind: Any, raw: Any) -> bytes:
+    return json.dumps({"type": kind, "object": raw}, ensure_ascii=False).encode() + b"\n"
+
+
+BODY = event("ADDED", {"a": "ü"}) + b"\n \r\n" + event("DELETED", 7)[:-1] + b"\r\n"
+LINES = [("ADDED", {"a": "ü"}), ("DELETED", 7)]
+
+
+@pytest.mark.parametrize("size", [*range(1, 12), len(BODY) - 1, len(BODY)])
+def test_events_may_arrive_in_any_pieces(size: int) -> None:
+    assert told(cut(BODY, size)) == LINES
+
+
+def test_an_event_is_given_with_its_last_byte() -> None:
+    arrived = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal arrived
+        for arrived in range(len(BODY)):
+            yield BODY[arrived : arrived + 1]
+
+    ends = [BODY.index(b"\n"), len(BODY) - 1]
+    assert [arrived for _ in read_lines(pieces(), "watch of services")] == ends
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"garbage\n", id="a word"),
+        pytest.param(b"{}\n", id="an empty mapping"),
+        pytest.param(b"[1]\n", id="a list"),
+        pytest.param(b"null\n", id="null"),
+        pytest.param(b'"text"\n', id="text"),
+        pytest.param(b'{"type":"ADDED"}\n', id="no object"),
+        pytest.param(b'{"object":{}}\n', id="no type"),
+        pytest.param(b"\xff\xfe\n", id="no UTF-8"),
+        pytest.param(b"[" * 200_000 + b"\n", id="nested too deeply"),
+        pytest.param(event("ADDED", {})[:20] + b"\n", id="half an event"),
+    ],
+)
+def test_a_line_that_is_no_event_ends_the_stream(line: bytes) -> None:
+    lines = read_lines([event("ADDED", 1) + line + event("ADDED", 2)], "watch of services")
+    assert next(lines) == ("ADDED", 1)
+    with pytest.raises(BrokenStream, match=r"^a line that is no event$"):
+        next(lines)
+
+
+def test_every_cut_of_an_event_is_noticed() -> None:
+    whole = event("ADDED", {"a": 1})
+    for length in range(1, len(whole)):
+        with pytest.raises(BrokenStream, match=r"^the stream broke off within an event$"):
+            told([whole[:length]])
+
+
+def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_MAX_LINE_BYTES", 1000)
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield b"x" * 100
+
+    with pytest.raises(BrokenStream, match=r"^a line that is too long$"):
+        told(endless())
+    assert taken == 11
+
+
+@pytest.mark.parametrize(
+    "status",
+    [{"code": 410}, {"reason": "Expired"}, {"reason": "Gone"}, {"code": 410, "message": 1}],
+)
+def test_an_error_event_may_say_that_the_version_is_gone(status: Any) -> None:
+    with pytest.raises(Gone):
+        told([event("ERROR", status)])
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        ({"code": 429, "message": "slowly"}, 429, "429 slowly"),
+        ({"code": 500, "message": "etcd is away"}, 500, "500 etcd is away"),
+        ({"code": 403, "message": "two\nlines"}, 403, r"403 two\nlines"),
+        # Zero would mean that nobody had answered at all.
+        ({"code": 0, "message": "odd"}, 500, "0 odd"),
+        ({"code": True, "message": "odd"}, 500, "True odd"),
+        ({"code": "403", "message": ["odd"]}, 500, "'403' a list"),
+        ({}, 500, "None None"),
+        (None, 500, "None None"),
+        ("text", 500, "None None"),
+    ],
+)
+def test_an_error_event_is_an_error_with_its_status(status: Any, code: int, said: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        told([event("ERROR", status)])
+    assert str(caught.value) == f"API server: ended the watch of services: {said}"
+    assert caught.value.status == code
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+@pytest.mark.parametrize("lines", [1, 50])
+def test_time_grows_with_the_size_of_a_watch_alone(chunk: int, lines: int) -> None:
+    def work(size: int) -> None:
+        line = event("ADDED", {"a": "x" * (size // lines)})
+        assert len(told(cut(line * lines, chunk))) == lines
+
+    grows_no_faster_than_linear(work, 50_000)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import urllib3
 import yaml
 from cryptography.hazmat.primitives import serialization
 
-from ipvs_node_agent.apiserver.credentials import Credentials, host_name, load_credentials
+from ipvs_node_agent.apiserver.credentials import Credentials, load_credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
 from ipvs_node_agent.errors import RefusedError
@@ -257,11 +256,6 @@ def test_the_node_is_the_one_that_the_certificate_was_made_out_to(
     credentials = load(tmp_path / "kubeconfig")
     assert credentials.user == user
     assert credentials.node_name == node
-
-
-def test_the_host_name_is_lower_cased_as_the_kubelet_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: " Worker-1.Example.ORG\n")
-    assert host_name() == "worker-1.example.org"
 
 
 # 3. What is refused

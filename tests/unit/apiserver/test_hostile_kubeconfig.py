@@ -27,7 +27,7 @@ from ipvs_node_agent.apiserver import client
 from ipvs_node_agent.apiserver.credentials import Credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader, Settings, settings
 from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
-from ipvs_node_agent.config.settings import load
+from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.yamlloader import NotYaml, compose
 from ipvs_node_agent.config.yamlloader import load as load_yaml
 from ipvs_node_agent.errors import AgentError, UsageError

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.check.facts import (
     Cluster,
     Configuration,
     Facts,
     Host,
     Listener,
-    Process,
     Proxy,
     Table,
     Unit,
@@ -25,9 +25,9 @@ from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json, as_l
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError, UsageError
+from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, parse_address, parse_network
-from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.nat.ruleset import Change, Found
 from tests.support.cluster import POD_CIDRS, node, service
 

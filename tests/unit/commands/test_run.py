@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ import pytest
 import yaml
 
 from ipvs_node_agent import cli
-from ipvs_node_agent.apiserver import client
-from ipvs_node_agent.apiserver.client import Api, ApiError
+from ipvs_node_agent.apiserver import client, resources
+from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.apiserver.credentials import load_credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.backoff import Backoff
@@ -360,7 +359,7 @@ def test_a_mistake_of_the_programs_own_in_a_follower_ends_the_process(
     def broken(_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(run, name, broken)
+    monkeypatch.setattr(resources, name, broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         setting.run()
     assert not rules(kernel)
@@ -375,7 +374,7 @@ def test_such_a_mistake_ends_the_command_with_status_70(
     def broken(_: Any) -> Any:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(run, "read_service", broken)
+    monkeypatch.setattr(resources, "read_service", broken)
     monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
     assert cli.main(["run", "--config", str(setting.path)]) == 70
     assert "internal error: ZeroDivisionError: a bug" in capsys.readouterr().err
@@ -659,34 +658,6 @@ def test_watches_that_end_as_soon_as_they_begin_do_not_hurry_each_other(
 
 
 # 4. Whom the agent asks, and for what
-
-
-@pytest.mark.parametrize(
-    ("configured", "certificate", "name"),
-    [
-        ("configured", "system:node:certified", "configured"),
-        (None, "system:node:certified", "certified"),
-        (None, "admin", "host-1"),
-    ],
-)
-def test_the_nodes_name_is_the_configured_one_else_the_certificates_else_the_hosts(
-    configured: str | None,
-    certificate: str,
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: "Host-1")
-    pki = Pki()
-    pki.write_client(tmp_path / "client.pem", certificate, "system:nodes")
-    pki.write_kubeconfig(tmp_path / "kubeconfig", "https://127.0.0.1:1", tmp_path / "client.pem")
-    api, config = Api(tmp_path / "kubeconfig"), Config(node_name=configured)
-    assert run.node_name(api, config) == name
-    services, nodes = run.resources(api, config)
-    assert nodes.selector() == {"fieldSelector": f"metadata.name={name}"}
-    assert services.selector() == {}
-    # Whatever hides a ClusterIP would let another Service have it for an external IP.
-    assert services.sparing == {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
 
 
 def test_a_nodes_own_credentials_are_enough(

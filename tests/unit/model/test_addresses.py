@@ -17,7 +17,9 @@ from ipvs_node_agent.model.addresses import (
     intersection,
     of_family,
     parse_address,
+    parse_host_port,
     parse_network,
+    reached_at,
     show_address,
     show_network,
 )
@@ -197,3 +199,28 @@ def test_ipv6_addresses_are_not_given_the_same_hash() -> None:
     assert len(set(map(hash, chosen))) == 1
     assert len({hash(parse_address(str(each))) for each in chosen}) == 99
     assert [parse_address(str(each)) for each in chosen] == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "reached"),
+    [
+        ("127.0.0.1:10273", "127.0.0.1", 10273, "127.0.0.1"),
+        ("[fd00::1]:1", "fd00::1", 1, "fd00::1"),
+        ("node-1.example.com:65535", "node-1.example.com", 65535, "node-1.example.com"),
+        (":80", "", 80, "127.0.0.1"),
+        ("0.0.0.0:80", "0.0.0.0", 80, "127.0.0.1"),
+        ("[::]:80", "::", 80, "::1"),
+    ],
+)
+def test_a_host_and_its_port_are_read(text: str, host: str, port: int, reached: str) -> None:
+    assert parse_host_port(text) == (host, port)
+    assert reached_at(host) == reached
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "80", "127.0.0.1", "a:0", "a:65536", "a:http", "a:1\n", "::1:80", "[]:80", "[a]b:80"],
+)
+def test_what_is_no_host_and_port_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^is no HOST:PORT$"):
+        parse_host_port(text)

@@ -8,9 +8,9 @@ import tracemalloc
 import pytest
 
 from ipvs_node_agent import __version__
-from ipvs_node_agent.apiserver.follower import RESTART_REASONS, Restarted
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import IPV4, IPV6
+from ipvs_node_agent.model.events import RESTART_REASONS, Restarted
 from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ipvs_node_agent.apiserver.reading import read_service
 from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
@@ -17,7 +18,7 @@ from ipvs_node_agent.model.addresses import (
     parse_address,
     parse_network,
 )
-from ipvs_node_agent.model.objects import Node, Problem, Snapshot, read_service
+from ipvs_node_agent.model.objects import Node, Problem, Snapshot
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.rules.planner import Plan, plan
 from ipvs_node_agent.rules.render import pod_cidrs

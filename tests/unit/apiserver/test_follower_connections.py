@@ -17,21 +17,21 @@ import pytest
 
 from ipvs_node_agent.apiserver import follower as watch
 from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.apiserver.follower import (
+from ipvs_node_agent.apiserver.follower import Follower
+from ipvs_node_agent.apiserver.reading import read_node, read_service
+from ipvs_node_agent.apiserver.resources import Resource
+from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.model.events import (
     Changed,
     Deleted,
     Event,
-    Follower,
     Listed,
     Recovered,
-    Resource,
     Restarted,
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.model.objects import read_node, read_service
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import node, service
 from tests.support.pki import plain_kubeconfig
@@ -417,7 +417,7 @@ def test_a_refusal_is_trouble_and_tried_again(
 def test_a_server_that_hangs_is_given_up(
     server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_LIST_READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(watch, "LIST_READ_TIMEOUT", 0.2)
     monkeypatch.setattr(watch, "_WATCH_BEGIN_TIMEOUT", 0.2)
     monkeypatch.setattr(watch, "_WATCH_SECONDS", (1, 1))
     monkeypatch.setattr(watch, "_READ_SLACK", -0.8)
@@ -640,7 +640,7 @@ def test_what_has_begun_may_be_silent_for_longer_than_a_beginning(
     resource: Resource, server: ApiServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_WATCH_BEGIN_TIMEOUT", 0.3)
-    monkeypatch.setattr(watch, "_LIST_READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(watch, "LIST_READ_TIMEOUT", 0.3)
     server.streaming_lists = True
     put(server)
     following = follow(resource)

@@ -9,9 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from ipvs_node_agent.deadline import seconds_left
-from ipvs_node_agent.host import localpage
-from ipvs_node_agent.host.localpage import page
+from ipvs_node_agent.host import kubeproxy
+from ipvs_node_agent.host.kubeproxy import page
 from tests.support.dripping import dripping
 
 
@@ -47,7 +46,7 @@ def test_an_error_is_no_page_whatever_it_says_and_neither_is_silence() -> None:
 def test_an_answer_that_drips_has_no_more_time_than_any_other(
     monkeypatch: pytest.MonkeyPatch, beginning: bytes, drop: bytes
 ) -> None:
-    monkeypatch.setattr(localpage, "_SECONDS", 0.4)
+    monkeypatch.setattr(kubeproxy, "_SECONDS", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as slow:
 
         def accept() -> socket.socket:
@@ -78,9 +77,3 @@ def test_an_answer_without_an_end_has_so_many_bytes() -> None:
         thread.start()
         assert len(page(endless.getsockname(), "/")) in range(60_000, 65_537)
         thread.join()
-
-
-def test_what_is_past_has_no_time_left() -> None:
-    assert 9 < seconds_left(time.monotonic() + 10) <= 10
-    with pytest.raises(TimeoutError):
-        seconds_left(time.monotonic())

@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 
+from ipvs_node_agent.apiserver.reading import UnknownObject, object_key, read_node, read_service
 from ipvs_node_agent.model.addresses import parse_address, parse_network
-from ipvs_node_agent.model.objects import (
-    Node,
-    Port,
-    Problem,
-    Service,
-    UnknownObject,
-    object_key,
-    read_node,
-    read_service,
-)
+from ipvs_node_agent.model.objects import Node, Port, Problem, Service
 
 JUNK: dict[str, Any] = {
     "null": None,

@@ -1,0 +1,236 @@
+"""Reads Services and Nodes from the API server's raw JSON.
+
+The typed models of older Python clients drop fields that they do not know, such as `ipMode`, so
+the JSON itself is read here. It is hostile: any field can have any type and any size. What cannot
+be read is left out and becomes a `Problem` of its Service; it never raises, and never widens what
+the rest of the Service may do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Any, Callable, TypeVar
+
+from ipvs_node_agent.errors import one_line
+from ipvs_node_agent.model.addresses import Address, Network, parse_address, parse_network
+from ipvs_node_agent.model.objects import Node, Port, Problem, Service
+
+IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
+# kube-proxy leaves Services with one of these labels alone, whatever the value (KEP-2447, and
+# apis/core.IsHeadlessService in its Service informer's selector).
+FOREIGN_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
+# A timestamp sorts as text only in the one form that the API server writes.
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_NEWEST = "9999-12-31T23:59:59Z"
+_MAX_PROBLEMS = 10
+_MAX_SHOWN_NUMBER = 10**20
+
+T = TypeVar("T")
+
+
+class UnknownObject(ValueError):
+    """Something that is not of the kind expected, or whose name cannot be one."""
+
+
+def object_key(raw: Any, kind: str) -> str:
+    """The `namespace/name` (or plain name) of a raw object of `kind`; raises UnknownObject."""
+    metadata = _child(raw, "metadata")
+    # Items of a list carry no kind of their own.
+    if not isinstance(raw, dict) or raw.get("kind", kind) != kind:
+        found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
+        raise UnknownObject(f"wanted a {kind}, got {shown(found)}")
+    if raw.get("apiVersion", "v1") != "v1":
+        raise UnknownObject(f"wanted a {kind} of v1, got one of {shown(raw['apiVersion'])}")
+    name = metadata.get("name")
+    if kind == "Node":
+        if not isinstance(name, str) or len(name) > 253 or not _DNS_SUBDOMAIN.fullmatch(name):
+            raise UnknownObject(f"a Node's name cannot be {shown(name)}")
+        return name
+    namespace = metadata.get("namespace", "default")
+    for part, value in (("namespace", namespace), ("name", name)):
+        if not isinstance(value, str) or not _DNS_LABEL.fullmatch(value):
+            raise UnknownObject(f"a Service's {part} cannot be {shown(value)}")
+    return f"{namespace}/{name}"
+
+
+def read_service(raw: Any) -> Service:
+    """The Service in `raw`. Raises UnknownObject where it is none; all else is a Problem."""
+    key = object_key(raw, "Service")
+    reader = _Reader(key)
+    metadata, spec = _child(raw, "metadata"), _child(raw, "spec")
+    created = metadata.get("creationTimestamp")
+    if not isinstance(created, str) or not _TIMESTAMP.fullmatch(created):
+        # Without an age it must not win an address from a Service that has one.
+        created = _NEWEST
+    balanced = spec.get("type") == "LoadBalancer"
+    labels, annotations = _child(metadata, "labels"), _child(metadata, "annotations")
+    skipped = any(label in labels for label in FOREIGN_LABELS)
+    skipped = skipped or annotations.get(IGNORE_ANNOTATION) == "true"
+    return Service(
+        key=key,
+        created=created,
+        cluster_ips=_cluster_ips(reader, spec),
+        load_balancer_ips=_ingress_ips(reader, raw) if balanced else (),
+        external_ips=reader.each(spec.get("externalIPs"), "spec.externalIPs", _as_address),
+        ports=reader.each(spec.get("ports"), "spec.ports", _as_port),
+        local_policy=spec.get("externalTrafficPolicy") == "Local",
+        source_ranges=_source_ranges(reader, spec) if balanced else None,
+        skipped=skipped,
+        problems=() if skipped else tuple(reader.problems),
+    )
+
+
+def read_node(raw: Any) -> Node:
+    """The Node that `raw` holds. Raises UnknownObject where it is none; all else is a Problem."""
+    name = object_key(raw, "Node")
+    reader = _Reader(name)
+    spec, status = _child(raw, "spec"), _child(raw, "status")
+    cidrs = reader.each(spec.get("podCIDRs"), "spec.podCIDRs", _as_pod_cidr)
+    if not cidrs and spec.get("podCIDR"):
+        cidrs = reader.each([spec["podCIDR"]], "spec.podCIDR", _as_pod_cidr)
+    found = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
+    addresses = tuple(address for address in found if address is not None)
+    return Node(name, cidrs, addresses, tuple(reader.problems))
+
+
+class _Reader:
+    """Reads lists element by element, and keeps a Problem for each element that cannot be read."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.problems: list[Problem] = []
+
+    def problem(self, text: str) -> None:
+        # A Service with a thousand bad fields is said to be bad a few times, not a thousand.
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(Problem(self.key, "Unreadable", one_line(text)))
+
+    def each(self, values: Any, at: str, read: Callable[[Any], T]) -> tuple[T, ...]:
+        """What `read` makes of each of `values`, once each; its ValueErrors become Problems."""
+        if values is None:
+            return ()
+        if not isinstance(values, list):
+            self.problem(f"{at} is {shown(values)}, wanted a list")
+            return ()
+        found = []
+        for index, value in enumerate(values):
+            try:
+                found.append(read(value))
+            except ValueError as error:
+                self.problem(f"{at}[{index}] {error}")
+        return tuple({_identity(value): value for value in found}.values())
+
+
+def _identity(value: Any) -> Any:
+    """What equal values have in common, and different ones have not; safe to be hashed.
+
+    The hash of a prefix or of an IPv6 address is a sum that anybody can do: ten thousand with the
+    same one are easily made, and a mapping would take minutes to tell them apart. That of bytes is
+    another one in each process.
+    """
+    if isinstance(value, (ipaddress.IPv4Network, ipaddress.IPv6Network)):
+        return value.network_address.packed, value.prefixlen
+    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
+        return value.packed
+    return value
+
+
+def _child(parent: Any, field: str) -> Mapping[str, Any]:
+    """The mapping under `field`, or an empty one: absent and malformed read alike."""
+    value = parent.get(field) if isinstance(parent, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def shown(value: Any) -> str:
+    """A part of a raw object, for messages: on one line, short, and whatever it holds."""
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) > _MAX_SHOWN_NUMBER:
+        # Python refuses to print a number of thousands of digits.
+        return "a number with too many digits"
+    return one_line(repr(value), 80)
+
+
+def _as_address(value: Any) -> Address:
+    if not isinstance(value, str):
+        raise ValueError(f"is {shown(value)}, wanted an IP address")
+    try:
+        return parse_address(value)
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} {error}") from None
+
+
+def _as_network(value: Any) -> Network:
+    if not isinstance(value, str):
+        raise ValueError(f"is {shown(value)}, wanted a CIDR")
+    try:
+        return parse_network(value, strict=False)
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} {error}") from None
+
+
+def _as_pod_cidr(value: Any) -> Network:
+    cidr = _as_network(value)
+    if cidr.prefixlen == 0:
+        raise ValueError(f"{shown(value)} would make every client a pod")
+    return cidr
+
+
+def _as_port(value: Any) -> Port:
+    protocol = value.get("protocol", "TCP") if isinstance(value, dict) else None
+    number = value.get("port") if isinstance(value, dict) else None
+    if not isinstance(protocol, str) or protocol not in _PROTOCOLS:
+        raise ValueError(f"has the protocol {shown(protocol)}, wanted TCP, UDP or SCTP")
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 65536:
+        raise ValueError(f"has the port {shown(number)}, wanted 1 to 65535")
+    return Port(_PROTOCOLS[protocol], number)
+
+
+def _as_node_address(value: Any) -> Address | None:
+    """The IP of an entry of status.addresses; None for a host name, which is no problem."""
+    if not isinstance(value, dict) or value.get("type") not in ("InternalIP", "ExternalIP"):
+        return None
+    return _as_address(value.get("address"))
+
+
+def _cluster_ips(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Address, ...]:
+    """The first ClusterIP of each family; none for a headless Service."""
+    values = spec.get("clusterIPs")
+    if not isinstance(values, list) or not values:
+        values = [spec.get("clusterIP")]
+    values = [value for value in values if value not in (None, "", "None")]
+    found = reader.each(values, "spec.clusterIPs", _as_address)
+    by_version = {address.version: address for address in reversed(found)}
+    return tuple(by_version[version] for version in sorted(by_version))
+
+
+def _ingress_ips(reader: _Reader, raw: Any) -> tuple[Address, ...]:
+    balancer = _child(_child(raw, "status"), "loadBalancer")
+    found = reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
+    return tuple(address for address in found if address is not None)
+
+
+def _as_ingress_ip(value: Any) -> Address | None:
+    """The IP of an ingress point; None where it has only a hostname, or is a proxy (KEP-1860)."""
+    if not isinstance(value, dict):
+        raise ValueError(f"is {shown(value)}, wanted a mapping")
+    if value.get("ipMode") not in (None, "VIP") or value.get("ip") in (None, ""):
+        return None
+    return _as_address(value["ip"])
+
+
+def _source_ranges(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Network, ...] | None:
+    """The ranges that can be read; one that cannot leaves fewer clients in, not all of them."""
+    values = spec.get("loadBalancerSourceRanges")
+    if values is None or values == []:
+        return None
+    # The API server lets white space around a range pass, and kube-proxy trims it.
+    if isinstance(values, list):
+        values = [value.strip() if isinstance(value, str) else value for value in values]
+    return reader.each(values, "spec.loadBalancerSourceRanges", _as_network)

@@ -1,0 +1,175 @@
+"""The configuration file: from YAML text to a `Config`, or one sentence with file, line and key.
+
+`_KEYS` at the end lists every key, with its reader.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from ipvs_node_agent.config import regularfile
+from ipvs_node_agent.config import yamlnodes as read
+from ipvs_node_agent.config.regularfile import Unfit
+from ipvs_node_agent.config.settings import (
+    DEFAULTS,
+    Chains,
+    Config,
+    IptablesOptions,
+    ServiceOptions,
+)
+from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.model.addresses import Network
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
+
+DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
+
+_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in the file at `path`; None is the default file, which may be absent.
+
+    Raises UsageError for a file that is missing though named, unreadable, open to changes by
+    others, or wrong in itself.
+    """
+    named = path is not None
+    path = path or DEFAULT_PATH
+    try:
+        text = _read(path)
+    except FileNotFoundError:
+        if not named:
+            return DEFAULTS
+        raise UsageError(
+            f"configuration {path}",
+            "no such file",
+            "name a file that exists, or leave --config out",
+        ) from None
+    except OSError as error:
+        hint = "run it as root" if isinstance(error, PermissionError) else ""
+        raise UsageError(f"configuration {path}", error.strerror or str(error), hint) from None
+    return parse(text, str(path))
+
+
+def _read(path: Path) -> str:
+    try:
+        data = regularfile.read(path, private=True)
+        return data.decode("utf-8")
+    except Unfit as error:
+        raise UsageError(f"configuration {path}", error.why, error.hint) from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"configuration {path} line {line}", "is no UTF-8 text") from None
+
+
+def parse(text: str, name: str) -> Config:
+    """The configuration in `text`; `name` is the file's, for messages. Raises UsageError."""
+    root = read.compose(text, f"configuration {name}")
+    if root is None or read.is_null(root):
+        return DEFAULTS
+    try:
+        config = Config(**read.mapping(root, "", _KEYS))
+        _check_chain_names_differ(root, config.chains)
+        return config
+    except read.Bad as bad:
+        line = bad.node.start_mark.line + 1
+        what = f"configuration {name} line {line}"
+        raise UsageError(what, bad.why, bad.hint) from None
+
+
+def _node_name(node: yaml.Node, at: str) -> str:
+    text = read.string(node, at)
+    if len(text) > 253 or not _DNS_SUBDOMAIN.fullmatch(text):
+        raise read.wanted(node, at, "a Node's name (lower-case letters, digits, - and .)")
+    return text
+
+
+def _pod_cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
+    cidrs = read.cidrs(node, at)
+    for index, (item, cidr) in enumerate(zip(node.value, cidrs)):
+        if cidr.prefixlen == 0:
+            raise read.wanted(
+                item, f"{at}[{index}]", "the addresses of this node's pods, not every address"
+            )
+    return cidrs
+
+
+def _chain_name(kube_allowed: bool) -> read.Reader:
+    def read_name(node: yaml.Node, at: str) -> str:
+        text = read.string(node, at)
+        fault = name_fault(text)
+        if fault:
+            raise read.wanted(node, at, fault)
+        if text in (OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
+            raise read.wanted(node, at, "a name that the agent does not use for something else")
+        if text.startswith("KUBE-") and not kube_allowed:
+            raise read.wanted(
+                node, at, "a name without KUBE- in front, which belongs to Kubernetes"
+            )
+        return text
+
+    return read_name
+
+
+def _check_chain_names_differ(root: yaml.Node, chains: Chains) -> None:
+    names = (chains.prerouting, chains.output, chains.mark_masquerade)
+    fault = ""
+    if len(set(names)) < len(names):
+        fault = f"chains: wanted three different names, got {', '.join(names)}"
+    if stem(names[0]) == stem(names[1]):
+        fault = fault or f"chains: wanted names that differ in front, got {', '.join(names[:2])}"
+    for name in names:
+        for base in (*names[:2], OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
+            if name.startswith(f"{stem(base)}-"):
+                fault = f"chains: wanted no name like {name}, which could be split off from {base}"
+    if fault:
+        node = next(value for key, value in root.value if key.value == "chains")
+        raise read.Bad(node, fault)
+
+
+_KEYS: Mapping[str, tuple[str, read.Reader]] = {
+    "kubeconfig": ("kubeconfig", read.path),
+    "nodeName": ("node_name", read.or_null(_node_name)),
+    "podCIDRs": ("pod_cidrs", read.or_null(_pod_cidrs)),
+    "chains": (
+        "chains",
+        read.section(
+            Chains,
+            {
+                "prerouting": ("prerouting", _chain_name(kube_allowed=False)),
+                "output": ("output", _chain_name(kube_allowed=False)),
+                "markMasquerade": ("mark_masquerade", _chain_name(kube_allowed=True)),
+                "servicesPerChain": ("services_per_chain", read.integer(2, 4096)),
+            },
+        ),
+    ),
+    "masquerade": ("masquerade", read.one_of("All", "HostOnly")),
+    "services": (
+        "services",
+        read.section(
+            ServiceOptions,
+            {
+                "externalIPs": ("external_ips", read.boolean),
+                "externalTrafficPolicy": ("external_traffic_policy", read.one_of("Any", "Local")),
+                "allowedExternalCIDRs": ("allowed_external_cidrs", read.cidrs),
+                "matchPorts": ("match_ports", read.one_of("Shared", "Always")),
+            },
+        ),
+    ),
+    "iptables": (
+        "iptables",
+        read.section(
+            IptablesOptions,
+            {
+                "backend": ("backend", read.one_of("auto", "nft", "legacy")),
+                "lockWaitSeconds": ("lock_wait_seconds", read.integer(1, 60)),
+            },
+        ),
+    ),
+    "driftCheckPeriod": ("drift_check_period", read.duration(0.1, 3600)),
+    "metricsBindAddress": ("metrics_bind_address", read.bind_address),
+    "serviceMetrics": ("service_metrics", read.boolean),
+}
