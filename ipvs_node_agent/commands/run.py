@@ -7,8 +7,10 @@ agent and the kernel. It waits for nothing else, so that a watchdog can tell whe
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import logging
+import os
 import queue
 import signal
 import threading
@@ -20,6 +22,7 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.credentials import host_name
 from ipvs_node_agent.apiserver.follower import Event, Follower, Recovered, Resource
+from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.settings import Config, load
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import proxy_mode
@@ -114,6 +117,12 @@ def node_name(api: Api, config: Config) -> str:
     Raises RefusedError while there are no credentials.
     """
     return config.node_name or api.credentials().node_name or host_name()
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the agent as a service of systemd's, or by hand. Raises AgentError."""
+    run(options.config, ServiceManager(os.environ))
+    return output.OK
 
 
 def run(config_path: Path | None, manager: ServiceManager) -> None:

@@ -19,7 +19,7 @@ def test_nothing_that_waits_asks_for_the_time_of_day() -> None:
         "commands/check",
         "check/judge_cluster",
         "apiserver/kubeconfig",
-        "cli",
+        "commands/status",
         "observe/eventobject",
     }
     dated |= {"observe/metrics", "observe/pages", "observe/status"}

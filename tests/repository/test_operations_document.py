@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ipvs_node_agent.apiserver import follower
-from ipvs_node_agent.cli import PROGRAM
+from ipvs_node_agent.commands.output import PROGRAM
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.observe import nodeevents
 from tests.support.documents import OPERATIONS, first_code
