@@ -17,7 +17,7 @@ from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.model.addresses import show_address
 from ipvs_node_agent.model.objects import Problem
-from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Path
+from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Series
 from ipvs_node_agent.sync.state import Figures, View
 
 IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING = "InSync", "NotInSync", "Hanging", "NotRunning"
@@ -75,7 +75,7 @@ class Report:
 
 
 def report(
-    figures: Figures, view: View | None, sums: Mapping[Path, Count], now: Callable[[float], float]
+    figures: Figures, view: View | None, sums: Mapping[Series, Count], now: Callable[[float], float]
 ) -> Report:
     """The report of an agent; `view` is None where it does not answer.
 
@@ -109,7 +109,7 @@ def report(
     )
 
 
-def _services(view: View, sums: Mapping[Path, Count]) -> Iterable[ServiceReport]:
+def _services(view: View, sums: Mapping[Series, Count]) -> Iterable[ServiceReport]:
     external: dict[str, list[Any]] = {}
     for address, keys in view.having.items():
         for key in keys:
@@ -210,7 +210,7 @@ def _family(raw: Any) -> FamilyReport:
 
 def _service(raw: Any) -> ServiceReport:
     pod, host = (
-        Count(_number(raw["packets"][path]), _number(raw["bytes"][path])) for path in (POD, HOST)
+        Count(*(_number(raw[unit][origin]) for unit in Count._fields)) for origin in (POD, HOST)
     )
     external, cluster = (_each(raw[key], _text) for key in ("externalIPs", "clusterIPs"))
     name = (_text(raw["namespace"]), _text(raw["name"]))

@@ -20,7 +20,7 @@ def test_nothing_that_waits_asks_for_the_time_of_day() -> None:
         "check/judge_cluster",
         "apiserver/kubeconfig",
         "commands/status",
-        "observe/eventobject",
+        "observe/nodeevents",
     }
     dated |= {"observe/metrics", "observe/pages", "observe/status"}
     assert dated <= modules().keys()

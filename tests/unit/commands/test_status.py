@@ -124,6 +124,7 @@ def told(directory: Path) -> Iterator[list[Report]]:
     """What the agent tells, the last of the list."""
     reports = [WHOLE]
     socket = StatusSocket(directory, lambda: reports[-1])
+    socket.start()
     yield reports
     socket.stop()
 
