@@ -1,4 +1,4 @@
-"""What `check` knows of a node before it judges: plain values, gathered by `look`."""
+"""What `check` knows of a node before it judges: plain values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ipvs_node_agent.nat.ruleset import Change, Found
 
 
 @dataclass(frozen=True)
-class Configuration:
+class ConfigFacts:
     """The configuration file; `config` is the default one where it has an `error`."""
 
     path: str
@@ -32,7 +32,7 @@ class Validity(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterFacts:
     """What the credentials are, and what the API server answered to them.
 
     `error` is why there are no credentials, `unreachable` why there was no answer, `refused` what
@@ -53,7 +53,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableFacts:
     """One nat table; `error` is why it cannot be read. `first` is each built-in chain's first rule.
 
     `masquerading` says whether POSTROUTING jumps to kube-proxy's chain.
@@ -73,7 +73,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Proxy:
+class KubeProxy:
     """Signs of kube-proxy: its answer about its mode, and what it leaves in the kernel."""
 
     answer: str | None = None
@@ -102,15 +102,15 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Host:
+class HostFacts:
     """The node itself. `units` is None where systemd does not run."""
 
     may_program: bool = True
     # The backend that the kubelet uses, if it left a trace, and the one that the agent uses.
     kubelet_backend: str | None = None
     backend: str = "nft"
-    tables: tuple[Table, ...] = ()
-    proxy: Proxy = Proxy()
+    tables: tuple[TableFacts, ...] = ()
+    proxy: KubeProxy = KubeProxy()
     # The process that holds the agent's lock, and all that look like an agent.
     holder: int | None = None
     agents: tuple[Process, ...] = ()
@@ -129,8 +129,8 @@ class Host:
 class Facts:
     """Everything. `changes` is what `run` would change now, by command; None: nobody can tell."""
 
-    configuration: Configuration
-    cluster: Cluster
-    host: Host
+    configuration: ConfigFacts
+    cluster: ClusterFacts
+    host: HostFacts
     now: float
     changes: tuple[tuple[str, Change], ...] | None = None

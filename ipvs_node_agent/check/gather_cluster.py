@@ -10,7 +10,7 @@ from typing import Any
 
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.resources import Resource, host_name, list_all, node_name, resources
-from ipvs_node_agent.check.facts import Cluster, Validity
+from ipvs_node_agent.check.facts import ClusterFacts, Validity
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed
@@ -19,13 +19,13 @@ from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed
 _TIMEOUT = 10.0
 
 
-def look_at_cluster(config: Config) -> Cluster:
+def look_at_cluster(config: Config) -> ClusterFacts:
     """What the credentials of `config` are, and what they are good for."""
     api = Api(Path(config.kubeconfig))
     try:
         credentials = api.credentials()
     except AgentError as error:
-        return Cluster(error=error, node_name=config.node_name or host_name())
+        return ClusterFacts(error=error, node_name=config.node_name or host_name())
     asked = _Asked(api)
     # The Node first: a small answer tells whether there is one at all.
     for resource in reversed(resources(api, config)):
@@ -33,7 +33,7 @@ def look_at_cluster(config: Config) -> Cluster:
         if asked.unreachable is not None:
             break
     nodes, services = asked.listed.get(NODES), asked.listed.get(SERVICES)
-    return Cluster(
+    return ClusterFacts(
         server=credentials.server,
         user=credentials.user,
         certified_name=credentials.node_name,

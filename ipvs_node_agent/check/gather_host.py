@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ipvs_node_agent.check.facts import Host, Listener, Proxy, Table, Unit
+from ipvs_node_agent.check.facts import HostFacts, KubeProxy, Listener, TableFacts, Unit
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.host.kubeproxy import page, proxy_mode
 from ipvs_node_agent.host.procfs import (
@@ -62,14 +62,14 @@ _SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack")
 _POD_DEVICES = ("cali", "veth", "lxc", "eni", "azv")
 
 
-def look_at_host(config: Config) -> Host:
+def look_at_host(config: Config) -> HostFacts:
     """What there is to see on this node."""
     may_program = _may_program()
     launcher = launch()
     names = own_names(config.chains)
     guest = config.chains.mark_masquerade
     kernel = Kernel(launcher, config.iptables, names, guest) if may_program else None
-    return Host(
+    return HostFacts(
         may_program=may_program,
         kubelet_backend=_kubelet_backend(launcher) if may_program else None,
         backend=kernel.backend if kernel else "nft",
@@ -102,40 +102,42 @@ def _kubelet_backend(launcher: Launcher) -> str | None:
         return None  # The nat tables, which are read by the same commands, say why.
 
 
-def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterator[Table]:
+def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterator[TableFacts]:
     owns = owner(names)
     for backend in BACKENDS:
         for family in FAMILIES:
             # Reading a legacy table makes it.
             if backend == LEGACY and "nat" not in legacy_tables(family):
-                yield Table(family, backend)
+                yield TableFacts(family, backend)
                 continue
             if not installed(family, backend) and backend != config.iptables.backend:
                 continue
             try:
                 text = KernelTable(launcher, family, backend, config.iptables, owns).save()
             except TableError as error:
-                yield Table(family, backend, error=error)
+                yield TableFacts(family, backend, error=error)
                 continue
             if _FOREIGN_BASE_CHAINS.search(text):
                 why = "holds what was made with nft, and iptables cannot use it"
                 command = f"{family.command}-{backend}-save"
-                yield Table(family, backend, error=TableError(command, why, FOREIGN_HINT))
+                yield TableFacts(family, backend, error=TableError(command, why, FOREIGN_HINT))
                 continue
             first: dict[str, str] = {}
             for chain, rule in re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE):
                 first.setdefault(chain, rule)
             masquerading = re.search(r"^-A POSTROUTING .*-j KUBE-POSTROUTING$", text, re.MULTILINE)
-            yield Table(family, backend, parse_save(text, owns), first, masquerading is not None)
+            yield TableFacts(
+                family, backend, parse_save(text, owns), first, masquerading is not None
+            )
 
 
-def _proxy() -> Proxy:
+def _proxy() -> KubeProxy:
     try:
         socket.if_nametoindex("kube-ipvs0")
         device = True
     except OSError:
         device = False
-    return Proxy(
+    return KubeProxy(
         answer=proxy_mode(),
         device=device,
         nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),

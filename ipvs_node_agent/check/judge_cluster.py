@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.check.facts import Cluster, Facts
+from ipvs_node_agent.check.facts import ClusterFacts, Facts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.check.judge_host import HOST_CHECKS
 from ipvs_node_agent.model.addresses import (
@@ -78,7 +78,7 @@ def credentials(facts: Facts) -> Iterator[Finding]:
         yield from _unlimited(cluster, path, f"{who}, valid until {_date(end)}")
 
 
-def _unlimited(cluster: Cluster, path: str, who: str) -> Iterator[Finding]:
+def _unlimited(cluster: ClusterFacts, path: str, who: str) -> Iterator[Finding]:
     if cluster.warning:
         yield Finding(
             WARN,

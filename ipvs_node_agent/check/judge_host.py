@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from ipvs_node_agent.check.facts import Facts, Table
+from ipvs_node_agent.check.facts import Facts, TableFacts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.model.addresses import IPV4, Family
@@ -119,15 +119,14 @@ def nat_tables(facts: Facts) -> Iterator[Finding]:
     """Whether they can be used, whether marks are masqueraded, and whether our jumps are first."""
     for table in _used(facts):
         if table.error is not None:
-            mend = "apt install iptables" if "not found" in table.error.why else _show_nat(table)
-            yield failed(f"nat table, {table.family}", table.error, mend)
+            yield failed(f"nat table, {table.family}", table.error, _show_nat(table))
         else:
             yield Finding(OK, f"nat table, {table.family}", f"iptables-{table.backend} reads it")
             yield from _masquerade(facts, table)
             yield from _jumps(facts, table)
 
 
-def _used(facts: Facts) -> list[Table]:
+def _used(facts: Facts) -> list[TableFacts]:
     return [
         table
         for table in facts.host.tables
@@ -145,14 +144,14 @@ def _concerns(facts: Facts, family: Family) -> bool:
     return family.version in versions
 
 
-def _show_nat(table: Table) -> str:
+def _show_nat(table: TableFacts) -> str:
     if table.backend == "nft":
         ip = "ip" if table.family is IPV4 else "ip6"
         return f"nft list table {ip} nat shows what else is in it: move that to another table"
     return "modprobe iptable_nat" if table.family is IPV4 else "modprobe ip6table_nat"
 
 
-def _masquerade(facts: Facts, table: Table) -> Iterator[Finding]:
+def _masquerade(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     mark = facts.configuration.config.chains.mark_masquerade
     what = f"{mark}, {table.family}"
     if mark not in table.chains:
@@ -168,7 +167,7 @@ def _masquerade(facts: Facts, table: Table) -> Iterator[Finding]:
         yield Finding(OK, what, "is there, and kube-proxy masquerades what it marks")
 
 
-def _jumps(facts: Facts, table: Table) -> Iterator[Finding]:
+def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     names = facts.configuration.config.chains
     wanted = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
     # Without our chains there is nothing to jump to; whether they should be there is told by diff.

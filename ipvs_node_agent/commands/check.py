@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from ipvs_node_agent.check.facts import Cluster, Configuration, Facts, Host
-from ipvs_node_agent.check.finding import Finding
+from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Facts, HostFacts
+from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.check.gather_host import look_at_host
 from ipvs_node_agent.check.judge_cluster import judge
+from ipvs_node_agent.commands import output
 from ipvs_node_agent.commands.diff import changes_for
 from ipvs_node_agent.config.file import DEFAULT_PATH, load
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.errors import AgentError, one_line
 from ipvs_node_agent.host.kubeproxy import to_program
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change
@@ -22,6 +26,26 @@ from ipvs_node_agent.rules.render import lacking
 
 # A running agent may be in the middle of a change: it is given this long to end it, in seconds.
 _PATIENCE = 3.0
+_COLOURS = {OK: output.GREEN, WARN: output.YELLOW, FAIL: output.RED}
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints all findings. Raises AgentError."""
+    findings = check(options.config)
+    if options.output == "json":
+        output.print_text(as_json(findings))
+    else:
+        output.print_text(as_lines(findings, output.takes_colours(sys.stdout)))
+    return output.FAILED if any(finding.level == FAIL for finding in findings) else output.OK
+
+
+def as_lines(findings: Sequence[Finding], colours: bool = False) -> str:
+    """A line each, for people; whatever was read from outside is made harmless."""
+    lines = []
+    for level, what, text, mend in findings:
+        said = one_line(f"{what}: {text}", 1000) + (f" => {one_line(mend, 1000)}" if mend else "")
+        lines.append(f"{output.coloured(f'{level:4}', _COLOURS[level], colours)}  {said}\n")
+    return "".join(lines)
 
 
 def check(path: Path | None) -> list[Finding]:
@@ -34,18 +58,20 @@ def check(path: Path | None) -> list[Finding]:
     return judge(Facts(configuration, cluster, host, time.time(), changes))
 
 
-def _configuration(path: Path | None) -> Configuration:
+def _configuration(path: Path | None) -> ConfigFacts:
     shown = str(path or DEFAULT_PATH)
     there = os.path.exists(path or DEFAULT_PATH)
     if path is not None and not there:
         load(path)  # Bad usage: there is nothing to look at.
     try:
-        return Configuration(shown, load(path), there=there)
+        return ConfigFacts(shown, load(path), there=there)
     except AgentError as error:
-        return Configuration(shown, error=error)
+        return ConfigFacts(shown, error=error)
 
 
-def _changes(config: Config, cluster: Cluster, host: Host) -> tuple[tuple[str, Change], ...] | None:
+def _changes(
+    config: Config, cluster: ClusterFacts, host: HostFacts
+) -> tuple[tuple[str, Change], ...] | None:
     if cluster.node is None or cluster.services is None or not host.may_program:
         return None
     if lacking(config, cluster.node):

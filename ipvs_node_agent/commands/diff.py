@@ -1,23 +1,49 @@
-"""The commands that look at the node once: `diff` and `cleanup`."""
+"""`ipvs-node-agent diff`: what `run` would change now, without changing it."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.resources import list_all, node_name, resources
+from ipvs_node_agent.commands import output
+from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.kubeproxy import proxy_mode, to_program
-from ipvs_node_agent.host.rundir import only_one, own_names
-from ipvs_node_agent.iptables.backends import Kernel, clean
+from ipvs_node_agent.host.rundir import own_names
+from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.table import launch
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.render import lacking
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints the changes as input for restores, each under its command. Raises AgentError."""
+    changes = pending_changes(load(options.config), output.note)
+    text = "".join(
+        f"# {command} --noflush\n{change.restore_input()}" for command, change in changes
+    )
+    output.print_text(coloured_change(text) if output.takes_colours(sys.stdout) else text)
+    return output.PENDING if changes else output.OK
+
+
+def coloured_change(restore_input: str) -> str:
+    """What goes in red and what comes in green; the rest as it is."""
+    return "".join(_coloured_line(line) for line in restore_input.splitlines(keepends=True))
+
+
+def _coloured_line(line: str) -> str:
+    text = line.rstrip("\n")
+    colours = {"-A": output.GREEN, "-I": output.GREEN, "-D": output.RED, "-X": output.RED}
+    colour = colours.get(text[:2])
+    return output.coloured(text, colour) + line[len(text) :] if colour else line
 
 
 def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
@@ -67,9 +93,3 @@ def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
         if change:
             changes.append((f"{family.command}-{kernel.backend}-restore", change))
     return changes
-
-
-def cleanup(config: Config) -> list[str]:
-    """Removes all that the agent ever made here; a line for each. Raises RefusedError."""
-    with only_one("cleanup"):
-        return clean(launch(), own_names(config.chains), config.iptables)

@@ -1,15 +1,97 @@
-"""Kubernetes objects in files, as kubectl prints them: JSON, YAML, lists, many documents."""
+"""`ipvs-node-agent render`: the rules for Kubernetes objects in files, as input for a restore.
+
+The files are what kubectl prints: JSON, YAML, lists, many documents.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Callable
 
 import yaml
 
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
+from ipvs_node_agent.commands import output
+from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.yamlloader import Bounded, Loader
+from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.model.objects import Node, Service, Snapshot
+from ipvs_node_agent.nat.ruleset import Found, difference
+from ipvs_node_agent.rules.planner import plan
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints what is wanted for the files. Raises AgentError."""
+    config = load(options.config)
+    if options.pod_cidr is not None:
+        config = replace(config, pod_cidrs=tuple(options.pod_cidr))
+    if [options.node, *options.file].count("-") > 1:
+        raise UsageError("render", "standard input is named twice", "it can be read only once")
+    reading = _Reading()
+    node = reading.node(options.node) if options.node else Node("", (), (), ())
+    if config.pod_cidrs is None and not node.pod_cidrs:
+        raise UsageError(
+            "render", "no pod CIDR", "give --pod-cidr CIDR, --node FILE, or podCIDRs in --config"
+        )
+    services = reading.services(options.file)
+    planned = plan(config, Snapshot(services, node), options.family)
+    for told in (node, *services.values(), planned):
+        for problem in told.problems:
+            output.note(str(problem))
+    output.print_text(difference(Found(), planned.ruleset).restore_input())
+    return reading.status
+
+
+class _Reading:
+    """Reads the files given to `render`; what is wrong in them is said, and the rest is used."""
+
+    def __init__(self) -> None:
+        self.status = output.OK
+
+    def services(self, names: Sequence[str]) -> dict[str, Service]:
+        found: dict[str, Service] = {}
+        for name in names:
+            for raw in self._objects(name):
+                try:
+                    service = read_service(raw)
+                except UnknownObject as error:
+                    output.note(f"{name}: skipped an object: {error}")
+                    continue
+                found[service.key] = service
+        return found
+
+    def node(self, name: str) -> Node:
+        nodes: list[Node] = []
+        for raw in self._objects(name):
+            try:
+                nodes.append(read_node(raw))
+            except UnknownObject as error:
+                raise UsageError(
+                    name, str(error), "kubectl get node NAME -o yaml prints one"
+                ) from None
+        if len(nodes) != 1:
+            raise UsageError(name, f"wanted one Node, got {len(nodes)}")
+        return nodes[0]
+
+    def _objects(self, name: str) -> Any:
+        try:
+            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(name, error.strerror or str(error)) from None
+        except ValueError:
+            raise UsageError(name, "is no UTF-8 text") from None
+        return read_objects(text, lambda why: self._broken(name, why))
+
+    def _broken(self, name: str, why: str) -> None:
+        output.note(f"{name}: {why} (the objects before it are used)")
+        self.status = UsageError.exit_status
+
 
 if yaml.__with_libyaml__:
 

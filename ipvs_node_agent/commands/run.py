@@ -7,8 +7,10 @@ agent and the kernel. It waits for nothing else, so that a watchdog can tell whe
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import logging
+import os
 import queue
 import signal
 import threading
@@ -19,6 +21,7 @@ from typing import Any, Callable, NamedTuple, Union
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.apiserver.resources import node_name, resources
+from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
@@ -31,7 +34,7 @@ from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, launch
 from ipvs_node_agent.model.events import Event, Recovered
 from ipvs_node_agent.observe import statussocket
-from ipvs_node_agent.observe.nodeevents import Teller
+from ipvs_node_agent.observe.nodeevents import EventRecorder
 from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
@@ -84,6 +87,12 @@ class _Question(NamedTuple):
 _Message = Union[Event, _Signal, _Crash, _ProxyMode, _Question]
 
 
+def main(options: argparse.Namespace) -> int:
+    """Runs the agent as a service of systemd's, or by hand. Raises AgentError."""
+    run(options.config, ServiceManager(os.environ))
+    return output.OK
+
+
 def run(config_path: Path | None, manager: ServiceManager) -> None:
     """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError.
 
@@ -118,20 +127,24 @@ def _start(run: Callable[[], None], put: Callable[[_Message], None]) -> None:
 class _Following:
     """The threads that follow the API server with one set of credentials."""
 
-    def __init__(self, config: Config, put: Callable[[_Message], None], teller: Teller) -> None:
+    def __init__(
+        self, config: Config, put: Callable[[_Message], None], recorder: EventRecorder
+    ) -> None:
         self.api = Api(Path(config.kubeconfig))
+        self._config, self._put, self._recorder = config, put, recorder
         self._stopped = threading.Event()
-        self._put = put
         self._followers = [
             Follower(self.api, resource, self._emit, self._stopped)
             for resource in resources(self.api, config)
         ]
 
-        def tell() -> None:
-            teller.run(self.api, lambda: node_name(self.api, config), self._stopped)
+    def start(self) -> None:
+        """Follows from now on, until `stop`."""
+        for run in (self._refresh, self._record, *(one.run for one in self._followers)):
+            _start(run, self._put)
 
-        for run in (self._refresh, tell, *(follower.run for follower in self._followers)):
-            _start(run, put)
+    def _record(self) -> None:
+        self._recorder.run(self.api, lambda: node_name(self.api, self._config), self._stopped)
 
     def _emit(self, event: Event) -> None:
         # The next set of threads tells everything anew.
@@ -161,6 +174,11 @@ class _Following:
 
 
 class _Loop:
+    """The main loop; only `run` starts threads, listens, and asks the kernel."""
+
+    _kernel: Kernel
+    _agent: Agent
+
     def __init__(self, config_path: Path | None, config: Config, manager: ServiceManager) -> None:
         self._config_path, self._config, self._manager = config_path, config, manager
         # Why the file is not what the agent goes by.
@@ -168,31 +186,19 @@ class _Loop:
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._monitoring = Monitoring()
-        self._teller = Teller(lambda: self._monitoring.figures)
-        # First of all that takes time, as the list may take a second to arrive.
-        self._following = _Following(config, self._queue.put, self._teller)
-        _start(self._follow_proxy_mode, self._queue.put)
+        self._status_socket = StatusSocket(directory(), self._status)
+        self._recorder = EventRecorder(lambda: self._monitoring.figures)
+        self._following = _Following(config, self._queue.put, self._recorder)
         self._launcher = launch(manager.alive)
-        self._kernel = _kernel(self._launcher, config)
         self._conntrack = Conntrack(launch)
-        _start(self._conntrack.run, self._queue.put)
-        self._agent = Agent(
-            config,
-            self._kernel.programmers(),
-            conntrack=self._conntrack,
-            meter=self._monitoring.meters,
-        )
         self._clean_due = True
         self._ready = False
-        self._backend_due = time.monotonic() + self._backend_period()
+        self._backend_due = 0.0
 
     def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # A SimpleQueue may be put to from a signal handler.
-            signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
-        self._monitoring.configure(self._config)
-        status = StatusSocket(directory(), self._status)
+        """Goes round until a signal ends it. Raises AgentError."""
         try:
+            self._start()
             while not self._turn():
                 pass
             self._manager.stopping()
@@ -201,9 +207,28 @@ class _Loop:
             self._conntrack.stop()
             self._following.stop()
             self._monitoring.stop()
-            status.stop()
+            self._status_socket.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
+
+    def _start(self) -> None:
+        # First of all that takes time, as the list may take a second to arrive.
+        self._following.start()
+        _start(self._follow_proxy_mode, self._queue.put)
+        self._kernel = _kernel(self._launcher, self._config)
+        _start(self._conntrack.run, self._queue.put)
+        self._agent = Agent(
+            self._config,
+            self._kernel.programmers(),
+            conntrack=self._conntrack,
+            meter=self._monitoring.meters,
+        )
+        self._backend_due = time.monotonic() + self._backend_period()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # A SimpleQueue may be put to from a signal handler.
+            signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
+        self._monitoring.configure(self._config)
+        self._status_socket.start()
 
     def _follow_proxy_mode(self) -> None:
         mode, pause = None, 0.0
@@ -226,18 +251,18 @@ class _Loop:
     def _turn(self) -> bool:
         """Does what is due, and waits for what comes next; True where that is the end."""
         # Before the work as well, as that may take a while.
-        self._report()
+        self._publish()
         due = min(self._agent.tick(), self._backend_due)
         if self._agent.in_sync:
             self._after_sync()
-        self._report()
+        self._publish()
         due = min(due, self._manager.sign_due)
         if self._take(max(0.0, due - time.monotonic())):
             return True
         self._look_around(time.monotonic())
         return False
 
-    def _report(self) -> None:
+    def _publish(self) -> None:
         sentence = self._agent.sentence()
         if self._config_fault:
             sentence += f"; going on with the old configuration: {self._config_fault}"
@@ -314,7 +339,8 @@ class _Loop:
         self._monitoring.configure(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
-            self._following = _Following(config, self._queue.put, self._teller)
+            self._following = _Following(config, self._queue.put, self._recorder)
+            self._following.start()
         log.info("read the configuration again")
 
     def _use(self, config: Config) -> None:

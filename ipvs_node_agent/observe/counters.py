@@ -56,10 +56,10 @@ def together(one: Count, other: Count) -> Count:
     return Count(one.packets + other.packets, one.bytes + other.bytes)
 
 
-# A Service's key and whose packets: those of pods, or of the host.
-Path = tuple[str, str]
-# Where a Service has rules: the table, the chain and, once more, `Path`. Chains are rewritten as a
-# whole, so all rules in one place start anew together.
+# A Service's key, and where its packets come from: POD or HOST.
+Series = tuple[str, str]
+# Where one has rules: the table, the chain and a `Series`. Chains are rewritten as a whole, so
+# all rules in one place start anew together.
 Place = tuple[str, str, str, str]
 
 
@@ -75,9 +75,9 @@ def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
         if rule is None:
             continue
         chain = rule[3]
-        path = ours.get(chain) or next((p for prefix, p in parts if chain.startswith(prefix)), None)
-        if path is not None:
-            place = (table, chain, rule[4], path)
+        origin = ours.get(chain) or next((o for start, o in parts if chain.startswith(start)), "")
+        if origin:
+            place = (table, chain, rule[4], origin)
             found[place] = together(found.get(place, NOTHING), Count(int(rule[1]), int(rule[2])))
     return found
 
@@ -97,29 +97,29 @@ class Ledger:
 
     def __init__(self) -> None:
         self._last: dict[Place, Seen] = {}
-        self._sums: dict[Path, Count] = {}
+        self._sums: dict[Series, Count] = {}
         # Of Services without rules, the latest to lose them last.
-        self._gone: OrderedDict[Path, Count] = OrderedDict()
+        self._gone: OrderedDict[Series, Count] = OrderedDict()
 
-    def take(self, found: Mapping[Place, Seen]) -> Mapping[Path, Count]:
+    def take(self, found: Mapping[Place, Seen]) -> Mapping[Series, Count]:
         """The sums of the Services that have rules, now that the rules have seen `found`.
 
         What it gave is not changed later.
         """
         last: dict[Place, Seen] = {}
-        sums: dict[Path, Count] = {}
+        sums: dict[Series, Count] = {}
         for place, seen in found.items():
-            path, before = place[2:], self._last.get(place)
-            known = sums.get(path)
+            series, before = place[2:], self._last.get(place)
+            known = sums.get(series)
             if known is None:
-                known = self._sums.get(path) or self._gone.pop(path, NOTHING)
+                known = self._sums.get(series) or self._gone.pop(series, NOTHING)
             if seen.write is not None:
                 last[place] = seen
                 known = together(known, _growth(before, seen))
             elif before is not None:
                 last[place] = before
-            sums[path] = known
-        self._gone.update((path, sum_) for path, sum_ in self._sums.items() if path not in sums)
+            sums[series] = known
+        self._gone.update({key: count for key, count in self._sums.items() if key not in sums})
         while len(self._gone) > _MAX_GONE:
             self._gone.popitem(last=False)
         self._last, self._sums = last, sums
@@ -147,7 +147,7 @@ class Sampler:
         self._figures = figures
         self._launcher, self._save = launcher or launch(), save or _saved
         self._ledger = Ledger()
-        self._sums: Mapping[Path, Count] = {}
+        self._sums: Mapping[Series, Count] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._looks = 0
@@ -156,7 +156,7 @@ class Sampler:
         # What the present look has waited for writes, which costs nothing.
         self._waited = 0.0
 
-    def sums(self, patience: float) -> Mapping[Path, Count]:
+    def sums(self, patience: float) -> Mapping[Series, Count]:
         """The latest sums: those of a new look, where it takes no longer than `patience`."""
         with self._changed:
             if self._thread is None:
@@ -191,7 +191,7 @@ class Sampler:
                 self._changed.notify_all()
         self._launcher.close()
 
-    def _looked(self) -> Mapping[Path, Count] | None:
+    def _looked(self) -> Mapping[Series, Count] | None:
         """The sums after one more look; None where the tables cannot be read."""
         figures = self._figures()
         found: dict[Place, Seen] = {}

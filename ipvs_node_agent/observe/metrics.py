@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.model.addresses import FAMILIES, Family
-from ipvs_node_agent.observe.counters import Count, Path
+from ipvs_node_agent.observe.counters import Count, Series
 from ipvs_node_agent.sync.state import Figures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,7 +77,7 @@ class Metrics:
         self,
         meters: Meters,
         figures: Callable[[], Figures],
-        sums: Callable[[], Mapping[Path, Count] | None],
+        sums: Callable[[], Mapping[Series, Count] | None],
     ) -> None:
         self._meters, self._figures, self._sums = meters, figures, sums
         self._registry = CollectorRegistry(auto_describe=False)
@@ -165,7 +165,7 @@ def _of_all(figures: Figures) -> Iterator[Metric]:
         )({(): figures.expires})
 
 
-def _of_services(sums: Mapping[Path, Count]) -> Iterator[str]:
+def _of_services(sums: Mapping[Series, Count]) -> Iterator[str]:
     """The text of the metrics that there are thousands of: made so, in an eighth of the time."""
     for place, unit in enumerate(("packets", "bytes")):
         name = f"{_PREFIX}service_{unit}_total"
@@ -173,10 +173,10 @@ def _of_services(sums: Mapping[Path, Count]) -> Iterator[str]:
             f"# HELP {name} {unit.title()} that a Service's rules translated:"
             f" of each connection the first.\n# TYPE {name} counter\n"
         )
-        for (key, path), count in sums.items():
+        for (key, origin), count in sums.items():
             # Both are DNS labels, in which nothing has to be escaped.
             namespace, _, service = key.partition("/")
-            labels = f'namespace="{namespace}",service="{service}",path="{path}"'
+            labels = f'namespace="{namespace}",service="{service}",path="{origin}"'
             yield f"{name}{{{labels}}} {count[place]}\n"
 
 

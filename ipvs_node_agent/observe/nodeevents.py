@@ -3,7 +3,7 @@
 What is told: that changes do not reach the kernel, that external IPs are refused, and that
 kube-proxy's mode needs no agent. A node may create Events (the Node authorizer), and nothing else
 is ever written to the API server. `conditions` says what there is to tell, `Pace` when it is due,
-and `Teller` is the thread that tells it.
+and `EventRecorder` is the thread that tells it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Callable
+from datetime import datetime, timezone
+from typing import Any, Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import unneeded_in
-from ipvs_node_agent.observe.eventobject import event
 from ipvs_node_agent.sync.health import sickness
 from ipvs_node_agent.sync.state import Figures
 
@@ -37,6 +37,8 @@ _AFTER_FAILURE = 60.0
 _READ_TIMEOUT = 10.0
 _PATH = "/api/v1/namespaces/default/events"
 _MOST_REFUSALS = 5
+# What the API server takes.
+_MOST_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,36 @@ class Pace:
         self._told[condition.reason] = (now, condition.message)
 
 
-class Teller:
-    """Tells what `figures` gives."""
+def event(
+    node: str, reason: str, message: str, clock: Callable[[], int] = time.time_ns
+) -> dict[str, Any]:
+    """An Event in the form that `kubectl describe node` shows, as of now.
+
+    `clock` gives nanoseconds since the epoch.
+    """
+    now = clock()
+    moment = datetime.fromtimestamp(now // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        # As client-go names them.
+        "metadata": {"name": f"{node}.{now:x}", "namespace": "default"},
+        # As with the kubelet's own, the UID is the name: that is what kubectl looks for.
+        "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
+        "type": "Warning",
+        "reason": reason,
+        "message": message.encode()[:_MOST_BYTES].decode(errors="ignore"),
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+        "source": {"component": "ipvs-node-agent", "host": node},
+        "reportingComponent": "ipvs-node-agent",
+        "reportingInstance": node,
+    }
+
+
+class EventRecorder:
+    """Tells of what `figures` gives, in Events on the Node."""
 
     def __init__(
         self, figures: Callable[[], Figures], clock: Callable[[], float] = time.monotonic

@@ -11,7 +11,7 @@ from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.observe import metrics
-from ipvs_node_agent.observe.counters import Count, Path, Sampler
+from ipvs_node_agent.observe.counters import Count, Sampler, Series
 from ipvs_node_agent.observe.metrics import Meters, Metrics
 from ipvs_node_agent.observe.status import Report, report
 from ipvs_node_agent.observe.webserver import Page, WebServer
@@ -45,7 +45,10 @@ class Monitoring:
             return
         if before is not None:
             before.stop()
-        self._server = WebServer(address, self.page, before) if address else None
+        self._server = None
+        if address:
+            self._server = WebServer(address, self.page, before)
+            self._server.start()
 
     def stop(self) -> None:
         """Serves no more."""
@@ -70,7 +73,7 @@ class Monitoring:
         ahead = time.time() - self._clock()
         return report(self.figures, view, sums, lambda moment: moment + ahead)
 
-    def _sums(self) -> Mapping[Path, Count] | None:
+    def _sums(self) -> Mapping[Series, Count] | None:
         return self.sampler.sums(_SCRAPE_PATIENCE) if self._service_metrics else None
 
 

@@ -20,8 +20,8 @@ from typing import Callable
 from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.observe import status
-from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
 from ipvs_node_agent.observe.status import Report
+from ipvs_node_agent.observe.webserver import BACKLOG, BoundedServer
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,16 @@ class StatusSocket:
     """Tells what `answer` gives, to everybody who connects in `directory`, until `stop`."""
 
     def __init__(self, directory: Path, answer: Callable[[], Report]) -> None:
-        self._path = directory / NAME
+        self._path, self._answer = directory / NAME, answer
         self._server: BoundedServer[str] | None = None
+
+    def start(self) -> None:
+        """Tells from now on; where that cannot be, it is said."""
         try:
             self._server = BoundedServer(
                 _listener(self._path),
                 lambda said, over: _QUESTION,
-                lambda question: status.as_json(answer()).encode(),
+                lambda question: status.as_json(self._answer()).encode(),
                 0.0,
                 _ANSWER_SECONDS,
                 _WORKERS,

@@ -46,7 +46,7 @@ from ipvs_node_agent.rules.render import lacking
 from ipvs_node_agent.sync.cluster import Cluster
 from ipvs_node_agent.sync.family import FamilyTable
 from ipvs_node_agent.sync.log import News
-from ipvs_node_agent.sync.state import AgentFigures, Meter, View
+from ipvs_node_agent.sync.state import AgentFigures, Meter, View, in_sync_sentence
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,7 @@ class Agent:
         if unneeded_in(self._state.proxy_mode):
             mode = self._state.proxy_mode
             return f"Not needed: kube-proxy is in {mode} mode; no Service has rules"
-        counts = {str(family): table.services for family, table in self._tables.items()}
-        shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
-        return f"In sync; Services with rules: {shown or 'none'}"
+        return in_sync_sentence({str(f): table.services for f, table in self._tables.items()})
 
     def figures(self) -> AgentFigures:
         """The agent in figures, at this moment."""

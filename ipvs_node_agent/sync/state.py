@@ -105,3 +105,9 @@ class Figures:
     expires: float | None = None
     backend: str = ""
     chains: Chains = field(default_factory=Chains)
+
+
+def in_sync_sentence(services: Mapping[str, int]) -> str:
+    """What is said where the kernel holds everything: how many Services have rules, by family."""
+    shown = ", ".join(f"{count} in {family}" for family, count in services.items() if count)
+    return f"In sync; Services with rules: {shown or 'none'}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.check.facts import Cluster
+from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.commands.check import check
@@ -56,7 +56,7 @@ class Node:
         self.pem = directory / "kubelet-client.pem"
         self.settings: dict[str, Any] = {"kubeconfig": str(self.kubeconfig)}
         self.agent: AgentProcess
-        self.cluster: Cluster
+        self.cluster: ClusterFacts
         self.write_credentials()
         # What is said with nothing broken.
         self.usual: list[Finding] = []
@@ -72,7 +72,7 @@ class Node:
         yield
         self.agent.configure(self.settings)
 
-    def findings(self, cluster: Cluster | None = None) -> list[Finding]:
+    def findings(self, cluster: ClusterFacts | None = None) -> list[Finding]:
         """What check says, in this process: that takes half the time.
 
         The cluster is looked at, unless `cluster` says what there is to be seen.

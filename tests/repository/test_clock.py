@@ -19,8 +19,8 @@ def test_nothing_that_waits_asks_for_the_time_of_day() -> None:
         "commands/check",
         "check/judge_cluster",
         "apiserver/kubeconfig",
-        "cli",
-        "observe/eventobject",
+        "commands/status",
+        "observe/nodeevents",
     }
     dated |= {"observe/metrics", "observe/pages", "observe/status"}
     assert dated <= modules().keys()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipvs_node_agent.cli import PROGRAM
+from ipvs_node_agent.commands.output import PROGRAM
 from ipvs_node_agent.model import events
 from ipvs_node_agent.nat import drift
 from ipvs_node_agent.observe import nodeevents

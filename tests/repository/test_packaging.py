@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent import __version__, cli
+from ipvs_node_agent.commands import output
 from ipvs_node_agent.config import settings as config
 from tests.support.places import PACKAGING, REPOSITORY
 
@@ -147,7 +148,7 @@ def test_the_page_has_every_command_and_option() -> None:
 @pytest.mark.usefixtures("groff")
 def test_the_page_has_every_exit_status() -> None:
     text = page("ipvs-node-agent.8").partition("EXIT STATUS")[2]
-    for status in (cli.OK, cli.PENDING, 2, 3, cli.INTERNAL_ERROR):
+    for status in (output.OK, output.PENDING, 2, 3, output.INTERNAL_ERROR):
         assert re.search(rf"^ {{7}}{status}\b", text, re.MULTILINE), status
 
 

@@ -1,4 +1,4 @@
-"""The process around the agent: signals, reloading, crashes; and the look at the cluster once.
+"""The process around the agent: signals, reloading, crashes.
 
 The kernel is a table in memory here, and the process is pytest's own.
 """
@@ -20,26 +20,21 @@ import yaml
 
 from ipvs_node_agent import cli
 from ipvs_node_agent.apiserver import client, resources
-from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.apiserver.credentials import load_credentials
 from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.commands import diff, run
-from ipvs_node_agent.config.settings import Config, IptablesOptions
+from ipvs_node_agent.commands import run
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.rundir import directory
 from ipvs_node_agent.host.systemd import ServiceManager
-from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
-from tests.support.faketable import FakeTable
 from tests.support.pki import Pki, plain_kubeconfig
 from tests.support.promlint import fetch, value
 from tests.support.sockets import free_port
-from tests.support.tables import MARK_MASQ, ours
+from tests.support.standinkernel import StandInKernel, fresh_kernel
+from tests.support.tables import ours
 from tests.support.waiting import eventually
 from tests.support.watching import Watch
 
@@ -52,56 +47,11 @@ OTHER_ENTRY = ("10.19.22.57", "other", "10.231.2.62")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class StandInKernel:
-    """A `Kernel` whose tables are in memory; they outlive it, as the kernel's do."""
-
-    backends: dict[str, dict[Family, FakeTable]]
-    # What `choose` finds out next.
-    found: str | None
-    cleaned: list[str]
-
-    def __init__(
-        self,
-        launcher: Launcher,
-        options: IptablesOptions,
-        names: frozenset[str],
-        guest: str,
-        backend: str = "nft",
-    ) -> None:
-        self.names = names
-        self.backend = backend
-        self.certain = False
-
-    def choose(self) -> bool:
-        before, self.backend = self.backend, self.found or self.backend
-        self.certain = self.found is not None
-        return self.backend != before
-
-    def programmers(self) -> dict[Family, Programmer]:
-        tables = self.backends[self.backend]
-        return {family: Programmer(table, owner(self.names)) for family, table in tables.items()}
-
-    def close(self) -> None:
-        """Nobody listens to these tables."""
-
-    def clean_others(self) -> None:
-        """Notes what the backend in use held at that time."""
-        self.cleaned.append(self.backends[self.backend][IPV4].save())
-
-
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> type[StandInKernel]:
-    class Fresh(StandInKernel):
-        backends = {  # noqa: RUF012  (fresh for each test)
-            backend: {family: FakeTable(MARK_MASQ) for family in FAMILIES}
-            for backend in ("nft", "legacy")
-        }
-        found = None
-        cleaned = []  # noqa: RUF012
-
-    monkeypatch.setattr(run, "Kernel", Fresh)
-    monkeypatch.setattr(diff, "Kernel", Fresh)
-    return Fresh
+    made = fresh_kernel()
+    monkeypatch.setattr(run, "Kernel", made)
+    return made
 
 
 def rules(kernel: type[StandInKernel], family: Family = IPV4, backend: str = "nft") -> list[str]:
@@ -697,89 +647,3 @@ def test_changes_do_not_wait_while_new_credentials_are_read(
             go_on.set()
 
     setting.run_while(script)
-
-
-# 5. Looking once
-
-
-def snapshot(setting: Setting, **settings: Any) -> tuple[Any, list[str]]:
-    notes: list[str] = []
-    config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1", **settings)
-    return diff.snapshot(config, notes.append), notes
-
-
-def test_a_snapshot_is_what_the_server_tells_now(setting: Setting, server: ApiServer) -> None:
-    server.put(node("10.240.9.0/24", name="worker-2"))
-    seen, notes = snapshot(setting)
-    assert set(seen.services) == {"default/web"}
-    assert seen.node.name == "worker-1"
-    assert not notes
-    assert [request.verb for request in server.requests] == ["list", "list"]
-
-
-def test_a_snapshot_passes_over_what_is_no_service(setting: Setting, server: ApiServer) -> None:
-    server.put_raw("Service", "default", "odd", {"metadata": {"name": "ODD"}})
-    seen, notes = snapshot(setting)
-    assert set(seen.services) == {"default/web"}
-    (note,) = notes
-    assert note.startswith("passed over in the services of the API server: ")
-
-
-def test_a_snapshot_without_the_node_is_refused(setting: Setting, server: ApiServer) -> None:
-    server.delete("Node", "", "worker-1")
-    with pytest.raises(RefusedError) as caught:
-        snapshot(setting)
-    assert str(caught.value) == (
-        "API server: knows no Node worker-1 (set nodeName if it has another)"
-    )
-
-
-@pytest.mark.parametrize("resource", ["services", "nodes"])
-def test_a_snapshot_that_is_not_allowed_says_what_is_missing(
-    resource: str, setting: Setting, server: ApiServer
-) -> None:
-    server.fail(403, resource=resource)
-    with pytest.raises(ApiError, match=f"lacks the permission to list {resource}"):
-        snapshot(setting)
-
-
-def test_a_snapshot_of_a_list_that_breaks_off_is_refused(
-    setting: Setting, server: ApiServer
-) -> None:
-    server.truncate_lists()
-    with pytest.raises(RefusedError):
-        snapshot(setting)
-
-
-def test_a_snapshot_without_a_server_is_refused(setting: Setting, server: ApiServer) -> None:
-    server.stop()
-    with pytest.raises(ApiError, match="Connection refused"):
-        snapshot(setting)
-
-
-def test_a_snapshot_without_credentials_is_refused(setting: Setting) -> None:
-    setting.kubeconfig.unlink()
-    with pytest.raises(RefusedError, match="is this node's kubelet set up"):
-        snapshot(setting)
-
-
-def test_pending_changes_are_those_that_run_would_make_and_are_not_made(
-    setting: Setting, kernel: Kernel
-) -> None:
-    config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
-    changes = diff.pending_changes(config, lambda _: None)
-    assert [command for command, _ in changes] == ["iptables-nft-restore", "ip6tables-nft-restore"]
-    assert "10.19.20.201" in changes[0][1].restore_input()
-    assert not rules(kernel)
-    for (_, change), table in zip(changes, kernel.backends["nft"].values()):
-        table.restore(change.restore_input())
-    assert not diff.pending_changes(config, lambda _: None)
-
-
-def test_pending_changes_of_a_node_without_a_pod_cidr_are_refused(
-    setting: Setting, server: ApiServer, kernel: Kernel
-) -> None:
-    server.put(node())
-    config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
-    with pytest.raises(RefusedError, match="run would wait: Node worker-1 has no pod CIDR yet"):
-        diff.pending_changes(config, lambda _: None)

@@ -14,15 +14,15 @@ from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.observe import nodeevents
-from ipvs_node_agent.observe.eventobject import event
 from ipvs_node_agent.observe.nodeevents import (
     NOT_NEEDED,
     PROGRAMMING_FAILED,
     REFUSED,
     Condition,
+    EventRecorder,
     Pace,
-    Teller,
     conditions,
+    event,
 )
 from ipvs_node_agent.sync.state import AgentFigures, Figures
 from tests.support.agentnode import Clock
@@ -147,18 +147,18 @@ def test_a_message_is_no_longer_than_the_api_server_takes() -> None:
     assert len(event("worker-1", REFUSED, "x" * 5000)["message"]) <= 1024
 
 
-class Telling:
-    """A `Teller` at an API server, with figures and a clock that are the test's."""
+class Recording:
+    """An `EventRecorder` at an API server, with figures and a clock that are the test's."""
 
     def __init__(self, server: ApiServer, directory: Path) -> None:
         kubeconfig = directory / "kubelet.conf"
         plain_kubeconfig(kubeconfig, server.url, "worker-1")
         self.server, self.api, self.clock = server, Api(kubeconfig), Clock()
         self.figures = having(refusals=frozenset({BAD}))
-        self.teller = Teller(lambda: self.figures, self.clock)
+        self.recorder = EventRecorder(lambda: self.figures, self.clock)
 
     def turn(self) -> bool:
-        return self.teller.turn(self.api, lambda: "worker-1")
+        return self.recorder.turn(self.api, lambda: "worker-1")
 
     @property
     def statuses(self) -> list[int]:
@@ -166,42 +166,42 @@ class Telling:
 
 
 @pytest.fixture
-def telling(tmp_path: Path) -> Iterator[Telling]:
+def recording(tmp_path: Path) -> Iterator[Recording]:
     with ApiServer() as server:
-        yield Telling(server, tmp_path)
+        yield Recording(server, tmp_path)
 
 
-def test_an_event_is_created_once(telling: Telling) -> None:
-    assert telling.turn()
-    assert telling.turn()
-    (request,) = telling.server.requests
+def test_an_event_is_created_once(recording: Recording) -> None:
+    assert recording.turn()
+    assert recording.turn()
+    (request,) = recording.server.requests
     assert (request.verb, request.resource, request.status) == ("create", "events", 201)
 
 
 def test_one_that_is_refused_is_said_once_and_made_later(
-    telling: Telling, caplog: pytest.LogCaptureFixture
+    recording: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
-    telling.server.fail(403, verb="create", times=2)
-    assert not telling.turn()
-    assert not telling.turn()
-    assert telling.turn()
-    assert telling.statuses == [403, 403, 201]
+    recording.server.fail(403, verb="create", times=2)
+    assert not recording.turn()
+    assert not recording.turn()
+    assert recording.turn()
+    assert recording.statuses == [403, 403, 201]
     (said,) = [record for record in caplog.records if record.name == nodeevents.__name__]
     assert said.levelno == logging.WARNING
     assert said.getMessage().startswith("no Event on the Node for now: API server http://")
     assert "refused to create Events: 403 Forbidden" in said.getMessage()
 
 
-def test_without_credentials_it_waits(telling: Telling) -> None:
+def test_without_credentials_it_waits(recording: Recording) -> None:
     def unknown() -> str:
         raise RefusedError("kubeconfig /none", "No such file or directory")
 
-    assert not telling.teller.turn(telling.api, unknown)
-    assert telling.turn()
+    assert not recording.recorder.turn(recording.api, unknown)
+    assert recording.turn()
 
 
-def test_it_ends_when_it_is_told_to(telling: Telling) -> None:
+def test_it_ends_when_it_is_told_to(recording: Recording) -> None:
     stopped = threading.Event()
     stopped.set()
-    telling.teller.run(telling.api, lambda: "worker-1", stopped)
-    assert telling.statuses == []
+    recording.recorder.run(recording.api, lambda: "worker-1", stopped)
+    assert recording.statuses == []

@@ -1,24 +1,20 @@
-"""What `status` tells: out of the agent, as JSON there and back, and as text for people."""
+"""What `status` tells: out of the agent, and as JSON there and back."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ipvs_node_agent.model.addresses import IPV4
-from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.observe import status
 from ipvs_node_agent.observe.counters import Count
 from ipvs_node_agent.observe.status import (
     FamilyReport,
-    Happened,
     Report,
     ServiceReport,
     as_json,
-    as_text,
     from_json,
 )
 from ipvs_node_agent.sync.state import Figures
@@ -33,47 +29,7 @@ from tests.support.agentnode import (
     running,
     web,
 )
-
-NOON = 1_764_072_000.0  # 2025-11-25 12:00:00 UTC
-WHOLE = Report(
-    state=status.IN_SYNC,
-    sentence="In sync; Services with rules: 2 in IPv4, 1 in IPv6",
-    since=NOON,
-    version="0.1.0",
-    node="worker-1",
-    backend="nft",
-    last_error=Happened(NOON - 7200, "IPv4: iptables-nft-restore: busy"),
-    families=(FamilyReport("IPv4", 2, 8, 2), FamilyReport("IPv6", 1, 4, 2)),
-    services=(
-        ServiceReport(
-            "default", "other", ("10.19.22.57",), ("10.231.2.62",), Count(0, 0), Count(0, 0)
-        ),
-        ServiceReport(
-            "default",
-            "web",
-            (EXTERNAL_4, EXTERNAL_6),
-            (CLUSTER_4, CLUSTER_6),
-            Count(3, 180),
-            Count(12345, 740700),
-        ),
-    ),
-    refused=(Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address"),),
-)
-TEXT = """\
-In sync since 2025-11-25 12:00:00 UTC (5 min ago); node worker-1, iptables-nft
-  IPv4: 2 Services, 8 rules in 2 chains
-  IPv6: 1 Service, 4 rules in 2 chains
-  1 refusal, see below
-  last error 2025-11-25 10:00:00 UTC (2 h ago): IPv4: iptables-nft-restore: busy
-
-SERVICE        EXTERNAL IP     CLUSTER IP       POD PKTS  BYTES  HOST PKTS  BYTES
-default/other  10.19.22.57     10.231.2.62             0      0          0      0
-default/web    10.19.20.201    10.231.42.164           3    180      12345   723K
-               fd00:10:19::c9  fd00:10:231::a4
-
-REFUSED
-default/bad: 127.0.0.1 is refused: it is a loopback address (Loopback)
-"""
+from tests.support.reports import WHOLE
 
 
 def told(node: Node, **sums: Count) -> Report:
@@ -249,79 +205,3 @@ def mangled(change: dict[str, Any]) -> str:
 def test_what_is_no_report_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         from_json(text)
-
-
-def test_nothing_told_can_steer_a_terminal() -> None:
-    made = from_json(mangled({"state": "NotInSync", "sentence": "\x1b[2J\nfake: line"}))
-    assert as_text(made, NOON).splitlines()[1] == r"  \x1b[2J\nfake: line"
-
-
-# 3. Text
-
-
-def test_the_text_is_a_headline_a_summary_and_tables() -> None:
-    assert as_text(WHOLE, NOON + 300) == TEXT
-
-
-def test_colours_are_all_that_a_terminal_adds() -> None:
-    shown = as_text(WHOLE, NOON + 300, colours=True)
-    assert shown.startswith("\x1b[32mIn sync\x1b[0m since ")
-    for code in ("\x1b[32m", "\x1b[33m", "\x1b[0m"):
-        shown = shown.replace(code, "")
-    assert shown == TEXT
-
-
-@pytest.mark.parametrize(
-    ("state", "shown"),
-    [
-        (status.NOT_IN_SYNC, "NOT IN SYNC"),
-        (status.HANGING, "HANGING"),
-        (status.NOT_RUNNING, "NOT RUNNING"),
-    ],
-)
-def test_what_is_not_well_is_in_capitals_and_red(state: str, shown: str) -> None:
-    made = replace(WHOLE, state=state)
-    assert as_text(made, NOON).startswith(f"{shown} since ")
-    assert as_text(made, NOON, colours=True).startswith(f"\x1b[31m{shown}\x1b[0m since ")
-
-
-def test_a_table_fits_a_terminal_at_the_cost_of_names() -> None:
-    name = "a-service-with-a-name-of-some-length"
-    made = replace(WHOLE, services=(replace(WHOLE.services[0], name=name),))
-    assert f"default/{name} " in as_text(made, NOON)
-    lines = as_text(made, NOON, width=90).splitlines()
-    table = lines[lines.index("") + 1 : -3]
-    assert max(map(len, table)) == 90
-    assert table[1].startswith("default/a-service-w")
-    assert "...  10.19.22.57" in table[1]
-    narrow = as_text(made, NOON, width=20)
-    assert "default/a-ser...  10.19.22.57" in narrow
-
-
-def test_without_services_there_is_no_table() -> None:
-    made = replace(WHOLE, services=(), refused=(), last_error=None)
-    assert as_text(made, NOON + 300) == "".join(TEXT.splitlines(keepends=True)[:3])
-
-
-def test_an_agent_in_sync_that_follows_no_changes_says_so() -> None:
-    sentence = f"{WHOLE.sentence}; not following changes: API server: gone"
-    made = replace(WHOLE, sentence=sentence)
-    assert as_text(made, NOON).splitlines()[1] == f"  {sentence}"
-    assert f"\x1b[33m{sentence}\x1b[0m" in as_text(made, NOON, colours=True)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0, "0 s"),
-        (119, "119 s"),
-        (120, "2 min"),
-        (7199, "120 min"),
-        (7200, "2 h"),
-        (1e6, "12 days"),
-    ],
-)
-def test_times_are_told_as_one_would(seconds: float, shown: str) -> None:
-    assert f"({shown} ago)" in as_text(WHOLE, NOON + seconds).splitlines()[0]
-    # A clock that went back makes nothing negative.
-    assert "(0 s ago)" in as_text(WHOLE, NOON - 5).splitlines()[0]

@@ -10,7 +10,9 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -23,12 +25,31 @@ from tests.support.dripping import dripping
 TOLD = Report(status.IN_SYNC, "All is well", 1_764_072_000.0, "0.1.0", "worker-1", "nft")
 
 
+@contextmanager
+def telling(directory: Path, answer: Callable[[], Report] = lambda: TOLD) -> Iterator[None]:
+    """Meanwhile an agent tells it there."""
+    made = StatusSocket(directory, answer)
+    made.start()
+    try:
+        yield
+    finally:
+        made.stop()
+
+
 @pytest.fixture
 def told(tmp_path: Path) -> Iterator[Path]:
     """A directory in which an agent tells TOLD."""
-    made = StatusSocket(tmp_path, lambda: TOLD)
-    yield tmp_path
-    made.stop()
+    with telling(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[socket.socket]:
+    """What listens where an agent would, and is none."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / NAME))
+        made.listen()
+        yield made
 
 
 def unanswered(directory: Path) -> Unanswered:
@@ -46,10 +67,9 @@ def test_who_asks_is_told_the_report(told: Path) -> None:
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_only_the_owner_and_the_group_may_ask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
-    made = StatusSocket(tmp_path, lambda: TOLD)
-    os.umask(before)
-    found = os.stat(tmp_path / NAME)
-    made.stop()
+    with telling(tmp_path):
+        os.umask(before)
+        found = os.stat(tmp_path / NAME)
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o660
     if os.geteuid() == 0:
@@ -60,23 +80,20 @@ def test_a_node_without_the_group_has_the_socket_for_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statussocket, "GROUP", "nobody-has-this-group")
-    made = StatusSocket(tmp_path, lambda: TOLD)
-    assert ask(tmp_path) == TOLD
-    made.stop()
+    with telling(tmp_path):
+        assert ask(tmp_path) == TOLD
 
 
 def test_a_path_may_be_longer_than_a_sockets_name(tmp_path: Path) -> None:
     deep = tmp_path / ("a" * 100) / ("b" * 100)
     deep.mkdir(parents=True)
-    made = StatusSocket(deep, lambda: TOLD)
-    assert ask(deep) == TOLD
-    made.stop()
+    with telling(deep):
+        assert ask(deep) == TOLD
 
 
 def test_a_socket_that_a_killed_agent_left_is_replaced(told: Path) -> None:
-    made = StatusSocket(told, lambda: Report(status.NOT_IN_SYNC, "Another"))
-    assert ask(told).sentence == "Another"
-    made.stop()
+    with telling(told, lambda: Report(status.NOT_IN_SYNC, "Another")):
+        assert ask(told).sentence == "Another"
 
 
 def test_without_an_agent_it_is_not_running(tmp_path: Path) -> None:
@@ -89,20 +106,17 @@ def test_without_an_agent_it_is_not_running(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_was_stopped_leaves_no_socket(told: Path) -> None:
-    made = StatusSocket(told, lambda: TOLD)
-    made.stop()
+    with telling(told):
+        pass
     assert unanswered(told).state == status.NOT_RUNNING
     assert not (told / NAME).exists()
 
 
 def test_an_agent_that_does_not_answer_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, other: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.2)
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(tmp_path / NAME))
-        silent.listen()
-        error = unanswered(tmp_path)
+    error = unanswered(tmp_path)
     assert error.state == status.HANGING
     assert "runs and does not answer" in str(error)
     assert "systemctl restart ipvs-node-agent" in error.hint
@@ -110,31 +124,23 @@ def test_an_agent_that_does_not_answer_hangs(
 
 @pytest.mark.parametrize("pause", [0.02, 0.0])
 def test_an_answer_that_drips_is_no_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float
+    tmp_path: Path, other: socket.socket, monkeypatch: pytest.MonkeyPatch, pause: float
 ) -> None:
     monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.3)
-    with socket.socket(socket.AF_UNIX) as slow:
-        slow.bind(str(tmp_path / NAME))
-        slow.listen()
-        with dripping(lambda: slow.accept()[0], b" ", pause):
-            assert unanswered(tmp_path).state == status.HANGING
+    with dripping(lambda: other.accept()[0], b" ", pause):
+        assert unanswered(tmp_path).state == status.HANGING
 
 
-def test_what_is_no_status_is_refused(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(tmp_path / NAME))
-        other.listen()
-
-        def chatter() -> None:
-            one, _ = other.accept()
+def test_what_is_no_status_is_refused(tmp_path: Path, other: socket.socket) -> None:
+    def chatter() -> None:
+        with other.accept()[0] as one:
             one.sendall(b"220 mail ready\r\n")
-            one.close()
 
-        thread = threading.Thread(target=chatter)
-        thread.start()
-        with pytest.raises(RefusedError, match="tells something else than a status"):
-            ask(tmp_path)
-        thread.join()
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    with pytest.raises(RefusedError, match="tells something else than a status"):
+        ask(tmp_path)
+    thread.join()
 
 
 def test_a_stranger_is_refused(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,49 +153,39 @@ def test_a_stranger_is_refused(told: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert raised.value.hint == "be root or in the group adm"
 
 
+LONG = Report(status.IN_SYNC, "x" * (4 << 20))
+
+
 def test_who_asks_and_does_not_listen_keeps_nobody_from_asking(tmp_path: Path) -> None:
-    long = Report(status.IN_SYNC, "x" * (4 << 20))
-    made = StatusSocket(tmp_path, lambda: long)
-    deaf = []
-    for _ in range(300):
-        deaf.append(socket.socket(socket.AF_UNIX))
-        deaf[-1].connect(str(tmp_path / NAME))
-    for _ in range(10):
-        assert ask(tmp_path).state == status.IN_SYNC
-    for one in deaf:
-        one.close()
-    made.stop()
+    with telling(tmp_path, lambda: LONG), ExitStack() as deaf:
+        for _ in range(300):
+            deaf.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / NAME))
+        for _ in range(10):
+            assert ask(tmp_path).state == status.IN_SYNC
 
 
 def test_who_does_not_listen_for_long_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statussocket, "_ANSWER_SECONDS", 0.2)
-    made = StatusSocket(tmp_path, lambda: Report(status.IN_SYNC, "x" * (4 << 20)))
-    with socket.socket(socket.AF_UNIX) as deaf:
+    with telling(tmp_path, lambda: LONG), socket.socket(socket.AF_UNIX) as deaf:
         deaf.connect(str(tmp_path / NAME))
         poll = select.poll()
         poll.register(deaf, select.POLLRDHUP)
         assert poll.poll(10_000)
-    made.stop()
 
 
 def test_a_socket_that_cannot_be_made_costs_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = StatusSocket(tmp_path / "missing", lambda: TOLD)
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    with telling(tmp_path / "missing"):
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning.endswith("so `status` will not work: No such file or directory")
-    made.stop()
 
 
-def test_an_answer_that_fails_is_no_status(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_answer_that_fails_is_no_status(tmp_path: Path) -> None:
     def fail() -> Report:
         raise ValueError("a mistake")
 
-    made = StatusSocket(tmp_path, fail)
-    with pytest.raises(RefusedError, match="something else than a status"):
+    with telling(tmp_path, fail), pytest.raises(RefusedError, match="something else than a"):
         ask(tmp_path)
-    made.stop()

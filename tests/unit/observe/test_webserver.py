@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.observe import webserver
-from ipvs_node_agent.observe.boundedserver import MOST_CONNECTIONS
-from ipvs_node_agent.observe.webserver import Page, Pages, WebServer
+from ipvs_node_agent.observe.webserver import MOST_CONNECTIONS, Page, Pages, WebServer
 from tests.support.dripping import dripping
 from tests.support.meanwhile import meanwhile
 from tests.support.places import REPOSITORY
@@ -45,20 +44,26 @@ class Served:
     def connect(self) -> socket.socket:
         return socket.create_connection((self.reach, self.port), 10)
 
-    def up(self) -> None:
-        def answers() -> bool:
-            try:
-                self.connect().close()
-            except OSError:
-                return False
-            return True
-
-        eventually(answers)
+    def connect_ex(self) -> int:
+        with socket.socket(socket.AF_INET6 if ":" in self.reach else socket.AF_INET) as one:
+            return one.connect_ex((self.reach, self.port))
 
     def ask(self, request: bytes) -> bytes:
         with self.connect() as one:
             one.sendall(request)
             return rest(one)
+
+
+@contextmanager
+def serving(host: str = "127.0.0.1", pages: Pages = pages) -> Iterator[Served]:
+    """One that is up."""
+    made = Served(host, pages)
+    made.server.start()
+    try:
+        eventually(lambda: made.connect_ex() == 0)
+        yield made
+    finally:
+        made.server.stop()
 
 
 def rest(one: socket.socket) -> bytes:
@@ -81,10 +86,8 @@ def get(path: str, method: str = "GET") -> bytes:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(webserver, "_RETRY_SECONDS", 0.05)
-    made = Served()
-    made.up()
-    yield made
-    made.server.stop()
+    with serving() as made:
+        yield made
 
 
 def test_a_page_is_served_with_its_length(served: Served) -> None:
@@ -142,13 +145,11 @@ def test_a_request_that_does_not_end_in_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.2)
-    hasty = Served()
-    hasty.up()
-    with hasty.connect() as one, dripping(lambda: one, b"G"):
-        assert rest(one)[:12] in (b"HTTP/1.1 408", b"")
-    with hasty.connect() as one:
-        assert rest(one).startswith(b"HTTP/1.1 408 ")
-    hasty.server.stop()
+    with serving() as hasty:
+        with hasty.connect() as one, dripping(lambda: one, b"G"):
+            assert rest(one)[:12] in (b"HTTP/1.1 408", b"")
+        with hasty.connect() as one:
+            assert rest(one).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_request_that_ends_by_half_is_answered(served: Served) -> None:
@@ -225,9 +226,7 @@ def test_who_comes_meanwhile_gets_the_page_that_is_being_made() -> None:
             assert let_go.wait(10)
         return Page(200, b"made")
 
-    served = Served(pages=slow)
-    served.up()
-    with many(served, 20) as askers:
+    with serving(pages=slow) as served, many(served, 20) as askers:
         for one in askers:
             one.sendall(get("/slow"))
         eventually(lambda: made)
@@ -236,58 +235,62 @@ def test_who_comes_meanwhile_gets_the_page_that_is_being_made() -> None:
         let_go.set()
         assert all(rest(one).endswith(b"made") for one in askers)
     assert len(made) < 3
-    served.server.stop()
 
 
-def without_files() -> None:
+WITHOUT_FILES = """
+from tests.unit.observe.test_webserver import answers_without_files
+answers_without_files()
+"""
+
+
+def answers_without_files() -> None:
     """In a process whose files are all this test's."""
-    served = Served()
-    served.up()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with many(served, 100) as silent:
-        # The server's ends are open by then.
+    with serving() as served, many(served, 100):
+        # By then the server has its ends of them all.
         answers_at_once(served, 1)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 1, hard))
-        try:
-            # This one's own end takes the last, and the server gives somebody up for the other.
-            answers_at_once(served, 3)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert silent
+        server = served.server._server
+        assert server is not None
+        eventually(lambda: len(server._connections) == 100)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
+        for _ in range(3):
+            with all_files_but_one_taken():
+                # This one's own end takes that, and the server gives somebody up for its own.
+                assert served.ask(get("/page")).endswith(b"this is /page\n")
+        assert len(server._connections) < 100
+
+
+@contextmanager
+def all_files_but_one_taken() -> Iterator[None]:
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.dup(0))
+    os.close(taken.pop())
+    yield
+    for each in taken:
+        os.close(each)
 
 
 def test_a_server_without_files_for_connections_lives_on() -> None:
-    program = "from tests import test_webserver; test_webserver.without_files()"
-    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", WITHOUT_FILES], cwd=REPOSITORY, check=True, timeout=60)
 
 
 def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.1)
     monkeypatch.setattr(webserver, "_SECONDS", 0.3)
-    hasty = Served()
-    hasty.up()
-    with hasty.connect() as one:
+    with serving() as hasty, hasty.connect() as one:
         one.sendall(get("/page-of-8-megabytes"))
         assert one.recv(12) == b"HTTP/1.1 200"
         server = hasty.server._server
         assert server is not None
         # The end of the connection would come behind what nobody reads.
         eventually(lambda: not server._connections)
-    hasty.server.stop()
 
 
-def test_an_ipv6_address_is_in_brackets() -> None:
-    made = Served("[::1]")
-    made.up()
-    assert made.ask(get("/page")).endswith(b"this is /page\n")
-    made.server.stop()
-
-
-def test_without_a_host_all_addresses_are_served() -> None:
-    made = Served("")
-    made.up()
-    assert made.ask(get("/page")).endswith(b"this is /page\n")
-    made.server.stop()
+@pytest.mark.parametrize("host", ["[::1]", ""], ids=["IPv6 in brackets", "all addresses"])
+def test_other_hosts_are_served(host: str) -> None:
+    with serving(host) as made:
+        assert made.ask(get("/page")).endswith(b"this is /page\n")
 
 
 def test_an_address_that_is_taken_is_said_once_and_tried_again(
@@ -307,6 +310,7 @@ def test_an_address_that_is_taken_is_said_once_and_tried_again(
 
         monkeypatch.setattr(webserver, "_listener", listener)
         server = WebServer(address, pages)
+        server.start()
         eventually(lambda: len(tries) > 5)
         (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         assert warning == (
@@ -322,8 +326,9 @@ def test_a_server_takes_the_place_of_another_at_the_same_port(
 ) -> None:
     served.server.stop()
     after = WebServer(f"localhost:{served.port}", pages, served.server)
+    after.start()
     eventually(lambda: not served.server._thread.is_alive())
-    served.up()
+    eventually(lambda: served.connect_ex() == 0)
     assert served.ask(get("/page")).endswith(b"this is /page\n")
     assert "cannot serve" not in caplog.text
     after.stop()

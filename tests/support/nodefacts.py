@@ -1,0 +1,101 @@
+"""Facts about a node as `check` gathers them, and what it says about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ipvs_node_agent.apiserver.reading import read_node, read_service
+from ipvs_node_agent.check.facts import (
+    ClusterFacts,
+    ConfigFacts,
+    Facts,
+    HostFacts,
+    KubeProxy,
+    TableFacts,
+    Unit,
+    Validity,
+)
+from ipvs_node_agent.check.finding import OK, Finding
+from ipvs_node_agent.check.judge_cluster import judge
+from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.host.procfs import Process
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
+from ipvs_node_agent.nat.ruleset import Found
+from tests.support.cluster import POD_CIDRS, node, service
+
+NOW = 1_767_600_000.0
+DAY = 86_400.0
+AGENT = 4711
+SERVER = "https://10.0.0.1:6443"
+PROXYS_CHAINS = frozenset({"KUBE-SERVICES", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"})
+OURS = {"IPVS_PREROUTING": (), "IPVS_OUTPUT": ()}
+JUMPS = {"PREROUTING": ((1, "IPVS_PREROUTING"),), "OUTPUT": ((1, "IPVS_OUTPUT"),)}
+WEB = service("web", ["10.231.0.1", "fd00:231::1"], ["10.19.0.1", "fd00:19::1"])
+UNIT = "ipvs-node-agent.service"
+RUNNING = Unit("loaded", "active", "enabled", AGENT, "In sync")
+ACTIVE = Unit("loaded", "active", "enabled")
+
+
+def nat(family: Any = IPV4, backend: str = "nft", **fields: Any) -> TableFacts:
+    found = fields.pop("found", Found(OURS, JUMPS, PROXYS_CHAINS))
+    found = replace(found, filled=found.foreign - fields.pop("empty", frozenset()))
+    return TableFacts(
+        family, backend, found, masquerading=fields.pop("masquerading", True), **fields
+    )
+
+
+def healthy_host() -> HostFacts:
+    return HostFacts(
+        may_program=True,
+        kubelet_backend="nft",
+        backend="nft",
+        tables=tuple(nat(family) for family in FAMILIES),
+        proxy=KubeProxy("ipvs", device=True, process=99),
+        holder=AGENT,
+        agents=(Process(AGENT, "ipvs-node-agent"),),
+        units={UNIT: RUNNING, "nftables.service": Unit("loaded", "inactive", "disabled")},
+        settings={
+            "ipv4/ip_forward": "1",
+            "ipv6/conf/all/forwarding": "1",
+            "ipv4/vs/conntrack": "1",
+        },
+    )
+
+
+def cluster(**fields: Any) -> ClusterFacts:
+    services = {s.key: s for s in (read_service(WEB),)}
+    healthy = ClusterFacts(
+        server=SERVER,
+        user="system:node:worker-1",
+        certified_name="worker-1",
+        validity=Validity(NOW - 30 * DAY, NOW + 300 * DAY),
+        node_name="worker-1",
+        node=read_node(node(*POD_CIDRS)),
+        services=services,
+    )
+    return replace(healthy, **fields)
+
+
+def facts(**fields: Any) -> Facts:
+    """A healthy node's, but for `fields`; those of its host by their own names."""
+    configuration = ConfigFacts("/etc/x.yaml", fields.pop("config", Config()))
+    parts = {name: fields.pop(name) for name in ("cluster", "changes") if name in fields}
+    configuration = fields.pop("configuration", configuration)
+    host = replace(healthy_host(), **fields)
+    return Facts(
+        configuration, parts.get("cluster", cluster()), host, NOW, parts.get("changes", ())
+    )
+
+
+def bad(found: Facts) -> list[Finding]:
+    return [finding for finding in judge(found) if finding.level != OK]
+
+
+def says(found: Facts, level: str, what: str, text: str, mend: str) -> None:
+    """Exactly one finding is not ok, and this is it; `text` and `mend` are parts of it."""
+    (only,) = bad(found)
+    assert (only.level, only.what) == (level, what)
+    assert text in only.text
+    assert mend in only.mend
+    assert only.mend

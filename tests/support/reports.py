@@ -1,0 +1,35 @@
+"""A report of an agent with a bit of everything."""
+
+from __future__ import annotations
+
+from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.observe import status
+from ipvs_node_agent.observe.counters import Count
+from ipvs_node_agent.observe.status import FamilyReport, Happened, Report, ServiceReport
+from tests.support.agentnode import CLUSTER_4, CLUSTER_6, EXTERNAL_4, EXTERNAL_6
+
+NOON = 1_764_072_000.0  # 2025-11-25 12:00:00 UTC
+WHOLE = Report(
+    state=status.IN_SYNC,
+    sentence="In sync; Services with rules: 2 in IPv4, 1 in IPv6",
+    since=NOON,
+    version="0.1.0",
+    node="worker-1",
+    backend="nft",
+    last_error=Happened(NOON - 7200, "IPv4: iptables-nft-restore: busy"),
+    families=(FamilyReport("IPv4", 2, 8, 2), FamilyReport("IPv6", 1, 4, 2)),
+    services=(
+        ServiceReport(
+            "default", "other", ("10.19.22.57",), ("10.231.2.62",), Count(0, 0), Count(0, 0)
+        ),
+        ServiceReport(
+            "default",
+            "web",
+            (EXTERNAL_4, EXTERNAL_6),
+            (CLUSTER_4, CLUSTER_6),
+            Count(3, 180),
+            Count(12345, 740700),
+        ),
+    ),
+    refused=(Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address"),),
+)

@@ -1,0 +1,183 @@
+"""What `check` says about the configuration and the cluster: facts in, findings out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.reading import read_node, read_service
+from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Validity
+from ipvs_node_agent.check.finding import FAIL, OK, WARN
+from ipvs_node_agent.check.judge_cluster import judge
+from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.errors import RefusedError, UsageError
+from ipvs_node_agent.model.addresses import FAMILIES, parse_address, parse_network
+from tests.support.cluster import node, service
+from tests.support.nodefacts import DAY, NOW, SERVER, bad, cluster, facts, nat, says
+
+
+def test_a_healthy_node_gives_only_ok() -> None:
+    findings = judge(facts())
+    assert [f for f in findings if f.level != OK or f.mend] == []
+    assert [f.what for f in findings] == [
+        "configuration",
+        "credentials",
+        "API server",
+        "permission",
+        "Node",
+        "pod CIDRs",
+        "external IPs",
+        "privileges",
+        "kube-proxy",
+        "iptables backend",
+        *(
+            f"{what}, {family}"
+            for family in FAMILIES
+            for what in ("nat table", "KUBE-MARK-MASQ", "jumps")
+        ),
+        "agent",
+        "metrics",
+        "other firewalls",
+        "conntrack",
+        "kernel",
+        "rules",
+    ]
+
+
+def test_credentials_without_a_certificate_are_fine() -> None:
+    found = cluster(validity=None, user=None, certified_name=None)
+    assert bad(facts(cluster=found)) == []
+
+
+def configured(why: str, hint: str = "", where: str = "") -> dict[str, Any]:
+    error = UsageError(f"configuration /etc/x.yaml{where}", why, hint)
+    return {"configuration": ConfigFacts("/etc/x.yaml", error=error)}
+
+
+def unasked(found: ClusterFacts, config: Config | None = None) -> dict[str, Any]:
+    """Nothing is known of the Node, so of IPv6 neither."""
+    return {"cluster": found, "config": config or Config(), "changes": None, "tables": (nat(),)}
+
+
+def without_credentials(why: str, hint: str = "") -> dict[str, Any]:
+    error = RefusedError("kubeconfig /etc/kubernetes/kubelet.conf", why, hint)
+    return unasked(ClusterFacts(error=error, node_name="worker-1"))
+
+
+def unanswered(config: Config | None = None, **fields: Any) -> dict[str, Any]:
+    return unasked(cluster(node=None, services=None, **fields), config)
+
+
+def unreachable(why: str, hint: str = "") -> dict[str, Any]:
+    return unanswered(unreachable=ApiError(f"API server {SERVER}", why, hint))
+
+
+def valid(begin: float, end: float) -> dict[str, Any]:
+    """With a certificate that is valid between these days from now."""
+    return {"cluster": cluster(validity=Validity(NOW + begin * DAY, NOW + end * DAY))}
+
+
+def pods_in(*cidrs: str) -> dict[str, Any]:
+    return {"config": Config(pod_cidrs=tuple(parse_network(cidr) for cidr in cidrs))}
+
+
+REFUSING = "refused to list services"
+
+
+def refusal(status: int) -> tuple[ApiError]:
+    return (ApiError(f"API server {SERVER}", f"{REFUSING}: {status}", "h", status),)
+
+
+BAD_SERVICE = read_service(service("bad", ["10.231.0.2"], ["127.0.0.1", "x"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "what", "text", "mend"),
+    [
+        (
+            configured("unknown key foo", where=" line 3"),
+            *(FAIL, "configuration", "/etc/x.yaml line 3: unknown key foo", "edit /etc/x.yaml"),
+        ),
+        (
+            configured("others can write it", "chmod go-w /etc/x.yaml"),
+            *(FAIL, "configuration", "others can write it", "chmod go-w /etc/x.yaml"),
+        ),
+        *(
+            (without_credentials(why, hint), FAIL, "credentials", why, mend)
+            for why, hint, mend in (
+                ("No such file or directory", "is this node's kubelet set up?", "kubeadm join"),
+                ("cannot read /x.pem: Permission denied", "run it as root", "run it as root"),
+                ("cannot load /x.pem: KEY_VALUES_MISMATCH", "", "worker-1 >kubelet.conf"),
+            )
+        ),
+        (
+            valid(-365, -1),
+            *(FAIL, "credentials", "system:node:worker-1 expired on 2026-01-04 08:00 UTC"),
+            "kubeadm",
+        ),
+        (
+            valid(1, 365),
+            *(FAIL, "credentials", "not valid before 2026-01-06 08:00 UTC"),
+            "timedatectl set-ntp true",
+        ),
+        (
+            valid(-350, 15),
+            *(WARN, "credentials", "expires on 2026-01-20 08:00 UTC and should"),
+            "systemctl restart kubelet",
+        ),
+        (
+            {"cluster": cluster(warning="the certificate of the API server is not verified")},
+            *(WARN, "credentials", "is not verified", "certificate-authority"),
+        ),
+        *(
+            (unreachable(why, hint), FAIL, "API server", f"{SERVER}: {why}", mend)
+            for why, hint, mend in (
+                ("cannot be reached: Connection refused", "", f"curl -k {SERVER}/livez"),
+                ("CERTIFICATE_VERIFY_FAILED", "the CA is another", "the CA is another"),
+            )
+        ),
+        *(
+            (
+                unanswered(config, refused=refusal(status), node_name=name),
+                *(FAIL, "permission", f"{REFUSING}: {status}", mend),
+            )
+            for status, name, config, mend in (
+                (401, "worker-1", Config(), "kubeadm kubeconfig user"),
+                (403, "worker-1", Config(), "kubeadm kubeconfig user"),
+                (
+                    *(403, "worker-1", Config(kubeconfig="/x.conf")),
+                    "kubeconfig: /etc/kubernetes/kubelet.conf in",
+                ),
+                (403, "other", Config(node_name="other"), "no nodeName in /etc/x.yaml"),
+                (500, "worker-1", Config(), f"see the log of {SERVER}"),
+            )
+        ),
+        (unasked(cluster(node=None)), FAIL, "Node", "knows no Node worker-1", "nodeName: "),
+        (
+            {"cluster": cluster(node=read_node(node())), "changes": None},
+            *(FAIL, "pod CIDRs", "has none yet", "podCIDRs: [CIDR] in /etc/x.yaml"),
+        ),
+        (
+            {"pods": (parse_address("10.240.2.130"), parse_address("172.31.0.9"))},
+            *(WARN, "pod CIDRs", "other addresses: 172.31.0.9", "podCIDRs: "),
+        ),
+        (
+            pods_in("10.0.0.0/8", "fd00::/8"),
+            *(FAIL, "external IPs", "all 2 are refused", "podCIDRs: [this node's own]"),
+        ),
+        (
+            pods_in("10.0.0.0/8", "fd00:10:240:2::/64"),
+            *(WARN, "external IPs", "1 of 2 are refused", "podCIDRs: [this node's own]"),
+        ),
+        (
+            {"cluster": cluster(services={"default/bad": BAD_SERVICE})},
+            *(WARN, "external IPs", "default/bad: ", "kubectl -n default edit service bad"),
+        ),
+    ],
+)
+def test_what_is_wrong_is_found_and_nothing_else(
+    fields: dict[str, Any], level: str, what: str, text: str, mend: str
+) -> None:
+    says(facts(**fields), level, what, text, mend)
