@@ -15,7 +15,7 @@ from ipvs_node_agent.check.facts import Cluster, Validity
 from ipvs_node_agent.commands.run import node_name, resources
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.sync.agent import NODES, SERVICES
+from ipvs_node_agent.model.events import NODES, SERVICES
 
 # Somebody is waiting for it.
 _TIMEOUT = 10.0

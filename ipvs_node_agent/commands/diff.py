@@ -10,15 +10,16 @@ from ipvs_node_agent.apiserver.follower import Event, Listed, Skipped, list_all
 from ipvs_node_agent.commands.run import node_name, resources
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.host.kubeproxy import proxy_mode, to_program
+from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import only_one, own_names
 from ipvs_node_agent.iptables.backends import Kernel, clean
 from ipvs_node_agent.iptables.table import launch
+from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
+from ipvs_node_agent.rules.policy import to_program
 from ipvs_node_agent.rules.render import lacking
-from ipvs_node_agent.sync.agent import NODES, SERVICES
 
 
 def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:

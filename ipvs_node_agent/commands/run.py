@@ -29,13 +29,14 @@ from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, launch
+from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import Teller
 from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
-from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.state import Figures, View
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,4 @@
-"""kube-proxy's mode, by its own word.
-
-Where it is not IPVS, external IPs work without this agent, and do not work with it: a DNAT of ours
-ends the packet's walk through nat, which is where kube-proxy would find an endpoint for it.
-"""
+"""kube-proxy's mode, by its own word."""
 
 from __future__ import annotations
 
@@ -10,11 +6,9 @@ import re
 
 from ipvs_node_agent.host.localpage import asked
 from ipvs_node_agent.host.procfs import user_at_the_far_end
-from ipvs_node_agent.model.objects import Snapshot
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)
-_UNNEEDED_IN = frozenset({"iptables", "nftables"})
 
 
 def proxy_mode(known: str | None = None) -> str | None:
@@ -29,13 +23,3 @@ def proxy_mode(known: str | None = None) -> str | None:
         if answer.ends is None or said == known or not re.fullmatch(r"[a-z]{1,20}", said):
             return known
         return said if user_at_the_far_end(*answer.ends) == 0 else known
-
-
-def unneeded_in(mode: str | None) -> bool:
-    """Whether the agent is not needed in that mode, and would do harm."""
-    return mode in _UNNEEDED_IN
-
-
-def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
-    """What of the cluster as it was `seen` is to get rules in that mode."""
-    return Snapshot({}, seen.node) if unneeded_in(mode) else seen

@@ -8,6 +8,9 @@ from typing import Any, Callable, NamedTuple, Union
 
 from ipvs_node_agent.errors import AgentError
 
+# The resources that are followed.
+SERVICES, NODES = "services", "nodes"
+
 
 @dataclass(frozen=True)
 class Resource:

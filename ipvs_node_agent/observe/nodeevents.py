@@ -18,8 +18,8 @@ from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.host.kubeproxy import unneeded_in
 from ipvs_node_agent.observe.eventobject import event
+from ipvs_node_agent.rules.policy import unneeded_in
 from ipvs_node_agent.sync.health import sickness
 from ipvs_node_agent.sync.state import Figures
 

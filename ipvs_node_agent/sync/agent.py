@@ -25,7 +25,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
-from ipvs_node_agent.apiserver.follower import (
+from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables.conntrack import Forgetter
+from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
+from ipvs_node_agent.model.events import (
     RESTART_REASONS,
     Event,
     Recovered,
@@ -33,14 +37,10 @@ from ipvs_node_agent.apiserver.follower import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host.kubeproxy import unneeded_in
-from ipvs_node_agent.iptables.conntrack import Forgetter
-from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
+from ipvs_node_agent.rules.policy import unneeded_in
 from ipvs_node_agent.rules.render import lacking
 from ipvs_node_agent.sync.cluster import Cluster
 from ipvs_node_agent.sync.family import FamilyTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Union
 
-from ipvs_node_agent.apiserver.follower import Changed, Deleted, Listed
+from ipvs_node_agent.model.events import Changed, Deleted, Listed
 from ipvs_node_agent.model.objects import Node, Problem
 from ipvs_node_agent.model.services import Services
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterable
 from typing import Callable, NamedTuple
 
-from ipvs_node_agent.apiserver.follower import Recovered, Skipped, Trouble
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
+from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
 from ipvs_node_agent.model.objects import Problem, Service
 from ipvs_node_agent.sync.cluster import Cluster
 

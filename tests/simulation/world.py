@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.model import events
 from ipvs_node_agent.model.addresses import FAMILIES, Family
+from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.ruleset import owner
-from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.sync.agent import Agent
 from tests.simulation import history as story
 from tests.simulation import oracle
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, node, service
@@ -53,7 +54,7 @@ class World:
         # The API server's truth, and what of it the agent has not heard yet.
         self.services: dict[str, Service] = {}
         self.node: Node | None = node("plain")
-        self.pending: list[follower.Event] = []
+        self.pending: list[events.Event] = []
         self.listed: set[str] = set()
         self.judge = Judge()
         self.told = State(self.config)
@@ -88,12 +89,12 @@ class World:
 
     def _changed(self, item: Service, told: bool) -> None:
         self.services[item.key] = item
-        self._tell(follower.Changed(SERVICES, item, self.now), told)
+        self._tell(events.Changed(SERVICES, item, self.now), told)
 
     def _delete(self, step: story.Delete) -> None:
         key = KEY.format(step.name)
         self.services.pop(key, None)
-        self._tell(follower.Deleted(SERVICES, key, self.now), step.told)
+        self._tell(events.Deleted(SERVICES, key, self.now), step.told)
 
     def _swap(self, step: story.Swap) -> None:
         one, other = (self.services.get(KEY.format(name)) for name in (step.one, step.other))
@@ -113,9 +114,9 @@ class World:
     def _nodebecomes(self, step: story.NodeBecomes) -> None:
         before, self.node = self.node, node(step.what)
         if self.node is not None:
-            self._tell(follower.Changed(NODES, self.node, self.now), step.told)
+            self._tell(events.Changed(NODES, self.node, self.now), step.told)
         elif before is not None:
-            self._tell(follower.Deleted(NODES, before.name, self.now), step.told)
+            self._tell(events.Deleted(NODES, before.name, self.now), step.told)
 
     def _deliver(self, step: story.Deliver) -> None:
         due, self.pending = self.pending[: step.events], self.pending[step.events :]
@@ -128,15 +129,15 @@ class World:
         items: tuple[Any, ...] = tuple(self.services.values())
         if step.resource == NODES:
             items = (self.node,) if self.node is not None else ()
-        self._take(follower.Listed(step.resource, items, self.now))
+        self._take(events.Listed(step.resource, items, self.now))
 
-    def _tell(self, event: follower.Event, at_once: bool) -> None:
+    def _tell(self, event: events.Event, at_once: bool) -> None:
         self.pending.append(event)
         if at_once:
             self._deliver(story.Deliver(len(self.pending)))
 
-    def _take(self, event: follower.Event) -> None:
-        if event.resource not in self.listed and not isinstance(event, follower.Listed):
+    def _take(self, event: events.Event) -> None:
+        if event.resource not in self.listed and not isinstance(event, events.Listed):
             # Nobody hears of a change before the first list, which has it.
             self._list(story.List(event.resource))
             return
@@ -145,16 +146,16 @@ class World:
         services, own = self.told.services, self.told.node
         if event.resource == NODES:
             found: Node | None = None
-            if isinstance(event, follower.Listed):
+            if isinstance(event, events.Listed):
                 found = event.items[0] if event.items else None
-            elif isinstance(event, follower.Changed):
+            elif isinstance(event, events.Changed):
                 found = event.item
             own = found if own is None else own if found is None else oracle.kept(found, own)
-        elif isinstance(event, follower.Listed):
+        elif isinstance(event, events.Listed):
             services = {item.key: item for item in event.items}
-        elif isinstance(event, follower.Changed):
+        elif isinstance(event, events.Changed):
             services = {**(services or {}), event.item.key: event.item}
-        elif isinstance(event, follower.Deleted):
+        elif isinstance(event, events.Deleted):
             services = {key: item for key, item in (services or {}).items() if key != event.key}
         self._told(replace(self.told, services=services, node=own))
 
@@ -217,9 +218,9 @@ class World:
 
     def _trouble(self, step: story.Trouble) -> None:
         if step.over:
-            self.agent.take(follower.Recovered(step.resource))
+            self.agent.take(events.Recovered(step.resource))
         else:
-            self.agent.take(follower.Trouble(step.resource, AgentError("API server", "is away")))
+            self.agent.take(events.Trouble(step.resource, AgentError("API server", "is away")))
 
     # Time
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ipvs_node_agent.apiserver.follower import RESTART_REASONS
 from ipvs_node_agent.model.addresses import FAMILIES
+from ipvs_node_agent.model.events import RESTART_REASONS
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.observe.counters import HOST, POD, Count

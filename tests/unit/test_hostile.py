@@ -30,10 +30,11 @@ from ipvs_node_agent.commands import run
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOptions
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
 from ipvs_node_agent.nat.ruleset import owner
 from ipvs_node_agent.rules.planner import Planner, plan
-from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
+from ipvs_node_agent.sync.agent import Agent
 from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt

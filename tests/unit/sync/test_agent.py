@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ipvs_node_agent.apiserver.follower import Deleted, Recovered, Skipped, Trouble
 from ipvs_node_agent.config.settings import Chains, Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
-from ipvs_node_agent.sync.agent import NODES, SERVICES
+from ipvs_node_agent.model.events import NODES, SERVICES, Deleted, Recovered, Skipped, Trouble
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.apiserver.follower import Changed, Deleted, Listed
+from ipvs_node_agent.model.events import NODES, SERVICES, Changed, Deleted, Listed
 from ipvs_node_agent.model.objects import Service, read_node, read_service
 from ipvs_node_agent.model.services import Services
-from ipvs_node_agent.sync.agent import NODES, SERVICES
 from ipvs_node_agent.sync.cluster import Cluster
 from tests.support.agentnode import web, with_ingress
 from tests.support.cluster import POD_CIDRS, node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.apiserver.follower import Skipped
+from ipvs_node_agent.model.events import Skipped
 from ipvs_node_agent.sync import log
 from ipvs_node_agent.sync.log import News
 
