@@ -45,7 +45,7 @@ from ipvs_node_agent.rules.render import lacking
 from ipvs_node_agent.sync.cluster import Cluster
 from ipvs_node_agent.sync.family import FamilyTable
 from ipvs_node_agent.sync.log import News
-from ipvs_node_agent.sync.state import AgentFigures, Meter, View
+from ipvs_node_agent.sync.state import AgentState, Meter, View
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +141,13 @@ class Agent:
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
         return f"In sync; Services with rules: {shown or 'none'}"
 
-    def figures(self) -> AgentFigures:
-        """The agent in figures, at this moment."""
-        families = {family: table.figures for family, table in self._tables.items()}
+    def state(self) -> AgentState:
+        """What others may know of the agent, at this moment."""
+        families = {family: table.state for family, table in self._tables.items()}
         repairs = Counter(dict.fromkeys(drift.MEANINGS, 0))
         for table in self._tables.values():
             repairs.update(table.repairs)
-        return AgentFigures(
+        return AgentState(
             families=families,
             repairs=repairs,
             refusals=self._refusals,
@@ -170,7 +170,7 @@ class Agent:
             since=self._in_sync_since,
             node=cluster.node.name if cluster.node else "",
             services=cluster.services or _NOTHING_TO_PROGRAM,
-            having=having,
+            served=having,
             problems=self._news.problems,
             last_error=max((error for error in errors if error is not None), default=None),
         )

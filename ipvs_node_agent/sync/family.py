@@ -30,7 +30,7 @@ from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from ipvs_node_agent.rules.planner import Basis, Plan, Planner, Replanner
 from ipvs_node_agent.sync import blame
 from ipvs_node_agent.sync.refused import Refused
-from ipvs_node_agent.sync.state import FamilyFigures, Meter, Unmetered
+from ipvs_node_agent.sync.state import FamilyState, Meter
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class FamilyTable:
         meter: Meter | None = None,
     ) -> None:
         self._family, self._programmer, self._conntrack = family, programmer, conntrack
-        self._clock, self._meter = clock, meter or Unmetered()
+        self._clock, self._meter = clock, meter or Meter()
         # All that the rules depend on, but for what only this table knows.
         self._basis = Basis(config, Node("", (), (), ()), Services())
         self._replanner: Replanner | None = None
@@ -113,11 +113,11 @@ class FamilyTable:
         return self._planner is not None and key in self._planner.holders(address)
 
     @property
-    def figures(self) -> FamilyFigures:
-        """The table in figures."""
+    def state(self) -> FamilyState:
+        """What others may know of the table."""
         if self._counted[0] is not self._wanted:
             self._counted = (self._wanted, sum(map(len, self._wanted.chains.values())))
-        return FamilyFigures(
+        return FamilyState(
             services=self.services,
             rules=self._counted[1],
             chains=len(self._wanted.chains),
@@ -125,7 +125,6 @@ class FamilyTable:
             synced=self._synced,
             queued=self._queued,
             waiting_since=self._waiting_since,
-            writes=self._programmer.writes,
         )
 
     @property
@@ -154,9 +153,8 @@ class FamilyTable:
         return min(write, again, self._loose_since + _SETTLE_AFTER)
 
     def use(self, programmer: Programmer) -> None:
-        """Goes on with another table."""
-        # The table may still be the same one.
-        programmer.writes, self._programmer = self._programmer.writes, programmer
+        """Goes on with another table, which may still be the same one."""
+        self._programmer = programmer
         self.retry_at = 0.0
         self._holds = None
         self._wait_since(self._clock())

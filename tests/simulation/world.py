@@ -393,7 +393,7 @@ class World:
             )
 
     def _expect_figures(self, family: Family, plan: Any, services: int) -> None:
-        figures = self.agent.figures()
+        figures = self.agent.state()
         of = figures.families[family]
         chains = plan.ruleset.chains
         wanted = (services, sum(map(len, chains.values())), len(chains), math.inf)

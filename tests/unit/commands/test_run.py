@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -32,6 +32,7 @@ from ipvs_node_agent.host.rundir import directory
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import owner
 from tests.support.apiserver import ApiServer
@@ -78,7 +79,9 @@ class StandInKernel:
         self.certain = self.found is not None
         return self.backend != before
 
-    def programmers(self) -> dict[Family, Programmer]:
+    def programmers(
+        self, writes: Mapping[Family, Writes] | None = None
+    ) -> dict[Family, Programmer]:
         tables = self.backends[self.backend]
         return {family: Programmer(table, owner(self.names)) for family, table in tables.items()}
 
