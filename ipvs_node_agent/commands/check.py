@@ -19,9 +19,9 @@ from ipvs_node_agent.commands.diff import changes_for
 from ipvs_node_agent.config.file import DEFAULT_PATH, load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError, one_line
-from ipvs_node_agent.host.kubeproxy import to_program
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.rules.policy import to_program
 from ipvs_node_agent.rules.render import lacking
 
 # A running agent may be in the middle of a change: it is given this long to end it, in seconds.

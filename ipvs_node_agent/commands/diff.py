@@ -13,7 +13,7 @@ from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.host.kubeproxy import proxy_mode, to_program
+from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.table import launch
@@ -21,6 +21,7 @@ from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
+from ipvs_node_agent.rules.policy import to_program
 from ipvs_node_agent.rules.render import lacking
 
 

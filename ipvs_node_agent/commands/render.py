@@ -41,9 +41,9 @@ def main(options: argparse.Namespace) -> int:
         )
     services = reading.services(options.file)
     planned = plan(config, Snapshot(services, node), options.family)
-    for told in (node, *services.values(), planned):
-        for problem in told.problems:
-            output.note(str(problem))
+    unreadable = [*node.problems, *(each for one in services.values() for each in one.problems)]
+    for problem in (*unreadable, *planned.problems):
+        output.note(str(problem))
     output.print_text(difference(Found(), planned.ruleset).restore_input())
     return reading.status
 

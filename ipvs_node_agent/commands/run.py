@@ -39,7 +39,7 @@ from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
 from ipvs_node_agent.sync.agent import Agent
-from ipvs_node_agent.sync.state import Figures, View
+from ipvs_node_agent.sync.state import Published, View
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class _Loop:
         _start(self._conntrack.run, self._queue.put)
         self._agent = Agent(
             self._config,
-            self._kernel.programmers(),
+            self._kernel.programmers(self._monitoring.writes),
             conntrack=self._conntrack,
             meter=self._monitoring.meters,
         )
@@ -268,11 +268,11 @@ class _Loop:
             sentence += f"; going on with the old configuration: {self._config_fault}"
         self._manager.status(sentence)
         self._manager.alive()
-        self._monitoring.figures = Figures(
+        self._monitoring.figures = Published(
             turned=time.monotonic(),
             ready=self._ready,
             sentence=sentence,
-            agent=self._agent.figures(),
+            agent=self._agent.state(),
             config_stale=bool(self._config_fault),
             expires=self._following.api.expires,
             backend=self._kernel.backend,
@@ -344,5 +344,5 @@ class _Loop:
         log.info("read the configuration again")
 
     def _use(self, config: Config) -> None:
-        self._agent.reconfigure(config, self._kernel.programmers())
+        self._agent.reconfigure(config, self._kernel.programmers(self._monitoring.writes))
         self._clean_due = True

@@ -2,9 +2,6 @@
 
 Whoever has a port there may be anybody: he gets so much time and so many bytes in all, and who he
 is can be asked while the connection lasts.
-
-Where it is not IPVS, external IPs work without this agent, and do not work with it: a DNAT of ours
-ends the packet's walk through nat, which is where kube-proxy would find an endpoint for it.
 """
 
 from __future__ import annotations
@@ -19,14 +16,12 @@ from typing import Any, NamedTuple
 
 from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.host.procfs import user_at_the_far_end
-from ipvs_node_agent.model.objects import Snapshot
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)
 # What all of a page may take.
 _SECONDS = 2.0
 _MOST_BYTES = 1 << 16
-_UNNEEDED_IN = frozenset({"iptables", "nftables"})
 
 
 def proxy_mode(known: str | None = None) -> str | None:
@@ -41,16 +36,6 @@ def proxy_mode(known: str | None = None) -> str | None:
         if answer.ends is None or said == known or not re.fullmatch(r"[a-z]{1,20}", said):
             return known
         return said if user_at_the_far_end(*answer.ends) == 0 else known
-
-
-def unneeded_in(mode: str | None) -> bool:
-    """Whether the agent is not needed in that mode, and would do harm."""
-    return mode in _UNNEEDED_IN
-
-
-def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
-    """What of the cluster as it was `seen` is to get rules in that mode."""
-    return Snapshot({}, seen.node) if unneeded_in(mode) else seen
 
 
 class Answer(NamedTuple):

@@ -7,7 +7,7 @@ ours from any backend.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
@@ -23,6 +23,7 @@ from ipvs_node_agent.iptables.table import (
     installed,
     legacy_tables,
 )
+from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.nat.ruleset import Ruleset, owner
 
@@ -72,8 +73,13 @@ class Kernel:
         self.backend = found or before
         return self.backend != before
 
-    def programmers(self) -> dict[Family, Programmer]:
-        """A programmer for each family, in the place of those that were handed out before."""
+    def programmers(
+        self, writes: Mapping[Family, Writes] | None = None
+    ) -> dict[Family, Programmer]:
+        """A programmer for each family, in the place of those that were handed out before.
+
+        What they write is noted in `writes`.
+        """
         self.close()
         owns = owner(self.names)
         self._tables = {
@@ -82,7 +88,10 @@ class Kernel:
             )
             for family in FAMILIES
         }
-        return {f: Programmer(table, owns, str(f)) for f, table in self._tables.items()}
+        return {
+            family: Programmer(table, owns, str(family), (writes or {}).get(family))
+            for family, table in self._tables.items()
+        }
 
     def close(self) -> None:
         """Listens to the tables no more."""

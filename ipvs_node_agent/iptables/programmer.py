@@ -43,13 +43,19 @@ class Misfit(Exception):
 class Programmer:
     """One family's table in one backend. `owns` tells which chains are the agent's.
 
-    `name` is what the log calls the table.
+    `name` is what the log calls the table, and `writes` are noted for who counts packets, which
+    start from nothing in what is written.
     """
 
-    def __init__(self, table: Table, owns: Callable[[str], bool], name: str = "nat") -> None:
+    def __init__(
+        self,
+        table: Table,
+        owns: Callable[[str], bool],
+        name: str = "nat",
+        writes: Writes | None = None,
+    ) -> None:
         self._table, self._owns, self._name = table, owns, name
-        # Noted for who counts packets, which start from nothing in what is written.
-        self.writes = Writes()
+        self._writes = writes or Writes()
         # What the table held when last written or read, and whether it still has to hold that.
         self._known: Found | None = None
         self._certain = self._wrote = False
@@ -156,7 +162,7 @@ class Programmer:
         for part in change.parts():
             text = part.restore_input()
             try:
-                with self.writes.under_way(part):
+                with self._writes.under_way(part):
                     self._table.restore(text)
             except TableError as error:
                 if error.line is not None:

@@ -26,7 +26,7 @@ from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.chains import stem
 from ipvs_node_agent.nat.ruleset import lines
-from ipvs_node_agent.sync.state import Figures
+from ipvs_node_agent.sync.state import Published
 
 log = logging.getLogger(__name__)
 
@@ -136,15 +136,16 @@ def _growth(before: Seen | None, now: Seen) -> Count:
 
 
 class Sampler:
-    """Looks at the tables that `figures` tells of, when asked to."""
+    """Looks at the tables that `figures` tells of, when asked to; `writes` are those of each."""
 
     def __init__(
         self,
-        figures: Callable[[], Figures],
+        figures: Callable[[], Published],
+        writes: Mapping[Family, Writes],
         launcher: Launcher | None = None,
         save: Callable[[Launcher, Family, str], str] | None = None,
     ) -> None:
-        self._figures = figures
+        self._figures, self._writes = figures, writes
         self._launcher, self._save = launcher or launch(), save or _saved
         self._ledger = Ledger()
         self._sums: Mapping[Series, Count] = {}
@@ -198,13 +199,14 @@ class Sampler:
         try:
             for family, table in figures.agent.families.items():
                 if table.services:
-                    found.update(self._table(figures, family, table.writes))
+                    found.update(self._table(figures, family))
         except TableError as error:
             log.debug("cannot read the packet counters: %s", error)
             return None
         return self._ledger.take(found)
 
-    def _table(self, figures: Figures, family: Family, writes: Writes) -> dict[Place, Seen]:
+    def _table(self, figures: Published, family: Family) -> dict[Place, Seen]:
+        writes = self._writes[family]
         before = writes.numbers()
         saved = self._save(self._launcher, family, figures.backend)
         started = time.monotonic()

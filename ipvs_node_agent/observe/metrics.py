@@ -1,4 +1,4 @@
-"""Prometheus metrics, made at each scrape from the last published `Figures`.
+"""Prometheus metrics, made at each scrape from the last published `Published`.
 
 Only how long things took is kept here, as the main loop tells it; all else is read.
 """
@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ipvs_node_agent import __version__
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.observe.counters import Count, Series
-from ipvs_node_agent.sync.state import Figures
+from ipvs_node_agent.sync.state import Meter, Published
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -27,7 +27,7 @@ _SYNC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
-class Meters:
+class Meters(Meter):
     """A `Meter` that counts durations in histograms."""
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class Meters:
         )
 
     def synced(self, family: Family, seconds: float) -> None:
-        """See `figures.Meter`."""
+        """See `state.Meter`."""
         self._sync.labels(str(family)).observe(seconds)
 
     def programmed(self, family: Family, seconds: Iterable[float]) -> None:
-        """See `figures.Meter`."""
+        """See `state.Meter`."""
         child = self._latency.labels(str(family))
         for each in seconds:
             child.observe(each)
@@ -76,7 +76,7 @@ class Metrics:
     def __init__(
         self,
         meters: Meters,
-        figures: Callable[[], Figures],
+        figures: Callable[[], Published],
         sums: Callable[[], Mapping[Series, Count] | None],
     ) -> None:
         self._meters, self._figures, self._sums = meters, figures, sums
@@ -117,7 +117,7 @@ def _family(kind: Any, name: str, text: str, *labels: str) -> Callable[[Mapping[
     return fill
 
 
-def _of_families(figures: Figures) -> Iterator[Metric]:
+def _of_families(figures: Published) -> Iterator[Metric]:
     by_family = figures.agent.families
     gauges: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
         ("services", "Services with rules.", lambda f: f.services),
@@ -143,7 +143,7 @@ def _of_families(figures: Figures) -> Iterator[Metric]:
     )({str(family): table.failures for family, table in by_family.items()})
 
 
-def _of_all(figures: Figures) -> Iterator[Metric]:
+def _of_all(figures: Published) -> Iterator[Metric]:
     agent = figures.agent
     yield _family(
         CounterMetricFamily, "drift_repairs", "Repairs of what others did to the rules.", "reason"

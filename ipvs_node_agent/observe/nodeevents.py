@@ -20,9 +20,8 @@ from typing import Any, Callable
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.host.kubeproxy import unneeded_in
-from ipvs_node_agent.sync.health import sickness
-from ipvs_node_agent.sync.state import Figures
+from ipvs_node_agent.rules.policy import unneeded_in
+from ipvs_node_agent.sync.state import Published, sickness
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Condition:
     message: str
 
 
-def conditions(figures: Figures, now: float) -> Iterator[Condition]:
+def conditions(figures: Published, now: float) -> Iterator[Condition]:
     """What there is to tell at the monotonic time `now`, at most one of each reason."""
     if sickness(figures, now):
         yield Condition(PROGRAMMING_FAILED, f"no change reaches the kernel: {figures.sentence}")
@@ -124,7 +123,7 @@ class EventRecorder:
     """Tells of what `figures` gives, in Events on the Node."""
 
     def __init__(
-        self, figures: Callable[[], Figures], clock: Callable[[], float] = time.monotonic
+        self, figures: Callable[[], Published], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._figures, self._clock = figures, clock
         self._pace = Pace()

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables.writes import Writes
+from ipvs_node_agent.model.addresses import FAMILIES
 from ipvs_node_agent.observe import metrics
 from ipvs_node_agent.observe.counters import Count, Sampler, Series
 from ipvs_node_agent.observe.metrics import Meters, Metrics
 from ipvs_node_agent.observe.status import Report, report
 from ipvs_node_agent.observe.webserver import Page, WebServer
-from ipvs_node_agent.sync.health import sickness
-from ipvs_node_agent.sync.state import Figures, View
+from ipvs_node_agent.sync.state import Published, View, sickness
 
 # How long a scrape waits for packet counters that are new.
 _SCRAPE_PATIENCE = 0.25
@@ -30,9 +31,10 @@ class Monitoring:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.figures = Figures(clock())
+        self.figures = Published(clock())
         self.meters = Meters()
-        self.sampler = Sampler(lambda: self.figures)
+        self.writes = {family: Writes() for family in FAMILIES}
+        self.sampler = Sampler(lambda: self.figures, self.writes)
         self._service_metrics = True
         self._metrics = Metrics(self.meters, lambda: self.figures, self._sums)
         self._server: WebServer | None = None

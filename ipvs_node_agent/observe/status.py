@@ -18,7 +18,7 @@ from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.model.addresses import show_address
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Series
-from ipvs_node_agent.sync.state import Figures, View
+from ipvs_node_agent.sync.state import Published, View
 
 IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING = "InSync", "NotInSync", "Hanging", "NotRunning"
 STATES = (IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING)
@@ -75,7 +75,10 @@ class Report:
 
 
 def report(
-    figures: Figures, view: View | None, sums: Mapping[Series, Count], now: Callable[[float], float]
+    figures: Published,
+    view: View | None,
+    sums: Mapping[Series, Count],
+    now: Callable[[float], float],
 ) -> Report:
     """The report of an agent; `view` is None where it does not answer.
 
@@ -111,7 +114,7 @@ def report(
 
 def _services(view: View, sums: Mapping[Series, Count]) -> Iterable[ServiceReport]:
     external: dict[str, list[Any]] = {}
-    for address, keys in view.having.items():
+    for address, keys in view.served.items():
         for key in keys:
             external.setdefault(key, []).append(address)
     for key in sorted(external):

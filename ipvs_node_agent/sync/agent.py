@@ -1,6 +1,6 @@
 """The agent's mind: events in, wanted state, repairs and retries out. No thread, no socket here.
 
-All that the rules depend on is one `State`, which never changes: whatever is told makes another,
+All that the rules depend on is one `Inputs`, which never changes: whatever is told makes another,
 with a higher version, and `_become` alone goes from one to the next. What is planned from is always
 one such value, whole.
 
@@ -12,12 +12,11 @@ in. What is due, and when:
   drift that is told   within half a second, since asking costs next to nothing (nft)
   a drift check        each `driftCheckPeriod`, or up to 4 s where that took over 0.5 % of a core
   a thorough one       every five minutes
-  a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`familytable`)
+  a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`family`)
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field, replace
 from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host.kubeproxy import unneeded_in
 from ipvs_node_agent.iptables.conntrack import Forgetter
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
@@ -42,25 +40,24 @@ from ipvs_node_agent.model.events import (
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import drift
+from ipvs_node_agent.rules.policy import unneeded_in
 from ipvs_node_agent.rules.render import lacking
-from ipvs_node_agent.sync.cluster import Cluster
+from ipvs_node_agent.sync.cluster import Cluster, Pending
 from ipvs_node_agent.sync.family import FamilyTable
-from ipvs_node_agent.sync.log import News
-from ipvs_node_agent.sync.state import AgentFigures, Meter, View, in_sync_sentence
-
-log = logging.getLogger(__name__)
+from ipvs_node_agent.sync.log import Notices
+from ipvs_node_agent.sync.state import AgentState, Meter, View, in_sync_sentence
 
 _SYNC_INTERVAL = 0.07
 _CHECK_SHARE = 0.005
 # What others did is to be undone within five seconds, however much a look at it costs.
 _CHECK_PAUSE = 4.0
 _LISTEN_PERIOD = 0.5
-_DOUBT_PERIOD = 300.0
-_NOTHING_TO_PROGRAM = Services()
+_RESYNC_PERIOD = 300.0
+_NO_SERVICES = Services()
 
 
 @dataclass(frozen=True)
-class State:
+class Inputs:
     """All that the rules depend on, as far as it is known. Each later one has a higher version."""
 
     config: Config
@@ -72,7 +69,7 @@ class State:
     def to_program(self) -> Services:
         """The Services that are to get rules, or that guard their ClusterIPs."""
         if self.cluster.services is None or unneeded_in(self.proxy_mode):
-            return _NOTHING_TO_PROGRAM
+            return _NO_SERVICES
         return self.cluster.services
 
     @property
@@ -95,35 +92,36 @@ class Agent:
         conntrack: Forgetter | None = None,
         meter: Meter | None = None,
     ) -> None:
-        self._clock, self._news = clock, News()
-        self._state = State(config)
-        # The state that was planned last, and since when there is another one.
-        self._planned: State | None = None
+        self._clock, self._notices = clock, Notices()
+        self._inputs = Inputs(config)
+        # What was planned from last, and since when there is something else.
+        self._planned: Inputs | None = None
         self._behind_since = math.inf
+        # By the keys of the Services.
+        self._pending: dict[str, Pending] = {}
         self._tables = {
-            family: FamilyTable(family, config, programmers[family], conntrack, clock, meter)
+            family: FamilyTable(family, programmers[family], conntrack, clock, meter or Meter())
             for family in FAMILIES
         }
-        self._next_sync = self._next_check = self._next_doubt = 0.0
+        self._next_sync = self._next_check = self._next_resync = -math.inf
         self._was_in_sync, self._in_sync_since = False, clock()
-        self._lacked = ""
         self._refusals: frozenset[Problem] = frozenset()
         self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
 
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds what is wanted, as far as the agent knows."""
-        if self._planned is not self._state or self._state.lacking:
+        if self._planned is not self._inputs or self._inputs.lacking:
             return False
         return not any(table.dirty or table.error for table in self._tables.values())
 
     def sentence(self) -> str:
         """How far the agent is, as an operator wants to know it; true at this moment."""
-        trouble = self._news.trouble
-        if not self._state.cluster.listed:
+        trouble = self._notices.trouble
+        if not self._inputs.cluster.listed:
             return f"Waiting: {trouble or 'the API server has not told everything yet'}"
-        if self._state.lacking:
-            return f"Waiting, and leaving all rules as they are: {self._state.lacking}"
+        if self._inputs.lacking:
+            return f"Waiting, and leaving all rules as they are: {self._inputs.lacking}"
         sentence = self._programmed()
         return f"{sentence}; not following changes: {trouble}" if trouble else sentence
 
@@ -133,42 +131,45 @@ class Agent:
                 return f"Cannot program the kernel, trying again: {family}: {table.error}"
         if not self.in_sync:
             return "Writing changes to the kernel"
-        if unneeded_in(self._state.proxy_mode):
-            mode = self._state.proxy_mode
+        if unneeded_in(self._inputs.proxy_mode):
+            mode = self._inputs.proxy_mode
             return f"Not needed: kube-proxy is in {mode} mode; no Service has rules"
-        return in_sync_sentence({str(f): table.services for f, table in self._tables.items()})
+        return in_sync_sentence(
+            {str(f): table.wanted.planner.services for f, table in self._tables.items()}
+        )
 
-    def figures(self) -> AgentFigures:
-        """The agent in figures, at this moment."""
-        families = {family: table.figures for family, table in self._tables.items()}
+    def state(self) -> AgentState:
+        """What others may know of the agent, at this moment."""
+        families = {family: table.state for family, table in self._tables.items()}
         repairs = Counter(dict.fromkeys(drift.MEANINGS, 0))
         for table in self._tables.values():
-            repairs.update(table.repairs)
-        return AgentFigures(
+            repairs.update(table.repairs.counts)
+        return AgentState(
             families=families,
             repairs=repairs,
             refusals=self._refusals,
             restarts=dict(self._restarts),
             waiting_since=min(
-                self._behind_since, *(figures.waiting_since for figures in families.values())
+                self._behind_since, *(family.waiting_since for family in families.values())
             ),
-            proxy_mode=self._state.proxy_mode,
+            proxy_mode=self._inputs.proxy_mode,
         )
 
     def view(self) -> View:
         """What is known of each Service, at this moment."""
-        cluster = self._state.cluster
-        having: dict[Address, tuple[str, ...]] = {}
+        cluster = self._inputs.cluster
+        served: dict[Address, tuple[str, ...]] = {}
         for table in self._tables.values():
-            having.update(table.having)
-        errors = [self._news.last_trouble, *(table.last_error for table in self._tables.values())]
+            served.update(table.wanted.planner.having)
+        errors = [table.last_error for table in self._tables.values()]
+        errors.append(self._notices.last_trouble)
         return View(
             in_sync=self._was_in_sync,
             since=self._in_sync_since,
             node=cluster.node.name if cluster.node else "",
-            services=cluster.services or _NOTHING_TO_PROGRAM,
-            having=having,
-            problems=self._news.problems,
+            services=cluster.services or _NO_SERVICES,
+            served=served,
+            problems=self._notices.problems,
             last_error=max((error for error in errors if error is not None), default=None),
         )
 
@@ -176,47 +177,41 @@ class Agent:
         """Goes on with another configuration; nothing that was learnt is lost."""
         for family, programmer in programmers.items():
             self._tables[family].use(programmer)
-        self._become(replace(self._state, config=config), self._clock())
-        self._next_check = 0.0
+        self._become(replace(self._inputs, config=config), self._clock())
+        self._next_check = -math.inf
 
     def take_proxy_mode(self, mode: str | None) -> None:
-        """Takes all rules of Services away where kube-proxy's mode needs none; see `proxymode`."""
-        before = self._state.proxy_mode
-        if mode == before:
-            return
-        if unneeded_in(mode):
-            log.warning(
-                "kube-proxy is in %s mode, where external IPs work without this agent and not with"
-                " it: no Service gets rules",
-                mode,
-            )
-        elif unneeded_in(before):
-            log.info("kube-proxy is in %s mode: Services get their rules", mode)
-        self._become(replace(self._state, proxy_mode=mode), self._clock())
+        """Takes all rules of Services away where kube-proxy's mode needs none."""
+        before = self._inputs.proxy_mode
+        if mode != before:
+            self._notices.take_proxy_mode(before, mode)
+            self._become(replace(self._inputs, proxy_mode=mode), self._clock())
 
     def take(self, event: Event) -> None:
         """Notes what `event` says; the kernel is `tick`'s business."""
-        cluster = self._state.cluster
+        cluster = self._inputs.cluster
         if isinstance(event, Trouble):
-            self._news.take_trouble(event, self._clock())
+            self._notices.take_trouble(event, self._clock())
         elif isinstance(event, Recovered):
-            self._news.take_recovered(event)
+            self._notices.take_recovered(event)
         elif isinstance(event, Skipped):
-            self._news.take_skipped(event)
+            self._notices.take_skipped(event)
         elif isinstance(event, Restarted):
             self._restarts[event.reason] += 1
         else:
             told = cluster.with_node if event.resource == NODES else cluster.with_services
-            self._become(replace(self._state, cluster=told(event)), event.arrived)
+            self._become(replace(self._inputs, cluster=told(event)), event.arrived)
 
-    def _become(self, state: State, since: float) -> None:
-        """Goes by `state` from now on, since something was told at the time `since`."""
-        before = self._state
-        if state == before:
+    def _become(self, inputs: Inputs, since: float) -> None:
+        """Goes by `inputs` from now on, since something was told at the time `since`."""
+        before = self._inputs
+        if inputs == before:
             return
-        self._state = replace(state, version=before.version + 1)
+        self._inputs = replace(inputs, version=before.version + 1)
         self._behind_since = min(self._behind_since, since)
-        self._news.take_cluster(before.cluster, state.cluster, since)
+        self._notices.take_node(before.cluster, inputs.cluster)
+        for key, old in inputs.cluster.changes(before.cluster):
+            self._pending.setdefault(key, Pending(since, old))
 
     def tick(self) -> float:
         """Does what is due, and gives the time at which something will be due again."""
@@ -232,62 +227,65 @@ class Agent:
     def _do_what_is_due(self) -> float:
         now = self._clock()
         if not self._ready():
-            return now + self._state.config.drift_check_period
-        if self._planned is not self._state and now >= self._next_sync:
+            return now + self._inputs.config.drift_check_period
+        if self._planned is not self._inputs and now >= self._next_sync:
             self._plan()
             self._next_sync = now + _SYNC_INTERVAL
         looking = now >= self._next_check
-        if now >= self._next_doubt:
-            self._next_doubt = now + _DOUBT_PERIOD
+        if now >= self._next_resync:
+            self._next_resync = now + _RESYNC_PERIOD
             for table in self._tables.values():
-                table.doubt()
+                table.resync()
         # One that fails may hang until its time limit.
         for table in sorted(self._tables.values(), key=lambda table: table.error is not None):
             table.sync(looking)
         if looking:
             took = sum(table.check_seconds for table in self._tables.values())
             pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
-            self._next_check = now + max(self._state.config.drift_check_period, pause)
+            self._next_check = now + max(self._inputs.config.drift_check_period, pause)
         self._say_problems()
-        planned = self._planned is self._state
+        planned = self._planned is self._inputs
         if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
         return self._next_due(now)
 
     def _next_due(self, now: float) -> float:
         due = [self._next_check, now + _LISTEN_PERIOD]
-        due += [self._next_sync] if self._planned is not self._state else []
+        due += [self._next_sync] if self._planned is not self._inputs else []
         due += [table.due for table in self._tables.values()]
         return min(due)
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""
-        listed = self._state.cluster.listed
-        lacks = self._state.lacking if listed else ""
-        if lacks and lacks != self._lacked:
-            log.warning("waiting, and leaving all rules as they are: %s", lacks)
-        self._lacked = lacks
+        listed = self._inputs.cluster.listed
+        lacks = self._inputs.lacking if listed else ""
+        self._notices.take_lacking(lacks)
         return listed and not lacks
 
     def _plan(self) -> None:
-        state, since = self._state, self._behind_since
-        node = state.cluster.node
+        inputs, since = self._inputs, self._behind_since
+        node = inputs.cluster.node
         if node is None:
             raise RuntimeError("a plan without a Node")
-        if unneeded_in(state.proxy_mode):
-            self._news.forget_changes()
-        arrived = self._news.arrived()
+        if unneeded_in(inputs.proxy_mode):
+            # The kernel is not to know them.
+            self._pending = {}
         for table in self._tables.values():
-            table.plan(state.config, node, state.to_program, arrived, since)
-        self._planned, self._behind_since = state, math.inf
+            table.plan(inputs.config, node, inputs.to_program, self._pending, since)
+        self._planned, self._behind_since = inputs, math.inf
 
     def _say_problems(self) -> None:
-        self._refusals = frozenset().union(*(table.problems for table in self._tables.values()))
-        self._news.take_problems(self._state.cluster.problems | self._refusals)
+        self._refusals = frozenset().union(
+            *(table.wanted.problems for table in self._tables.values())
+        )
+        self._notices.take_problems(self._inputs.cluster.problems | self._refusals)
 
     def _say_synced(self) -> None:
-        services = self._state.cluster.services or _NOTHING_TO_PROGRAM
-        self._news.say_synced(self._clock(), self._state.config, services.get, self._serves)
+        pending, self._pending = self._pending, {}
+        services = self._inputs.cluster.services or _NO_SERVICES
+        self._notices.say_synced(
+            pending, self._clock(), self._inputs.config, services.get, self._serves
+        )
 
     def _serves(self, key: str, address: Address) -> bool:
-        return any(table.serves(key, address) for table in self._tables.values())
+        return any(key in table.wanted.planner.holders(address) for table in self._tables.values())

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import NamedTuple, Union
 
 from ipvs_node_agent.model.events import Changed, Deleted, Listed
-from ipvs_node_agent.model.objects import Node, Problem
+from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.model.services import Services
 
 Told = Union[Listed, Changed, Deleted]
+
+# All of a Node, where it is lost.
+WHOLE = ""
+
+
+class Pending(NamedTuple):
+    """A change that the kernel does not know: since when, and what the Service was `before`."""
+
+    since: float
+    before: Service | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,28 @@ class Cluster:
         of_node = self.node.problems if self.node is not None else ()
         services = self.services or Services()
         return frozenset(of_node).union(*(services[key].problems for key in services.troubled))
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """What this Node once had and has not at the moment; WHOLE where all of it is gone."""
+        last, told = self.node, self.told_node
+        if last is None or told is None:
+            return frozenset() if last is None else frozenset({WHOLE})
+        kinds = {
+            "pod CIDRs": (last.pod_cidrs, told.pod_cidrs),
+            "addresses": (last.addresses, told.addresses),
+        }
+        return frozenset(kind for kind, (had, has) in kinds.items() if had and not has)
+
+    def changes(self, before: Cluster) -> Iterator[tuple[str, Service | None]]:
+        """The keys of the Services with external IPs that changed, and what they were `before`."""
+        # The first list is no change to anybody.
+        if before.services is None or self.services is None:
+            return
+        for key in self.services.differing(before.services):
+            old, new = before.services.get(key), self.services.get(key)
+            if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
+                yield key, old
 
     def with_node(self, event: Told) -> Cluster:
         """After `event`, which is about the Node; itself where that says nothing new."""

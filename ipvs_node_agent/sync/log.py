@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Callable, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
 from ipvs_node_agent.model.objects import Problem, Service
-from ipvs_node_agent.sync.cluster import Cluster
+from ipvs_node_agent.rules.policy import unneeded_in
+from ipvs_node_agent.sync.cluster import WHOLE, Cluster, Pending
 
 log = logging.getLogger(__name__)
 
 _LINES_AT_ONCE = 20
 # What the API server sends again and again is said once, as long as it is not more than this.
 _REMEMBERED = 100
-# All of a Node.
-_WHOLE = ""
 
 
-class _Pending(NamedTuple):
-    """A change that the kernel does not know: since when, and what the Service was `before`."""
-
-    since: float
-    before: Service | None
-
-
-class News:
-    """Says what is new."""
+class Notices:
+    """Says what is new, and keeps what there is no need to say again."""
 
     def __init__(self) -> None:
         self._troubles: dict[str, str] = {}
         self.last_trouble: tuple[float, str] | None = None
         self._skipped: set[Skipped] = set()
         self.problems: frozenset[Problem] = frozenset()
-        self._pending: dict[str, _Pending] = {}
+        self._lacked = ""
 
     # The API server
 
@@ -68,6 +60,34 @@ class News:
             self._skipped.clear()
         self._skipped.add(event)
 
+    # The node
+
+    def take_node(self, before: Cluster, now: Cluster) -> None:
+        """The cluster is another one `now`; what this Node lost is said."""
+        name = now.node.name if now.node is not None else ""
+        for what in sorted(now.lost - before.lost):
+            if what == WHOLE:
+                log.warning("Node %s is gone from the API server; keeping its rules", name)
+            else:
+                log.warning("Node %s lost its %s; keeping the last ones", name, what)
+
+    def take_lacking(self, what: str) -> None:
+        """What is lacking before anything can be written; empty where nothing is."""
+        if what and what != self._lacked:
+            log.warning("waiting, and leaving all rules as they are: %s", what)
+        self._lacked = what
+
+    def take_proxy_mode(self, before: str | None, now: str | None) -> None:
+        """kube-proxy's mode is another one `now`."""
+        if unneeded_in(now):
+            log.warning(
+                "kube-proxy is in %s mode, where external IPs work without this agent and not with"
+                " it: no Service gets rules",
+                now,
+            )
+        elif unneeded_in(before):
+            log.info("kube-proxy is in %s mode: Services get their rules", now)
+
     # Services
 
     def take_problems(self, problems: frozenset[Problem]) -> None:
@@ -79,43 +99,15 @@ class News:
             log.warning("and %d problems more", len(new) - _LINES_AT_ONCE)
         self.problems = problems
 
-    def take_cluster(self, before: Cluster, now: Cluster, arrived: float) -> None:
-        """The cluster is another one `now`, which the kernel does not know yet."""
-        self._take_node(before, now)
-        # The first list is no change to anybody.
-        if before.services is None or now.services is None:
-            return
-        for key in now.services.differing(before.services):
-            old, new = before.services.get(key), now.services.get(key)
-            if any(s.load_balancer_ips or s.external_ips for s in (old, new) if s is not None):
-                self._pending.setdefault(key, _Pending(arrived, old))
-
-    def _take_node(self, before: Cluster, now: Cluster) -> None:
-        new = _losses(now) - _losses(before)
-        for what in sorted(new):
-            name = now.node.name if now.node is not None else ""
-            if what == _WHOLE:
-                log.warning("Node %s is gone from the API server; keeping its rules", name)
-            else:
-                log.warning("Node %s lost its %s; keeping the last ones", name, what)
-
-    def arrived(self) -> dict[str, float]:
-        """When it was told of those Services whose change the kernel does not know."""
-        return {key: pending.since for key, pending in self._pending.items()}
-
-    def forget_changes(self) -> None:
-        """The kernel is not to know them."""
-        self._pending = {}
-
     def say_synced(
         self,
+        pending: Mapping[str, Pending],
         now: float,
         config: Config,
         service: Callable[[str], Service | None],
         serves: Callable[[str, Address], bool],
     ) -> None:
-        """The kernel has all changes now; `serves` tells whether a Service has an address there."""
-        pending, self._pending = self._pending, {}
+        """The kernel has the changes that were `pending`; `serves` tells who has which address."""
         changed = {
             key: change
             for key, change in pending.items()
@@ -129,18 +121,6 @@ class News:
             log.info("%s: %s (%.0f ms)", key, shown, (now - change.since) * 1000)
         if len(changed) > _LINES_AT_ONCE:
             log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
-
-
-def _losses(cluster: Cluster) -> set[str]:
-    """What this Node once had and has not at the moment."""
-    last, told = cluster.node, cluster.told_node
-    if last is None or told is None:
-        return set() if last is None else {_WHOLE}
-    held = {
-        "pod CIDRs": (last.pod_cidrs, told.pod_cidrs),
-        "addresses": (last.addresses, told.addresses),
-    }
-    return {what for what, (had, has) in held.items() if had and not has}
 
 
 def _asked(service: Service | None, config: Config) -> tuple[Address, ...]:

@@ -1,6 +1,6 @@
-"""What the agent is at one moment, in figures: values that other threads may read.
+"""What the agent is at one moment: values that other threads may read.
 
-The main loop makes a new `Figures` each time it goes round and puts it in the place of the last
+The main loop makes a new `Published` each time it goes round and puts it in the place of the last
 one; whoever serves metrics and health reads that, and touches nothing else. All times are
 monotonic, as in the agent; `math.inf` and `-math.inf` stand for never.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ipvs_node_agent.config.settings import Chains
-from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Problem, Service
 
+# A change may wait so long for the kernel, and the main loop may take so long for one round.
+PATIENCE = 60.0
 
-class Meter(Protocol):
-    """Is told how long things took, in seconds, as they happen."""
+
+class Meter:
+    """Is told how long things took, in seconds, as they happen; this one forgets."""
 
     def synced(self, family: Family, seconds: float) -> None:
         """A family's table was written, or could not be."""
@@ -28,23 +29,12 @@ class Meter(Protocol):
         """So long ago the API server told of changes that the kernel now has."""
 
 
-class Unmetered:
-    """A `Meter` that forgets."""
-
-    def synced(self, family: Family, seconds: float) -> None:
-        """See `Meter`."""
-
-    def programmed(self, family: Family, seconds: Iterable[float]) -> None:
-        """See `Meter`."""
-
-
 @dataclass(frozen=True)
-class FamilyFigures:
+class FamilyState:
     """One family's table: what is wanted there, and how far it is there.
 
     `synced` is when the table was last known to hold what is wanted, `queued` when something else
-    was last wanted, and `waiting_since` since when something is wanted that is not there. `writes`
-    tells which of its chains were written.
+    was last wanted, and `waiting_since` since when something is wanted that is not there.
     """
 
     services: int = 0
@@ -54,17 +44,16 @@ class FamilyFigures:
     synced: float = -math.inf
     queued: float = -math.inf
     waiting_since: float = math.inf
-    writes: Writes = field(default_factory=Writes)
 
 
 @dataclass(frozen=True)
-class AgentFigures:
+class AgentState:
     """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel.
 
     `proxy_mode` is kube-proxy's, where it is known.
     """
 
-    families: Mapping[Family, FamilyFigures] = field(default_factory=dict)
+    families: Mapping[Family, FamilyState] = field(default_factory=dict)
     repairs: Mapping[str, int] = field(default_factory=dict)
     refusals: frozenset[Problem] = frozenset()
     restarts: Mapping[str, int] = field(default_factory=dict)
@@ -76,7 +65,7 @@ class AgentFigures:
 class View:
     """What the agent knows of each Service, for who asks; all of it stays as it is.
 
-    `since` is when `in_sync` became what it is. `having` has the external IPs with rules and the
+    `since` is when `in_sync` became what it is. `served` has the external IPs with rules and the
     Services that they are for, and `last_error` is the last thing that failed, and when.
     """
 
@@ -84,13 +73,13 @@ class View:
     since: float
     node: str
     services: Mapping[str, Service]
-    having: Mapping[Address, tuple[str, ...]]
+    served: Mapping[Address, tuple[str, ...]]
     problems: frozenset[Problem]
     last_error: tuple[float, str] | None
 
 
 @dataclass(frozen=True)
-class Figures:
+class Published:
     """The agent and the process around it.
 
     `turned` is when the main loop last went round, `ready` whether the kernel ever held everything;
@@ -100,7 +89,7 @@ class Figures:
     turned: float
     ready: bool = False
     sentence: str = ""
-    agent: AgentFigures = field(default_factory=AgentFigures)
+    agent: AgentState = field(default_factory=AgentState)
     config_stale: bool = False
     expires: float | None = None
     backend: str = ""
@@ -111,3 +100,13 @@ def in_sync_sentence(services: Mapping[str, int]) -> str:
     """What is said where the kernel holds everything: how many Services have rules, by family."""
     shown = ", ".join(f"{count} in {family}" for family, count in services.items() if count)
     return f"In sync; Services with rules: {shown or 'none'}"
+
+
+def sickness(published: Published, now: float) -> str:
+    """What keeps the agent from its work, with the seconds it has lasted; empty where nothing."""
+    silent, waits = now - published.turned, now - published.agent.waiting_since
+    if silent > PATIENCE:
+        return f"the main loop has been hanging for {silent:.0f} s"
+    if waits > PATIENCE:
+        return f"a change has not reached the kernel for {waits:.0f} s: {published.sentence}"
+    return ""

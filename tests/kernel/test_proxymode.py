@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ipvs_node_agent.host.kubeproxy import proxy_mode, unneeded_in
+from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.procfs import users_listening_on
 from ipvs_node_agent.model.addresses import FAMILIES
 from tests.kernel.conftest import Bed
@@ -132,11 +132,6 @@ def ask(namespace: Namespace, known: str) -> str | None:
 def test_an_answer_that_is_no_mode_is_none(namespace: Namespace, said: str) -> None:
     with kubeproxy.proxy_mode(namespace, said), namespace.enter():
         assert proxy_mode("ipvs") == "ipvs"
-
-
-def test_only_the_modes_that_are_known_to_need_no_agent_count() -> None:
-    modes = [None, "ipvs", "iptables", "nftables", "userspace", "new"]
-    assert [mode for mode in modes if unneeded_in(mode)] == ["iptables", "nftables"]
 
 
 def no_service_has_rules(bed: Bed) -> bool:

@@ -349,7 +349,7 @@ class World:
             plan, refused = self._expected(family, table)
             self._expect_table(family, table.copy(), plan)
             counts[family] = len(oracle.with_rules(plan.ruleset.chains.values()))
-            self._expect_figures(family, plan, counts[family])
+            self._expect_state(family, plan, counts[family])
             problems |= set(plan.problems)
             problems |= {Problem(key, "KernelRefused", "") for key in refused}
         found = {
@@ -392,14 +392,14 @@ class World:
                 f"wanted {wanted} and {jumps}"
             )
 
-    def _expect_figures(self, family: Family, plan: Any, services: int) -> None:
-        figures = self.agent.figures()
-        of = figures.families[family]
+    def _expect_state(self, family: Family, plan: Any, services: int) -> None:
+        state = self.agent.state()
+        of = state.families[family]
         chains = plan.ruleset.chains
         wanted = (services, sum(map(len, chains.values())), len(chains), math.inf)
         got = (of.services, of.rules, of.chains, of.waiting_since)
-        if got != wanted or figures.waiting_since != math.inf:
-            raise Violation(f"{family}: figures are {got}, wanted {wanted}")
+        if got != wanted or state.waiting_since != math.inf:
+            raise Violation(f"{family}: the state is {got}, wanted {wanted}")
 
     def _expect_words(self, counts: Mapping[Family, int]) -> None:
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)

@@ -10,19 +10,19 @@ from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.observe.counters import HOST, POD, Count
 from ipvs_node_agent.observe.metrics import Meters, Metrics
-from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
+from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
 from tests.support.promlint import read
 
 
 def text() -> str:
     """All metrics, with a sample of each."""
-    agent = AgentFigures(
-        families={family: FamilyFigures() for family in FAMILIES},
+    agent = AgentState(
+        families={family: FamilyState() for family in FAMILIES},
         repairs=dict.fromkeys(MEANINGS, 1),
         refusals=frozenset({Problem("default/bad", "Loopback", "refused")}),
         restarts=dict.fromkeys(RESTART_REASONS, 1),
     )
-    figures = Figures(-math.inf, agent=agent, expires=1.0)
+    figures = Published(-math.inf, agent=agent, expires=1.0)
     sums = {("default/web", path): Count(1, 60) for path in (POD, HOST)}
     return Metrics(Meters(), lambda: figures, lambda: sums).text().decode()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.nat.ruleset import owner
 from tests.support.faketable import FakeTable
@@ -36,7 +39,9 @@ class StandInKernel:
         self.certain = self.found is not None
         return self.backend != before
 
-    def programmers(self) -> dict[Family, Programmer]:
+    def programmers(
+        self, writes: Mapping[Family, Writes] | None = None
+    ) -> dict[Family, Programmer]:
         tables = self.backends[self.backend]
         return {family: Programmer(table, owner(self.names)) for family, table in tables.items()}
 

@@ -16,7 +16,7 @@ from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.observe.counters import HOST, POD, Count, Ledger, Sampler, Seen, found_in
-from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
+from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
 from tests.support.waiting import eventually
 
 WEB_POD, WEB_HOST = ("default/web", POD), ("default/web", HOST)
@@ -193,9 +193,9 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
 
 @pytest.fixture
 def sampler(tables: Tables) -> Iterator[Sampler]:
-    families = {IPV4: FamilyFigures(services=1, writes=tables.writes), IPV6: FamilyFigures()}
-    figures = Figures(0.0, agent=AgentFigures(families), backend="nft")
-    made = Sampler(lambda: figures, Launcher({}), tables.save)
+    families = {IPV4: FamilyState(services=1), IPV6: FamilyState()}
+    figures = Published(0.0, agent=AgentState(families), backend="nft")
+    made = Sampler(lambda: figures, {IPV4: tables.writes}, Launcher({}), tables.save)
     yield made
     tables.release.set()
     made.stop()

@@ -24,21 +24,21 @@ from ipvs_node_agent.observe.nodeevents import (
     conditions,
     event,
 )
-from ipvs_node_agent.sync.state import AgentFigures, Figures
+from ipvs_node_agent.sync.state import AgentState, Published
 from tests.support.agentnode import Clock
 from tests.support.apiserver import ApiServer
 from tests.support.pki import plain_kubeconfig
 
 NOW = 1000.0
-WELL = Figures(NOW, ready=True, sentence="In sync; Services with rules: 1 in IPv4")
+WELL = Published(NOW, ready=True, sentence="In sync; Services with rules: 1 in IPv4")
 BAD = Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address")
 
 
-def having(**known: object) -> Figures:
-    return replace(WELL, agent=AgentFigures(**known))  # type: ignore[arg-type]
+def having(**known: object) -> Published:
+    return replace(WELL, agent=AgentState(**known))  # type: ignore[arg-type]
 
 
-def told(figures: Figures, now: float = NOW) -> dict[str, str]:
+def told(figures: Published, now: float = NOW) -> dict[str, str]:
     return {condition.reason: condition.message for condition in conditions(figures, now)}
 
 

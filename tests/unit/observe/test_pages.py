@@ -16,8 +16,7 @@ from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count
 from ipvs_node_agent.observe.metrics import CONTENT_TYPE
 from ipvs_node_agent.observe.pages import Monitoring
-from ipvs_node_agent.sync.health import PATIENCE
-from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
+from ipvs_node_agent.sync.state import PATIENCE, AgentState, FamilyState, Published
 from tests.support.agentnode import (
     BUSY,
     EXTERNAL_4,
@@ -63,8 +62,8 @@ class Bed:
 
     def watch(self, node: Node) -> None:
         """Publishes what the agent on `node` is, as the main loop does."""
-        self.monitoring.figures = Figures(
-            node.clock.now, ready=True, sentence="As it is", agent=node.agent.figures()
+        self.monitoring.figures = Published(
+            node.clock.now, ready=True, sentence="As it is", agent=node.agent.state()
         )
 
     def text(self) -> str:
@@ -96,7 +95,7 @@ def metered(bed: Bed, *services: object) -> Node:
 def whole(bed: Bed) -> str:
     """All metrics, with a sample of each."""
     bed.watch(running(web("127.0.0.1", EXTERNAL_4)))
-    bed.monitoring.figures = Figures(
+    bed.monitoring.figures = Published(
         **{**vars(bed.monitoring.figures), "expires": 1_900_000_000, "config_stale": True}
     )
     bed.sums = {("default/web", POD): Count(3, 180), ("default/web", HOST): Count(5, 300)}
@@ -203,8 +202,8 @@ def test_failures_are_counted(bed: Bed) -> None:
 
 def test_times_are_those_of_the_clock_on_the_wall(bed: Bed) -> None:
     now = time.monotonic()
-    family = FamilyFigures(synced=now - 10, queued=now - 20)
-    bed.monitoring.figures = Figures(now, agent=AgentFigures({IPV4: family, IPV6: FamilyFigures()}))
+    family = FamilyState(synced=now - 10, queued=now - 20)
+    bed.monitoring.figures = Published(now, agent=AgentState({IPV4: family, IPV6: FamilyState()}))
     for name, ago in (("last_sync", 10), ("last_queued", 20)):
         moment = bed.value(f"{name}_timestamp_seconds", ip_family="IPv4")
         assert moment == pytest.approx(time.time() - ago, abs=1)
@@ -214,7 +213,7 @@ def test_times_are_those_of_the_clock_on_the_wall(bed: Bed) -> None:
 def test_a_table_found_right_counts_as_synced(bed: Bed) -> None:
     made = metered(bed, web(EXTERNAL_4))
     made.pass_time(30)
-    family = made.agent.figures().families[IPV4]
+    family = made.agent.state().families[IPV4]
     assert made.clock.now - family.synced <= 2.1
     assert made.clock.now - family.queued > 29
 
@@ -354,10 +353,10 @@ def test_a_main_loop_that_hangs_is_sickness(bed: Bed) -> None:
 
 
 def test_readiness_begins_with_the_first_sync(bed: Bed) -> None:
-    bed.monitoring.figures = Figures(0.0, sentence="Waiting: for something")
+    bed.monitoring.figures = Published(0.0, sentence="Waiting: for something")
     page = bed.monitoring.page("/readyz")
     assert (page.status, page.body) == (503, b"not ready: Waiting: for something\n")
-    bed.monitoring.figures = Figures(0.0, ready=True)
+    bed.monitoring.figures = Published(0.0, ready=True)
     assert bed.monitoring.page("/readyz").status == 200
 
 

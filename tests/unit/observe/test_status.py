@@ -17,7 +17,7 @@ from ipvs_node_agent.observe.status import (
     as_json,
     from_json,
 )
-from ipvs_node_agent.sync.state import Figures
+from ipvs_node_agent.sync.state import Published
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,
@@ -34,8 +34,8 @@ from tests.support.reports import WHOLE
 
 def told(node: Node, **sums: Count) -> Report:
     """The report of the agent on `node`, whose clock is 1000 s behind the one on the wall."""
-    figures = Figures(
-        node.clock.now, sentence=node.agent.sentence(), agent=node.agent.figures(), backend="nft"
+    figures = Published(
+        node.clock.now, sentence=node.agent.sentence(), agent=node.agent.state(), backend="nft"
     )
     paths = {("default/web", path): count for path, count in sums.items()}
     return status.report(figures, node.agent.view(), paths, lambda moment: moment + 1000)
@@ -107,7 +107,7 @@ def test_an_agent_that_knows_nothing_yet_is_not_in_sync() -> None:
 
 
 def test_an_agent_that_does_not_answer_is_told_by_its_last_sentence() -> None:
-    figures = Figures(500.0, sentence="In sync; ...", backend="nft")
+    figures = Published(500.0, sentence="In sync; ...", backend="nft")
     made = status.report(figures, None, {}, lambda moment: moment + 1000)
     assert (made.state, made.sentence, made.since) == (status.HANGING, "In sync; ...", 1500.0)
 
@@ -119,7 +119,7 @@ def test_what_was_told_stays_as_it_was() -> None:
     node.put(other())
     node.settle()
     assert set(view.services) == {"default/web"}
-    assert list(view.having.values()) == [("default/web",)]
+    assert list(view.served.values()) == [("default/web",)]
 
 
 # 2. JSON

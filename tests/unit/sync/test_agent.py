@@ -1091,7 +1091,7 @@ def test_where_kube_proxy_needs_no_agent_no_service_has_rules(
         assert site.agent.sentence() == (
             f"Not needed: kube-proxy is in {mode} mode; no Service has rules"
         )
-        assert site.agent.figures().proxy_mode == mode
+        assert site.agent.state().proxy_mode == mode
     assert [text.partition(",")[0] for text in said(caplog, "^kube-proxy")] == [
         "kube-proxy is in iptables mode",
         "kube-proxy is in nftables mode",
@@ -1112,7 +1112,7 @@ def test_what_changes_there_counts_when_ipvs_is_back(caplog: pytest.LogCaptureFi
     site.settle()
     site.holds(("10.19.20.202", "web", CLUSTER_4))
     assert said(caplog, "^kube") == ["kube-proxy is in ipvs mode: Services get their rules"]
-    assert site.agent.figures().proxy_mode == "ipvs"
+    assert site.agent.state().proxy_mode == "ipvs"
 
 
 @pytest.mark.parametrize("mode", [None, "ipvs", "userspace"])

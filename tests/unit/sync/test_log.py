@@ -6,11 +6,11 @@ import pytest
 
 from ipvs_node_agent.model.events import Skipped
 from ipvs_node_agent.sync import log
-from ipvs_node_agent.sync.log import News
+from ipvs_node_agent.sync.log import Notices
 
 
 def test_what_is_passed_over_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    made = News()
+    made = Notices()
     for _ in range(3):
         made.take_skipped(Skipped("services", "wanted a Service, got 'Pod'"))
     assert len(caplog.records) == 1
@@ -20,7 +20,7 @@ def test_what_is_remembered_for_that_is_bounded(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "_REMEMBERED", 3)
-    made = News()
+    made = Notices()
     for n in (0, 1, 2, 3, 3, 0):
         made.take_skipped(Skipped("services", f"the {n}th"))
     # The fourth has the first three forgotten.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
 from ipvs_node_agent.rules.mark import CHAINS
-from ipvs_node_agent.sync.blame import culprits, probe, service_of, suspects
+from ipvs_node_agent.sync.refused import probe, refused_of, service_of, services_in
 
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
 GOOD, BAD = RULE.format("good"), RULE.format("bad")
@@ -34,7 +34,7 @@ def test_a_rule_says_whose_it_is() -> None:
 
 def test_suspected_is_who_has_a_rule_in_a_written_chain() -> None:
     written = {"A": (RULE.format("old"), RULE.format("new")), "B": ("-j A",)}
-    assert suspects(written) == {"default/new", "default/old"}
+    assert services_in(written) == {"default/new", "default/old"}
 
 
 @settings(max_examples=200)
@@ -46,7 +46,7 @@ def test_the_guilty_are_found_and_nobody_else(everybody: set[int], data: st.Data
     names = frozenset(str(number) for number in data.draw(guilty))
     again = {str(number) for number in everybody if number % 7 == 0}
     groups = [again, {*map(str, everybody)} - again]
-    assert culprits(groups, lambda keys: not names & keys) == (names, frozenset())
+    assert refused_of(groups, lambda keys: not names & keys) == (names, frozenset())
 
 
 def test_where_not_even_the_rules_of_none_are_taken_it_is_nobodys_fault() -> None:
@@ -56,7 +56,7 @@ def test_where_not_even_the_rules_of_none_are_taken_it_is_nobodys_fault() -> Non
         asked.append(keys)
         return False
 
-    assert culprits([["a", "b"]], takes) == (frozenset(), frozenset())
+    assert refused_of([["a", "b"]], takes) == (frozenset(), frozenset())
     assert asked == [frozenset()]
 
 
@@ -70,7 +70,7 @@ def test_who_is_not_asked_about_in_time_is_not_known() -> None:
         tries.append(keys)
         return not bad & keys
 
-    guilty, untold = culprits([everybody], takes)
+    guilty, untold = refused_of([everybody], takes)
     assert guilty
     assert guilty <= bad <= guilty | untold
     assert len(tries) == 65

@@ -1,0 +1,64 @@
+"""What others do to one family's table: how often it is undone, and what is said of it.
+
+Who fights with us is said to do so once, and is not given more than a share of our time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ipvs_node_agent.nat import drift
+from ipvs_node_agent.nat.ruleset import Change
+
+# A repair of the same kind within this time is counted, and not said again.
+_QUIET = 60.0
+# After so many of the same kind: this long between two repairs, and no more than a share of a core.
+_PATIENCE, _REST, _REPAIR_SHARE = 5, 2.0, 0.2
+# Looks that others cause, and that find nothing changed, take no more than this share of a core.
+_LOOK_SHARE = 0.05
+
+
+class Repairs:
+    """Counts repairs by their reason; there is to be no look for drift before `rest_until`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.rest_until = 0.0
+        self._times: dict[str, list[float]] = {}
+
+    def note(self, change: Change, seconds: float, now: float) -> bool:
+        """A look or a write has just ended in `change`, after so many seconds.
+
+        False where the like was undone a short time ago, and need not be said again.
+        """
+        self.counts.update(change.repairs)
+        fresh = not change.repairs
+        for reason in change.repairs:
+            last = [time for time in self._times.get(reason, ()) if now - time < _QUIET]
+            self._times[reason] = [*last, now]
+            fresh = fresh or not last
+            if len(last) >= _PATIENCE:
+                self.rest_until = now + max(_REST, seconds / _REPAIR_SHARE)
+        if not change:
+            self.rest_until = max(self.rest_until, now + min(seconds / _LOOK_SHARE, _REST))
+        return fresh
+
+
+def described(change: Change) -> str:
+    """What was written, in a few words."""
+    parts: tuple[tuple[int, str, str], ...] = (
+        (len(change.written), "chain", ""),
+        (sum(map(len, change.written.values())), "rule", ""),
+        (len(change.dropped), "chain", " removed"),
+        (len(change.hooked), "jump", ""),
+    )
+    shown = ", ".join(
+        f"{count} {what}{'' if count == 1 else 's'}{then}" for count, what, then in parts if count
+    )
+    return f"{'repaired' if change.repairs else 'wrote'} {shown or 'jumps removed'}"
+
+
+def explained(change: Change) -> str:
+    """What had to be repaired, as the end of a sentence; empty where nothing had."""
+    shown = " and ".join(drift.MEANINGS[reason] for reason in change.repairs)
+    return f": {shown} (the like is not said again within {_QUIET:.0f} s)" if shown else ""
