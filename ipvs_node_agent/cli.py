@@ -26,6 +26,7 @@ from ipvs_node_agent.model.objects import (
     read_service,
 )
 from ipvs_node_agent.nat.ruleset import Found, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 
 PROGRAM = "ipvs-node-agent"
@@ -258,7 +259,7 @@ def _render(options: argparse.Namespace) -> int:
     planned = plan(config, Snapshot(services, node), options.family)
     for problem in (*reading.problems(services, node), *planned.problems):
         _note(str(problem))
-    _print(difference(Found(), planned.ruleset).restore_input())
+    _print(restore_input(difference(Found(), planned.ruleset)))
     return reading.status
 
 
@@ -321,9 +322,7 @@ def _diff(options: argparse.Namespace) -> int:
     from ipvs_node_agent.commands.diff import pending_changes
 
     changes = pending_changes(load(options.config), _note)
-    text = "".join(
-        f"# {command} --noflush\n{change.restore_input()}" for command, change in changes
-    )
+    text = "".join(f"# {command} --noflush\n{restore_input(change)}" for command, change in changes)
     _print(coloured_change(text) if takes_colours(sys.stdout) else text)
     return PENDING if changes else OK
 

@@ -13,7 +13,7 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.kubeproxy import proxy_mode, to_program
 from ipvs_node_agent.host.rundir import only_one, own_names
 from ipvs_node_agent.iptables.backends import Kernel, clean
-from ipvs_node_agent.iptables.table import launch
+from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
@@ -60,6 +60,7 @@ def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
     """What has to be changed for all of `seen` to have its rules. Raises RefusedError."""
     chains = config.chains
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
+    kernel.choose()
     changes: list[tuple[str, Change]] = []
     for family, programmer in kernel.programmers().items():
         found = programmer.read()

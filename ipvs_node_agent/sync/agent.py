@@ -40,7 +40,7 @@ from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
-from ipvs_node_agent.nat import drift
+from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.rules.render import lacking
 from ipvs_node_agent.sync.cluster import Cluster
 from ipvs_node_agent.sync.family import FamilyTable
@@ -144,7 +144,7 @@ class Agent:
     def figures(self) -> AgentFigures:
         """The agent in figures, at this moment."""
         families = {family: table.figures for family, table in self._tables.items()}
-        repairs = Counter(dict.fromkeys(drift.MEANINGS, 0))
+        repairs = Counter(dict.fromkeys(DRIFT, 0))
         for table in self._tables.values():
             repairs.update(table.repairs)
         return AgentFigures(

@@ -6,7 +6,6 @@ chains that no packet reaches, so that nothing of what is in force changes while
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Callable
@@ -14,24 +13,18 @@ from typing import Callable
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, stem
 from ipvs_node_agent.nat.ruleset import Change, Found, Rules, Ruleset
+from ipvs_node_agent.nat.ruletext import service
 
 # So many restores at most are tried to find out at one time.
 _TRIES = 64
-_COMMENT = re.compile(r'-m comment --comment "([^"]*)"')
 # The kernel judges only rules that a packet may come to, as far as it can tell. None is sent to
 # the unspecified address: who connects to it connects to loopback.
 _NOWHERE = {4: "0.0.0.0/32", 6: "::/128"}
 
 
-def service_of(rule: str) -> str:
-    """The key of the Service that `rule` (or a line with it) is for; empty where it is none's."""
-    found = _COMMENT.search(rule)
-    return found[1] if found else ""
-
-
 def suspects(written: Mapping[str, Rules]) -> frozenset[str]:
     """The Services that have a rule in the chains that are `written`."""
-    return frozenset(service_of(rule) for rules in written.values() for rule in rules) - {""}
+    return frozenset(service(rule) for rules in written.values() for rule in rules) - {""}
 
 
 def culprits(
@@ -100,4 +93,4 @@ def _rules_of(keys: frozenset[str], chains: Mapping[str, Rules], top: str) -> It
     """The rules of the Services `keys` in the tree below the chain `top`."""
     for name, rules in chains.items():
         if name == top or name.startswith(f"{stem(top)}-"):
-            yield from (rule for rule in rules if service_of(rule) in keys)
+            yield from (rule for rule in rules if service(rule) in keys)

@@ -19,14 +19,14 @@ from types import MappingProxyType
 from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.iptables.programmer import Misfit, Programmer
-from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.model.services import Services
-from ipvs_node_agent.nat import drift
-from ipvs_node_agent.nat.ruleset import Change, Ruleset
+from ipvs_node_agent.nat import ruletext
+from ipvs_node_agent.nat.ruleset import DRIFT, Change, Ruleset
 from ipvs_node_agent.rules.planner import Basis, Plan, Planner, Replanner
 from ipvs_node_agent.sync import blame
 from ipvs_node_agent.sync.refused import Refused
@@ -277,7 +277,7 @@ class FamilyTable:
         if not error.by_content:
             return False
         services, why, now = self._basis.services, str(error), self._clock()
-        key = blame.service_of(error.blamed)
+        key = ruletext.service(error.blamed)
         if key in services and key not in self._basis.left_out:
             self._refused.add([key], services, why, now)
             return True
@@ -419,5 +419,5 @@ def _described(change: Change) -> str:
 
 def _explained(repairs: Iterable[str]) -> str:
     """What had to be repaired, as the end of a sentence; empty where nothing had."""
-    shown = " and ".join(drift.MEANINGS[reason] for reason in repairs)
+    shown = " and ".join(DRIFT[reason] for reason in repairs)
     return f": {shown} (the like is not said again within {_QUIET:.0f} s)" if shown else ""

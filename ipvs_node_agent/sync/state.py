@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ipvs_node_agent.config.settings import Chains
-from ipvs_node_agent.iptables.writes import Writes
+from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Problem, Service
 

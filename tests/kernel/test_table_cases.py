@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, Table, TableError, launch
+from ipvs_node_agent.iptables.command import TableError, launch
+from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, Table
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace

@@ -14,7 +14,7 @@ import yaml
 
 from ipvs_node_agent.apiserver import follower
 from ipvs_node_agent.cli import PROGRAM
-from ipvs_node_agent.nat import drift
+from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.observe import nodeevents
 from tests.support.documents import OPERATIONS, first_code
 from tests.support.exposed import text
@@ -43,13 +43,11 @@ def test_every_metric_has_a_row_with_its_type_and_labels() -> None:
     assert shown == exposed
 
 
-@pytest.mark.parametrize(
-    "reasons", [drift.MEANINGS, follower.RESTART_REASONS], ids=["drift", "watch"]
-)
+@pytest.mark.parametrize("reasons", [DRIFT, follower.RESTART_REASONS], ids=["drift", "watch"])
 def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
     rows = [first_code(row[0]) for row in OPERATIONS.table("Metrics") if len(row) == 2]
     assert set(reasons) <= set(rows)
-    assert len(rows) == len(drift.MEANINGS) + len(follower.RESTART_REASONS)
+    assert len(rows) == len(DRIFT) + len(follower.RESTART_REASONS)
 
 
 def test_every_alert_has_a_row() -> None:
@@ -98,6 +96,7 @@ _WITH_REASONS = (
     *(
         "config/settings",
         "sync/family",
+        "iptables/command",
         "iptables/table",
         "apiserver/bodies",
         "apiserver/client",
@@ -254,9 +253,9 @@ def reasons_of_errors() -> set[str]:
                 else:
                     found.add(text_of(argument))
     # What a command that failed leaves, and the hints that say more than its own words.
-    found |= {text for text in strings(function("iptables/table", "_failure")) if " " in text}
-    found |= returned("iptables/table", "_hint") | constants(
-        "iptables/table", "FOREIGN_HINT", "LOCKED_HINT"
+    found |= {text for text in strings(function("iptables/command", "_failure")) if " " in text}
+    found |= returned("iptables/command", "_hint") | constants(
+        "iptables/command", "FOREIGN_HINT", "LOCKED_HINT"
     )
     found |= returned("sync/agent", "lacking") | returned("rules/render", "lacking")
     return {

@@ -25,7 +25,7 @@ from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Node, Problem, Service
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
 from tests.simulation import history as story
 from tests.simulation import oracle

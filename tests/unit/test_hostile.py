@@ -31,7 +31,7 @@ from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOpt
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.rules.planner import Planner, plan
 from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
 from tests.support.asked import Asked

@@ -25,7 +25,7 @@ from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json, as_l
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.errors import RefusedError, UsageError
-from ipvs_node_agent.iptables.table import TableError
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, parse_address, parse_network
 from ipvs_node_agent.model.objects import read_node, read_service
 from ipvs_node_agent.nat.ruleset import Change, Found

@@ -33,7 +33,8 @@ from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.saveformat import restore_input
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.faketable import FakeTable
@@ -66,7 +67,7 @@ class StandInKernel:
         launcher: Launcher,
         options: IptablesOptions,
         names: frozenset[str],
-        guest: str,
+        mark: str,
         backend: str = "nft",
     ) -> None:
         self.names = names
@@ -798,10 +799,10 @@ def test_pending_changes_are_those_that_run_would_make_and_are_not_made(
     config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
     changes = diff.pending_changes(config, lambda _: None)
     assert [command for command, _ in changes] == ["iptables-nft-restore", "ip6tables-nft-restore"]
-    assert "10.19.20.201" in changes[0][1].restore_input()
+    assert "10.19.20.201" in restore_input(changes[0][1])
     assert not rules(kernel)
     for (_, change), table in zip(changes, kernel.backends["nft"].values()):
-        table.restore(change.restore_input())
+        table.restore(restore_input(change))
     assert not diff.pending_changes(config, lambda _: None)
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ipvs_node_agent.nat.drift import MEANINGS, reasons
-from ipvs_node_agent.nat.ruleset import Found
+from ipvs_node_agent.nat.ruleset import DRIFT, Found, drift
 
 LEFT = Found(
     chains={"A": ("-j RETURN", "-j ACCEPT"), "B": ()},
@@ -28,7 +27,7 @@ def jumps(*found: tuple[int, str]) -> Found:
     ("found", "expected"),
     [
         (LEFT, ()),
-        (replace(LEFT, foreign=frozenset(), held=frozenset({"A"})), ()),
+        (replace(LEFT, foreign=frozenset(), referenced=frozenset({"A"})), ()),
         (Found(), ("TableFlushed",)),
         (replace(LEFT, chains={"B": ()}), ("ChainMissing",)),
         (chains(A=()), ("ChainFlushed",)),
@@ -47,9 +46,9 @@ def jumps(*found: tuple[int, str]) -> Found:
     ],
 )
 def test_each_kind_has_its_word(found: Found, expected: tuple[str, ...]) -> None:
-    assert reasons(LEFT, found) == expected
-    assert set(expected) <= MEANINGS.keys()
+    assert drift(LEFT, found) == expected
+    assert set(expected) <= DRIFT.keys()
 
 
 def test_an_empty_table_that_stays_empty_is_no_drift() -> None:
-    assert reasons(Found(), Found(foreign=frozenset({"KUBE-SERVICES"}))) == ()
+    assert drift(Found(), Found(foreign=frozenset({"KUBE-SERVICES"}))) == ()

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.nat.ruleset import (
-    Change,
-    Found,
-    Ruleset,
-    difference,
-    owner,
-    parse_save,
-    settled,
-)
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset, applied, difference
+from ipvs_node_agent.nat.saveformat import parse_save, restore_input
 
 OURS = owner(frozenset({"IPVS_PREROUTING", "IPVS_OUTPUT"}))
 
@@ -128,7 +122,7 @@ def test_chains_of_others_are_told_apart_from_those_that_have_a_rule() -> None:
 )
 def test_a_chain_of_ours_is_held_by_somebody_elses_rule(rule: str) -> None:
     read = found(":DOCKER - [0:0]", ":IPVS_OUTPUT - [0:0]", rule)
-    assert read.held == {"IPVS_OUTPUT"}
+    assert read.referenced == {"IPVS_OUTPUT"}
     assert read.jumps == {}
 
 
@@ -144,7 +138,7 @@ def test_a_chain_of_ours_is_held_by_somebody_elses_rule(rule: str) -> None:
 )
 def test_a_chain_of_ours_is_not_held_by_anything_else(rule: str) -> None:
     read = found(":IPVS_OUTPUT - [0:0]", ":IPVS_OUTPUT2 - [0:0]", ":IPVS_PREROUTING - [0:0]", rule)
-    assert read.held == frozenset()
+    assert read.referenced == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -196,12 +190,12 @@ def test_where_everything_is_right_there_is_no_change() -> None:
 
 
 def test_an_empty_change_is_an_input_that_does_nothing() -> None:
-    assert Change().restore_input() == "*nat\nCOMMIT\n"
+    assert restore_input(Change()) == "*nat\nCOMMIT\n"
 
 
 def change_lines(*have: str, wanted: Ruleset = WANTED) -> list[str]:
     """The lines between *nat and COMMIT that make `have` what is wanted."""
-    first, *lines, last, end = difference(found(*have), wanted).restore_input().split("\n")
+    first, *lines, last, end = restore_input(difference(found(*have), wanted)).split("\n")
     assert (first, last, end) == ("*nat", "COMMIT", "")
     return lines
 
@@ -322,10 +316,10 @@ def test_what_is_there_afterwards_is_known_without_looking() -> None:
         "-A DOCKER -j IPVS_OUTPUT-1",
         "-A IPVS_OUTPUT-1 -j ACCEPT",
     )
-    assert settled(before, WANTED) == Found(
+    assert applied(before, WANTED) == Found(
         chains={"IPVS_OUTPUT-1": (), **WANTED.chains},
         jumps={"PREROUTING": ((1, "IPVS_PREROUTING"),), "OUTPUT": ((1, "IPVS_OUTPUT"),)},
         foreign=frozenset({"DOCKER"}),
-        held=frozenset({"IPVS_OUTPUT-1"}),
+        referenced=frozenset({"IPVS_OUTPUT-1"}),
         filled=frozenset({"DOCKER"}),
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
 from ipvs_node_agent.rules.mark import CHAINS
-from ipvs_node_agent.sync.blame import culprits, probe, service_of, suspects
+from ipvs_node_agent.sync.blame import culprits, probe, suspects
 
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
 GOOD, BAD = RULE.format("good"), RULE.format("bad")
@@ -25,11 +25,6 @@ WANTED = Ruleset(
     JUMPS,
 )
 JUMP = "-d 0.0.0.0/32 -j IPVS_{}-probe"
-
-
-def test_a_rule_says_whose_it_is() -> None:
-    assert service_of(RULE.format("web")) == "default/web"
-    assert service_of("-d 10.19.0.0/16 -j IPVS_OUTPUT-0a130000-16") == ""
 
 
 def test_suspected_is_who_has_a_rule_in_a_written_chain() -> None:
