@@ -17,7 +17,7 @@ from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.kubeproxy import to_program
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change
-from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.rules.policy import lacking
 
 # A running agent may be in the middle of a change: it is given this long to end it, in seconds.
 _PATIENCE = 3.0

@@ -17,7 +17,7 @@ from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.rules.planner import plan
-from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.rules.policy import lacking
 from ipvs_node_agent.sync.agent import NODES, SERVICES
 
 

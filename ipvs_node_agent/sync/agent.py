@@ -41,7 +41,7 @@ from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import DRIFT
-from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.rules.policy import lacking
 from ipvs_node_agent.sync.cluster import Cluster
 from ipvs_node_agent.sync.family import FamilyTable
 from ipvs_node_agent.sync.log import News

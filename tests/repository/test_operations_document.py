@@ -220,10 +220,11 @@ def reasons_of_problems() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and text_of_function(node) == "Problem":
                 found |= {text_of(argument) for argument in node.args[1:2]} - {"..."}
-    # Of those that claims.py refuses, each stands in front of why.
-    for node in ast.walk(trees()["rules/claims"]):
-        if isinstance(node, ast.Tuple) and len(node.elts) > 1:
-            found |= {text_of(node.elts[0])}
+    # Of the addresses that are refused, each word stands in front of why.
+    for module in ("rules/policy", "rules/claims"):
+        for node in ast.walk(trees()[module]):
+            if isinstance(node, ast.Tuple) and len(node.elts) > 1:
+                found |= {text_of(node.elts[0])}
     return {word for word in found if re.fullmatch(r"[A-Z][A-Za-z]+", word)}
 
 
@@ -257,7 +258,7 @@ def reasons_of_errors() -> set[str]:
     found |= returned("iptables/command", "_hint") | constants(
         "iptables/command", "FOREIGN_HINT", "LOCKED_HINT"
     )
-    found |= returned("sync/agent", "lacking") | returned("rules/render", "lacking")
+    found |= returned("sync/agent", "lacking") | returned("rules/policy", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
     } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}

@@ -58,7 +58,7 @@ MUTATIONS = [
     ),
     (
         "rules are written for a Node without addresses",
-        "rules/render.py",
+        "rules/policy.py",
         "    if not node.addresses:\n",
         "    if False:\n",
     ),

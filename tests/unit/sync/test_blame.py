@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
-from ipvs_node_agent.rules.mark import CHAINS
+from ipvs_node_agent.rules.render import MARK_CHAINS
 from ipvs_node_agent.sync.blame import culprits, probe, suspects
 
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
@@ -98,10 +98,10 @@ def test_the_next_question_only_writes_other_rules() -> None:
 def test_what_is_not_there_yet_is_made_and_led_to(
     jumps: dict[str, tuple[tuple[int, str], ...]],
 ) -> None:
-    wanted = Ruleset({**WANTED.chains, **CHAINS}, JUMPS)
+    wanted = Ruleset({**WANTED.chains, **MARK_CHAINS}, JUMPS)
     change, after = probe(IPV4, wanted, Found({}, jumps), frozenset())
     assert change.written[PODS] == (JUMP.format("PREROUTING"),)
-    assert CHAINS.items() <= change.written.items()
+    assert MARK_CHAINS.items() <= change.written.items()
     assert set(change.hooked) == {pair for pair in JUMPS.items() if pair[0] not in jumps}
     assert after.jumps == {"PREROUTING": ((1, PODS),), "OUTPUT": ((1, HOST),)}
 
