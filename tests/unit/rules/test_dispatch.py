@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
-from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, owner, stem
+from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, owner
 from ipvs_node_agent.nat.ruleset import Found, Rules, applied, difference
 from ipvs_node_agent.rules.dispatch import Entry, Tree, destination
 from ipvs_node_agent.rules.planner import Planner, plan
@@ -434,11 +434,6 @@ def test_a_name_says_its_prefix() -> None:
                 network = ipaddress.ip_network(rule.split(" ")[1])
                 number, length = int(network.network_address), network.prefixlen
                 assert target(rule).endswith(f"-{number:08x}/{length}")
-
-
-def test_the_stem_of_a_short_name_is_the_name() -> None:
-    assert stem("IPVS_PREROUTING") == "IPVS_PREROUTING"
-    assert stem("IPVS_PREROUTINGS") != stem("IPVS_PREROUTINGT")
 
 
 def test_prefixes_whose_digests_are_equal_have_different_names(
