@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.procfs import Process
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Service
 from ipvs_node_agent.nat.ruleset import Change, Found
@@ -64,7 +65,7 @@ class TableFacts:
     found: Found = field(default_factory=Found)
     first: Mapping[str, str] = field(default_factory=dict)
     masquerading: bool = False
-    error: AgentError | None = None
+    error: TableError | None = None
 
     @property
     def chains(self) -> frozenset[str]:

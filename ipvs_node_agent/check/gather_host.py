@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -24,19 +23,10 @@ from ipvs_node_agent.host.procfs import (
     users_listening_on,
 )
 from ipvs_node_agent.host.rundir import directory, own_names
-from ipvs_node_agent.iptables.backends import Kernel
+from ipvs_node_agent.iptables.backends import Kernel, detect_backend, installed
+from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import (
-    BACKENDS,
-    FOREIGN_HINT,
-    LEGACY,
-    KernelTable,
-    TableError,
-    detect_backend,
-    installed,
-    launch,
-    legacy_tables,
-)
+from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, may_read
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
     Address,
@@ -44,7 +34,8 @@ from ipvs_node_agent.model.addresses import (
     parse_host_port,
     reached_at,
 )
-from ipvs_node_agent.nat.ruleset import owner, parse_save
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.saveformat import parse_save
 
 _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0
@@ -67,12 +58,13 @@ def look_at_host(config: Config) -> HostFacts:
     may_program = _may_program()
     launcher = launch()
     names = own_names(config.chains)
-    guest = config.chains.mark_masquerade
-    kernel = Kernel(launcher, config.iptables, names, guest) if may_program else None
+    kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade)
+    if may_program:
+        kernel.choose()
     return HostFacts(
         may_program=may_program,
         kubelet_backend=_kubelet_backend(launcher) if may_program else None,
-        backend=kernel.backend if kernel else "nft",
+        backend=kernel.backend,
         tables=tuple(_tables(launcher, config, names)) if may_program else (),
         proxy=_proxy(),
         holder=lock_holder(directory() / "lock"),
@@ -84,7 +76,7 @@ def look_at_host(config: Config) -> HostFacts:
             _search(f"/etc/iptables/rules.v{version}", rf"^:{config.chains.output}\b")
             for version in (4, 6)
         ),
-        conntrack=shutil.which("conntrack", path=f"{os.defpath}:/usr/sbin:/sbin") is not None,
+        conntrack=find("conntrack") is not None,
         settings=_settings(),
         pods=tuple(_pods()),
     )
@@ -106,8 +98,7 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
     owns = owner(names)
     for backend in BACKENDS:
         for family in FAMILIES:
-            # Reading a legacy table makes it.
-            if backend == LEGACY and "nat" not in legacy_tables(family):
+            if not may_read(family, backend):
                 yield TableFacts(family, backend)
                 continue
             if not installed(family, backend) and backend != config.iptables.backend:
@@ -118,9 +109,8 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
                 yield TableFacts(family, backend, error=error)
                 continue
             if _FOREIGN_BASE_CHAINS.search(text):
-                why = "holds what was made with nft, and iptables cannot use it"
-                command = f"{family.command}-{backend}-save"
-                yield TableFacts(family, backend, error=TableError(command, why, FOREIGN_HINT))
+                save = f"{family.command}-{backend}-save"
+                yield TableFacts(family, backend, error=foreign(save))
                 continue
             first: dict[str, str] = {}
             for chain, rule in re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE):
@@ -147,7 +137,7 @@ def _proxy() -> KubeProxy:
 
 def _said(*command: str) -> str:
     """What a command prints; empty where it fails or is not there."""
-    path = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    path = find(command[0])
     if path is None:
         return ""
     try:

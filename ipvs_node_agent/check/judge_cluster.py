@@ -23,8 +23,9 @@ from ipvs_node_agent.model.addresses import (
     show_network,
 )
 from ipvs_node_agent.model.objects import Problem, Snapshot
+from ipvs_node_agent.rules import policy
 from ipvs_node_agent.rules.planner import plan
-from ipvs_node_agent.rules.render import pod_cidrs
+from ipvs_node_agent.rules.policy import pod_cidrs
 
 # The kubelet renews its certificate at 70 to 90 % of its lifetime.
 _RENEWED_BY = 0.92
@@ -169,10 +170,7 @@ def external_ips(facts: Facts) -> Iterator[Finding]:
         ip
         for service in cluster.services.values()
         if not service.skipped
-        for ip in (
-            *service.load_balancer_ips,
-            *(service.external_ips if config.services.external_ips else ()),
-        )
+        for ip in policy.external_ips(service, config)
     }
     inside = [p for p in problems if p.reason == "PodCIDR"]
     if inside:

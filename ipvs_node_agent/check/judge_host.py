@@ -9,6 +9,7 @@ from ipvs_node_agent.check.facts import Facts, TableFacts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.model.addresses import IPV4, Family
+from ipvs_node_agent.nat.ruletext import target
 
 _REMOVE = "apt purge ipvs-node-agent"
 _UNIT = "ipvs-node-agent.service"
@@ -119,7 +120,8 @@ def nat_tables(facts: Facts) -> Iterator[Finding]:
     """Whether they can be used, whether marks are masqueraded, and whether our jumps are first."""
     for table in _used(facts):
         if table.error is not None:
-            yield failed(f"nat table, {table.family}", table.error, _show_nat(table))
+            mend = "apt install iptables" if table.error.missing else _show_nat(table)
+            yield failed(f"nat table, {table.family}", table.error, mend)
         else:
             yield Finding(OK, f"nat table, {table.family}", f"iptables-{table.backend} reads it")
             yield from _masquerade(facts, table)
@@ -182,8 +184,8 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
             yield Finding(FAIL, f"jumps, {table.family}", text, mend)
         elif places[0] > 1:
             bad = True
-            target = table.first.get(built_in, "").rpartition(" -j ")[2].partition(" ")[0]
-            text = f"{built_in} jumps to {name} behind {target}, which ends the walk of packets"
+            first = target(table.first.get(built_in, ""))
+            text = f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
             yield Finding(FAIL, f"jumps, {table.family}", text, mend)
     if not bad:
         yield Finding(OK, f"jumps, {table.family}", "first in PREROUTING and OUTPUT")

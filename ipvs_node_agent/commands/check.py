@@ -21,8 +21,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError, one_line
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change
-from ipvs_node_agent.rules.policy import to_program
-from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.rules.policy import lacking, to_program
 
 # A running agent may be in the middle of a change: it is given this long to end it, in seconds.
 _PATIENCE = 3.0

@@ -8,7 +8,7 @@ from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.host.rundir import only_one, own_names
 from ipvs_node_agent.iptables.backends import clean
-from ipvs_node_agent.iptables.table import launch
+from ipvs_node_agent.iptables.command import launch
 
 
 def main(options: argparse.Namespace) -> int:

@@ -16,28 +16,26 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables.backends import Kernel
-from ipvs_node_agent.iptables.table import launch
+from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
-from ipvs_node_agent.rules.policy import to_program
-from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.rules.policy import lacking, to_program
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the changes as input for restores, each under its command. Raises AgentError."""
     changes = pending_changes(load(options.config), output.note)
-    text = "".join(
-        f"# {command} --noflush\n{change.restore_input()}" for command, change in changes
-    )
+    text = "".join(f"# {command} --noflush\n{restore_input(change)}" for command, change in changes)
     output.print_text(coloured_change(text) if output.takes_colours(sys.stdout) else text)
     return output.PENDING if changes else output.OK
 
 
-def coloured_change(restore_input: str) -> str:
+def coloured_change(text: str) -> str:
     """What goes in red and what comes in green; the rest as it is."""
-    return "".join(_coloured_line(line) for line in restore_input.splitlines(keepends=True))
+    return "".join(_coloured_line(line) for line in text.splitlines(keepends=True))
 
 
 def _coloured_line(line: str) -> str:
@@ -86,6 +84,7 @@ def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
     """What has to be changed for all of `seen` to have its rules. Raises RefusedError."""
     chains = config.chains
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
+    kernel.choose()
     changes: list[tuple[str, Change]] = []
     for family, programmer in kernel.programmers().items():
         found = programmer.read()

@@ -23,6 +23,7 @@ from ipvs_node_agent.config.yamlloader import Bounded, Loader
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 
 
@@ -44,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
     unreadable = [*node.problems, *(each for one in services.values() for each in one.problems)]
     for problem in (*unreadable, *planned.problems):
         output.note(str(problem))
-    output.print_text(difference(Found(), planned.ruleset).restore_input())
+    output.print_text(restore_input(difference(Found(), planned.ruleset)))
     return reading.status
 
 

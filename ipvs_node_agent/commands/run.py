@@ -29,9 +29,10 @@ from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
+from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import NFT, launch
+from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.events import Event, Recovered
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import EventRecorder
@@ -109,7 +110,9 @@ def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) ->
     names = own_names(config.chains, before.names if before else frozenset())
     remember_names(names)
     backend = before.backend if before else NFT
-    return Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
+    kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
+    kernel.choose()
+    return kernel
 
 
 def _start(run: Callable[[], None], put: Callable[[_Message], None]) -> None:

@@ -7,34 +7,31 @@ ours from any backend.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.iptables import command
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.table import (
-    BACKENDS,
-    LEGACY,
-    NFT,
-    KernelTable,
-    TableError,
-    detect_backend,
-    installed,
-    legacy_tables,
-)
-from ipvs_node_agent.iptables.writes import Writes
-from ipvs_node_agent.model.addresses import FAMILIES, Family
-from ipvs_node_agent.nat.ruleset import Ruleset, owner
+from ipvs_node_agent.iptables.programmer import Programmer, Writes
+from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read, saved_table
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.ruleset import Ruleset
 
 log = logging.getLogger(__name__)
 
+# The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
+_KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
+
 
 class Kernel:
-    """The tables to program. `names` are those of the agent's chains, `guest` is Kubernetes' own
-    that marks.
+    """The tables to program. `names` are those of the agent's chains, and `mark` is Kubernetes'
+    chain that marks.
 
-    `backend` is taken to be the node's until there is better knowledge.
+    `backend` is taken to be the node's until `choose` knows better.
     """
 
     def __init__(
@@ -42,16 +39,15 @@ class Kernel:
         launcher: Launcher,
         options: IptablesOptions,
         names: frozenset[str],
-        guest: str,
+        mark: str,
         backend: str = NFT,
     ) -> None:
-        self._launcher, self._options, self._guest = launcher, options, guest
+        self._launcher, self._options, self._mark = launcher, options, mark
         self.names = names
         self.backend = backend
         # Whether the kubelet's chains settled it; until then it is a guess to look at again soon.
         self.certain = False
         self._tables: dict[Family, KernelTable] = {}
-        self.choose()
 
     def choose(self) -> bool:
         """Chooses the backend; True where it is now another one than before."""
@@ -84,7 +80,7 @@ class Kernel:
         owns = owner(self.names)
         self._tables = {
             family: KernelTable(
-                self._launcher, family, self.backend, self._options, owns, self._guest
+                self._launcher, family, self.backend, self._options, owns, self._mark
             )
             for family in FAMILIES
         }
@@ -109,6 +105,32 @@ class Kernel:
             log.warning("cannot clean the other iptables backend: %s", error)
 
 
+def detect_backend(launcher: Launcher) -> str | None:
+    """The backend that the node's kubelet uses; None where it left no trace.
+
+    The order is that of kubernetes-sigs/iptables-wrappers, version 3. Raises TableError.
+    """
+    for backend in BACKENDS:
+        for family in FAMILIES:
+            save = f"{family.command}-{backend}-save"
+            if command.find(save) is None or not may_read(family, backend, "mangle"):
+                continue
+            try:
+                text = saved_table(launcher, save, "mangle")
+            except TableError:
+                if family is IPV4:
+                    raise
+                continue  # A kernel without IPv6 still has a backend.
+            if _KUBELET_CHAINS.search(text):
+                return backend
+    return None
+
+
+def installed(family: Family, backend: str) -> bool:
+    """Whether `backend`'s commands for `family` are on this machine."""
+    return command.find(f"{family.command}-{backend}-restore") is not None
+
+
 def clean(
     launcher: Launcher,
     names: frozenset[str],
@@ -123,10 +145,7 @@ def clean(
     failed: TableError | None = None
     for backend in backends:
         for family in FAMILIES:
-            # Asking a legacy table that does not exist would make it.
-            if not installed(family, backend) or (
-                backend == LEGACY and "nat" not in legacy_tables(family)
-            ):
+            if not (installed(family, backend) and may_read(family, backend)):
                 continue
             programmer = Programmer(KernelTable(launcher, family, backend, options), owner(names))
             try:

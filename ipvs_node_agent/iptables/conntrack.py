@@ -21,8 +21,9 @@ from collections.abc import Set as AbstractSet
 from typing import Callable, NamedTuple, Protocol
 
 from ipvs_node_agent.backoff import Once
+from ipvs_node_agent.iptables import command
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import Command, TableError
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,
@@ -33,15 +34,11 @@ from ipvs_node_agent.model.addresses import (
     show_address,
     show_network,
 )
+from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.ruleset import Change, Rules
 
 log = logging.getLogger(__name__)
 
-_RULE = re.compile(
-    r"(?:-s (?P<source>\S+) )?-d (?P<address>[^ /]+)/\d+ "
-    r"(?:-p (?P<protocol>\w+) -m \w+ --dport (?P<port>\d+) )?"
-    r'-m comment --comment "(?P<key>[^"]*)" .*-j DNAT '
-)
 # What one round may take: so many deletions and, with all of them, so many seconds.
 _MOST_DELETIONS, _PATIENCE, _TIME_LIMIT = 64, 20.0, 10.0
 # So many flows are kept in mind while a round goes on.
@@ -74,20 +71,21 @@ def changed_flows(change: Change) -> list[Flows]:
 
 
 def _translations(chains: Mapping[str, Rules]) -> set[str]:
-    return {rule for rules in chains.values() for rule in rules if " -j DNAT " in rule}
+    return {rule for rules in chains.values() for rule in rules if ruletext.target(rule) == "DNAT"}
 
 
 def _flows(rule: str) -> Flows | None:
     """What `rule` is about; None where it is not about UDP, or none of ours."""
-    found = _RULE.match(rule)
-    if found is None or found["protocol"] not in (None, "udp"):
+    found = ruletext.read(rule)
+    if found is None or found.protocol not in ("", "udp"):
         return None
     try:
-        source = None if found["source"] is None else parse_network(found["source"])
-        address = parse_address(found["address"])
+        source = parse_network(found.source) if found.source else None
+        address = parse_address(found.destination.partition("/")[0])
+        port = int(found.ports) if found.ports else None
     except ValueError:
         return None
-    return Flows(found["key"], source, address, int(found["port"]) if found["port"] else None)
+    return Flows(found.service, source, address, port)
 
 
 class Deletion(NamedTuple):
@@ -215,7 +213,7 @@ class Conntrack:
 
     def _command(self, launcher: Launcher, family: Family, action: str, *arguments: str) -> str:
         name = {4: "ipv4", 6: "ipv6"}[family.version]
-        return Command(
+        return command.start(
             launcher,
             "conntrack",
             # Options of a protocol come after it.

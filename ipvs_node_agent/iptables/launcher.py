@@ -47,12 +47,17 @@ class End(NamedTuple):
 class _Server:
     """The process that starts commands, seen from here."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+        self._process, self._socket = process, ours
+
+    @classmethod
+    def start(cls, environment: Mapping[str, str]) -> _Server:
+        """Starts the process. Raises LaunchError."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             number = its.fileno()
             try:
-                self._process = subprocess.Popen(  # noqa: S603  (nothing from outside is in it)
+                process = subprocess.Popen(  # noqa: S603  (nothing from outside is in it)
                     isolated.command(__name__, str(number)),
                     env=environment,
                     stdin=subprocess.DEVNULL,
@@ -63,8 +68,9 @@ class _Server:
                     start_new_session=True,
                 )
             except OSError as error:
-                self._socket.close()
+                ours.close()
                 raise LaunchError(f"no process to start it: {error.strerror}") from None
+        return cls(process, ours)
 
     def fileno(self) -> int:
         """What select(2) finds readable once there is an answer."""
@@ -150,7 +156,7 @@ class Launcher:
         self._alive()
         if self._server is None or self._server.gone():
             self.close()
-            self._server = _Server(self._environment)
+            self._server = _Server.start(self._environment)
         said = self._server.ask({"command": list(command), "limit": limit}, streams)
         self._running = Running(self._server, said["process"])
         return self._running

@@ -1,4 +1,4 @@
-"""Tells whether a legacy nat table is still the same, for a fraction of what reading it costs.
+"""Which legacy tables there are, and whether nat is the same for a fraction of what reading costs.
 
 The kernel hands out a legacy table as the block of entries that it is (what iptables-legacy-save
 begins with; see linux/netfilter_ipv4/ip_tables.h and its twin for IPv6). With the packet counts
@@ -12,6 +12,8 @@ import hashlib
 import os
 import socket
 import struct
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 _GET_INFO, _GET_ENTRIES = 64, 65
@@ -21,6 +23,7 @@ _INFO = struct.Struct("=32sI5I5III")
 # struct ipt_get_entries, up to its entries.
 _HEADER = struct.Struct("=32sI4x")
 _TRIES = 5
+_NAMES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 
 
 class _Layout(NamedTuple):
@@ -37,6 +40,14 @@ _LAYOUTS = {
 }
 _NO_COUNTS = bytes(16)
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def names(version: int) -> Sequence[str]:
+    """The names of the legacy tables of IPv4 or IPv6 that this network namespace has."""
+    try:
+        return _NAMES[version].read_text().split()
+    except OSError:
+        return ()
 
 
 def digest(version: int) -> bytes:

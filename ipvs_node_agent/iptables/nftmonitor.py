@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Callable, NamedTuple
 
 _NETLINK_NETFILTER = 12
@@ -38,6 +39,7 @@ _SO_RCVBUFFORCE = 33
 # Room for what a few thousand changed rules make the kernel tell; used only while it is there.
 _BUFFER = 16 << 20
 _DATAGRAM = 1 << 16
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Heard(NamedTuple):
@@ -58,26 +60,29 @@ class NftMonitor:
     """Listens for changes of one table in this network namespace.
 
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
-    `guest` only matters how many rules it has. A chain that is renamed is told of by its new name
-    alone, so one by a name that was not there matters too, whoever's it is. Raises OSError.
+    `mark`, Kubernetes' that marks, only matters how many rules it has. A chain that is renamed is
+    told of by its new name alone, so one by a name that was not there matters too, whoever's it is.
     """
 
     def __init__(
-        self, version: int, table: str, concerns: Callable[[str], bool], guest: str = ""
+        self,
+        listening: socket.socket,
+        version: int,
+        table: str,
+        concerns: Callable[[str], bool],
+        mark: str = "",
     ) -> None:
-        self._family = {4: socket.AF_INET, 6: socket.AF_INET6}[version]
-        self._table, self._concerns, self._guest = table, concerns, guest
+        self._socket, self._family = listening, _FAMILIES[version]
+        self._table, self._concerns, self._mark = table, concerns, mark
         # The names of all chains, where they are known.
         self._names: set[str] | None = None
-        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
-        try:
-            self._make_room()
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
-        except OSError:
-            self._socket.close()
-            raise
+
+    @classmethod
+    def start(
+        cls, version: int, table: str, concerns: Callable[[str], bool], mark: str = ""
+    ) -> NftMonitor:
+        """Listens from now on. Raises OSError."""
+        return cls(_listening(), version, table, concerns, mark)
 
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
@@ -93,7 +98,7 @@ class NftMonitor:
         Changes by the process `own` do not count: its socket has its process id for a name.
         """
         changed = committed = False
-        # kube-proxy writes the guest anew with each of its syncs: as many rules come as go.
+        # kube-proxy writes `mark` anew with each of its syncs: as many rules come as go.
         balance = 0
         while True:
             try:
@@ -114,20 +119,13 @@ class NftMonitor:
                     new = chain is not None and self._is_new(kind, chain)
                     if sender == own:
                         continue
-                    if chain and chain == self._guest:
+                    if chain and chain == self._mark:
                         balance += _COUNTS.get(kind, 0)
                     elif chain is not None:
                         # What names no chain is about all of them.
                         changed = changed or new or not chain or self._concerns(chain)
             except Lost:
                 changed = True
-
-    def _make_room(self) -> None:
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        except OSError:
-            # Without CAP_NET_ADMIN the kernel's own limit holds.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
 
     def close(self) -> None:
         """Stops listening."""
@@ -151,6 +149,23 @@ class NftMonitor:
             return None
         # A table that comes or goes takes all chains along.
         return names.get(chain, "") if chain else ""
+
+
+def _listening() -> socket.socket:
+    """A socket that hears of all changes of nftables here. Raises OSError."""
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    with ExitStack() as opened:
+        made = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        opened.enter_context(made)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except OSError:
+            # Without CAP_NET_ADMIN the kernel's own limit holds.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        made.bind((0, 0))
+        made.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        opened.pop_all()
+    return made
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -8,24 +8,27 @@ A check reads the table only where the kernel does not say that nobody touched i
 
 from __future__ import annotations
 
+import enum
 import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable
+from typing import Callable, NamedTuple
 
-from ipvs_node_agent.iptables.table import Table, TableError
-from ipvs_node_agent.iptables.writes import Writes
-from ipvs_node_agent.nat import drift
+from ipvs_node_agent.iptables.command import TableError
+from ipvs_node_agent.iptables.table import Since, Table
 from ipvs_node_agent.nat.ruleset import (
     Change,
     Found,
     Ruleset,
+    applied,
     difference,
     differing,
-    parse_save,
-    settled,
+    drift,
 )
+from ipvs_node_agent.nat.saveformat import parse_save, restore_input
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,76 @@ _OVERTAKEN = 3
 
 class Misfit(Exception):
     """Others' chains that have rules are not those that the wanted rules are made for."""
+
+
+class Writes:
+    """The writes of one table, numbered. One thread notes them; others may ask at any time."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._number = 0
+        self._idle = threading.Event()
+        self._idle.set()
+
+    @contextmanager
+    def under_way(self, change: Change) -> Iterator[None]:
+        """`change` is being written meanwhile; where that raises, it was not."""
+        self._idle.clear()
+        try:
+            yield
+            self._number += 1
+            for name in change.dropped:
+                self._numbers.pop(name, None)
+            self._numbers.update(dict.fromkeys(change.written, self._number))
+        finally:
+            self._idle.set()
+
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each chain's last write."""
+        return self._numbers.copy()
+
+    def done(self, patience: float) -> bool:
+        """Waits for the end of the write that is under way; False where that takes too long."""
+        return self._idle.wait(patience)
+
+
+class How(enum.Enum):
+    """How we know what a table holds."""
+
+    READ = enum.auto()
+    WRITTEN = enum.auto()
+    # Somebody may have changed it since.
+    DOUBTED = enum.auto()
+
+
+class Knowledge(NamedTuple):
+    """What is known of a table; whatever happens to the table makes another one.
+
+    `left` is what it held when last read or written, None where nobody can tell; `drift` is what
+    others did to it that is not undone yet (see `nat.ruleset`).
+    """
+
+    left: Found | None = None
+    how: How = How.DOUBTED
+    drift: tuple[str, ...] = ()
+
+    @property
+    def certain(self) -> Found | None:
+        """What the table holds; None where that is not certain."""
+        return None if self.how is How.DOUBTED else self.left
+
+    def read(self, found: Found) -> Knowledge:
+        """The table was read, and holds `found`."""
+        seen = () if self.left is None else drift(self.left, found)
+        return Knowledge(found, How.READ, tuple(dict.fromkeys((*self.drift, *seen))))
+
+    def written(self, found: Found) -> Knowledge:
+        """A write made the table hold `found`."""
+        return self._replace(left=found, how=How.WRITTEN)
+
+    def doubted(self) -> Knowledge:
+        """The table may have become another one."""
+        return self._replace(how=How.DOUBTED)
 
 
 class Programmer:
@@ -56,11 +129,7 @@ class Programmer:
     ) -> None:
         self._table, self._owns, self._name = table, owns, name
         self._writes = writes or Writes()
-        # What the table held when last written or read, and whether it still has to hold that.
-        self._known: Found | None = None
-        self._certain = self._wrote = False
-        # What others did to it, where it is not undone yet.
-        self._drift: tuple[str, ...] = ()
+        self._known = Knowledge()
         self._check_seconds = 0.0
 
     @property
@@ -70,14 +139,13 @@ class Programmer:
 
     def heard(self) -> bool:
         """Whether somebody told that others changed something of ours, or may have."""
-        return self._certain and bool(self._table.touched())
+        return self._known.certain is not None and self._table.changed() is Since.CHANGED
 
     def read(self, expected: Ruleset = _NOTHING) -> Found:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
-        left, found = self._known, parse_save(self._table.save(), self._owns, expected.chains)
-        if left is not None:
-            self._drift = _merged(self._drift, drift.reasons(left, found))
-        self._known, self._certain, self._wrote = found, True, False
+        self.doubt()
+        found = parse_save(self._table.save(), self._owns, expected.chains)
+        self._known = self._known.read(found)
         return found
 
     def apply(self, wanted: Ruleset) -> Change:
@@ -86,10 +154,10 @@ class Programmer:
         Nothing is applied where it fails. Raises TableError, and Misfit where it is not `wanted`
         that belongs there.
         """
-        if self._certain and self._table.touched():
-            self._certain = False
+        if self.heard():
+            self.doubt()
         for _ in range(_OVERTAKEN):
-            looked, found = not self._certain, self._found(wanted)
+            looked, found = self._known.certain is None, self._found(wanted)
             try:
                 return self._make(found, wanted, looked)
             except TableError as error:
@@ -101,15 +169,14 @@ class Programmer:
 
     def _found(self, wanted: Ruleset = _NOTHING) -> Found:
         """What the table holds, read where that is not certain. Raises TableError."""
-        if self._certain and self._known is not None:
-            return self._known
-        return self.read(wanted)
+        found = self._known.certain
+        return self.read(wanted) if found is None else found
 
     def _overtaken(self, wanted: Ruleset = _NOTHING) -> bool:
         """Whether others changed the table since the last look, told or not. Raises TableError."""
-        seen = self._known
+        seen = self._known.left
         changed = self.read(wanted) != seen
-        self._certain = False
+        self.doubt()
         return changed
 
     def _make(self, found: Found, wanted: Ruleset, looked: bool) -> Change:
@@ -121,22 +188,20 @@ class Programmer:
             self._tell(found, wanted, change)
         if change:
             self._write(change)
-            self._known, self._certain, self._wrote = settled(found, wanted), True, True
-        repairs, self._drift = self._drift, ()
+            self._known = self._known.written(applied(found, wanted))
+        repairs, self._known = self._known.drift, self._known._replace(drift=())
         return replace(change, repairs=repairs)
 
     def check(self, wanted: Ruleset) -> Change:
         """Like `apply`, but looks for drift where nobody would tell."""
-        if self._certain and self._table.touched() is None:
+        before = self._known
+        if before.certain is not None and self._table.changed() is Since.UNKNOWN:
             started, ours = time.monotonic(), time.thread_time()
-            if self._table.same():
+            if self._table.changed(closely=True) is Since.UNCHANGED:
                 self._check_seconds = time.thread_time() - ours
-            else:
-                known, wrote = self._known, self._wrote
-                self._certain = False
-                if self.read(wanted) == known and not wrote:
-                    # It cannot tell whether it is the same, and was.
-                    self._check_seconds = time.monotonic() - started
+            elif self.read(wanted) == before.left and before.how is How.READ:
+                # It cannot tell whether it is the same, and was.
+                self._check_seconds = time.monotonic() - started
         return self.apply(wanted)
 
     def _tell(self, found: Found, wanted: Ruleset, change: Change) -> None:
@@ -158,9 +223,9 @@ class Programmer:
 
     def _write(self, change: Change) -> None:
         """Applies `change`; until all of it is there, nothing is certain."""
-        self._certain = False
+        self.doubt()
         for part in change.parts():
-            text = part.restore_input()
+            text = restore_input(part)
             try:
                 with self._writes.under_way(part):
                     self._table.restore(text)
@@ -169,7 +234,7 @@ class Programmer:
                     error.blamed = "".join(text.split("\n")[error.line - 1 : error.line])
                 raise
             # Only what is left of several parts could still tell drift from our own doing.
-            self._known = None
+            self._known = self._known._replace(left=None)
 
     def pending(self, wanted: Ruleset) -> Change:
         """What has to be done so that the table holds `wanted`, read anew.
@@ -193,17 +258,13 @@ class Programmer:
             self._write(change)
         except TableError as error:
             # Written to a table that had become another one, it proves nothing.
-            self._known = found
+            self._known = self._known._replace(left=found)
             if not error.by_content or self._overtaken():
                 raise
             return False
-        self._known, self._certain, self._wrote = after, True, True
+        self._known = self._known.written(after)
         return True
 
     def doubt(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
-        self._certain = False
-
-
-def _merged(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*first, *second)))
+        self._known = self._known.doubted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Callable
 
 # Iptables keeps 28 of XT_EXTENSION_MAXNAMELEN's 29 bytes for the name (iptables(8), -N).
 MAX_CHAIN_NAME = 28
@@ -76,3 +77,9 @@ def stem(name: str) -> str:
         return name
     digest = hashlib.blake2b(name.encode(), digest_size=2).hexdigest()
     return f"{name[: _MAX_STEM - 5]}_{digest}"
+
+
+def owner(names: frozenset[str]) -> Callable[[str], bool]:
+    """Tells whether a chain is ours: one of `names`, or one split off from it (`NAME-...`)."""
+    prefixes = tuple(f"{stem(name)}-" for name in names)
+    return lambda chain: chain in names or chain.startswith(prefixes)

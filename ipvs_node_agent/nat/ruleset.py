@@ -1,30 +1,33 @@
 """One family's nat table as values: what is wanted, what was found, and the change between them.
 
-A rule is the text that iptables-save prints after `-A CHAIN `, since a rule given in that very form
-comes back byte for byte; comparing rules is comparing strings. Of other owners' rules only their
-position relative to our jumps is read, and whether they refer to a chain of ours.
+A rule is its text (`ruletext`), so comparing rules is comparing strings.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Callable
 
-from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, stem
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN
+from ipvs_node_agent.nat.ruletext import target
 
 Rules = tuple[str, ...]
 
-_CHAIN_LINE = re.compile(r":(\S+) ")
-# The overlap matters: a comment may be `-j`, which is printed without quotes.
-_TARGETS = re.compile(r" -[jg](?= (\S+))")
 # So many chains in one input are worth an order that iptables likes.
 _MANY = 64
 # So many are what one input may hold before it is taken apart.
 _PART = 2048
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# What others may have done to our chains and jumps: a word, and what the log says for it.
+DRIFT = {
+    "TableFlushed": "all chains and jumps were gone",
+    "ChainMissing": "a chain was gone",
+    "ChainFlushed": "a chain was empty",
+    "ChainChanged": "a chain's rules were others",
+    "ChainAdded": "there was a chain too many",
+    "JumpMissing": "a jump was gone",
+    "JumpDoubled": "a jump was there more than once",
+    "JumpNotFirst": "a jump was not the first rule",
+}
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,15 @@ class Found:
     """What a nat table holds of ours.
 
     `jumps` lists, for a built-in chain, each plain jump to a chain of ours and its place, from 1.
-    `foreign` are the names of all other chains, and `filled` of those that have a rule; `held` are
-    chains of ours that somebody else's rule refers to, which the kernel therefore does not let go.
+    `foreign` are the names of all other chains, and `filled` of those that have a rule;
+    `referenced` are chains of ours that somebody else's rule refers to, which the kernel therefore
+    does not let go.
     """
 
     chains: Mapping[str, Rules] = field(default_factory=dict)
     jumps: Mapping[str, tuple[tuple[int, str], ...]] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
-    held: frozenset[str] = frozenset()
+    referenced: frozenset[str] = frozenset()
     filled: frozenset[str] = frozenset()
 
 
@@ -68,7 +72,7 @@ class Change:
 
     `unhooked` has an entry for each copy of a jump that goes; `new` are those of the written chains
     that were not there; `replaced` is what the written and dropped chains held. `repairs` says what
-    others had done to the table (see `drift`) that it undoes. `appended` are rules that come behind
+    others had done to the table (see `DRIFT`) that it undoes. `appended` are rules that come behind
     those of a chain, which is not written anew.
     """
 
@@ -90,7 +94,7 @@ class Change:
         Thousands of chains at once would take iptables-nft a time that grows with their square. All
         parts but the last only make chains that nothing jumps to yet, so the last is the change.
         """
-        leaves = [name for name in self._leaves() if name in self.new]
+        leaves = [name for name in self.leaves() if name in self.new]
         early = leaves[: len(leaves) // _PART * _PART]
         for start in range(0, len(early), _PART):
             names = early[start : start + _PART]
@@ -99,29 +103,7 @@ class Change:
         rest = {name: rules for name, rules in self.written.items() if name not in done}
         yield replace(self, written=rest, new=self.new - done)
 
-    def restore_input(self) -> str:
-        """The change as one input for `iptables-restore --noflush`, which applies it as one.
-
-        Every chain is declared, and so emptied, before a rule jumps to it; a dropped one is emptied
-        and unhooked before it goes.
-        """
-        lines = ["*nat"]
-        leaves = self._leaves()
-        for name in leaves:
-            lines.append(f":{name} - [0:0]")
-            lines += [f"-A {name} {rule}" for rule in self.written[name]]
-        others = sorted(self.written.keys() - {*leaves})
-        lines += [f":{name} - [0:0]" for name in sorted({*others, *self.dropped})]
-        lines += [f"-D {built_in} -j {name}" for built_in, name in self.unhooked]
-        for name in others:
-            lines += [f"-A {name} {rule}" for rule in self.written[name]]
-        for name, rules in self.appended.items():
-            lines += [f"-A {name} {rule}" for rule in rules]
-        lines += [f"-I {built_in} 1 -j {name}" for built_in, name in self.hooked]
-        lines += [f"-X {name}" for name in self.dropped]
-        return "\n".join([*lines, "COMMIT", ""])
-
-    def _leaves(self) -> list[str]:
+    def leaves(self) -> list[str]:
         """Written chains that jump to none of the others, names descending, where there are many.
 
         For each rule iptables-nft walks the sorted list of the chains it has met so far; with the
@@ -135,82 +117,11 @@ class Change:
             (
                 name
                 for name in others
-                if not any(rule.rpartition(" -j ")[2] in others for rule in self.written[name])
+                if not any(target(rule) in others for rule in self.written[name])
             ),
             reverse=True,
         )
         return [OWN_MARK_CHAIN, *leaves] if OWN_MARK_CHAIN in self.written else leaves
-
-
-def owner(names: frozenset[str]) -> Callable[[str], bool]:
-    """Tells whether a chain is ours: one of `names`, or one split off from it (`NAME-...`)."""
-    prefixes = tuple(f"{stem(name)}-" for name in names)
-    return lambda chain: chain in names or chain.startswith(prefixes)
-
-
-def parse_save(
-    text: str, owns: Callable[[str], bool], expected: Mapping[str, Rules] = MappingProxyType({})
-) -> Found:
-    """What `text`, printed by iptables-save for the nat table, holds of ours.
-
-    Rules that are as `expected` are the very same objects, and take no memory of their own.
-    """
-    chains: dict[str, list[str]] = {}
-    built_in: set[str] = set()
-    foreign: set[str] = set()
-    held: set[str] = set()
-    jumps: dict[str, list[tuple[int, str]]] = {}
-    positions: dict[str, int] = {}
-    for line in lines(text):
-        if line.startswith("-A "):
-            chain, _, rule = line[3:].partition(" ")
-            if chain in chains:
-                rules, known = chains[chain], expected.get(chain, ())
-                place = len(rules)
-                same = place < len(known) and known[place] == rule
-                rules.append(known[place] if same else rule)
-                continue
-            positions[chain] = positions.get(chain, 0) + 1
-            for target in _targets(rule) & chains.keys():
-                if chain in built_in and rule == f"-j {target}":
-                    jumps.setdefault(chain, []).append((positions[chain], target))
-                else:
-                    held.add(target)
-        elif declared := _CHAIN_LINE.match(line):
-            name = declared[1]
-            if owns(name):
-                chains[name] = []
-            else:
-                # A chain of a user's own has no policy, and iptables-save prints a dash for it.
-                (foreign if line.startswith(f":{name} - ") else built_in).add(name)
-    return Found(
-        chains={name: tuple(rules) for name, rules in chains.items()},
-        jumps={name: tuple(found) for name, found in jumps.items()},
-        foreign=frozenset(foreign),
-        held=frozenset(held),
-        filled=frozenset(foreign & positions.keys()),
-    )
-
-
-def lines(text: str) -> Iterator[str]:
-    """The lines of a saved table; a line break inside quotes, as in a comment, ends none."""
-    pending, start = "", 0
-    # Not split at once, as forty thousand lines would all be in memory twice.
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        line = pending + text[start:end]
-        start = end + 1
-        if '"' in line and (line.count('"') % 2 or "\\" in line) and '"' in _QUOTED.sub("", line):
-            pending = line + "\n"
-        else:
-            pending = ""
-            yield line
-
-
-def _targets(rule: str) -> set[str]:
-    """The chains or targets that `rule` may go to, whatever its comments say."""
-    return set(_TARGETS.findall(" " + _QUOTED.sub('""', rule)))
 
 
 def difference(found: Found, wanted: Ruleset) -> Change:
@@ -222,9 +133,9 @@ def difference(found: Found, wanted: Ruleset) -> Change:
         if there is not rules and there != rules:
             written[name] = rules
     dead = [name for name in sorted(found.chains) if name not in wanted.chains]
-    dropped = tuple(name for name in dead if name not in found.held)
+    dropped = tuple(name for name in dead if name not in found.referenced)
     # Somebody else's rule keeps the chain alive: emptied, it does no more than return.
-    written.update({name: () for name in dead if name in found.held and found.chains[name]})
+    written.update({name: () for name in dead if name in found.referenced and found.chains[name]})
     unhooked: list[tuple[str, str]] = []
     hooked: list[tuple[str, str]] = []
     for built_in in sorted({*found.jumps, *wanted.jumps}):
@@ -252,13 +163,35 @@ def differing(change: Change) -> Iterator[str]:
     yield from (f"+ {built_in} -j {name} as its first rule" for built_in, name in change.hooked)
 
 
-def settled(found: Found, wanted: Ruleset) -> Found:
+def applied(found: Found, wanted: Ruleset) -> Found:
     """What the table holds once the difference between `found` and `wanted` is applied."""
-    kept = {name: () for name in found.held & found.chains.keys() if name not in wanted.chains}
+    kept = dict.fromkeys(found.referenced & (found.chains.keys() - wanted.chains.keys()), ())
     return Found(
         chains={**kept, **wanted.chains},
         jumps={built_in: ((1, chain),) for built_in, chain in wanted.jumps.items()},
         foreign=found.foreign,
-        held=found.held,
+        referenced=found.referenced,
         filled=found.filled,
     )
+
+
+def drift(left: Found, found: Found) -> tuple[str, ...]:
+    """What became of a table that was `left` so and is `found` so; nothing where it is the same."""
+    if (left.chains or left.jumps) and not (found.chains or found.jumps):
+        return ("TableFlushed",)
+    seen = set()
+    for name in left.chains.keys() | found.chains.keys():
+        before, now = left.chains.get(name), found.chains.get(name)
+        if now is None:
+            seen.add("ChainMissing")
+        elif before is None:
+            seen.add("ChainAdded")
+        elif before is not now and before != now:
+            seen.add("ChainChanged" if now else "ChainFlushed")
+    for built_in in left.jumps.keys() | found.jumps.keys():
+        jumps = found.jumps.get(built_in, ())
+        if jumps == left.jumps.get(built_in, ()):
+            continue
+        missing = {target for _, target in left.jumps.get(built_in, ())} - {t for _, t in jumps}
+        seen.add("JumpMissing" if missing else "JumpDoubled" if len(jumps) > 1 else "JumpNotFirst")
+    return tuple(reason for reason in DRIFT if reason in seen)

@@ -12,7 +12,6 @@ loop nor a change of the rules waits for it.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -20,19 +19,20 @@ from collections.abc import Mapping
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import Chains
+from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import TableError, launch, saved_table
-from ipvs_node_agent.iptables.writes import Writes
+from ipvs_node_agent.iptables.programmer import Writes
+from ipvs_node_agent.iptables.table import saved_table
 from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import stem
-from ipvs_node_agent.nat.ruleset import lines
+from ipvs_node_agent.nat.saveformat import lines
 from ipvs_node_agent.sync.state import Published
 
 log = logging.getLogger(__name__)
 
 POD, HOST = "pod", "host"
 
-_RULE = re.compile(r'\[(\d+):(\d+)\] -A (\S+) .*?--comment "?([a-z0-9-]+/[a-z0-9-]+)"? .*-j DNAT ')
 # What is remembered of Services that have no rules at the moment.
 _MAX_GONE = 16384
 # So long a look waits for the end of a write that may have been in the midst of it.
@@ -69,16 +69,14 @@ def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
     parts = ((f"{stem(chains.prerouting)}-", POD), (f"{stem(chains.output)}-", HOST))
     found: dict[Place, Count] = {}
     for line in lines(saved):
-        if " -j DNAT " not in line:
+        seen = ruletext.counted(line) if " -j DNAT " in line else None
+        if seen is None:
             continue
-        rule = _RULE.match(line)
-        if rule is None:
-            continue
-        chain = rule[3]
+        chain, service = seen.chain, ruletext.service(seen.rule)
         origin = ours.get(chain) or next((o for start, o in parts if chain.startswith(start)), "")
-        if origin:
-            place = (table, chain, rule[4], origin)
-            found[place] = together(found.get(place, NOTHING), Count(int(rule[1]), int(rule[2])))
+        if origin and service:
+            place = (table, chain, service, origin)
+            found[place] = together(found.get(place, NOTHING), Count(seen.packets, seen.bytes))
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.iptables.writes import Writes
+from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.model.addresses import FAMILIES
 from ipvs_node_agent.observe import metrics
 from ipvs_node_agent.observe.counters import Count, Sampler, Series

@@ -14,11 +14,10 @@ from ipvs_node_agent.model.addresses import (
     Address,
     Family,
     Network,
-    contains,
     show_address,
-    show_network,
 )
 from ipvs_node_agent.model.objects import Node, Port, Problem, Service
+from ipvs_node_agent.rules.policy import Guard, external_ips
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ class Claims:
 
     def __init__(self, config: Config, node: Node, family: Family) -> None:
         self._config, self._family = config, family
-        self._guard = _Guard(config, node)
+        self._guard = Guard(config, node)
         self._claims: dict[Address, tuple[Claim, ...]] = {}
         # The Services that have a ClusterIP, whether they count or not.
         self._holders: dict[Address, tuple[str, ...]] = {}
@@ -50,7 +49,7 @@ class Claims:
         return iter(self._claims)
 
     def replace(self, old: Service | None, new: Service | None) -> set[Address]:
-        """Takes note of a Service's change; the addresses whose `settled` it may have changed."""
+        """Takes note of a Service's change; the addresses for which `awarded` may differ now."""
         touched: set[Address] = set()
         for service, index in ((old, _drop), (new, _add)):
             if service is None:
@@ -66,7 +65,7 @@ class Claims:
                 touched.add(address)
         return touched
 
-    def settled(self, address: Address) -> tuple[list[Claim], list[Problem]]:
+    def awarded(self, address: Address) -> tuple[list[Claim], list[Problem]]:
         """The claims to `address` that hold, each limited to its ports, and what is refused."""
         claims = self._claims.get(address, ())
         if not claims:
@@ -88,14 +87,12 @@ class Claims:
         only_local = self._config.services.external_traffic_policy == "Local"
         if cluster_ip is None or service.skipped or (only_local and not service.local_policy):
             return
-        for address in service.load_balancer_ips:
+        balanced = frozenset(service.load_balancer_ips)
+        for address in external_ips(service, self._config):
             if address.version == version:
-                yield address, Claim(service, cluster_ip, None, service.source_ranges)
-        if self._config.services.external_ips:
-            # kube-proxy applies the source ranges to the load balancer's IPs alone.
-            for address in service.external_ips:
-                if address.version == version and address not in service.load_balancer_ips:
-                    yield address, Claim(service, cluster_ip, None, None)
+                # kube-proxy applies the source ranges to the load balancer's IPs alone.
+                clients = service.source_ranges if address in balanced else None
+                yield address, Claim(service, cluster_ip, None, clients)
 
 
 def _add(index: dict[Address, tuple[T, ...]], address: Address, item: T) -> None:
@@ -121,7 +118,7 @@ def _by_port(address: Address, claims: Iterable[Claim]) -> tuple[list[Claim], li
     somebody else's Service comes later.
     """
     holders: dict[Port, str] = {}
-    settled: list[Claim] = []
+    awarded: list[Claim] = []
     problems: list[Problem] = []
     for claim in sorted(claims, key=lambda c: (c.service.created, c.service.key)):
         won = []
@@ -132,38 +129,5 @@ def _by_port(address: Address, claims: Iterable[Claim]) -> tuple[list[Claim], li
             else:
                 text = f"{show_address(address)} {port.protocol} {port.number} is {holder}'s"
                 problems.append(Problem(claim.service.key, "PortConflict", text))
-        settled.append(claim._replace(ports=tuple(won)))
-    return settled, problems
-
-
-class _Guard:
-    """Knows the addresses that no Service may have, as foreign traffic would go with them."""
-
-    def __init__(self, config: Config, node: Node) -> None:
-        self._allowed = config.services.allowed_external_cidrs
-        self._pod_cidrs = sorted(
-            {*(config.pod_cidrs or ()), *node.pod_cidrs}, key=lambda cidr: (cidr.version, cidr)
-        )
-        # With ports in the rule, SSH and the kubelet's port stay the node's own.
-        by_port = config.services.match_ports == "Always"
-        self._node = frozenset(() if by_port else node.addresses)
-
-    def reason(self, address: Address) -> tuple[str, str]:
-        """Why no Service may have `address`, as one word and as a sentence's end; or nothing."""
-        for reason, applies, why in (
-            ("Loopback", address.is_loopback, "a loopback address"),
-            ("Unspecified", address.is_unspecified, "an unspecified address"),
-            ("LinkLocal", address.is_link_local, "a link-local address"),
-            ("Multicast", address.is_multicast, "a multicast address"),
-            ("Broadcast", address.packed == b"\xff" * 4, "a broadcast address"),
-        ):
-            if applies:
-                return reason, why
-        if address in self._node:
-            return "NodeAddress", "this node's own (services.matchPorts: Always would allow it)"
-        for cidr in self._pod_cidrs:
-            if contains(cidr, address):
-                return "PodCIDR", f"inside the pod CIDR {show_network(cidr)}"
-        if self._allowed and not any(contains(cidr, address) for cidr in self._allowed):
-            return "NotAllowed", "outside services.allowedExternalCIDRs"
-        return "", ""
+        awarded.append(claim._replace(ports=tuple(won)))
+    return awarded, problems

@@ -30,6 +30,7 @@ from ipvs_node_agent.model.addresses import Address, Family, show_address
 from ipvs_node_agent.model.objects import Port
 from ipvs_node_agent.nat.chains import stem
 from ipvs_node_agent.nat.ruleset import Rules
+from ipvs_node_agent.nat.ruletext import match, rule
 
 _PROTOCOLS = ("sctp", "tcp", "udp")
 _PROTOCOL_BITS, _PORT_BITS = 2, 16
@@ -66,7 +67,7 @@ Entries = dict[int, Entry]
 
 
 class _Node:
-    """A chain in each tree. A leaf has only entries; another node has them as guests, if at all."""
+    """A chain in each tree. A leaf has only entries; another node has some that await `settle`."""
 
     __slots__ = ("children", "entries", "is_leaf", "loose", "prefix", "tag", "weight")
 
@@ -192,8 +193,8 @@ class Tree:
         others = [child for child in node.children if child not in own]
         new = []
         if entries:
-            # The slot that the address has where nothing else is near: mostly that of `own`. What
-            # leads to a guest as well would leave its rules in two places.
+            # The slot that the address has where nothing else is near: mostly that of `own`. One
+            # that leads to an entry of the node's own as well would leave its rules in two places.
             length = node.prefix.length + _STRIDE
             for start in (*(child.prefix.start for child in others), *node.entries):
                 shared = self._width - (start ^ whole.start).bit_length()
@@ -238,7 +239,7 @@ class Tree:
         node.loose = False
         if node.is_leaf:
             return
-        before, guests = node.children, node.entries
+        before, waiting = node.children, node.entries
         if depth + 1 == _DEEPEST:
             entries = self._gathered([node])
             for child in before:
@@ -249,23 +250,23 @@ class Tree:
         else:
             node.children = list(self._mended(node, depth + 1))
         node.entries = {}
-        if guests or node.children != before:
+        if waiting or node.children != before:
             self._draw(node)
 
     def _mended(self, node: _Node, depth: int) -> Iterator[_Node]:
-        """The settled children of `node`, which are at `depth`, with its guests in them."""
+        """The settled children of `node`, which are at `depth`, with its own entries in them."""
         length = node.prefix.length + _STRIDE
         groups: dict[Prefix, tuple[list[_Node], Entries]] = {}
         for child in node.children:
             groups.setdefault(self._cut(child.prefix.start, length), ([], {}))[0].append(child)
         for key, entry in node.entries.items():
             groups.setdefault(self._cut(key, length), ([], {}))[1][key] = entry
-        for slot, (group, guests) in sorted(groups.items()):
-            if not guests and len(group) == 1 and self._is_settled(group[0], slot):
+        for slot, (group, waiting) in sorted(groups.items()):
+            if not waiting and len(group) == 1 and self._is_settled(group[0], slot):
                 self._mend(group[0], depth)
                 yield group[0]
                 continue
-            entries = {**self._gathered(group), **guests}
+            entries = {**self._gathered(group), **waiting}
             for child in group:
                 self._forget(child)
             if entries:
@@ -351,27 +352,26 @@ class Tree:
 
     def _rules(self, node: _Node, which: int) -> Rules:
         base = self._stems[which]
-        jumps = [f"{self._match(child.prefix)} -j {base}-{child.tag}" for child in node.children]
+        jumps = [rule(self._match(child.prefix), f"{base}-{child.tag}") for child in node.children]
         return (*jumps, *_listed(node.entries, which))
 
     def _match(self, prefix: Prefix) -> str:
-        """What iptables-save prints for the destinations in `prefix`."""
-        address = prefix.start >> _LOCAL_BITS
+        """What a rule asks for that is about the destinations in `prefix`."""
+        number = prefix.start >> _LOCAL_BITS
+        kind = ipaddress.IPv4Address if self._family.version == 4 else ipaddress.IPv6Address
+        address = f"{show_address(kind(number))}/{min(prefix.length, self._bits)}"
         if prefix.length <= self._bits:
-            return f"-d {self._show(address)}/{prefix.length}"
-        protocol = _PROTOCOLS[prefix.start >> _PORT_BITS & (1 << _PROTOCOL_BITS) - 1]
-        match = f"-d {self._show(address)}/{self._bits} -p {protocol}"
+            return match(address)
+        protocol = self._protocol(prefix)
         if prefix.length <= self._bits + _PROTOCOL_BITS:
-            return match
+            return match(address, protocol=protocol)
         mask = (1 << _PORT_BITS) - 1
         first, last = prefix.start & mask, self._last(prefix) & mask
         ports = f"{first}" if first == last else f"{first}:{last}"
-        return f"{match} -m {protocol} --dport {ports}"
+        return match(address, protocol=protocol, ports=ports)
 
-    def _show(self, number: int) -> str:
-        if self._family.version == 4:
-            return show_address(ipaddress.IPv4Address(number))
-        return show_address(ipaddress.IPv6Address(number))
+    def _protocol(self, prefix: Prefix) -> str:
+        return _PROTOCOLS[prefix.start >> _PORT_BITS & (1 << _PROTOCOL_BITS) - 1]
 
     def _new_tag(self, prefix: Prefix) -> str:
         """A name for `prefix` that no other one has.
@@ -392,7 +392,7 @@ class Tree:
             if self._family.version == 4:
                 return f"{address:08x}{length}"
         else:
-            protocol = _PROTOCOLS[prefix.start >> _PORT_BITS & (1 << _PROTOCOL_BITS) - 1]
+            protocol = self._protocol(prefix)
             length = f"/{protocol[0]}{prefix.length - self._bits - _PROTOCOL_BITS}"
         digest = hashlib.blake2b(repr((*prefix, salt)).encode(), digest_size=5).digest()
         return base64.b32encode(digest).decode().lower() + length

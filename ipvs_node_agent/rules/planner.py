@@ -18,10 +18,9 @@ from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN
 from ipvs_node_agent.nat.ruleset import Ruleset
-from ipvs_node_agent.rules import mark
 from ipvs_node_agent.rules.claims import Claims
 from ipvs_node_agent.rules.dispatch import Entries, Tree
-from ipvs_node_agent.rules.render import MOST_RULES, Writer
+from ipvs_node_agent.rules.render import MARK_CHAINS, MARK_JUMPS, MOST_RULES, Writer
 
 # A few Services may have thousands of external IPs; past so many plain ones the chain is split.
 _FLAT_WEIGHT = 512
@@ -124,8 +123,8 @@ class Planner:
     def plan(self) -> Plan:
         """What is wanted now."""
         problems = tuple(sorted(p for found in self._refused.values() for p in found))
-        if not (self._writer.speaks or self._having):
-            # The node does not speak this family: not even an empty chain belongs there.
+        if not (self._writer.has_family or self._having):
+            # The node is not in this family: not even an empty chain belongs there.
             return Plan(Ruleset(), problems)
         few = len(self._addresses) <= self._limit
         flat = few and self._tree.weight <= max(_FLAT_WEIGHT, 4 * self._limit)
@@ -135,17 +134,17 @@ class Planner:
         if not self._own_mark:
             ruleset = Ruleset(chains, self._jumps, needs=self._kubernetes_mark)
         else:
-            chains, jumps = {**chains, **mark.CHAINS}, {**self._jumps, **mark.JUMPS}
+            chains, jumps = {**chains, **MARK_CHAINS}, {**self._jumps, **MARK_JUMPS}
             ruleset = Ruleset(chains, jumps, instead_of=self._kubernetes_mark)
         return Plan(ruleset, problems)
 
     def _entries(self, address: Address) -> Entries:
         """The rules for `address` as its claims are now; takes note of who has it."""
-        claims, problems = self._claims.settled(address)
+        claims, problems = self._claims.awarded(address)
         entries: Entries = {}
         having = []
         for claim in claims:
-            if self._writer.burden(claim) > MOST_RULES:
+            if self._writer.rule_bound(claim) > MOST_RULES:
                 why = f"over {MOST_RULES} rules for one Service"
                 text = f"{show_address(address)} is refused: {why}"
                 problems.append(Problem(claim.service.key, "TooManyRules", text))

@@ -1,25 +1,18 @@
-"""The rules that a claim to an external IP gets, as text; the packet's walk through them.
+"""The rules of a claim to an external IP, and the chains that mark where Kubernetes' is missing.
 
-For a connection to an external IP of a Service:
-
-1. From a pod with a network namespace of its own it enters the node by nat PREROUTING; from the
-   host, or a pod on the host's network, it starts in nat OUTPUT. Our jump is the first rule there,
-   since kube-proxy's KUBE-SERVICES behind it accepts the packet and ends the walk.
-2. Our chain, or the one of its tree that the destination leads to (`dispatch`), finds the external
-   IP (and the pod CIDR as the source, or a local source address), has KUBE-MARK-MASQ mark the
-   packet, and changes its destination to the Service's ClusterIP.
-3. IPVS hooks in after both (LOCAL_IN after PREROUTING, LOCAL_OUT after OUTPUT) and knows the
-   ClusterIP with all of its endpoints, whatever externalTrafficPolicy says.
-4. In nat POSTROUTING, KUBE-POSTROUTING gives a marked packet the node's address as its source. The
-   host's packets need that: the external IP is bound to kube-ipvs0, so the kernel chose it as the
-   source as well, and the answer would never come back.
-
-Only text is made here; `ruleset` compares it, `iptables` applies it.
+kube-proxy makes KUBE-MARK-MASQ, and the kubelet did so until 1.27; it is no API (KEP-3178), and is
+missing where kube-proxy has not started yet, or where somebody flushed it. kube-proxy makes it
+empty, and fills it at the end of its first sync, together with the chain that masquerades. So there
+is one of our own. Its bit is the one that kube-proxy takes by default, since that one is kept free
+on a node of Kubernetes. As in KUBE-POSTROUTING the mark is taken off before the packet goes on, so
+that nobody masquerades twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import (
@@ -33,39 +26,30 @@ from ipvs_node_agent.model.addresses import (
     show_network,
 )
 from ipvs_node_agent.model.objects import Node, Port
+from ipvs_node_agent.nat import ruletext
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN
+from ipvs_node_agent.nat.ruleset import Rules
 from ipvs_node_agent.rules.claims import Claim
 from ipvs_node_agent.rules.dispatch import Entries, Entry, destination
+from ipvs_node_agent.rules.policy import pod_cidrs
 
 # What one Service may have in one family. A few would otherwise be enough to fill the memory.
 MOST_RULES = 1 << 16
-
-
-def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
-    """The node's pod CIDRs of both families; None while nobody has said which they are."""
-    if config.pod_cidrs is not None:
-        return config.pod_cidrs
-    return node.pod_cidrs or None
-
-
-def lacking(config: Config, node: Node) -> str:
-    """What the Node lacks before its rules can be known, as a sentence; empty where nothing.
-
-    Without its addresses nobody could tell a Service that takes one of them.
-    """
-    if pod_cidrs(config, node) is None:
-        return (
-            f"Node {node.name} has no pod CIDR yet (if it never gets one, since the network"
-            " plugin keeps its own, set podCIDRs)"
-        )
-    if not node.addresses:
-        return f"Node {node.name} has no address yet (its kubelet or the cloud provider sets them)"
-    return ""
+MARK_CHAINS: dict[str, Rules] = {
+    OWN_MARK_CHAIN: ("-j MARK --set-xmark 0x4000/0x4000",),
+    OWN_POSTROUTING_CHAIN: (
+        "-m mark ! --mark 0x4000/0x4000 -j RETURN",
+        "-j MARK --set-xmark 0x4000/0x0",
+        "-j MASQUERADE --random-fully",
+    ),
+}
+MARK_JUMPS = {"POSTROUTING": OWN_POSTROUTING_CHAIN}
 
 
 class Writer:
     """Writes the rules of claims, for one node and one family; `mark` is the chain that marks.
 
-    `speaks` says whether the node has anything to do with the family at all.
+    `has_family` says whether the node has pods or an address in the family.
     """
 
     def __init__(self, config: Config, node: Node, family: Family, mark: str) -> None:
@@ -74,10 +58,10 @@ class Writer:
         self._mark_pods = config.masquerade == "All"
         self._cidrs = sorted(set(of_family(pod_cidrs(config, node) or (), family)))
         self._hosts = [a for a in node.addresses if a.version == family.version]
-        self.speaks = bool(self._cidrs or self._hosts)
+        self.has_family = bool(self._cidrs or self._hosts)
 
-    def burden(self, claim: Claim) -> int:
-        """How many rules the Service may have, if each address of its has as many as `claim`.
+    def rule_bound(self, claim: Claim) -> int:
+        """How many rules the Service has at most, if each address of its has as many as `claim`.
 
         It is a product of three lists that its author fills; for so many of them that to know would
         be work as well, it is some large number.
@@ -93,22 +77,19 @@ class Writer:
 
     def entries(self, address: Address, claim: Claim) -> Entries:
         """The rules for each destination at `address` that `claim` has; none without a client."""
-        sources = [f"-s {show_network(source)} " for source in self._sources(claim)]
-        locals_ = [" -m addrtype --src-type LOCAL"] if self._host_may(claim) else []
-        if not (sources or locals_):
+        sources = [show_network(source) for source in self._sources(claim)]
+        host = self._host_may(claim)
+        if not (sources or host):
             return {}
+        prefix, key = f"{show_address(address)}/{self._family.bits}", claim.service.key
         found: Entries = {}
         ports: Iterable[Port | None] = (None,) if claim.ports is None else claim.ports
         for port in ports:
-            match = self._match(address, port, claim)
-            pods = (
-                rule
-                for source in sources
-                for rule in self._pair(source + match, claim, self._mark_pods)
-            )
-            hosts = (rule for local in locals_ for rule in self._pair(match + local, claim, True))
-            key = destination(address, port)
-            found[key] = Entry(tuple(pods), tuple(hosts), claim.service.key)
+            protocol, number = (port.protocol, str(port.number)) if port else ("", "")
+            to = partial(ruletext.match, prefix, protocol=protocol, ports=number, service=key)
+            pods = [self._pair(to(source=source), claim, self._mark_pods) for source in sources]
+            hosts = self._pair(to(local=True), claim, True) if host else ()
+            found[destination(address, port)] = Entry(tuple(chain(*pods)), hosts, key)
         return found
 
     def _sources(self, claim: Claim) -> Sequence[Network]:
@@ -126,13 +107,6 @@ class Writer:
             contains(cidr, host) for cidr in claim.clients for host in self._hosts
         )
 
-    def _match(self, address: Address, port: Port | None, claim: Claim) -> str:
-        ports = f"-p {port.protocol} -m {port.protocol} --dport {port.number} " if port else ""
-        # The key is checked to be two DNS labels, so nothing in it can end the quotes.
-        comment = f'-m comment --comment "{claim.service.key}"'
-        return f"-d {show_address(address)}/{self._family.bits} {ports}{comment}"
-
-    def _pair(self, match: str, claim: Claim, marked: bool) -> Iterator[str]:
-        if marked:
-            yield f"{match} -j {self._mark}"
-        yield f"{match} -j DNAT --to-destination {show_address(claim.cluster_ip)}"
+    def _pair(self, match: str, claim: Claim, marked: bool) -> Rules:
+        to = ruletext.rule(match, "DNAT", show_address(claim.cluster_ip))
+        return (ruletext.rule(match, self._mark), to) if marked else (to,)

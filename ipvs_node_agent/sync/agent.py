@@ -39,9 +39,8 @@ from ipvs_node_agent.model.events import (
 )
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
-from ipvs_node_agent.nat import drift
-from ipvs_node_agent.rules.policy import unneeded_in
-from ipvs_node_agent.rules.render import lacking
+from ipvs_node_agent.nat.ruleset import DRIFT
+from ipvs_node_agent.rules.policy import lacking, unneeded_in
 from ipvs_node_agent.sync.cluster import Cluster, Pending
 from ipvs_node_agent.sync.family import FamilyTable
 from ipvs_node_agent.sync.log import Notices
@@ -141,7 +140,7 @@ class Agent:
     def state(self) -> AgentState:
         """What others may know of the agent, at this moment."""
         families = {family: table.state for family, table in self._tables.items()}
-        repairs = Counter(dict.fromkeys(drift.MEANINGS, 0))
+        repairs = Counter(dict.fromkeys(DRIFT, 0))
         for table in self._tables.values():
             repairs.update(table.repairs.counts)
         return AgentState(

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import Callable, Union
 
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.iptables.programmer import Misfit, Programmer
-from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Node, Service
 from ipvs_node_agent.model.services import Services

@@ -10,7 +10,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
 from ipvs_node_agent.model.objects import Problem, Service
-from ipvs_node_agent.rules.policy import unneeded_in
+from ipvs_node_agent.rules.policy import external_ips, unneeded_in
 from ipvs_node_agent.sync.cluster import WHOLE, Cluster, Pending
 
 log = logging.getLogger(__name__)
@@ -124,11 +124,7 @@ class Notices:
 
 
 def _asked(service: Service | None, config: Config) -> tuple[Address, ...]:
-    """The external IPs of `service` that the configuration asks for."""
-    if service is None:
-        return ()
-    more = service.external_ips if config.services.external_ips else ()
-    return tuple(dict.fromkeys((*service.load_balancer_ips, *more)))
+    return () if service is None else external_ips(service, config)
 
 
 def _outcome(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ipvs_node_agent.nat import drift
-from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.nat.ruleset import DRIFT, Change
 
 # A repair of the same kind within this time is counted, and not said again.
 _QUIET = 60.0
@@ -60,5 +59,5 @@ def described(change: Change) -> str:
 
 def explained(change: Change) -> str:
     """What had to be repaired, as the end of a sentence; empty where nothing had."""
-    shown = " and ".join(drift.MEANINGS[reason] for reason in change.repairs)
+    shown = " and ".join(DRIFT[reason] for reason in change.repairs)
     return f": {shown} (the like is not said again within {_QUIET:.0f} s)" if shown else ""

@@ -22,6 +22,7 @@ from ipvs_node_agent.iptables.table import BACKENDS, NFT
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, Family
 from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.bench.bed import BenchBed, Commits, bench_bed, changes, latencies, writes
 from tests.bench.wire import POD, Wire, pinned, wire
@@ -163,7 +164,7 @@ def _load(on: Wire, backend: str, family: Family, wanted: Ruleset) -> None:
         with on.node.enter():
             subprocess.run(
                 [f"{family.command}-{backend}-restore", "-w", "5", "--noflush"],
-                input=part.restore_input().encode(),
+                input=restore_input(part).encode(),
                 check=True,
                 timeout=120,
             )

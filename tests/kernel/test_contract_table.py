@@ -177,12 +177,16 @@ def test_the_backend_is_the_one_the_kubelet_uses(
     """`backend: auto` goes by the kubelet's chains in the mangle table."""
     hint = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
     restore(namespace, IPV4, chosen, hint)
-    code = "from ipvs_node_agent.iptables.table import *; print(detect_backend(launch()))"
+    code = (
+        "import ipvs_node_agent.iptables.backends as b; print(b.detect_backend(b.command.launch()))"
+    )
     assert namespace.run(sys.executable, "-c", code).strip() == chosen
 
 
 def test_looking_for_the_backend_makes_no_table(namespace: Namespace) -> None:
-    code = "from ipvs_node_agent.iptables.table import *; print(detect_backend(launch()))"
+    code = (
+        "import ipvs_node_agent.iptables.backends as b; print(b.detect_backend(b.command.launch()))"
+    )
     assert namespace.run(sys.executable, "-c", code).strip() == "None"
     assert namespace.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names") == ""
     assert namespace.run("nft", "list", "ruleset") == ""

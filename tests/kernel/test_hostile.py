@@ -20,6 +20,7 @@ from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
@@ -90,7 +91,7 @@ def test_the_kernel_takes_all_rules_and_keeps_them_as_they_are(
     # The thousand IPs alone have 4,000.
     assert sum(map(len, wanted.chains.values())) > 4010
     command = f"{family.command}-{backend}"
-    text = difference(Found(), wanted).restore_input()
+    text = restore_input(difference(Found(), wanted))
     namespace.run(f"{command}-restore", "-w", "10", "--noflush", "--test", stdin=text)
     namespace.run(f"{command}-restore", "-w", "10", "--noflush", stdin=text)
     saved = namespace.run(f"{command}-save", "-t", "nat")

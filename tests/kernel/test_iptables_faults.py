@@ -24,11 +24,11 @@ TWO6 = ("fd00:19::257", "two", "fd00:231::62")
 SERVICES = [service("one", [ONE[2], ONE6[2]], [ONE[0], ONE6[0]])]
 SECOND = service("two", [TWO[2], TWO6[2]], [TWO[0], TWO6[0]])
 
-# As `_TIME_LIMIT` of iptables.py, which is short where nobody has the time.
+# As `TIME_LIMIT` of iptables/command.py, which is short where nobody has the time.
 TIME_LIMIT = 30 if LONG else 1
 HURRIED = (
-    "import sys; from ipvs_node_agent import cli, iptables;"
-    f" iptables._TIME_LIMIT = {TIME_LIMIT}; sys.exit(cli.main())"
+    "import sys; from ipvs_node_agent import cli; from ipvs_node_agent.iptables import command;"
+    f" command.TIME_LIMIT = {TIME_LIMIT}; sys.exit(cli.main())"
 )
 
 

@@ -12,10 +12,12 @@ import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import nftmonitor
+from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, TableError, launch
+from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since
 from ipvs_node_agent.model.addresses import IPV4, IPV6
-from ipvs_node_agent.nat.ruleset import Ruleset, owner
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.ruleset import Ruleset
 from tests.support.netns import Namespace
 from tests.support.processes import descendants
 from tests.support.tables import add_mark_masq, restore, saved
@@ -46,7 +48,7 @@ def table(namespace: Namespace) -> Iterator[KernelTable]:
 
 
 def test_nothing_is_heard_where_nothing_happens(table: KernelTable) -> None:
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -69,11 +71,11 @@ def test_a_change_of_ours_or_of_a_built_in_chain_is_heard(
     restore(namespace, IPV4, NFT, "*nat\n-A IPVS_OUTPUT-0a000000/8 -j RETURN\nCOMMIT\n")
     table.save()
     restore(namespace, IPV4, NFT, f"*nat\n{change}\nCOMMIT\n")
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
     # It stays so until the table is read.
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
     table.save()
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_a_flush_of_everything_is_heard(
     command: tuple[str, ...], table: KernelTable, namespace: Namespace
 ) -> None:
     namespace.run(*command)
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
 
 
 def test_what_others_do_in_chains_of_their_own_is_not_heard(
@@ -100,7 +102,7 @@ def test_what_others_do_in_chains_of_their_own_is_not_heard(
         namespace.run("iptables-nft", "-A", "INPUT", "-j", "ACCEPT")
     namespace.run("iptables-nft", "-t", "nat", "-X", "KUBE-EMPTY")
     add_mark_masq(namespace, IPV6, NFT)
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -119,9 +121,9 @@ def test_a_chain_that_is_renamed_is_heard(
     """The kernel tells its new name alone."""
     for change in changes:
         namespace.run("iptables-nft", "-t", "nat", *change.split())
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
     table.save()
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
 
 
 def test_a_closed_table_listens_no_more(table: KernelTable) -> None:
@@ -140,15 +142,15 @@ def test_a_closed_table_listens_no_more(table: KernelTable) -> None:
 @pytest.mark.parametrize(
     ("changes", "heard"),
     [
-        (["-F KUBE-MARK-MASQ"], True),
-        (["-A KUBE-MARK-MASQ -j RETURN"], True),
-        (["-F KUBE-MARK-MASQ", "-X KUBE-MARK-MASQ"], True),
-        ([":KUBE-MARK-MASQ - [0:0]", "-A KUBE-MARK-MASQ -j RETURN"], False),
+        (["-F KUBE-MARK-MASQ"], Since.CHANGED),
+        (["-A KUBE-MARK-MASQ -j RETURN"], Since.CHANGED),
+        (["-F KUBE-MARK-MASQ", "-X KUBE-MARK-MASQ"], Since.CHANGED),
+        ([":KUBE-MARK-MASQ - [0:0]", "-A KUBE-MARK-MASQ -j RETURN"], Since.UNCHANGED),
     ],
     ids=["emptied", "filled", "removed", "written anew, as with each sync of kube-proxy"],
 )
 def test_of_the_chain_that_marks_it_is_heard_whether_it_has_rules(
-    changes: list[str], heard: bool, namespace: Namespace
+    changes: list[str], heard: Since, namespace: Namespace
 ) -> None:
     restore(
         namespace, IPV4, NFT, "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j RETURN\nCOMMIT\n"
@@ -157,18 +159,18 @@ def test_of_the_chain_that_marks_it_is_heard_whether_it_has_rules(
         table = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns, "KUBE-MARK-MASQ")
         table.save()
         restore(namespace, IPV4, NFT, "\n".join(["*nat", *changes, "COMMIT", ""]))
-        assert table.touched() is heard
+        assert table.changed() is heard
 
 
 def test_what_the_table_itself_wrote_is_not_heard(table: KernelTable) -> None:
     table.restore(":".join(["*nat\n", "IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n"]))
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
 
 
 def test_a_change_just_before_our_own_is_heard(table: KernelTable, namespace: Namespace) -> None:
     restore(namespace, IPV4, NFT, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
     table.restore("*nat\n:IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n")
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
 
 
 def test_more_than_can_be_told_counts_as_a_change(
@@ -183,7 +185,7 @@ def test_more_than_can_be_told_counts_as_a_change(
         f"-A KUBE-MARK-MASQ -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(20000)
     )
     restore(namespace, IPV4, NFT, f"*nat\n{rules}COMMIT\n")
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
 
 
 def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
@@ -191,18 +193,18 @@ def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
         f"-A IPVS_OUTPUT -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(30000)
     )
     table.restore(f"*nat\n{rules}COMMIT\n")
-    assert table.touched() is True
+    assert table.changed() is Since.CHANGED
     table.save()
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
 
 
 def test_nobody_tells_about_a_legacy_table(namespace: Namespace) -> None:
     with namespace.enter():
         table = KernelTable(launch(), IPV4, LEGACY, IptablesOptions(), owns)
-        assert table.touched() is None
+        assert table.changed() is Since.UNKNOWN
         table.restore(OURS)
         table.save()
-        assert table.touched() is None
+        assert table.changed() is Since.UNKNOWN
 
 
 def busy_rules(count: int) -> str:
@@ -223,7 +225,7 @@ def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: 
 
     eventually(still_running_when_done, timeout=60)
     assert len(saved(namespace, IPV4, NFT)) > 8000
-    assert table.touched() is False
+    assert table.changed() is Since.UNCHANGED
     assert descendants() <= before
 
 
@@ -235,7 +237,7 @@ def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> No
         for number in descendants() - before:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        return table.touched() is True
+        return table.changed() is Since.CHANGED
 
     eventually(killed_at_its_end, timeout=60)
 

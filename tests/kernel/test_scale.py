@@ -12,6 +12,7 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Rules, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.kernel.conftest import Bed
 from tests.support.fleet import LAYOUTS, NODE, fleet, raw, raw_node, service
@@ -138,5 +139,5 @@ def test_addresses_chosen_to_be_hard_are_taken_by_the_kernel(
     ]
     made = [*(service(number, address) for number, address in enumerate(hard)), *shared]
     ruleset = plan(DEFAULTS, Snapshot({s.key: s for s in made}, NODE), family).ruleset
-    restore(namespace, family, backend, difference(Found(), ruleset).restore_input())
+    restore(namespace, family, backend, restore_input(difference(Found(), ruleset)))
     assert our_chains(namespace, family, backend) == ruleset.chains

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
+from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Table, TableError, launch
+from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Table
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace, namespaces

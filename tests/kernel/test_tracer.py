@@ -12,6 +12,7 @@ from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
+from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.support.fleet import NODE, service
 from tests.support.tables import add_mark_masq, restore
@@ -83,7 +84,7 @@ def test_the_tracer_and_the_kernel_agree(family: Family, backend: str) -> None:
         add_mark_masq(wired.node, family, backend)
         # What is not translated has to leave the node as well.
         wired.node.add_route("default" if family is IPV4 else "::/0", BACKEND[family.version])
-        restore(wired.node, family, backend, difference(Found(), ruleset).restore_input())
+        restore(wired.node, family, backend, restore_input(difference(Found(), ruleset)))
         save = wired.node.run(f"{family.command}-{backend}-save", "-t", "nat").splitlines()
         loaded = chains_of(save)
         assert {name: tuple(loaded[name]) for name in ruleset.chains} == ruleset.chains

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.iptables.table import TableError, launch, saved_table
+from ipvs_node_agent.iptables.command import TableError, launch
+from ipvs_node_agent.iptables.table import saved_table
 from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import POD_CIDRS, node, service
@@ -84,7 +85,7 @@ def test_cleanup_fails_where_the_table_cannot_be_read(running: Bed) -> None:
 def test_what_is_no_whole_table_is_none_whatever_the_exit_status(
     printed: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.iptables.table.Command.result", lambda _: printed)
+    monkeypatch.setattr("ipvs_node_agent.iptables.command.Command.result", lambda _: printed)
     launcher = launch()
     with pytest.raises(TableError, match=why):
         saved_table(launcher, "iptables-nft-save", "nat")
@@ -93,7 +94,7 @@ def test_what_is_no_whole_table_is_none_whatever_the_exit_status(
 
 @pytest.mark.parametrize("printed", ["", "# Warning: iptables-legacy tables present\n"])
 def test_a_table_that_is_not_there_is_empty(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipvs_node_agent.iptables.table.Command.result", lambda _: printed)
+    monkeypatch.setattr("ipvs_node_agent.iptables.command.Command.result", lambda _: printed)
     launcher = launch()
     assert saved_table(launcher, "iptables-nft-save", "nat") == ""
     launcher.close()

@@ -14,7 +14,7 @@ import yaml
 
 from ipvs_node_agent.commands.output import PROGRAM
 from ipvs_node_agent.model import events
-from ipvs_node_agent.nat import drift
+from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.observe import nodeevents
 from tests.support.documents import OPERATIONS, first_code
 from tests.support.exposed import text
@@ -43,13 +43,11 @@ def test_every_metric_has_a_row_with_its_type_and_labels() -> None:
     assert shown == exposed
 
 
-@pytest.mark.parametrize(
-    "reasons", [drift.MEANINGS, events.RESTART_REASONS], ids=["drift", "watch"]
-)
+@pytest.mark.parametrize("reasons", [DRIFT, events.RESTART_REASONS], ids=["drift", "watch"])
 def test_every_reason_of_a_metric_has_a_row(reasons: dict[str, str]) -> None:
     rows = [first_code(row[0]) for row in OPERATIONS.table("Metrics") if len(row) == 2]
     assert set(reasons) <= set(rows)
-    assert len(rows) == len(drift.MEANINGS) + len(events.RESTART_REASONS)
+    assert len(rows) == len(DRIFT) + len(events.RESTART_REASONS)
 
 
 def test_every_alert_has_a_row() -> None:
@@ -98,6 +96,7 @@ _WITH_REASONS = (
     *(
         "config/file",
         "sync/family",
+        "iptables/command",
         "iptables/table",
         "apiserver/bodies",
         "apiserver/client",
@@ -221,10 +220,11 @@ def reasons_of_problems() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and text_of_function(node) == "Problem":
                 found |= {text_of(argument) for argument in node.args[1:2]} - {"..."}
-    # Of those that claims.py refuses, each stands in front of why.
-    for node in ast.walk(trees()["rules/claims"]):
-        if isinstance(node, ast.Tuple) and len(node.elts) > 1:
-            found |= {text_of(node.elts[0])}
+    # Of the addresses that are refused, each word stands in front of why.
+    for module in ("rules/policy", "rules/claims"):
+        for node in ast.walk(trees()[module]):
+            if isinstance(node, ast.Tuple) and len(node.elts) > 1:
+                found |= {text_of(node.elts[0])}
     return {word for word in found if re.fullmatch(r"[A-Z][A-Za-z]+", word)}
 
 
@@ -254,11 +254,11 @@ def reasons_of_errors() -> set[str]:
                 else:
                     found.add(text_of(argument))
     # What a command that failed leaves, and the hints that say more than its own words.
-    found |= {text for text in strings(function("iptables/table", "_failure")) if " " in text}
-    found |= returned("iptables/table", "_hint") | constants(
-        "iptables/table", "FOREIGN_HINT", "LOCKED_HINT"
+    found |= {text for text in strings(function("iptables/command", "_failure")) if " " in text}
+    found |= returned("iptables/command", "_hint") | constants(
+        "iptables/command", "FOREIGN_HINT", "LOCKED_HINT"
     )
-    found |= returned("sync/agent", "lacking") | returned("rules/render", "lacking")
+    found |= returned("sync/agent", "lacking") | returned("rules/policy", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
     } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}

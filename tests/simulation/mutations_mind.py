@@ -58,7 +58,7 @@ MUTATIONS = [
     ),
     (
         "rules are written for a Node without addresses",
-        "rules/render.py",
+        "rules/policy.py",
         "    if not node.addresses:\n",
         "    if False:\n",
     ),
@@ -92,7 +92,7 @@ MUTATIONS = [
         "a write that failed is believed",
         "iptables/programmer.py",
         '        """Applies `change`; until all of it is there, nothing is certain."""\n'
-        "        self._certain = False\n",
+        "        self.doubt()\n",
         '        """Applies `change`; until all of it is there, nothing is certain."""\n',
     ),
     (
@@ -116,7 +116,7 @@ MUTATIONS = [
     (
         "what is told of drift is not heard",
         "iptables/programmer.py",
-        "        if self._certain and self._table.touched():\n            self._certain = False\n",
+        "        if self.heard():\n            self.doubt()\n",
         "",
     ),
     # Failures.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from typing import Callable, NamedTuple
 
-from ipvs_node_agent.iptables.table import FOREIGN_HINT, LOCKED_HINT, TableError
+from ipvs_node_agent.iptables.command import FOREIGN_HINT, LOCKED_HINT, TableError
+from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.model.addresses import Family
 from tests.support.faketable import BUILT_IN, Chains, FakeTable, applied
 from tests.support.tables import MARK_MASQ
 
-LOCKED = TableError("iptables-restore", "Another app is holding the lock", LOCKED_HINT)
+LOCKED = TableError("iptables-restore", "Another app is holding the lock", LOCKED_HINT, locked=True)
 HANGING_SECONDS = 35.0
 GUEST = "KUBE-MARK-MASQ"
 # What a kernel without memory to spare says, which is no Service's fault.
@@ -55,7 +56,7 @@ class SimTable(FakeTable):
         self.faults: list[str] = []
         # What others do just before or after a call of the agent's: (its name, the change).
         self.meanwhile: list[tuple[str, Callable[[], None]]] = []
-        self._touched: bool = False
+        self._told = False
         self._version = itertools.count()
         self._last = self._read = next(self._version)
 
@@ -94,7 +95,7 @@ class SimTable(FakeTable):
     def note(self, told: bool = True) -> None:
         """The table is another one now; `told` says whether the kernel tells."""
         self._last = next(self._version)
-        self._touched = self._touched or told
+        self._told = self._told or told
 
     # The agent's side
 
@@ -104,19 +105,19 @@ class SimTable(FakeTable):
         self._fail("save")
         if self.native:
             raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
-        self._touched, self._read = False, self._last
+        self._told, self._read = False, self._last
         self.seen = self.copy()
         text = super().save()
         self._pause("after save")
         return text
 
-    def touched(self) -> bool | None:
-        """See `Table`."""
-        return self._touched if self.tells or self._touched else None
-
-    def same(self) -> bool:
-        """See `Table`; exact, as a digest is."""
-        return not self.tells and self._read == self._last
+    def changed(self, closely: bool = False) -> Since:
+        """See `Table`; closely it is exact, as a digest is."""
+        if self._told:
+            return Since.CHANGED
+        if self.tells or (closely and self._read == self._last):
+            return Since.UNCHANGED
+        return Since.UNKNOWN
 
     def restore(self, text: str) -> None:
         """Applies `text`, or fails, before or after it did. Raises TableError."""

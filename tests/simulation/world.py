@@ -26,7 +26,7 @@ from ipvs_node_agent.model import events
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Node, Problem, Service
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import Agent
 from tests.simulation import history as story
 from tests.simulation import oracle

@@ -10,12 +10,12 @@ import pytest
 
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.conntrack import Forgetter
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
 from ipvs_node_agent.model.events import NODES, SERVICES, Changed, Deleted, Listed
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.state import Meter
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service

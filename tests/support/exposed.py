@@ -7,7 +7,7 @@ import math
 from ipvs_node_agent.model.addresses import FAMILIES
 from ipvs_node_agent.model.events import RESTART_REASONS
 from ipvs_node_agent.model.objects import Problem
-from ipvs_node_agent.nat.drift import MEANINGS
+from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.observe.counters import HOST, POD, Count
 from ipvs_node_agent.observe.metrics import Meters, Metrics
 from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
@@ -18,7 +18,7 @@ def text() -> str:
     """All metrics, with a sample of each."""
     agent = AgentState(
         families={family: FamilyState() for family in FAMILIES},
-        repairs=dict.fromkeys(MEANINGS, 1),
+        repairs=dict.fromkeys(DRIFT, 1),
         refusals=frozenset({Problem("default/bad", "Loopback", "refused")}),
         restarts=dict.fromkeys(RESTART_REASONS, 1),
     )

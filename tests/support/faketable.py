@@ -11,7 +11,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from ipvs_node_agent.iptables.table import TableError
+from ipvs_node_agent.iptables.command import TableError
+from ipvs_node_agent.iptables.table import Since
 
 BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 TARGETS = ("ACCEPT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "MARK", "REDIRECT")
@@ -48,13 +49,9 @@ class FakeTable:
         lines += [f"-A {name} {rule}" for name, rules in self._chains.items() for rule in rules]
         return "\n".join([*lines, "COMMIT", ""])
 
-    def touched(self) -> bool | None:
-        """Whether to look; it never knows."""
-        return None
-
-    def same(self) -> bool:
-        """Whether it is the same; it never knows."""
-        return False
+    def changed(self, closely: bool = False) -> Since:
+        """See `Table`; it never knows."""
+        return Since.UNKNOWN
 
     def restore(self, text: str) -> None:
         """Applies `text`, all of it or nothing. Raises TableError."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.writes import Writes
+from ipvs_node_agent.iptables.programmer import Programmer, Writes
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
 from tests.support.faketable import FakeTable
 from tests.support.tables import MARK_MASQ
 

@@ -16,7 +16,7 @@ def command(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Command]:
     """Command lines on a machine without the default configuration file."""
-    monkeypatch.setattr("ipvs_node_agent.config.settings.DEFAULT_PATH", tmp_path / "absent.yaml")
+    monkeypatch.setattr("ipvs_node_agent.config.file.DEFAULT_PATH", tmp_path / "absent.yaml")
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     before = root.handlers[:], root.level

@@ -33,7 +33,7 @@ from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped, Trouble
 from ipvs_node_agent.model.objects import Snapshot
-from ipvs_node_agent.nat.ruleset import owner
+from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.rules.planner import Planner, plan
 from ipvs_node_agent.sync.agent import Agent
 from tests.support.asked import Asked

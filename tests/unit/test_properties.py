@@ -18,7 +18,9 @@ from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_ser
 from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, intersection
 from ipvs_node_agent.model.objects import Node, Service, Snapshot
-from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference, owner, parse_save, settled
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.ruleset import Found, Ruleset, applied, difference
+from ipvs_node_agent.nat.saveformat import parse_save, restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.support.examples import examples
 from tests.support.faketable import BUILT_IN, FakeTable
@@ -112,13 +114,13 @@ def test_a_table_becomes_what_is_wanted(have: str, want: Ruleset) -> None:
     before, others = read(table), foreign_lines(table)
     change = difference(before, want)
     if change:
-        table.restore(change.restore_input())
+        table.restore(restore_input(change))
     after = read(table)
-    emptied = dict.fromkeys(before.held & before.chains.keys() - want.chains.keys(), ())
+    emptied = dict.fromkeys(before.referenced & before.chains.keys() - want.chains.keys(), ())
     assert after.chains == {**want.chains, **emptied}
     assert after.jumps == {name: ((1, chain),) for name, chain in want.jumps.items()}
     assert foreign_lines(table) == others
-    assert after == settled(before, want)
+    assert after == applied(before, want)
     assert not difference(after, want)
 
 
@@ -130,8 +132,8 @@ def test_a_table_that_was_never_read_again_still_becomes_what_is_wanted(
     table = FakeTable(have)
     found = read(table)
     for want in (first, second):
-        table.restore(difference(found, want).restore_input())
-        found = settled(found, want)
+        table.restore(restore_input(difference(found, want)))
+        found = applied(found, want)
     assert read(table) == found
 
 
@@ -146,7 +148,7 @@ def test_equal_states_have_no_difference(want: Ruleset) -> None:
 @given(have=tables(), want=wishes())
 def test_only_chains_that_differ_are_in_the_input(have: str, want: Ruleset) -> None:
     found = read(FakeTable(have))
-    text = difference(found, want).restore_input()
+    text = restore_input(difference(found, want))
     same = {name for name, content in want.chains.items() if found.chains.get(name) == content}
     assert not same & set(re.findall(r"^(?::|-[AXI] )(\S+)", text, re.MULTILINE))
 
@@ -224,7 +226,7 @@ def test_nothing_but_well_formed_rules_is_rendered(
     raw: list[Any], config: Config, family: Family
 ) -> None:
     planned = plan(config, snapshot(read_all(raw)), family)
-    rendered = difference(Found(), planned.ruleset).restore_input()
+    rendered = restore_input(difference(Found(), planned.ruleset))
     for line in rendered.removesuffix("\n").split("\n"):
         assert LINE.fullmatch(line), line
     table = FakeTable("*nat\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n")

@@ -11,7 +11,7 @@ from ipvs_node_agent.check.facts import KubeProxy, Listener, Unit
 from ipvs_node_agent.check.finding import FAIL, WARN
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.host.procfs import Process
-from ipvs_node_agent.iptables.table import TableError
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV6
 from ipvs_node_agent.nat.ruleset import Change, Found
 from tests.support.cluster import node

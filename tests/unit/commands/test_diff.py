@@ -14,6 +14,7 @@ from ipvs_node_agent.commands import diff
 from ipvs_node_agent.commands.diff import coloured_change
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.nat.saveformat import restore_input
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.commandline import Command, written
@@ -135,13 +136,13 @@ def test_pending_changes_are_those_that_run_would_make_and_are_not_made(
     before = [table.save() for table in tables]
     changes = diff.pending_changes(config, nothing_noted)
     assert [name for name, _ in changes] == ["iptables-nft-restore", "ip6tables-nft-restore"]
-    shown = "".join(f"# {name} --noflush\n{change.restore_input()}" for name, change in changes)
+    shown = "".join(f"# {name} --noflush\n{restore_input(change)}" for name, change in changes)
     assert "10.19.20.201" in shown
     file = written("config", {"kubeconfig": config.kubeconfig, "nodeName": config.node_name})
     assert command("diff", "--config", file)[:2] == (1, shown)
     assert [table.save() for table in tables] == before
     for (_, change), table in zip(changes, tables):
-        table.restore(change.restore_input())
+        table.restore(restore_input(change))
     assert command("diff", "--config", file)[:2] == (0, "")
 
 

@@ -180,7 +180,7 @@ def test_so_many_flows_are_kept_in_mind_and_no_more(
 def test_without_the_conntrack_command_it_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.iptables.table._path", lambda _: None)
+    monkeypatch.setattr("ipvs_node_agent.iptables.command.find", lambda _: None)
     tracking = Conntrack(lambda: Launcher({}))
     for _ in range(3):
         tracking.forget(IPV4, [flows(True)], [])

@@ -49,9 +49,8 @@ def test_what_cannot_be_read_is_lost(data: bytes) -> None:
 def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
     told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     hearing.setblocking(False)
-    monitor = NftMonitor(4, "nat", lambda _: True)
-    with told, monitor._socket:
-        monitor._socket = hearing
+    monitor = NftMonitor(hearing, 4, "nat", lambda _: True)
+    with told, hearing:
         nat = attribute(1, b"nat\0") + attribute(3, b"IPVS_OUTPUT\0")
         body = struct.pack("=BBH", socket.AF_INET, 0, 0) + nat
         told.send(message(10 << 8 | 6, body))
@@ -62,13 +61,12 @@ def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
         assert monitor.hear(own=7) == Heard(changed=False, committed=True)
 
 
-@pytest.mark.parametrize("guest", ["", "KUBE-MARK-MASQ"])
-def test_a_rule_that_comes_in_a_chain_without_a_name_counts_as_a_change(guest: str) -> None:
+@pytest.mark.parametrize("mark", ["", "KUBE-MARK-MASQ"])
+def test_a_rule_that_comes_in_a_chain_without_a_name_counts_as_a_change(mark: str) -> None:
     told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     hearing.setblocking(False)
-    monitor = NftMonitor(4, "nat", lambda _: False, guest)
-    with told, monitor._socket:
-        monitor._socket = hearing
+    monitor = NftMonitor(hearing, 4, "nat", lambda _: False, mark)
+    with told, hearing:
         body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attribute(1, b"nat\0")
         # One comes, one goes.
         told.send(message(10 << 8 | 6, body) + message(10 << 8 | 8, body))

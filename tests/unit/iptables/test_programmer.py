@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.table import TableError
-from ipvs_node_agent.nat.ruleset import Ruleset, owner
+from ipvs_node_agent.iptables.table import Since
+from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.ruleset import Ruleset
 from tests.support.faketable import FakeTable
 
 WANTED = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})
@@ -18,8 +20,7 @@ class Table(FakeTable):
 
     def __init__(self) -> None:
         super().__init__()
-        self.says: bool | None = None
-        self.is_same = False
+        self.says = self.says_closely = Since.UNKNOWN
         self.saves = 0
 
     def save(self) -> str:
@@ -27,11 +28,8 @@ class Table(FakeTable):
         text = super().save().replace("ACCEPT [0:0]", f"ACCEPT [{self.saves}:{60 * self.saves}]")
         return text.replace("FakeTable", f"FakeTable for the {self.saves}. time")
 
-    def touched(self) -> bool | None:
-        return self.says
-
-    def same(self) -> bool:
-        return self.is_same
+    def changed(self, closely: bool = False) -> Since:
+        return self.says_closely if closely else self.says
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def meddle(table: Table) -> None:
 
 
 def test_a_table_that_nobody_touched_is_not_read(programmer: Programmer, table: Table) -> None:
-    table.says = False
+    table.says = Since.UNCHANGED
     assert not programmer.check(WANTED)
     assert table.saves == 0
 
@@ -61,7 +59,7 @@ def test_a_table_that_nobody_touched_is_not_read(programmer: Programmer, table: 
 def test_a_table_that_somebody_touched_is_read_and_mended(
     programmer: Programmer, table: Table
 ) -> None:
-    table.says = True
+    table.says = Since.CHANGED
     assert not programmer.check(WANTED)
     assert table.saves == 1
     meddle(table)
@@ -78,11 +76,11 @@ def test_a_table_that_tells_nothing_is_read_and_mended(
 
 
 def test_a_table_that_is_the_same_is_not_read(programmer: Programmer, table: Table) -> None:
-    table.is_same = True
+    table.says_closely = Since.UNCHANGED
     assert not programmer.check(WANTED)
     assert table.saves == 0
     assert programmer.check_seconds > 0
-    table.is_same = False
+    table.says_closely = Since.UNKNOWN
     meddle(table)
     assert programmer.check(WANTED).written == WANTED.chains
 
@@ -98,7 +96,7 @@ def test_a_text_from_before_our_own_write_is_not_gone_by(
 
 
 def test_a_doubt_has_the_table_read_whatever_it_says(programmer: Programmer, table: Table) -> None:
-    table.says = False
+    table.says = Since.UNCHANGED
     meddle(table)
     assert not programmer.check(WANTED)
     programmer.doubt()
@@ -106,21 +104,22 @@ def test_a_doubt_has_the_table_read_whatever_it_says(programmer: Programmer, tab
 
 
 @pytest.mark.parametrize(
-    ("hint", "restores"),
-    [
-        pytest.param("another program holds /run/xtables.lock", 1, id="locked"),
-        pytest.param("", 2, id="anything else"),
-    ],
+    ("locked", "restores"),
+    [pytest.param(True, 1, id="locked"), pytest.param(False, 2, id="anything else")],
 )
 def test_a_lock_is_waited_for_once_and_what_else_fails_is_looked_at(
-    programmer: Programmer, table: Table, hint: str, restores: int, monkeypatch: pytest.MonkeyPatch
+    programmer: Programmer,
+    table: Table,
+    locked: bool,
+    restores: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    table.says = False
+    table.says = Since.UNCHANGED
     attempts: list[str] = []
 
     def restore(text: str) -> None:
         attempts.append(text)
-        raise TableError("iptables-restore", "failed", hint)
+        raise TableError("iptables-restore", "failed", locked=locked)
 
     monkeypatch.setattr(table, "restore", restore)
     with pytest.raises(TableError):
@@ -136,8 +135,8 @@ class Contested(Table):
         self.times = times
 
     def restore(self, text: str) -> None:
-        self.says = self.times > 0
-        if self.says:
+        self.says = Since.CHANGED if self.times > 0 else Since.UNCHANGED
+        if self.times > 0:
             self.times -= 1
             super().restore(f"*nat\n:THEIRS-{self.times} - [0:0]\nCOMMIT\n")
             raise TableError("iptables-restore", "Chain 'IPVS_OUTPUT' does not exist")
@@ -162,9 +161,9 @@ def test_who_is_overtaken_all_the_time_says_why() -> None:
     assert table.times == 1_000 - 4
 
 
-@pytest.mark.parametrize("says", [True, False, None])
+@pytest.mark.parametrize("says", Since)
 def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
-    table: Table, says: bool | None, monkeypatch: pytest.MonkeyPatch
+    table: Table, says: Since, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[str] = []
 
@@ -181,4 +180,5 @@ def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
         assert len(attempts) == times
         # Read before the write, and after it, as somebody may have changed the table.
         assert table.saves == times * 2
-        table.says = None if says is None else False  # Who has read it is told of nothing older.
+        # Who has read it is told of nothing older.
+        table.says = Since.UNKNOWN if says is Since.UNKNOWN else Since.UNCHANGED

@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 
 from ipvs_node_agent.config.settings import Chains
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import TableError
-from ipvs_node_agent.iptables.writes import Writes
+from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.observe.counters import HOST, POD, Count, Ledger, Sampler, Seen, found_in

@@ -11,7 +11,7 @@ from ipvs_node_agent import __version__
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.model.events import RESTART_REASONS, Restarted
-from ipvs_node_agent.nat.drift import MEANINGS
+from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count
 from ipvs_node_agent.observe.metrics import CONTENT_TYPE
@@ -135,7 +135,7 @@ def test_what_promtool_complains_of_is_known() -> None:
 
 def test_every_reason_is_there_before_it_happens(bed: Bed) -> None:
     bed.watch(Node())
-    assert [bed.value("drift_repairs_total", reason=reason) for reason in MEANINGS] == [0] * 8
+    assert [bed.value("drift_repairs_total", reason=reason) for reason in DRIFT] == [0] * 8
     for reason in RESTART_REASONS:
         assert bed.value("watch_restarts_total", reason=reason) == 0
 

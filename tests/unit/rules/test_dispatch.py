@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
-from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, stem
-from ipvs_node_agent.nat.ruleset import Found, Rules, difference, owner, settled
+from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, owner
+from ipvs_node_agent.nat.ruleset import Found, Rules, applied, difference
 from ipvs_node_agent.rules.dispatch import Entry, Tree, destination
 from ipvs_node_agent.rules.planner import Planner, plan
 from tests.support.examples import examples
@@ -360,7 +360,7 @@ def test_one_change_writes_at_most_four_chains(name: str) -> None:
         del services[made.key]
     planner = Planner(DEFAULTS, NODE, layout.family)
     planner.fill(services.values())
-    found = settled(Found(), planner.plan().ruleset)
+    found = applied(Found(), planner.plan().ruleset)
     chance = random.Random(name)
     for new in spare:
         old = services.pop(chance.choice(sorted(services)))
@@ -373,10 +373,10 @@ def test_one_change_writes_at_most_four_chains(name: str) -> None:
             assert 0 < len(change.written) <= 4
             assert not change.hooked
             assert not change.unhooked
-            found = settled(found, wanted)
+            found = applied(found, wanted)
             if chance.random() < 0.2:
                 planner.settle()
-                found = settled(found, planner.plan().ruleset)
+                found = applied(found, planner.plan().ruleset)
         services[old.key] = old
 
 
@@ -434,11 +434,6 @@ def test_a_name_says_its_prefix() -> None:
                 network = ipaddress.ip_network(rule.split(" ")[1])
                 number, length = int(network.network_address), network.prefixlen
                 assert target(rule).endswith(f"-{number:08x}/{length}")
-
-
-def test_the_stem_of_a_short_name_is_the_name() -> None:
-    assert stem("IPVS_PREROUTING") == "IPVS_PREROUTING"
-    assert stem("IPVS_PREROUTINGS") != stem("IPVS_PREROUTINGT")
 
 
 def test_prefixes_whose_digests_are_equal_have_different_names(

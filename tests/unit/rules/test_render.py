@@ -21,7 +21,7 @@ from ipvs_node_agent.model.addresses import (
 from ipvs_node_agent.model.objects import Node, Problem, Snapshot
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.rules.planner import Plan, plan
-from ipvs_node_agent.rules.render import pod_cidrs
+from ipvs_node_agent.rules.policy import pod_cidrs
 from tests.support.cluster import service
 
 POD_CIDR, POD_CIDR_6 = "10.240.2.128/25", "fd00:10:240:2::/64"

@@ -12,8 +12,9 @@ import pytest
 
 from ipvs_node_agent.config.settings import Chains, Config
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.table import TableError
+from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
 from ipvs_node_agent.model.events import NODES, SERVICES, Deleted, Recovered, Skipped, Trouble
 from tests.support.agentnode import (
@@ -570,7 +571,7 @@ def test_the_kernel_is_not_believed_for_longer_than_five_minutes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started = running(web(EXTERNAL_4))
-    monkeypatch.setattr(FakeTable, "touched", lambda _: False)
+    monkeypatch.setattr(FakeTable, "changed", lambda *_: Since.UNCHANGED)
     wanted = started.rules(IPV4)
     meddle(started.tables[IPV4], "-F IPVS_OUTPUT")
     started.pass_time(200)
@@ -689,9 +690,7 @@ def test_a_failed_write_is_tried_again_with_growing_delays() -> None:
 def test_a_lock_that_somebody_holds_is_asked_for_again_at_once() -> None:
     """The command has waited for it already, as long as the configuration says."""
     started = running()
-    started.tables[IPV4].broken = TableError(
-        "iptables-legacy-restore", "busy", "another program holds /run/xtables.lock"
-    )
+    started.tables[IPV4].broken = TableError("iptables-legacy-restore", "busy", locked=True)
     started.put(web(EXTERNAL_4))
     assert set(gaps(started, 30)) == {0.2}
 

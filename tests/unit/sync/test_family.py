@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.conntrack import Flows
-from ipvs_node_agent.iptables.table import TableError
 from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address, parse_network
 from tests.support.agentnode import OTHER, WEB_4, Node, Table, other, running, said, web
 from tests.support.cluster import POD_CIDRS, node, service

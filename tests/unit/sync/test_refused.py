@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
-from ipvs_node_agent.rules.mark import CHAINS
-from ipvs_node_agent.sync.refused import probe, refused_of, service_of, services_in
+from ipvs_node_agent.rules.render import MARK_CHAINS
+from ipvs_node_agent.sync.refused import probe, refused_of, services_in
 
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
 GOOD, BAD = RULE.format("good"), RULE.format("bad")
@@ -25,11 +25,6 @@ WANTED = Ruleset(
     JUMPS,
 )
 JUMP = "-d 0.0.0.0/32 -j IPVS_{}-probe"
-
-
-def test_a_rule_says_whose_it_is() -> None:
-    assert service_of(RULE.format("web")) == "default/web"
-    assert service_of("-d 10.19.0.0/16 -j IPVS_OUTPUT-0a130000-16") == ""
 
 
 def test_suspected_is_who_has_a_rule_in_a_written_chain() -> None:
@@ -103,10 +98,10 @@ def test_the_next_question_only_writes_other_rules() -> None:
 def test_what_is_not_there_yet_is_made_and_led_to(
     jumps: dict[str, tuple[tuple[int, str], ...]],
 ) -> None:
-    wanted = Ruleset({**WANTED.chains, **CHAINS}, JUMPS)
+    wanted = Ruleset({**WANTED.chains, **MARK_CHAINS}, JUMPS)
     change, after = probe(IPV4, wanted, Found({}, jumps), frozenset())
     assert change.written[PODS] == (JUMP.format("PREROUTING"),)
-    assert CHAINS.items() <= change.written.items()
+    assert MARK_CHAINS.items() <= change.written.items()
     assert set(change.hooked) == {pair for pair in JUMPS.items() if pair[0] not in jumps}
     assert after.jumps == {"PREROUTING": ((1, PODS),), "OUTPUT": ((1, HOST),)}
 

@@ -1,0 +1,170 @@
+"""One command of netfilter's: where it is looked for, what it is given and prints, how it fails.
+
+All knowledge of exit statuses and error texts stays here: whoever gets a `TableError` asks what it
+is, and reads none of its words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import BinaryIO, Callable
+
+from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.iptables.launcher import Launcher, LaunchError, Running
+
+# What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
+TIME_LIMIT = 30
+_SHOWN_STDERR = 4096
+# Services and cron start with a PATH that need not hold the system's own commands.
+_SEARCH = ":".join([*os.get_exec_path(), "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
+# Exit statuses of iptables-restore that speak of its input, and of neither lock nor rights; and the
+# words of iptables-nft-restore, whose status for all that the kernel refuses is 4.
+_REFUSED = (1, 2)
+_NFT_REFUSED = re.compile(r"[A-Z]+_[A-Z]+ failed \((?!Operation not permitted|Cannot allocate)")
+_PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
+_NOISE = re.compile(r"Try `|#|Error occurred at line")
+_LOCK = "xtables lock"
+FOREIGN_HINT = "nft list ruleset shows what was made with nft in the table nat: move it to another"
+LOCKED_HINT = "another program holds /run/xtables.lock"
+
+
+class TableError(RefusedError):
+    """A command of iptables failed.
+
+    `line` is the line of the restore input that it blames, and `blamed` that line's text. With
+    `by_content` it ran, and refused what it was given; with `hung` it took too long and was killed;
+    with `locked` nothing but somebody else's lock was in the way; with `missing` it is not there.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        why: str,
+        hint: str = "",
+        line: int | None = None,
+        by_content: bool = False,
+        hung: bool = False,
+        locked: bool = False,
+        missing: bool = False,
+    ) -> None:
+        super().__init__(what, why, hint)
+        self.line, self.blamed = line, ""
+        self.by_content, self.hung, self.locked, self.missing = by_content, hung, locked, missing
+
+
+def foreign(command: str) -> TableError:
+    """What `command` fails with where only nft can show or change what the table holds."""
+    why = "holds what was made with nft, and iptables cannot use it"
+    return TableError(command, why, FOREIGN_HINT)
+
+
+def find(command: str) -> str | None:
+    """Where `command` is on this machine."""
+    return shutil.which(command, path=_SEARCH)
+
+
+def launch(alive: Callable[[], None] = lambda: None) -> Launcher:
+    """What commands are started with; each has a time limit, and calls `alive` before."""
+    return Launcher({**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}, alive)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs; `result` has to be called once."""
+
+    name: str
+    limit: float
+    good: Sequence[int]
+    running: Running
+    printed: BinaryIO
+    complaints: BinaryIO
+    files: ExitStack
+
+    def fileno(self) -> int:
+        """What select(2) finds readable once the command has ended."""
+        return self.running.fileno()
+
+    @property
+    def process(self) -> int:
+        """Its process id."""
+        return self.running.process
+
+    def result(self) -> str:
+        """What it printed, once it has ended. Raises TableError where it failed."""
+        with self.files:
+            try:
+                status, expired = self.running.end()
+            except LaunchError as error:
+                raise TableError(self.name, str(error)) from None
+            if expired:
+                why = f"did not end within {self.limit:g} s and was killed"
+                raise TableError(self.name, why, hung=True)
+            if status not in self.good:
+                raise _failure(self.name, status, self.complaints)
+            self.printed.seek(0)
+            return self.printed.read().decode("utf-8", "replace")
+
+
+def start(
+    launcher: Launcher,
+    command: str,
+    arguments: Sequence[str],
+    limit: float = TIME_LIMIT,
+    stdin: str = "",
+    package: str = "iptables",
+    good: Sequence[int] = (0,),
+) -> Command:
+    """Starts `command`, which is killed after `limit` seconds. Raises TableError.
+
+    `package` is what it comes with, and `good` are the exit statuses of success.
+    """
+    path = find(command)
+    if path is None:
+        raise TableError(command, "not found", f"apt install {package}", missing=True)
+    try:
+        with ExitStack() as files:
+            printed, complaints = (files.enter_context(_memory_file()) for _ in range(2))
+            with _memory_file() as given:
+                given.write(stdin.encode())
+                given.seek(0)
+                running = launcher.start([path, *arguments], limit, (given, printed, complaints))
+            return Command(command, limit, good, running, printed, complaints, files.pop_all())
+    except (LaunchError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise TableError(command, f"could not be started: {why}") from None
+
+
+def _memory_file() -> BinaryIO:
+    """An unnamed file in memory: it works with a full disk and a read-only file system."""
+    return open(os.memfd_create("ipvs-node-agent"), "w+b", buffering=0)
+
+
+def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:
+    complaints.seek(0)
+    text = complaints.read(_SHOWN_STDERR).decode("utf-8", "replace")
+    lines = [_PROGRAM.sub("", line).strip() for line in text.splitlines()]
+    said = [line for line in lines if line and not _NOISE.match(line)]
+    if status < 0:
+        said.append(f"killed by signal {-status}")
+    blamed = re.search(r"\bline:? (\d+)", text)
+    why = "; ".join(said) or f"exit status {status}"
+    hint = _hint(text)
+    locked = not hint and _LOCK in text
+    hint = LOCKED_HINT if locked else hint
+    refused = status in _REFUSED or _NFT_REFUSED.search(text) is not None
+    line = int(blamed[1]) if blamed else None
+    return TableError(command, why, hint, line, by_content=refused and not hint, locked=locked)
+
+
+def _hint(text: str) -> str:
+    if "Permission denied" in text or "must be root" in text:
+        return "it needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_RAW"
+    # Which of the two it says depends on its version.
+    if "incompatible" in text or "CHAIN_ADD failed (Operation not supported)" in text:
+        return FOREIGN_HINT
+    return ""

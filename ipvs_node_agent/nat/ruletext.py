@@ -1,0 +1,108 @@
+"""What a rule says, as text: the one place that writes its parts, and that reads them back.
+
+A rule is the text that iptables-save prints after `-A CHAIN `, since a rule given in that very form
+comes back byte for byte. `match` and `rule` write one of ours, and `read` is their inverse.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# What iptables-save puts into quotes, such as a comment.
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# The overlap matters: a comment may be `-j`, which is printed without quotes.
+_TARGETS = re.compile(r" -[jg](?= (\S+))")
+_COMMENT = r'-m comment --comment "(?P<service>[^"]*)"'
+_SERVICE = re.compile(_COMMENT)
+_RULE = re.compile(
+    r"(?:-s (?P<source>\S+) )?-d (?P<destination>\S+)"
+    r"(?: -p (?P<protocol>\w+)(?: -m \w+ --dport (?P<ports>[\d:]+))?)?"
+    rf"(?: {_COMMENT})?(?P<local> -m addrtype --src-type LOCAL)?"
+    r" -j (?P<target>\S+)(?: --to-destination (?P<to>\S+))?"
+)
+_COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) (.*)")
+
+
+class Rule(NamedTuple):
+    """A rule of ours; what it does not ask for is empty.
+
+    `source` and `destination` are prefixes, and `local` asks for a source address of this host.
+    `ports` is one of the protocol's, or a range. `service` is the key of the Service that it is
+    for, `target` where it leads, and `to` where a DNAT sends the packet.
+    """
+
+    source: str
+    destination: str
+    protocol: str
+    ports: str
+    service: str
+    local: bool
+    target: str
+    to: str
+
+
+def match(
+    destination: str,
+    source: str = "",
+    protocol: str = "",
+    ports: str = "",
+    service: str = "",
+    local: bool = False,
+) -> str:
+    """The first part of a rule, as `Rule` names its parts: which packets it is about."""
+    return (
+        (f"-s {source} " if source else "")
+        + f"-d {destination}"
+        + (f" -p {protocol}" if protocol else "")
+        + (f" -m {protocol} --dport {ports}" if ports else "")
+        # The key is checked to be two DNS labels, so nothing in it can end the quotes.
+        + (f' -m comment --comment "{service}"' if service else "")
+        + (" -m addrtype --src-type LOCAL" if local else "")
+    )
+
+
+def rule(match: str, target: str, to: str = "") -> str:
+    """The rule that leads packets that `match` to `target`; a DNAT sends them `to` an address."""
+    return f"{match} -j {target} --to-destination {to}" if to else f"{match} -j {target}"
+
+
+def read(text: str) -> Rule | None:
+    """What a rule says; None where it has not the form of ours."""
+    found = _RULE.fullmatch(text)
+    if found is None:
+        return None
+    parts = found.groupdict("")
+    local = bool(parts.pop("local"))
+    return Rule(**parts, local=local)
+
+
+def service(text: str) -> str:
+    """The key of the Service that a rule (or a line with it) is for; empty where it is none's."""
+    found = _SERVICE.search(text)
+    return found["service"] if found else ""
+
+
+def target(text: str) -> str:
+    """The chain or target that a rule without quotes after its `-j` leads to; empty for none."""
+    return f" {text}".rpartition(" -j ")[2].partition(" ")[0]
+
+
+def targets(text: str) -> set[str]:
+    """The chains or targets that a rule, whoever's, may lead to, whatever its comments say."""
+    return set(_TARGETS.findall(" " + QUOTED.sub('""', text)))
+
+
+class Counted(NamedTuple):
+    """A line of `iptables-save -c` with a rule, and what the rule has seen."""
+
+    packets: int
+    bytes: int
+    chain: str
+    rule: str
+
+
+def counted(line: str) -> Counted | None:
+    """A line with a rule and its counters; None for any other."""
+    found = _COUNTED.fullmatch(line)
+    return Counted(int(found[1]), int(found[2]), found[3], found[4]) if found else None

@@ -1,0 +1,104 @@
+"""The text of a nat table: what iptables-save prints, and what iptables-restore is given.
+
+Of other owners' rules only their position relative to our jumps is read, and whether they refer to
+a chain of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Callable
+
+from ipvs_node_agent.nat.ruleset import Change, Found, Rules
+from ipvs_node_agent.nat.ruletext import QUOTED, targets
+
+_CHAIN_LINE = re.compile(r":(\S+) ")
+
+
+def parse_save(
+    text: str, owns: Callable[[str], bool], expected: Mapping[str, Rules] = MappingProxyType({})
+) -> Found:
+    """What `text`, printed by iptables-save for the nat table, holds of ours.
+
+    Rules that are as `expected` are the very same objects, and take no memory of their own.
+    """
+    chains: dict[str, list[str]] = {}
+    built_in: set[str] = set()
+    foreign: set[str] = set()
+    referenced: set[str] = set()
+    jumps: dict[str, list[tuple[int, str]]] = {}
+    positions: dict[str, int] = {}
+    for line in lines(text):
+        if line.startswith("-A "):
+            chain, _, rule = line[3:].partition(" ")
+            if chain in chains:
+                rules, known = chains[chain], expected.get(chain, ())
+                place = len(rules)
+                same = place < len(known) and known[place] == rule
+                rules.append(known[place] if same else rule)
+                continue
+            positions[chain] = positions.get(chain, 0) + 1
+            for target in targets(rule) & chains.keys():
+                if chain in built_in and rule == f"-j {target}":
+                    jumps.setdefault(chain, []).append((positions[chain], target))
+                else:
+                    referenced.add(target)
+        elif declared := _CHAIN_LINE.match(line):
+            name = declared[1]
+            if owns(name):
+                chains[name] = []
+            else:
+                # A chain of a user's own has no policy, and iptables-save prints a dash for it.
+                (foreign if line.startswith(f":{name} - ") else built_in).add(name)
+    return Found(
+        chains={name: tuple(rules) for name, rules in chains.items()},
+        jumps={name: tuple(found) for name, found in jumps.items()},
+        foreign=frozenset(foreign),
+        referenced=frozenset(referenced),
+        filled=frozenset(foreign & positions.keys()),
+    )
+
+
+def lines(text: str) -> Iterator[str]:
+    """The lines of a saved table; a line break inside quotes, as in a comment, ends none."""
+    pending, start = "", 0
+    # Not split at once, as forty thousand lines would all be in memory twice.
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        line = pending + text[start:end]
+        start = end + 1
+        if '"' in line and (line.count('"') % 2 or "\\" in line) and '"' in QUOTED.sub("", line):
+            pending = line + "\n"
+        else:
+            pending = ""
+            yield line
+
+
+def restore_input(change: Change) -> str:
+    """`change` as one input for `iptables-restore --noflush`, which applies it as one.
+
+    Every chain is declared, and so emptied, before a rule jumps to it; a dropped one is emptied
+    and unhooked before it goes.
+    """
+    lines = ["*nat"]
+    leaves = change.leaves()
+    for name in leaves:
+        lines.append(f":{name} - [0:0]")
+        lines += _appended(name, change.written[name])
+    others = sorted(change.written.keys() - {*leaves})
+    lines += [f":{name} - [0:0]" for name in sorted({*others, *change.dropped})]
+    lines += [f"-D {built_in} -j {name}" for built_in, name in change.unhooked]
+    for name in others:
+        lines += _appended(name, change.written[name])
+    for name, rules in change.appended.items():
+        lines += _appended(name, rules)
+    lines += [f"-I {built_in} 1 -j {name}" for built_in, name in change.hooked]
+    lines += [f"-X {name}" for name in change.dropped]
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def _appended(chain: str, rules: Rules) -> Iterator[str]:
+    return (f"-A {chain} {rule}" for rule in rules)
