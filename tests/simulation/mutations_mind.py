@@ -129,8 +129,8 @@ MUTATIONS = [
     (
         "a family that nothing belongs to is done whatever happens",
         "sync/family.py",
-        "nothing = not self._wanted.ruleset.chains and self._written is None",
-        "nothing = not self._wanted.ruleset.chains",
+        "nothing = not self.wanted.ruleset.chains and self._written is None",
+        "nothing = not self.wanted.ruleset.chains",
     ),
     (
         "a Service that the kernel refused is never tried again",
