@@ -6,6 +6,7 @@ import pytest
 
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import TableError
+from ipvs_node_agent.iptables.writes import Writes
 from ipvs_node_agent.nat.ruleset import Ruleset, owner
 from tests.support.faketable import FakeTable
 
@@ -182,3 +183,11 @@ def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
         # Read before the write, and after it, as somebody may have changed the table.
         assert table.saves == times * 2
         table.says = None if says is None else False  # Who has read it is told of nothing older.
+
+
+def test_writes_are_numbered_on_by_the_next_programmer_of_the_table() -> None:
+    table, writes = Table(), Writes()
+    for wanted, number in ((WANTED, 1), (OTHER, 2)):
+        owns = owner(frozenset({"IPVS_OUTPUT"}))
+        Programmer(table, owns, writes=writes).apply(wanted)
+        assert writes.numbers() == {"IPVS_OUTPUT": number}
