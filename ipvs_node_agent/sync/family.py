@@ -208,7 +208,7 @@ class FamilyTable:
         if key in basis.services and key not in basis.left_out:
             return Refusal(frozenset({key}), frozenset(), why)
         try:
-            pending = self._programmer.pending(ruleset)
+            change = self._programmer.pending(ruleset)
         except Misfit:
             # What the rules jump to has just gone, which is no Service's fault.
             return None
@@ -216,11 +216,11 @@ class FamilyTable:
         def takes(keys: frozenset[str]) -> bool:
             return self._programmer.takes(lambda found: probe(self._family, ruleset, found, keys))
 
-        suspected = services_in(pending.written)
+        suspected = services_in(change.written)
         again = suspected & self.wanted.refused.known
         refused, unknown = refused_of([again, suspected - again], takes)
         # Nobody loses rules that are there by a mere suspicion.
-        unknown -= services_in(pending.replaced)
+        unknown -= services_in(change.replaced)
         return Refusal(refused, unknown, why) if refused or unknown else None
 
     def _failed(self, error: TableError, seconds: float) -> None:
