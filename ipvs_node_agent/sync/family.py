@@ -20,11 +20,12 @@ from ipvs_node_agent.iptables.programmer import Misfit, Programmer
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Node, Service
 from ipvs_node_agent.model.services import Services
+from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from ipvs_node_agent.rules.planner import Basis
 from ipvs_node_agent.sync.cluster import Pending
 from ipvs_node_agent.sync.progress import Progress
-from ipvs_node_agent.sync.refused import Refusal, probe, refused_of, service_of, services_in
+from ipvs_node_agent.sync.refused import Refusal, probe, refused_of, services_in
 from ipvs_node_agent.sync.repairs import Repairs, described, explained
 from ipvs_node_agent.sync.state import FamilyState, Meter
 from ipvs_node_agent.sync.wanted import Wanted
@@ -204,11 +205,11 @@ class FamilyTable:
         Raises TableError.
         """
         basis, ruleset, why = self.wanted.basis, self.wanted.ruleset, str(error)
-        key = service_of(error.blamed)
+        key = ruletext.service(error.blamed)
         if key in basis.services and key not in basis.left_out:
             return Refusal(frozenset({key}), frozenset(), why)
         try:
-            pending = self._programmer.pending(ruleset)
+            change = self._programmer.pending(ruleset)
         except Misfit:
             # What the rules jump to has just gone, which is no Service's fault.
             return None
@@ -216,11 +217,11 @@ class FamilyTable:
         def takes(keys: frozenset[str]) -> bool:
             return self._programmer.takes(lambda found: probe(self._family, ruleset, found, keys))
 
-        suspected = services_in(pending.written)
+        suspected = services_in(change.written)
         again = suspected & self.wanted.refused.known
         refused, unknown = refused_of([again, suspected - again], takes)
         # Nobody loses rules that are there by a mere suspicion.
-        unknown -= services_in(pending.replaced)
+        unknown -= services_in(change.replaced)
         return Refusal(refused, unknown, why) if refused or unknown else None
 
     def _failed(self, error: TableError, seconds: float) -> None:

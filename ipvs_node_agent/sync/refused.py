@@ -11,13 +11,13 @@ minutes; one that was only suspected, after a second.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Problem, Service
+from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, stem
 from ipvs_node_agent.nat.ruleset import Change, Found, Rules, Ruleset
 
@@ -25,7 +25,6 @@ _FIRST, _CAP = 10.0, 300.0
 _SUSPECTED = 1.0
 # So many restores at most are tried to find out at one time.
 _TRIES = 64
-_COMMENT = re.compile(r'-m comment --comment "([^"]*)"')
 # The kernel judges only rules that a packet may come to, as far as it can tell. None is sent to
 # the unspecified address: who connects to it connects to loopback.
 _NOWHERE = {4: "0.0.0.0/32", 6: "::/128"}
@@ -123,15 +122,9 @@ class Refused:
 # Who it is
 
 
-def service_of(rule: str) -> str:
-    """The key of the Service that `rule` (or a line with it) is for; empty where it is none's."""
-    found = _COMMENT.search(rule)
-    return found[1] if found else ""
-
-
 def services_in(chains: Mapping[str, Rules]) -> frozenset[str]:
     """The Services that have a rule in `chains`."""
-    return frozenset(service_of(rule) for rules in chains.values() for rule in rules) - {""}
+    return frozenset(ruletext.service(rule) for rules in chains.values() for rule in rules) - {""}
 
 
 def refused_of(
@@ -200,4 +193,4 @@ def _rules_of(keys: frozenset[str], chains: Mapping[str, Rules], top: str) -> It
     """The rules of the Services `keys` in the tree below the chain `top`."""
     for name, rules in chains.items():
         if name == top or name.startswith(f"{stem(top)}-"):
-            yield from (rule for rule in rules if service_of(rule) in keys)
+            yield from (rule for rule in rules if ruletext.service(rule) in keys)

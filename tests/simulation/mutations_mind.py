@@ -127,10 +127,16 @@ MUTATIONS = [
         "self._retry_at = math.inf",
     ),
     (
+        "what an attempt showed of the chain that marks is not planned for",
+        "sync/family.py",
+        "self.wanted.own_mark = not self.wanted.own_mark",
+        "pass",
+    ),
+    (
         "a family that nothing belongs to is done whatever happens",
         "sync/family.py",
-        "nothing = not self._wanted.ruleset.chains and self._written is None",
-        "nothing = not self._wanted.ruleset.chains",
+        "nothing = not self.wanted.ruleset.chains and self._written is None",
+        "nothing = not self.wanted.ruleset.chains",
     ),
     (
         "a Service that the kernel refused is never tried again",

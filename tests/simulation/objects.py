@@ -11,7 +11,7 @@ from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.model.addresses import parse_network
 from ipvs_node_agent.model.objects import Node, Service
 from tests.simulation import history as story
-from tests.simulation.table import GUEST
+from tests.simulation.table import KUBE_MARK
 from tests.support.cluster import POD_CIDRS
 from tests.support.cluster import node as raw_node
 from tests.support.cluster import service as raw_service
@@ -79,8 +79,8 @@ MEDDLING = {
     "append rule": "-A {chain} -p udp -j RETURN",
     "stray chain": ":IPVS_OUTPUT-stray - [0:0]\n-A IPVS_OUTPUT-stray -j RETURN",
     "refer": "-A POSTROUTING -p tcp -j {chain}",
-    "empty mark": f"-F {GUEST}",
-    "fill mark": f":{GUEST} - [0:0]\n-A {GUEST} -j MARK --set-xmark 0x4000/0x4000",
-    "remove mark": f"-F KUBE-POSTROUTING\n-F {GUEST}\n-X {GUEST}",
+    "empty mark": f"-F {KUBE_MARK}",
+    "fill mark": f":{KUBE_MARK} - [0:0]\n-A {KUBE_MARK} -j MARK --set-xmark 0x4000/0x4000",
+    "remove mark": f"-F KUBE-POSTROUTING\n-F {KUBE_MARK}\n-X {KUBE_MARK}",
     "foreign chain": ":THEIRS - [0:0]\n-A THEIRS -p tcp -j RETURN\n-A POSTROUTING -j THEIRS",
 }

@@ -20,7 +20,6 @@ from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
 from ipvs_node_agent.rules.planner import Plan, plan
 from tests.simulation.search import Violation
-from tests.simulation.table import GUEST
 from tests.support.faketable import BUILT_IN, Chains
 
 OWN_CHAIN = re.compile(
@@ -177,11 +176,6 @@ def _inside(jump: str, destination: str) -> bool:
         return True
     first, _, last = wide[3].partition(":")
     return bool(narrow[3]) and int(first) <= int(narrow[3]) <= int(last or first)
-
-
-def marks(chains: Chains) -> bool:
-    """Whether Kubernetes' chain that marks is there and filled."""
-    return bool(chains.get(GUEST))
 
 
 def with_rules(chains: Iterable[Iterable[str]]) -> frozenset[str]:

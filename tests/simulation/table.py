@@ -17,7 +17,7 @@ from tests.support.tables import MARK_MASQ
 
 LOCKED = TableError("iptables-restore", "Another app is holding the lock", LOCKED_HINT, locked=True)
 HANGING_SECONDS = 35.0
-GUEST = "KUBE-MARK-MASQ"
+KUBE_MARK = "KUBE-MARK-MASQ"
 # What a kernel without memory to spare says, which is no Service's fault.
 BUSY = TableError("iptables-restore", "Resource temporarily unavailable")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,12 @@ class Table(FakeTable):
             raise self.broken
         super().restore(text)
 
+    def meddle(self, *lines: str) -> None:
+        """Somebody else changes the table."""
+        count = self.restores
+        self.restore("\n".join(["*nat", *lines, "COMMIT", ""]))
+        self.restores = count
+
     @property
     def lines(self) -> list[str]:
         """The table's lines, without counters."""
@@ -98,6 +105,10 @@ class Node:
     def list_node(self, *nodes: Mapping[str, Any]) -> None:
         self.agent.take(Listed(NODES, tuple(read_node(raw) for raw in nodes), self.clock.now))
 
+    def list_all(self, *services: Mapping[str, Any]) -> None:
+        self.list_node(node(*POD_CIDRS))
+        self.list_services(*services)
+
     def put(self, *services: Mapping[str, Any]) -> None:
         for raw in services:
             self.agent.take(Changed(SERVICES, read_service(raw), self.clock.now))
@@ -108,6 +119,10 @@ class Node:
 
     def put_node(self, raw: Mapping[str, Any]) -> None:
         self.agent.take(Changed(NODES, read_node(raw), self.clock.now))
+
+    def reload(self, **changes: Any) -> None:
+        """Goes on with these changes of the configuration, on the tables that there are."""
+        self.agent.reconfigure(replace(self.config, **changes), self.programmers())
 
     # Time
 
@@ -182,6 +197,13 @@ def other(external_ip: str = "10.19.22.57", name: str = "other") -> dict[str, An
     return service(name, ["10.231.2.62"], [external_ip])
 
 
+def ipv4_node() -> dict[str, Any]:
+    """A Node that does not speak IPv6."""
+    raw = node(POD_CIDRS[0])
+    addresses = [{"type": "InternalIP", "address": "192.168.7.11"}]
+    return {**raw, "status": {"addresses": addresses}}
+
+
 def with_metadata(raw: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {**raw, "metadata": {**raw["metadata"], **fields}}
 
@@ -198,8 +220,7 @@ OTHER: Entry = ("10.19.22.57", "other", "10.231.2.62")
 def running(*services: Mapping[str, Any], config: Config | None = None) -> Node:
     """A node whose agent holds the rules for `services`."""
     made = Node(config)
-    made.list_node(node(*POD_CIDRS))
-    made.list_services(*services)
+    made.list_all(*services)
     made.settle()
     assert made.agent.in_sync
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.iptables.programmer import Programmer, Writes
 from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.ruleset import Ruleset
@@ -182,3 +182,11 @@ def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
         assert table.saves == times * 2
         # Who has read it is told of nothing older.
         table.says = Since.UNKNOWN if says is Since.UNKNOWN else Since.UNCHANGED
+
+
+def test_writes_are_numbered_on_by_the_next_programmer_of_the_table() -> None:
+    table, writes = Table(), Writes()
+    for wanted, number in ((WANTED, 1), (OTHER, 2)):
+        owns = owner(frozenset({"IPVS_OUTPUT"}))
+        Programmer(table, owns, writes=writes).apply(wanted)
+        assert writes.numbers() == {"IPVS_OUTPUT": number}

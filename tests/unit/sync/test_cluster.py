@@ -9,13 +9,13 @@ import pytest
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.model.events import NODES, SERVICES, Changed, Deleted, Listed
 from ipvs_node_agent.model.objects import Service
-from ipvs_node_agent.model.services import Services
-from ipvs_node_agent.sync.cluster import Cluster
-from tests.support.agentnode import web, with_ingress
-from tests.support.cluster import POD_CIDRS, node
+from ipvs_node_agent.sync.cluster import WHOLE, Cluster, Told
+from tests.support.agentnode import other, web, with_ingress
+from tests.support.cluster import POD_CIDRS, node, service
 
 KEY = "default/web"
 GONE = Deleted(SERVICES, KEY, 0.0)
+OWN = read_node(node(*POD_CIDRS))
 
 
 def seen(*raws: Any) -> list[Service]:
@@ -74,59 +74,38 @@ def test_both_have_to_be_listed_before_there_is_anything_to_go_by(cluster: Clust
     assert not cluster.listed
     nobody = cluster.with_node(Listed(NODES, (), 0.0))
     assert (nobody.listed, nobody.node) == (True, None)
-    own = read_node(node(*POD_CIDRS))
-    there = nobody.with_node(Changed(NODES, own, 0.0))
-    assert there.node == own
-    assert there.with_node(Changed(NODES, own, 0.0)) is there
+    there = nobody.with_node(Changed(NODES, OWN, 0.0))
+    assert there.node == OWN
+    assert there.with_node(Changed(NODES, OWN, 0.0)) is there
 
 
-def test_what_a_node_lost_is_kept() -> None:
-    own = read_node(node(*POD_CIDRS))
-    there = Cluster().with_node(Listed(NODES, (own,), 0.0))
-    for event, told in (
-        (Listed(NODES, (), 0.0), None),
-        (Deleted(NODES, own.name, 0.0), None),
-        (Changed(NODES, bare := own._replace(pod_cidrs=()), 0.0), bare),
-        (Changed(NODES, bare := own._replace(addresses=()), 0.0), bare),
+@pytest.mark.parametrize(
+    ("event", "lost"),
+    [
+        (Listed(NODES, (), 0.0), WHOLE),
+        (Deleted(NODES, OWN.name, 0.0), WHOLE),
+        (Changed(NODES, OWN._replace(pod_cidrs=()), 0.0), "pod CIDRs"),
+        (Changed(NODES, OWN._replace(addresses=()), 0.0), "addresses"),
+    ],
+)
+def test_what_a_node_lost_is_kept(event: Told, lost: str) -> None:
+    assert Cluster().lost == frozenset()
+    there = Cluster().with_node(Listed(NODES, (OWN,), 0.0))
+    assert there.lost == frozenset()
+    after = there.with_node(event)
+    assert (after.node, after.lost) == (OWN, frozenset({lost}))
+    assert after.with_node(Changed(NODES, OWN, 0.0)).lost == frozenset()
+
+
+def test_changes_are_those_of_services_that_have_or_had_external_ips(cluster: Cluster) -> None:
+    (web_4,) = seen(web("10.19.20.201"))
+    bare = service("bare", ["10.231.1.1"], [])
+    for event, changes in (
+        (listed(web("10.19.20.201"), bare), {}),
+        (listed(web(), bare), {KEY: web_4}),
+        (listed(bare), {KEY: web_4}),
+        (listed(web("10.19.20.201"), other()), {"default/other": None}),
     ):
-        after = there.with_node(event)
-        assert (after.node, after.told_node) == (own, told)
-
-
-# Services as a value
-
-
-def many(count: int) -> Services:
-    (one,) = seen(web("10.19.20.201"))
-    return Services(one._replace(key=f"default/{number}") for number in range(count))
-
-
-def test_another_value_shares_what_did_not_change() -> None:
-    before = many(2000)
-    after = before.with_changes({"default/7": None, "default/9": before["default/1"]})
-    assert len(before) == 2000
-    assert len(after) == 1999
-    assert {*after.differing(before)} == {"default/7", "default/9"} == {*before.differing(after)}
-    assert "default/7" not in after
-    shared = sum(ours is theirs for ours, theirs in zip(before._shards, after._shards))
-    assert shared >= len(before._shards) - 2
-
-
-def test_values_that_share_what_they_have_are_equal_without_a_look(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = many(2000)
-    after = before.with_changes({"default/7": None})
-    same = after.with_changes({"default/7": before["default/7"]})
-    monkeypatch.setattr(Services, "__getitem__", None)
-    monkeypatch.setattr(Services, "__iter__", None)
-    assert before == same
-    assert before != after
-
-
-def test_a_list_keeps_the_very_objects_that_it_has_again() -> None:
-    before = many(100)
-    again = [service._replace() for service in before.values()]
-    assert before.listed(again) is before
-    fewer = before.listed(again[1:])
-    assert {*fewer.differing(before)} == {again[0].key}
+        assert dict(cluster.with_services(event).changes(cluster)) == changes
+    # The first list is no change to anybody.
+    assert not [*cluster.changes(Cluster())]

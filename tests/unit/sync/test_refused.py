@@ -1,4 +1,4 @@
-"""Finding the Services whose rules the kernel refuses."""
+"""Services whose rules the kernel refuses: who they are, and what becomes of all others."""
 
 from __future__ import annotations
 
@@ -6,16 +6,172 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
 from ipvs_node_agent.rules.render import MARK_CHAINS
 from ipvs_node_agent.sync.refused import probe, refused_of, services_in
+from tests.support.agentnode import OTHER, WEB_4, Node, Table, other, running, said, web
+from tests.support.cluster import service
+
+# 1. What the kernel refuses is left out, and nothing else
+
+
+EXTERNAL = WEB_4[0]
+LATER = ("10.19.77.7", "later", "10.231.7.7")
+LATER_RAW = service("later", ["10.231.7.7"], ["10.19.77.7"])
+
+
+class Choosy(Table):
+    """A table that refuses all rules for some addresses, and says or does not say which it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+        self.names_it = True
+        # External IPs that have rules from now on, after every write.
+        self.served: set[str] = set()
+
+    def restore(self, text: str) -> None:
+        for number, line in enumerate(text.split("\n"), 1):
+            if any(f"-d {address}/32" in line for address in self.refused):
+                why = f"line {number}: RULE_APPEND failed"
+                blamed = number if self.names_it else None
+                raise TableError("iptables-restore", why, line=blamed, by_content=True)
+        super().restore(text)
+        for chain in ("IPVS_PREROUTING", "IPVS_OUTPUT"):
+            translated = {rule.split("-d ")[1].split("/")[0] for rule in self._chains[chain]}
+            assert self.served <= translated
+
+
+def choosy(names_it: bool, *refused: str) -> tuple[Node, Choosy]:
+    """A node with `web` and `other`, and a table that refuses the rules for these addresses."""
+    made, table = Node(), Choosy()
+    table.refused, table.names_it = set(refused), names_it
+    made.tables[IPV4] = table
+    made.reload()
+    made.list_all(web(EXTERNAL), other())
+    made.settle()
+    return made, table
+
+
+@pytest.mark.parametrize("names_it", [True, False])
+def test_one_that_the_kernel_refuses_is_left_out_named_and_tried_again(
+    caplog: pytest.LogCaptureFixture, names_it: bool
+) -> None:
+    made, table = choosy(names_it, EXTERNAL)
+    made.holds(OTHER)
+    assert made.agent.in_sync
+    made.put(LATER_RAW)
+    made.pass_time(40)
+    made.holds(OTHER, LATER)
+    assert len(said(caplog, "left out")) == 1
+    assert len(said(caplog, "^default/web: its IPv4 rules are left out, trying again: ")) == 1
+    table.refused.clear()
+    made.pass_time(80)
+    made.holds(WEB_4, OTHER, LATER)
+    assert said(caplog, "takes its") == ["default/web: the kernel takes its IPv4 rules now"]
+
+
+def test_it_is_tried_again_when_it_changes_and_can_be_deleted() -> None:
+    made, _ = choosy(True, EXTERNAL)
+    made.put(web("10.19.20.202"))
+    made.settle()
+    made.holds(("10.19.20.202", "web", WEB_4[2]), OTHER)
+    made.put(web(EXTERNAL))
+    made.settle()
+    made.delete("web")
+    made.pass_time(40)
+    made.holds(OTHER)
+
+
+def test_a_failure_that_is_nobodys_in_particular_is_no_services(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = running(web(EXTERNAL))
+    made.tables[IPV4].broken = TableError("iptables-restore", "no", by_content=True)
+    made.put(other())
+    made.pass_time(30)
+    assert not said(caplog, "left out")
+    assert len(said(caplog, "cannot program the kernel")) == 1
+    made.tables[IPV4].broken = None
+    made.pass_time(11)
+    made.holds(WEB_4, OTHER)
+
+
+def test_one_whose_rules_the_kernel_takes_no_more_does_not_hold_up_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its rules are in the chain that has to be written for another one."""
+    made, table = choosy(False)
+    table.refused.add(EXTERNAL)
+    made.put(LATER_RAW)
+    made.settle()
+    assert len(said(caplog, "default/web: its IPv4 rules are left out")) == 1
+    made.holds(OTHER, LATER)
+
+
+@pytest.mark.parametrize(
+    ("names_it", "count"),
+    [
+        pytest.param(False, 1, id="one"),
+        # It takes several rounds to find out who they are.
+        pytest.param(True, 60, id="many that are named"),
+        pytest.param(False, 60, id="many"),
+    ],
+)
+def test_while_the_kernel_is_asked_whose_rules_it_refuses_all_others_stay(
+    names_it: bool, count: int
+) -> None:
+    """Every rule is new, as Kubernetes' chain that marks is gone."""
+    made, table = choosy(names_it)
+    table.served = {EXTERNAL, OTHER[0]}
+    bad = [f"10.19.{66 + number // 200}.{number % 200}" for number in range(count)]
+    table.refused = set(bad)
+    made.put(*(service(f"bad-{n}", ["10.231.6.6"], [ip]) for n, ip in enumerate(bad)))
+    table._chains["KUBE-MARK-MASQ"] = []
+    made.pass_time(30)
+    assert made.agent.in_sync
+    lines = "\n".join(table.lines)
+    assert "-j IPVS_MARK_MASQ" in lines
+    gone = ("-j KUBE-MARK-MASQ", "-probe", *(f" {address}/" for address in bad))
+    assert not [word for word in gone if word in lines]
+    refused = {p.service for p in made.agent.view().problems if p.reason == "KernelRefused"}
+    assert refused == {f"default/bad-{number}" for number in range(count)}
+
+
+def test_a_line_that_is_named_is_no_services_fault_where_the_kernel_is_out_of_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made, table = choosy(True)
+    table.broken = TableError("iptables-restore", "line 4: Cannot allocate memory", line=4)
+    made.put(LATER_RAW)
+    made.pass_time(1)
+    assert not made.agent.in_sync
+    assert not said(caplog, "left out")
+    table.broken = None
+    made.pass_time(11)
+    made.holds(WEB_4, OTHER, LATER)
+
+
+# 2. Whose rules they are
+
 
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
+
+
 GOOD, BAD = RULE.format("good"), RULE.format("bad")
+
+
 PODS, HOST = "IPVS_PREROUTING", "IPVS_OUTPUT"
+
+
 JUMPS = {"PREROUTING": PODS, "OUTPUT": HOST}
+
+
 HOOKED = {"PREROUTING": ((1, PODS),), "OUTPUT": ((2, HOST),)}
+
+
 WANTED = Ruleset(
     {
         PODS: ("-d 10.19.0.0/24 -j IPVS_PREROUTING-x",),
@@ -24,6 +180,8 @@ WANTED = Ruleset(
     },
     JUMPS,
 )
+
+
 JUMP = "-d 0.0.0.0/32 -j IPVS_{}-probe"
 
 
@@ -34,11 +192,11 @@ def test_suspected_is_who_has_a_rule_in_a_written_chain() -> None:
 
 @settings(max_examples=200)
 @given(st.sets(st.integers(0, 300)), st.data())
-def test_the_guilty_are_found_and_nobody_else(everybody: set[int], data: st.DataObject) -> None:
-    guilty = (
+def test_who_is_refused_is_found_and_nobody_else(everybody: set[int], data: st.DataObject) -> None:
+    refused = (
         st.sets(st.sampled_from(sorted(everybody)), max_size=3) if everybody else st.just(set())
     )
-    names = frozenset(str(number) for number in data.draw(guilty))
+    names = frozenset(str(number) for number in data.draw(refused))
     again = {str(number) for number in everybody if number % 7 == 0}
     groups = [again, {*map(str, everybody)} - again]
     assert refused_of(groups, lambda keys: not names & keys) == (names, frozenset())
@@ -56,7 +214,7 @@ def test_where_not_even_the_rules_of_none_are_taken_it_is_nobodys_fault() -> Non
 
 
 def test_who_is_not_asked_about_in_time_is_not_known() -> None:
-    """A hundred guilty ones of two hundred would take hundreds of tries."""
+    """A hundred refused ones of two hundred would take hundreds of tries."""
     everybody = {str(number) for number in range(200)}
     bad = frozenset(str(number) for number in range(0, 200, 2))
     tries = []
@@ -65,13 +223,13 @@ def test_who_is_not_asked_about_in_time_is_not_known() -> None:
         tries.append(keys)
         return not bad & keys
 
-    guilty, untold = refused_of([everybody], takes)
-    assert guilty
-    assert guilty <= bad <= guilty | untold
+    refused, unknown = refused_of([everybody], takes)
+    assert refused
+    assert refused <= bad <= refused | unknown
     assert len(tries) == 65
 
 
-# The question, and what it leaves.
+# 3. The question, and what it leaves
 
 
 def test_the_rules_asked_about_are_where_no_packet_comes() -> None:
