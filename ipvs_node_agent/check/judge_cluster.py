@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.kubeconfig import MissingError
 from ipvs_node_agent.check.facts import ClusterFacts, Facts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.check.judge_host import HOST_CHECKS
@@ -52,7 +53,7 @@ def credentials(facts: Facts) -> Iterator[Finding]:
     """The kubeconfig, and when its certificate is valid."""
     cluster, path = facts.cluster, facts.configuration.config.kubeconfig
     if cluster.error is not None:
-        if "No such file" in cluster.error.why:
+        if isinstance(cluster.error, MissingError):
             # The error's own hint is a question, for a node that has not joined yet.
             text = f"{cluster.error.what}: {cluster.error.why}"
             mend = f"kubeadm join, or kubeconfig: FILE in {facts.configuration.path}"

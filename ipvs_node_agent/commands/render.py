@@ -47,9 +47,9 @@ def main(options: argparse.Namespace) -> int:
         )
     services = reading.services(options.file)
     planned = plan(config, Snapshot(services, node), options.family)
-    for told in (node, *services.values(), planned):
-        for problem in told.problems:
-            output.note(str(problem))
+    unusable = [*node.problems, *(p for service in services.values() for p in service.problems)]
+    for problem in (*unusable, *planned.problems):
+        output.note(str(problem))
     output.print_text(difference(Found(), planned.ruleset).restore_input())
     return reading.status
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_node_agent.apiserver.kubeconfig import MissingError
 from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.config.settings import Config
@@ -47,7 +48,7 @@ def test_a_server_is_asked_for_all_that_the_agent_will_ask(
 def test_without_credentials_nobody_is_asked(server: ApiServer, tmp_path: Path) -> None:
     (tmp_path / "kubelet.conf").unlink()
     found = gathered(tmp_path)
-    assert found.error is not None
+    assert isinstance(found.error, MissingError)
     assert (found.node_name, found.node, found.services) == ("worker-1", None, None)
     assert not server.requests
 

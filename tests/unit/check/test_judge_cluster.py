@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.kubeconfig import refused
 from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Validity
 from ipvs_node_agent.check.finding import FAIL, OK, WARN
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.errors import RefusedError, UsageError
+from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import FAMILIES, parse_address, parse_network
 from ipvs_node_agent.model.objects import read_node, read_service
 from tests.support.cluster import node, service
@@ -61,8 +63,8 @@ def unasked(found: ClusterFacts, config: Config | None = None) -> dict[str, Any]
     return {"cluster": found, "config": config or Config(), "changes": None, "tables": (nat(),)}
 
 
-def without_credentials(why: str, hint: str = "") -> dict[str, Any]:
-    error = RefusedError("kubeconfig /etc/kubernetes/kubelet.conf", why, hint)
+def without_credentials(why: str, hint: str = "", missing: bool = False) -> dict[str, Any]:
+    error = refused(Path("/etc/kubernetes/kubelet.conf"), why, hint, missing)
     return unasked(ClusterFacts(error=error, node_name="worker-1"))
 
 
@@ -105,11 +107,12 @@ BAD_SERVICE = read_service(service("bad", ["10.231.0.2"], ["127.0.0.1", "x"]))
             *(FAIL, "configuration", "others can write it", "chmod go-w /etc/x.yaml"),
         ),
         *(
-            (without_credentials(why, hint), FAIL, "credentials", why, mend)
-            for why, hint, mend in (
-                ("No such file or directory", "is this node's kubelet set up?", "kubeadm join"),
-                ("cannot read /x.pem: Permission denied", "run it as root", "run it as root"),
-                ("cannot load /x.pem: KEY_VALUES_MISMATCH", "", "worker-1 >kubelet.conf"),
+            (without_credentials(*error), FAIL, "credentials", error[0], mend)
+            for error, mend in (
+                (("No such file", "is this node's kubelet set up?", True), "kubeadm join"),
+                (("cannot read /x.pem: No such file", "", True), "kubeadm join"),
+                (("cannot read /x.pem: Permission denied", "run it as root"), "run it as root"),
+                (("cannot load /x.pem: KEY_VALUES_MISMATCH", ""), "worker-1 >kubelet.conf"),
             )
         ),
         (
