@@ -13,13 +13,11 @@ from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.config.settings import Config
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
-from tests.support.pki import plain_kubeconfig
-
-pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
+from tests.support.pki import Pki, plain_kubeconfig
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ApiServer]:
+def server(tmp_path: Path, kubeconfig_read_here: None) -> Iterator[ApiServer]:
     with ApiServer() as running:
         plain_kubeconfig(tmp_path / "kubelet.conf", running.url, "worker-1")
         running.put(node(*POD_CIDRS))
@@ -70,3 +68,8 @@ def test_a_refusal_does_not_end_the_asking(
     (refused,) = found.refused
     assert f"{verb} {resource}" in str(refused)
     assert {request.resource for request in server.requests} == {"nodes", "services"}
+
+
+def test_a_certificate_that_is_not_there_is_missing(tmp_path: Path, pki: Pki) -> None:
+    pki.write_kubeconfig(tmp_path / "kubelet.conf", "https://127.0.0.1:1", tmp_path / "none.pem")
+    assert isinstance(gathered(tmp_path).error, MissingError)

@@ -1,4 +1,4 @@
-"""What Prometheus and probes are told: every metric and what it counts, health and readiness."""
+"""What Prometheus is told: every metric, and what it counts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.nat.drift import MEANINGS
 from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count
-from ipvs_node_agent.observe.metrics import CONTENT_TYPE
-from ipvs_node_agent.observe.pages import Monitoring
-from ipvs_node_agent.sync.health import PATIENCE
 from ipvs_node_agent.sync.state import AgentFigures, FamilyFigures, Figures
 from tests.support.agentnode import (
     BUSY,
     EXTERNAL_4,
     EXTERNAL_6,
-    Clock,
     Node,
     other,
     running,
     web,
 )
-from tests.support.cluster import POD_CIDRS, node
-from tests.support.promlint import faults, read, value
+from tests.support.monitored import Bed, metered
+from tests.support.promlint import faults, read
 
 # Every metric of the agent's own: its type and its labels.
 METRICS = {
@@ -52,42 +48,9 @@ METRICS = {
 }
 
 
-class Bed:
-    """Monitoring of figures that are the test's, and no address."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock = Clock()
-        self.monitoring = Monitoring(self.clock)
-        self.sums: dict[tuple[str, str], Count] = {}
-        monkeypatch.setattr(counters.Sampler, "sums", lambda *_: self.sums)
-
-    def watch(self, node: Node) -> None:
-        """Publishes what the agent on `node` is, as the main loop does."""
-        self.monitoring.figures = Figures(
-            node.clock.now, ready=True, sentence="As it is", agent=node.agent.figures()
-        )
-
-    def text(self) -> str:
-        page = self.monitoring.page("/metrics")
-        assert (page.status, page.content_type) == (200, CONTENT_TYPE)
-        return page.body.decode()
-
-    def value(self, name: str, **labels: str) -> float:
-        return value(self.text(), f"ipvs_node_agent_{name}", **labels)
-
-
 @pytest.fixture
 def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
     return Bed(monkeypatch)
-
-
-def metered(bed: Bed, *services: object) -> Node:
-    """A node whose agent tells `bed` how long things take."""
-    made = Node(meter=bed.monitoring.meters)
-    made.list_node(node(*POD_CIDRS))
-    made.list_services(*services)  # type: ignore[arg-type]
-    made.settle()
-    return made
 
 
 # 1. The names
@@ -283,86 +246,3 @@ def test_ten_thousand_services_take_little_time_and_memory(bed: Bed) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30 << 20
-
-
-# 3. Health
-
-
-def health(bed: Bed) -> tuple[int, str]:
-    page = bed.monitoring.page("/healthz")
-    return page.status, page.body.decode()
-
-
-def test_an_agent_with_nothing_to_do_is_healthy(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    bed.monitoring._clock = made.clock
-    for _ in range(5):
-        made.pass_time(30)
-        bed.watch(made)
-        assert health(bed) == (200, "ok\n")
-
-
-def test_a_change_that_does_not_reach_the_kernel_for_a_minute_is_sickness(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    bed.monitoring._clock = made.clock
-    made.tables[IPV4].broken = BUSY
-    made.put(other())
-    made.pass_time(PATIENCE - 5)
-    bed.watch(made)
-    assert health(bed)[0] == 200
-    # A change that came later does not count from the beginning.
-    made.put(other("10.19.22.58", "another"))
-    made.pass_time(10)
-    bed.watch(made)
-    assert health(bed) == (503, "a change has not reached the kernel for 65 s: As it is\n")
-    made.tables[IPV4].broken = None
-    made.pass_time(11)
-    bed.watch(made)
-    assert health(bed) == (200, "ok\n")
-
-
-def test_a_repair_that_fails_for_a_minute_is_sickness(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    bed.monitoring._clock = made.clock
-    made.tables[IPV4].broken = BUSY
-    made.pass_time(PATIENCE + 5)
-    bed.watch(made)
-    assert health(bed)[0] == 503
-
-
-def test_services_that_wait_for_a_pod_cidr_are_not_in_the_kernel(bed: Bed) -> None:
-    made = Node()
-    bed.monitoring._clock = made.clock
-    made.list_node(node())
-    made.list_services(web(EXTERNAL_4))
-    made.pass_time(PATIENCE + 5)
-    bed.watch(made)
-    assert health(bed)[0] == 503
-
-
-def test_waiting_for_the_api_server_is_no_sickness(bed: Bed) -> None:
-    made = Node()
-    bed.monitoring._clock = made.clock
-    made.pass_time(PATIENCE * 2)
-    bed.watch(made)
-    assert health(bed)[0] == 200
-
-
-def test_a_main_loop_that_hangs_is_sickness(bed: Bed) -> None:
-    bed.clock.now += PATIENCE + 1
-    assert health(bed) == (503, "the main loop has been hanging for 61 s\n")
-
-
-def test_readiness_begins_with_the_first_sync(bed: Bed) -> None:
-    bed.monitoring.figures = Figures(0.0, sentence="Waiting: for something")
-    page = bed.monitoring.page("/readyz")
-    assert (page.status, page.body) == (503, b"not ready: Waiting: for something\n")
-    bed.monitoring.figures = Figures(0.0, ready=True)
-    assert bed.monitoring.page("/readyz").status == 200
-
-
-def test_other_paths_lead_to_these(bed: Bed) -> None:
-    assert bed.monitoring.page("/").status == 200
-    page = bed.monitoring.page("/metrics/x")
-    assert page.status == 404
-    assert b"/metrics, /healthz and /readyz" in page.body
