@@ -30,7 +30,8 @@ ADDRESS = "127.0.0.1:10273"
 SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 # A minute is a second here.
 IMPATIENT = """
-from ipvs_node_agent import cli, health
+from ipvs_node_agent import cli
+from ipvs_node_agent.sync import health
 health.PATIENCE = 1.0
 raise SystemExit(cli.main())
 """
