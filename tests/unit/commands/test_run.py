@@ -231,6 +231,18 @@ def test_a_signal_ends_the_command_with_status_0_and_leaves_the_rules(
     assert said(caplog, "stopped; the rules stay in place")
 
 
+def test_an_agent_that_is_only_constructed_does_nothing(
+    setting: Setting, server: ApiServer, kernel: Kernel
+) -> None:
+    threads = threading.active_count()
+    config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
+    run._Loop(setting.path, config, setting.told)
+    assert threading.active_count() == threads
+    assert not directory().exists()
+    assert (server.requests, setting.told.messages) == ([], [])
+    assert not any(table.restores for table in kernel.backends["nft"].values())
+
+
 def test_readiness_is_said_once_and_not_before_the_rules_are_there(
     setting: Setting, server: ApiServer, kernel: Kernel, caplog: pytest.LogCaptureFixture
 ) -> None:
