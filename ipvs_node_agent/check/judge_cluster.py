@@ -40,10 +40,10 @@ def configuration(facts: Facts) -> Iterator[Finding]:
     """The file; with a bad one the rest is judged by the defaults."""
     found = facts.configuration
     if found.error is not None:
-        where = found.error.what.replace("configuration ", "", 1)
-        text = f"{where}: {found.error.why}; the rest is looked at with the defaults"
-        mend = found.error.hint or f"edit {found.path}, then systemctl reload ipvs-node-agent"
-        yield Finding(FAIL, "configuration", text, mend)
+        mend = f"edit {found.path}, then systemctl reload ipvs-node-agent"
+        finding = failed("configuration", found.error, mend)
+        text = f"{finding.text}; the rest is looked at with the defaults"
+        yield finding._replace(text=text)
     else:
         text = found.path if found.there else f"the defaults, as there is no {found.path}"
         yield Finding(OK, "configuration", text)
