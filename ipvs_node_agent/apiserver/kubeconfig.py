@@ -84,9 +84,13 @@ class Settings:
     valid: tuple[float, float] | None = None
 
 
-def refused(path: Path, why: str, hint: str = "") -> RefusedError:
+class MissingError(RefusedError):
+    """A kubeconfig, or a file that it names, is not there."""
+
+
+def refused(path: Path, why: str, hint: str = "", missing: bool = False) -> RefusedError:
     """The error that the kubeconfig at `path` gives."""
-    return RefusedError(f"kubeconfig {path}", why, hint)
+    return (MissingError if missing else RefusedError)(f"kubeconfig {path}", why, hint)
 
 
 class Reader:
@@ -167,7 +171,7 @@ class Reader:
                 raise self._refused_for_good() from None
             raise refused(self.path, "its reader ended without an answer") from None
         if "why" in said:
-            raise refused(self.path, said["why"], said["hint"])
+            raise refused(self.path, **said)
         return _settings_in(said)
 
     def _refused_for_good(self) -> RefusedError:
@@ -189,7 +193,8 @@ def _settings_in(said: dict[str, Any]) -> Settings:
 def _unreadable(path: Path, error: OSError) -> RefusedError:
     denied = isinstance(error, PermissionError)
     hint = "run it as root" if denied else "is this node's kubelet set up?"
-    return refused(path, error.strerror or str(error), hint)
+    missing = isinstance(error, FileNotFoundError)
+    return refused(path, error.strerror or str(error), hint, missing)
 
 
 def main(leash: str, path: str) -> None:
@@ -201,7 +206,8 @@ def main(leash: str, path: str) -> None:
     try:
         said = dataclasses.asdict(settings(Path(path)))
     except RefusedError as error:
-        said = {"why": error.why, "hint": error.hint}
+        missing = isinstance(error, MissingError)
+        said = {"why": error.why, "hint": error.hint, "missing": missing}
     with output:
         json.dump(said, output)
 
@@ -213,7 +219,7 @@ def settings(path: Path) -> Settings:
     except OSError as error:
         raise _unreadable(path, error) from None
     except Unfit as error:
-        raise refused(path, error.why, error.hint) from None
+        raise refused(path, error.why, error.hint, error.missing) from None
 
 
 def _settings(data: bytes, base: Path) -> Settings:

@@ -111,7 +111,8 @@ def named_file(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, byt
         return name, regularfile.read(name)
     except OSError as error:
         hint = "run it as root" if isinstance(error, PermissionError) else ""
-        raise Unfit(f"cannot read {name}: {error.strerror}", hint) from None
+        missing = isinstance(error, FileNotFoundError)
+        raise Unfit(f"cannot read {name}: {error.strerror}", hint, missing) from None
     except Unfit as error:
         raise Unfit(f"cannot read {name}: it {error.why}") from None
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.kubeconfig import MissingError
 from ipvs_node_agent.check.facts import ClusterFacts, Facts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.check.judge_host import HOST_CHECKS
@@ -40,10 +41,10 @@ def configuration(facts: Facts) -> Iterator[Finding]:
     """The file; with a bad one the rest is judged by the defaults."""
     found = facts.configuration
     if found.error is not None:
-        where = found.error.what.replace("configuration ", "", 1)
-        text = f"{where}: {found.error.why}; the rest is looked at with the defaults"
-        mend = found.error.hint or f"edit {found.path}, then systemctl reload ipvs-node-agent"
-        yield Finding(FAIL, "configuration", text, mend)
+        mend = f"edit {found.path}, then systemctl reload ipvs-node-agent"
+        finding = failed("configuration", found.error, mend)
+        text = f"{finding.text}; the rest is looked at with the defaults"
+        yield finding._replace(text=text)
     else:
         text = found.path if found.there else f"the defaults, as there is no {found.path}"
         yield Finding(OK, "configuration", text)
@@ -53,7 +54,7 @@ def credentials(facts: Facts) -> Iterator[Finding]:
     """The kubeconfig, and when its certificate is valid."""
     cluster, path = facts.cluster, facts.configuration.config.kubeconfig
     if cluster.error is not None:
-        if "No such file" in cluster.error.why:
+        if isinstance(cluster.error, MissingError):
             # The error's own hint is a question, for a node that has not joined yet.
             text = f"{cluster.error.what}: {cluster.error.why}"
             mend = f"kubeadm join, or kubeconfig: FILE in {facts.configuration.path}"

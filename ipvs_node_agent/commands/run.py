@@ -1,8 +1,8 @@
 """`ipvs-node-agent run`: threads, signals and the main loop around the agent's mind.
 
 One thread for each resource follows the API server and puts events into a queue, and one follows
-the credentials' files; the main thread takes the events out, and is the only one that touches the
-agent and the kernel. It waits for nothing else, so that a watchdog can tell whether it hangs.
+the credentials' files; the main thread does what is in the queue, and is the only one that touches
+the agent and the kernel. It waits for nothing else, so that a watchdog can tell whether it hangs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import logging
+import math
 import os
 import queue
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Union
+from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
@@ -67,25 +69,8 @@ def _return_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-class _Signal(NamedTuple):
-    number: int
-
-
-class _Crash(NamedTuple):
-    error: BaseException
-
-
-class _ProxyMode(NamedTuple):
-    mode: str | None
-
-
-class _Question(NamedTuple):
-    """Somebody in another thread wants to know what the agent knows."""
-
-    reply: queue.SimpleQueue[View]
-
-
-_Message = Union[Event, _Signal, _Crash, _ProxyMode, _Question]
+# What the main thread is to do, put into its queue by the others.
+_Put = Callable[[Callable[[], object]], None]
 
 
 def main(options: argparse.Namespace) -> int:
@@ -115,26 +100,33 @@ def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) ->
     return kernel
 
 
-def _start(run: Callable[[], None], put: Callable[[_Message], None]) -> None:
-    """Runs it in a thread of its own."""
+def _start(run: Callable[[], None], put: _Put) -> None:
+    """Runs it in a thread of its own; what it raises is raised in the main thread."""
 
     def until_it_ends() -> None:
         try:
             run()
         except BaseException as error:  # A bug must end the process, not just its thread.
-            put(_Crash(error))
+            put(partial(_crash, error))
 
     threading.Thread(target=until_it_ends, daemon=True).start()
 
 
+def _crash(error: BaseException) -> None:
+    raise error
+
+
 class _Following:
-    """The threads that follow the API server with one set of credentials."""
+    """The threads that follow the API server with one set of credentials.
+
+    `take` takes what they tell, in the main thread.
+    """
 
     def __init__(
-        self, config: Config, put: Callable[[_Message], None], recorder: EventRecorder
+        self, config: Config, put: _Put, take: Callable[[Event], None], recorder: EventRecorder
     ) -> None:
         self.api = Api(Path(config.kubeconfig))
-        self._config, self._put, self._recorder = config, put, recorder
+        self._config, self._put, self._take, self._recorder = config, put, take, recorder
         self._stopped = threading.Event()
         self._followers = [
             Follower(self.api, resource, self._emit, self._stopped)
@@ -153,7 +145,7 @@ class _Following:
         # The next set of threads tells everything anew.
         if self._stopped.is_set():
             return
-        self._put(event)
+        self._put(partial(self._take, event))
         if isinstance(event, Recovered):
             # What keeps one resource away mostly keeps the other away too, and is over for both.
             self._hurry(but=event.resource)
@@ -186,24 +178,24 @@ class _Loop:
         self._config_path, self._config, self._manager = config_path, config, manager
         # Why the file is not what the agent goes by.
         self._config_fault = ""
-        self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._monitoring = Monitoring()
         self._status_socket = StatusSocket(directory(), self._status)
         self._recorder = EventRecorder(lambda: self._monitoring.figures)
-        self._following = _Following(config, self._queue.put, self._recorder)
+        self._following = self._follow()
         self._launcher = launch(manager.alive)
         self._conntrack = Conntrack(launch)
         self._clean_due = True
-        self._ready = False
+        self._ready = self._ended = False
         self._backend_due = 0.0
 
     def run(self) -> None:
         """Goes round until a signal ends it. Raises AgentError."""
         try:
             self._start()
-            while not self._turn():
-                pass
+            while not self._ended:
+                self._turn()
             self._manager.stopping()
         finally:
             self._stopped.set()
@@ -227,11 +219,21 @@ class _Loop:
             meter=self._monitoring.meters,
         )
         self._backend_due = time.monotonic() + self._backend_period()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # A SimpleQueue may be put to from a signal handler.
-            signal.signal(number, lambda n, _: self._queue.put(_Signal(n)))
+        # A SimpleQueue may be put to from a signal handler.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._queue.put(self._end))
+        signal.signal(signal.SIGHUP, lambda *_: self._queue.put(self._reload))
         self._monitoring.configure(self._config)
         self._status_socket.start()
+
+    def _follow(self) -> _Following:
+        return _Following(self._config, self._queue.put, self._take_event, self._recorder)
+
+    def _take_event(self, event: Event) -> None:
+        self._agent.take(event)
+
+    def _end(self) -> None:
+        self._ended = True
 
     def _follow_proxy_mode(self) -> None:
         mode, pause = None, 0.0
@@ -239,20 +241,23 @@ class _Loop:
             pause, before = _PROXY_PERIOD, mode
             mode = proxy_mode(before)
             if mode != before:
-                self._queue.put(_ProxyMode(mode))
+                self._queue.put(partial(self._take_proxy_mode, mode))
+
+    def _take_proxy_mode(self, mode: str | None) -> None:
+        self._agent.take_proxy_mode(mode)
 
     def _status(self) -> Report:
         """What `status` tells; asked by other threads, and answered by the main one."""
         reply: queue.SimpleQueue[View] = queue.SimpleQueue()
-        self._queue.put(_Question(reply))
+        self._queue.put(lambda: reply.put(self._agent.view()))
         try:
             view = reply.get(timeout=statussocket.PATIENCE)
         except queue.Empty:
             return self._monitoring.report(None)
         return self._monitoring.report(view)
 
-    def _turn(self) -> bool:
-        """Does what is due, and waits for what comes next; True where that is the end."""
+    def _turn(self) -> None:
+        """Does what is due, and waits for what comes next."""
         # Before the work as well, as that may take a while.
         self._publish()
         due = min(self._agent.tick(), self._backend_due)
@@ -260,10 +265,9 @@ class _Loop:
             self._after_sync()
         self._publish()
         due = min(due, self._manager.sign_due)
-        if self._take(max(0.0, due - time.monotonic())):
-            return True
-        self._look_around(time.monotonic())
-        return False
+        self._work_off(max(0.0, due - time.monotonic()))
+        if not self._ended:
+            self._look_around(time.monotonic())
 
     def _publish(self) -> None:
         sentence = self._agent.sentence()
@@ -282,30 +286,16 @@ class _Loop:
             chains=self._config.chains,
         )
 
-    def _take(self, timeout: float) -> bool:
-        """Takes what is in the queue, waiting for the first at most `timeout`; True to stop."""
-        try:
-            message: Any = self._queue.get(timeout=timeout)
-            end = time.monotonic() + _TAKING_SECONDS
-            while True:
-                if isinstance(message, _Crash):
-                    raise message.error
-                if isinstance(message, _Question):
-                    message.reply.put(self._agent.view())
-                elif isinstance(message, _ProxyMode):
-                    self._agent.take_proxy_mode(message.mode)
-                elif not isinstance(message, _Signal):
-                    self._agent.take(message)
-                elif message.number == signal.SIGHUP:
-                    with self._manager.reloading():
-                        self._reload()
-                else:
-                    return True
-                if time.monotonic() > end:
-                    return False
-                message = self._queue.get_nowait()
-        except queue.Empty:
-            return False
+    def _work_off(self, timeout: float) -> None:
+        """Does what is in the queue, waiting for the first of it at most `timeout` seconds."""
+        end = math.inf
+        while not self._ended and time.monotonic() <= end:
+            try:
+                work = self._queue.get(timeout=timeout)
+            except queue.Empty:
+                return
+            end, timeout = min(end, time.monotonic() + _TAKING_SECONDS), 0.0
+            work()
 
     def _look_around(self, now: float) -> None:
         if now >= self._backend_due:
@@ -328,6 +318,10 @@ class _Loop:
             self._manager.ready()
 
     def _reload(self) -> None:
+        with self._manager.reloading():
+            self._read_again()
+
+    def _read_again(self) -> None:
         try:
             config = load(self._config_path)
         except AgentError as error:
@@ -342,7 +336,7 @@ class _Loop:
         self._monitoring.configure(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
-            self._following = _Following(config, self._queue.put, self._recorder)
+            self._following = self._follow()
             self._following.start()
         log.info("read the configuration again")
 

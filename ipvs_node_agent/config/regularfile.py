@@ -10,11 +10,14 @@ MOST_BYTES = 1 << 20
 
 
 class Unfit(Exception):
-    """What was found cannot be used: `why` ends a sentence about it, and the hint mends it."""
+    """What was found cannot be used: `why` ends a sentence about it, and the hint mends it.
 
-    def __init__(self, why: str, hint: str = "") -> None:
+    `missing` says that a file is not there.
+    """
+
+    def __init__(self, why: str, hint: str = "", missing: bool = False) -> None:
         super().__init__(why)
-        self.why, self.hint = why, hint
+        self.why, self.hint, self.missing = why, hint, missing
 
 
 def read(path: str | os.PathLike[str], private: bool = False) -> bytes:

@@ -2,8 +2,8 @@
 
 What is told: that changes do not reach the kernel, that external IPs are refused, and that
 kube-proxy's mode needs no agent. A node may create Events (the Node authorizer), and nothing else
-is ever written to the API server. `conditions` says what there is to tell, `Pace` when it is due,
-and `EventRecorder` is the thread that tells it.
+is ever written to the API server. `conditions` says what there is to tell, `Schedule` when it is
+due, and `EventRecorder` is the thread that tells it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def conditions(figures: Published, now: float) -> Iterator[Condition]:
         yield Condition(REFUSED, "; ".join(shown))
 
 
-class Pace:
+class Schedule:
     """When a condition is due to be told: when it is new or has changed, and hourly while it lasts.
 
     Never twice within five minutes, however often it comes and goes.
@@ -126,7 +126,7 @@ class EventRecorder:
         self, figures: Callable[[], Published], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._figures, self._clock = figures, clock
-        self._pace = Pace()
+        self._schedule = Schedule()
         self._fault = Once()
         # With other credentials there is another thread, and the last one may not be through.
         self._lock = threading.Lock()
@@ -145,10 +145,10 @@ class EventRecorder:
     def _tell(self, api: Api, node_name: Callable[[], str]) -> bool:
         now = self._clock()
         try:
-            for condition in self._pace.due(conditions(self._figures(), now), now):
+            for condition in self._schedule.due(conditions(self._figures(), now), now):
                 body = event(node_name(), condition.reason, condition.message)
                 api.post(_PATH, body, "create Events", _READ_TIMEOUT)
-                self._pace.tell(condition, now)
+                self._schedule.tell(condition, now)
         except AgentError as error:
             if self._fault.new(str(error)):
                 log.warning("no Event on the Node for now: %s", error)

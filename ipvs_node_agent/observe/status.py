@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Callable, TypeVar
 
@@ -84,29 +84,26 @@ def report(
 
     `now` turns a monotonic time into one since the epoch.
     """
-    families = tuple(
-        FamilyReport(str(family), table.services, table.rules, table.chains)
-        for family, table in figures.agent.families.items()
+    hanging = Report(
+        HANGING,
+        figures.sentence,
+        now(figures.turned),
+        __version__,
+        backend=figures.backend,
+        families=tuple(
+            FamilyReport(str(family), table.services, table.rules, table.chains)
+            for family, table in figures.agent.families.items()
+        ),
     )
     if view is None:
-        return Report(
-            HANGING,
-            figures.sentence,
-            now(figures.turned),
-            __version__,
-            backend=figures.backend,
-            families=families,
-        )
+        return hanging
     error = view.last_error
-    return Report(
+    return replace(
+        hanging,
         state=IN_SYNC if view.in_sync else NOT_IN_SYNC,
-        sentence=figures.sentence,
         since=now(view.since),
-        version=__version__,
         node=view.node,
-        backend=figures.backend,
         last_error=Happened(now(error[0]), error[1]) if error else None,
-        families=families,
         services=tuple(_services(view, sums)),
         refused=tuple(sorted(view.problems)),
     )

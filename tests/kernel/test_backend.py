@@ -19,7 +19,8 @@ HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 NO_HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n-X KUBE-IPTABLES-HINT\nCOMMIT\n"
 # Five minutes are half a second here.
 IMPATIENT = """
-from ipvs_node_agent import cli, run
+from ipvs_node_agent import cli
+from ipvs_node_agent.commands import run
 run._GUESSED_PERIOD, run._BACKEND_PERIOD = 0.25, 0.5
 raise SystemExit(cli.main())
 """

@@ -27,7 +27,8 @@ BAD = service("bad", ["10.231.2.62"], ["127.0.0.1"])
 ADM, NOBODY = 4, 65534
 # Five seconds are one here.
 IMPATIENT = """
-from ipvs_node_agent import cli, statussocket
+from ipvs_node_agent import cli
+from ipvs_node_agent.observe import statussocket
 statussocket._ASKING_SECONDS = 1.0
 raise SystemExit(cli.main())
 """

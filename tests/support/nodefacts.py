@@ -92,9 +92,12 @@ def bad(found: Facts) -> list[Finding]:
     return [finding for finding in judge(found) if finding.level != OK]
 
 
-def says(found: Facts, level: str, what: str, text: str, mend: str) -> None:
-    """Exactly one finding is not ok, and this is it; `text` and `mend` are parts of it."""
+def says(found: Facts, line: str) -> None:
+    """Exactly one finding is not ok, and this is it: LEVEL WHAT: TEXT => MEND, parts of both."""
     (only,) = bad(found)
+    start, _, mend = line.partition(" => ")
+    level, _, rest = start.partition(" ")
+    what, _, text = rest.partition(": ")
     assert (only.level, only.what) == (level, what)
     assert text in only.text
     assert mend in only.mend

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.support.commandline import (
     run,
     written,
 )
-from tests.support.places import TESTS
+from tests.support.places import REPOSITORY, TESTS
 
 # --config, before and after the command.
 
@@ -81,6 +83,22 @@ def test_help_is_given(command: Command, arguments: list[str]) -> None:
     result = command(*arguments)
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith("usage: ipvs-node-agent")
+
+
+WITHOUT_LIBRARIES = """
+import sys
+from ipvs_node_agent.cli import main
+try:
+    main(["--help"])
+finally:
+    assert not {"yaml", "urllib3", "kubernetes", "prometheus_client", "sh"} & sys.modules.keys()
+"""
+
+
+def test_help_waits_for_no_library() -> None:
+    command = [sys.executable, "-c", WITHOUT_LIBRARIES]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_node_agent.apiserver.kubeconfig import MissingError
 from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.config.settings import Config
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
-from tests.support.pki import plain_kubeconfig
-
-pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
+from tests.support.pki import Pki, plain_kubeconfig
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ApiServer]:
+def server(tmp_path: Path, kubeconfig_read_here: None) -> Iterator[ApiServer]:
     with ApiServer() as running:
         plain_kubeconfig(tmp_path / "kubelet.conf", running.url, "worker-1")
         running.put(node(*POD_CIDRS))
@@ -47,7 +46,7 @@ def test_a_server_is_asked_for_all_that_the_agent_will_ask(
 def test_without_credentials_nobody_is_asked(server: ApiServer, tmp_path: Path) -> None:
     (tmp_path / "kubelet.conf").unlink()
     found = gathered(tmp_path)
-    assert found.error is not None
+    assert isinstance(found.error, MissingError)
     assert (found.node_name, found.node, found.services) == ("worker-1", None, None)
     assert not server.requests
 
@@ -69,3 +68,8 @@ def test_a_refusal_does_not_end_the_asking(
     (refused,) = found.refused
     assert f"{verb} {resource}" in str(refused)
     assert {request.resource for request in server.requests} == {"nodes", "services"}
+
+
+def test_a_certificate_that_is_not_there_is_missing(tmp_path: Path, pki: Pki) -> None:
+    pki.write_kubeconfig(tmp_path / "kubelet.conf", "https://127.0.0.1:1", tmp_path / "none.pem")
+    assert isinstance(gathered(tmp_path).error, MissingError)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.kubeconfig import refused
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Validity
-from ipvs_node_agent.check.finding import FAIL, OK, WARN
+from ipvs_node_agent.check.finding import OK
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.errors import RefusedError, UsageError
+from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import FAMILIES, parse_address, parse_network
 from tests.support.cluster import node, service
 from tests.support.nodefacts import DAY, NOW, SERVER, bad, cluster, facts, nat, says
@@ -61,17 +63,21 @@ def unasked(found: ClusterFacts, config: Config | None = None) -> dict[str, Any]
     return {"cluster": found, "config": config or Config(), "changes": None, "tables": (nat(),)}
 
 
-def without_credentials(why: str, hint: str = "") -> dict[str, Any]:
-    error = RefusedError("kubeconfig /etc/kubernetes/kubelet.conf", why, hint)
+def without_credentials(why: str, hint: str = "", missing: bool = False) -> dict[str, Any]:
+    error = refused(Path("/etc/kubernetes/kubelet.conf"), why, hint, missing)
     return unasked(ClusterFacts(error=error, node_name="worker-1"))
 
 
-def unanswered(config: Config | None = None, **fields: Any) -> dict[str, Any]:
-    return unasked(cluster(node=None, services=None, **fields), config)
-
-
 def unreachable(why: str, hint: str = "") -> dict[str, Any]:
-    return unanswered(unreachable=ApiError(f"API server {SERVER}", why, hint))
+    error = ApiError(f"API server {SERVER}", why, hint)
+    return unasked(cluster(node=None, services=None, unreachable=error))
+
+
+def refused_with(status: int, **settings: Any) -> dict[str, Any]:
+    error = ApiError(f"API server {SERVER}", f"refused to list services: {status}", "h", status)
+    name = settings.get("node_name", "worker-1")
+    found = cluster(node=None, services=None, refused=(error,), node_name=name)
+    return unasked(found, Config(**settings))
 
 
 def valid(begin: float, end: float) -> dict[str, Any]:
@@ -83,101 +89,95 @@ def pods_in(*cidrs: str) -> dict[str, Any]:
     return {"config": Config(pod_cidrs=tuple(parse_network(cidr) for cidr in cidrs))}
 
 
-REFUSING = "refused to list services"
-
-
-def refusal(status: int) -> tuple[ApiError]:
-    return (ApiError(f"API server {SERVER}", f"{REFUSING}: {status}", "h", status),)
-
-
 BAD_SERVICE = read_service(service("bad", ["10.231.0.2"], ["127.0.0.1", "x"]))
 
 
 @pytest.mark.parametrize(
-    ("fields", "level", "what", "text", "mend"),
+    ("fields", "line"),
     [
         (
             configured("unknown key foo", where=" line 3"),
-            *(FAIL, "configuration", "/etc/x.yaml line 3: unknown key foo", "edit /etc/x.yaml"),
+            "fail configuration: /etc/x.yaml line 3: unknown key foo => edit /etc/x.yaml",
         ),
         (
             configured("others can write it", "chmod go-w /etc/x.yaml"),
-            *(FAIL, "configuration", "others can write it", "chmod go-w /etc/x.yaml"),
+            "fail configuration: others can write it => chmod go-w /etc/x.yaml",
         ),
-        *(
-            (without_credentials(why, hint), FAIL, "credentials", why, mend)
-            for why, hint, mend in (
-                ("No such file or directory", "is this node's kubelet set up?", "kubeadm join"),
-                ("cannot read /x.pem: Permission denied", "run it as root", "run it as root"),
-                ("cannot load /x.pem: KEY_VALUES_MISMATCH", "", "worker-1 >kubelet.conf"),
-            )
+        (
+            without_credentials("No such file", "is this node's kubelet set up?", missing=True),
+            "fail credentials: No such file => kubeadm join",
+        ),
+        (
+            without_credentials("cannot read /x.pem: No such file", missing=True),
+            "fail credentials: cannot read /x.pem: No such file => kubeadm join",
+        ),
+        (
+            without_credentials("cannot read /x.pem: Permission denied", "run it as root"),
+            "fail credentials: cannot read /x.pem: Permission denied => run it as root",
+        ),
+        (
+            without_credentials("cannot load /x.pem: KEY_VALUES_MISMATCH"),
+            "fail credentials: cannot load /x.pem: KEY_VALUES_MISMATCH => worker-1 >kubelet.conf",
         ),
         (
             valid(-365, -1),
-            *(FAIL, "credentials", "system:node:worker-1 expired on 2026-01-04 08:00 UTC"),
-            "kubeadm",
+            "fail credentials: system:node:worker-1 expired on 2026-01-04 08:00 UTC => kubeadm",
         ),
         (
             valid(1, 365),
-            *(FAIL, "credentials", "not valid before 2026-01-06 08:00 UTC"),
-            "timedatectl set-ntp true",
+            "fail credentials: not valid before 2026-01-06 08:00 UTC => timedatectl set-ntp true",
         ),
         (
             valid(-350, 15),
-            *(WARN, "credentials", "expires on 2026-01-20 08:00 UTC and should"),
-            "systemctl restart kubelet",
+            "warn credentials: expires on 2026-01-20 08:00 UTC and should"
+            " => systemctl restart kubelet",
         ),
         (
             {"cluster": cluster(warning="the certificate of the API server is not verified")},
-            *(WARN, "credentials", "is not verified", "certificate-authority"),
+            "warn credentials: is not verified => certificate-authority",
         ),
-        *(
-            (unreachable(why, hint), FAIL, "API server", f"{SERVER}: {why}", mend)
-            for why, hint, mend in (
-                ("cannot be reached: Connection refused", "", f"curl -k {SERVER}/livez"),
-                ("CERTIFICATE_VERIFY_FAILED", "the CA is another", "the CA is another"),
-            )
+        (
+            unreachable("cannot be reached: Connection refused"),
+            f"fail API server: {SERVER}: cannot be reached: Connection refused"
+            f" => curl -k {SERVER}/livez",
         ),
-        *(
-            (
-                unanswered(config, refused=refusal(status), node_name=name),
-                *(FAIL, "permission", f"{REFUSING}: {status}", mend),
-            )
-            for status, name, config, mend in (
-                (401, "worker-1", Config(), "kubeadm kubeconfig user"),
-                (403, "worker-1", Config(), "kubeadm kubeconfig user"),
-                (
-                    *(403, "worker-1", Config(kubeconfig="/x.conf")),
-                    "kubeconfig: /etc/kubernetes/kubelet.conf in",
-                ),
-                (403, "other", Config(node_name="other"), "no nodeName in /etc/x.yaml"),
-                (500, "worker-1", Config(), f"see the log of {SERVER}"),
-            )
+        (
+            unreachable("CERTIFICATE_VERIFY_FAILED", "the CA is another"),
+            f"fail API server: {SERVER}: CERTIFICATE_VERIFY_FAILED => the CA is another",
         ),
-        (unasked(cluster(node=None)), FAIL, "Node", "knows no Node worker-1", "nodeName: "),
+        (refused_with(401), "fail permission: 401 => kubeadm kubeconfig user"),
+        (refused_with(403), "fail permission: 403 => kubeadm kubeconfig user"),
+        (
+            refused_with(403, kubeconfig="/x.conf"),
+            "fail permission: 403 => kubeconfig: /etc/kubernetes/kubelet.conf in",
+        ),
+        (
+            refused_with(403, node_name="other"),
+            "fail permission: 403 => no nodeName in /etc/x.yaml",
+        ),
+        (refused_with(500), f"fail permission: 500 => see the log of {SERVER}"),
+        (unasked(cluster(node=None)), "fail Node: knows no Node worker-1 => nodeName: "),
         (
             {"cluster": cluster(node=read_node(node())), "changes": None},
-            *(FAIL, "pod CIDRs", "has none yet", "podCIDRs: [CIDR] in /etc/x.yaml"),
+            "fail pod CIDRs: has none yet => podCIDRs: [CIDR] in /etc/x.yaml",
         ),
         (
             {"pods": (parse_address("10.240.2.130"), parse_address("172.31.0.9"))},
-            *(WARN, "pod CIDRs", "other addresses: 172.31.0.9", "podCIDRs: "),
+            "warn pod CIDRs: other addresses: 172.31.0.9 => podCIDRs: ",
         ),
         (
             pods_in("10.0.0.0/8", "fd00::/8"),
-            *(FAIL, "external IPs", "all 2 are refused", "podCIDRs: [this node's own]"),
+            "fail external IPs: all 2 are refused => podCIDRs: [this node's own]",
         ),
         (
             pods_in("10.0.0.0/8", "fd00:10:240:2::/64"),
-            *(WARN, "external IPs", "1 of 2 are refused", "podCIDRs: [this node's own]"),
+            "warn external IPs: 1 of 2 are refused => podCIDRs: [this node's own]",
         ),
         (
             {"cluster": cluster(services={"default/bad": BAD_SERVICE})},
-            *(WARN, "external IPs", "default/bad: ", "kubectl -n default edit service bad"),
+            "warn external IPs: default/bad:  => kubectl -n default edit service bad",
         ),
     ],
 )
-def test_what_is_wrong_is_found_and_nothing_else(
-    fields: dict[str, Any], level: str, what: str, text: str, mend: str
-) -> None:
-    says(facts(**fields), level, what, text, mend)
+def test_what_is_wrong_is_found_and_nothing_else(fields: dict[str, Any], line: str) -> None:
+    says(facts(**fields), line)

@@ -8,7 +8,7 @@ import pytest
 
 from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.check.facts import KubeProxy, Listener, Unit
-from ipvs_node_agent.check.finding import FAIL, WARN
+from ipvs_node_agent.check.finding import FAIL
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
@@ -33,32 +33,31 @@ from tests.support.nodefacts import (
 
 HEALTHY_6 = nat(IPV6)
 PROXYS_ALONE = Found(foreign=PROXYS_CHAINS)
-RESTART = "systemctl restart ipvs-node-agent"
 OURSELVES, STRANGER = Process(AGENT, "ipvs-node-agent"), Process(12, "ipvs-node-agent")
 
 
-def tables(**fields: Any) -> dict[str, Any]:
+def table(**fields: Any) -> dict[str, Any]:
     """The IPv4 table is like this, and the IPv6 one is healthy."""
     return {"tables": (nat(**fields), HEALTHY_6)}
 
 
-def holding(*chains: str, jumps: Any = JUMPS) -> Found:
-    """Our chains, kube-proxy's and these."""
-    return Found(OURS, jumps, PROXYS_CHAINS | set(chains))
+def holding(*chains: str, jumps: Any = JUMPS) -> dict[str, Any]:
+    """The IPv4 table has our chains, kube-proxy's and these."""
+    return table(found=Found(OURS, jumps, PROXYS_CHAINS | set(chains)))
 
 
 def unreadable(backend: str, why: str, hint: str = "") -> dict[str, Any]:
     error = TableError(f"iptables-{backend}-save", why, hint)
-    return {
-        "tables": (nat(backend=backend, error=error), nat(IPV6, backend)),
-        "backend": backend,
-        "kubelet_backend": backend,
-        "changes": None,
-    }
+    tables = (nat(backend=backend, error=error), nat(IPV6, backend))
+    return {"tables": tables, "backend": backend, "kubelet_backend": backend, "changes": None}
 
 
-def service(unit: Unit, *agents: Process, holder: int | None = None) -> dict[str, Any]:
-    return {"units": {UNIT: unit}, "holder": holder, "agents": agents}
+def beside_legacy(found: Found) -> dict[str, Any]:
+    return {"tables": (nat(), HEALTHY_6, nat(backend="legacy", found=found))}
+
+
+def unit(*words: Any, holder: int | None = None, agents: Any = ()) -> dict[str, Any]:
+    return {"units": {UNIT: Unit(*words)}, "holder": holder, "agents": agents}
 
 
 def beside(name: str, **fields: Any) -> dict[str, Any]:
@@ -69,22 +68,25 @@ def without(setting: str) -> dict[str, Any]:
     return {"settings": {**healthy_host().settings, setting: "0"}}
 
 
-BEHIND = holding(jumps={**JUMPS, "OUTPUT": ((2, "IPVS_OUTPUT"),)})
-FIRST = {"OUTPUT": '-m comment --comment "a -j b" -j KUBE-SERVICES'}
-CHANGES = (("iptables-nft-restore", Change({"A": (), "B": ()}, ("C",), hooked=(("OUTPUT", "A"),))),)
+UNPRIVILEGED = {"may_program": False, "tables": (), "proxy": KubeProxy("ipvs"), "changes": None}
+BEHIND = table(
+    found=Found(OURS, {**JUMPS, "OUTPUT": ((2, "IPVS_OUTPUT"),)}, PROXYS_CHAINS),
+    first={"OUTPUT": '-m comment --comment "a -j b" -j KUBE-SERVICES'},
+)
+NO_MARK_CHAIN = table(found=Found(OURS, JUMPS, frozenset({"KUBE-SERVICES"})))
+CHANGE = Change({"A": (), "B": ()}, ("C",), hooked=(("OUTPUT", "A"),))
+CHANGES = {"changes": (("iptables-nft-restore", CHANGE),)}
 OUT_OF_SYNC = "iptables-nft: 2 chains to write, 1 chains to remove, 1 jumps to set"
+OUR_WORK = {"holder": AGENT, "agents": (OURSELVES,)}
 
 
 @pytest.mark.parametrize(
-    ("fields", "level", "what", "text", "mend"),
+    ("fields", "line"),
     [
-        (
-            {"may_program": False, "tables": (), "proxy": KubeProxy("ipvs"), "changes": None},
-            *(FAIL, "privileges", "CAP_NET_ADMIN", "sudo ipvs-node-agent check"),
-        ),
+        (UNPRIVILEGED, "fail privileges: CAP_NET_ADMIN => sudo ipvs-node-agent check"),
         # kube-proxy
         *(
-            ({"proxy": proxy}, FAIL, "kube-proxy", text, "apt purge ipvs-node-agent")
+            ({"proxy": proxy}, f"fail kube-proxy: {text} => apt purge ipvs-node-agent")
             for proxy, text in (
                 (KubeProxy("iptables"), "in iptables mode, by its own word: the agent is not"),
                 (KubeProxy("nftables"), "in nftables mode, by its own word: the agent is not"),
@@ -93,163 +95,139 @@ OUT_OF_SYNC = "iptables-nft: 2 chains to write, 1 chains to remove, 1 jumps to s
             )
         ),
         (
-            {"proxy": KubeProxy(), **tables(found=holding("KUBE-SVC-TCOU7JCQXEZGVUNU"))},
-            *(FAIL, "kube-proxy", "in iptables mode", "apt purge"),
+            {"proxy": KubeProxy(), **holding("KUBE-SVC-TCOU7JCQXEZGVUNU")},
+            "fail kube-proxy: in iptables mode => apt purge",
         ),
         (
             {"proxy": KubeProxy(process=77)},
-            *(WARN, "kube-proxy", "runs as process 77", "curl http://127.0.0.1:10249/proxyMode"),
+            "warn kube-proxy: runs as process 77 => curl http://127.0.0.1:10249/proxyMode",
         ),
-        (
-            {"proxy": KubeProxy()},
-            *(FAIL, "kube-proxy", "no sign of it", "spec.nodeName=worker-1"),
-        ),
+        ({"proxy": KubeProxy()}, "fail kube-proxy: no sign of it => spec.nodeName=worker-1"),
         # iptables
-        *(
-            ({"tables": (nat(), HEALTHY_6, other)}, WARN, "iptables backend", text, mend)
-            for other, text, mend in (
-                (nat(backend="legacy", found=PROXYS_ALONE), "in legacy and nft", "reboot"),
-                (nat(backend="legacy", found=Found(OURS)), "left in iptables-legacy", "restart"),
-            )
-        ),
-        *(
-            (unreadable(*error), FAIL, "nat table, IPv4", f"iptables-{error[0]}-save: ", mend)
-            for error, mend in (
-                (("nft", "not found", "apt install iptables"), "apt install iptables"),
-                (("nft", "does not work"), "nft list table ip nat"),
-                (("legacy", "does not work"), "modprobe iptable_nat"),
-            )
-        ),
-        *(
-            (tables(**fields), WARN, "KUBE-MARK-MASQ, IPv4", text, "delete pod")
-            for fields, text in (
-                ({"found": Found(OURS, JUMPS, frozenset({"KUBE-SERVICES"}))}, "no such chain"),
-                ({"empty": {"KUBE-MARK-MASQ"}}, "has no rule"),
-                ({"masquerading": False}, "nothing in POSTROUTING"),
-            )
-        ),
-        *(
-            (tables(**fields), FAIL, "jumps, IPv4", text, RESTART)
-            for fields, text in (
-                (
-                    {"found": BEHIND, "first": FIRST},
-                    "OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES",
-                ),
-                (
-                    {"found": holding(jumps={"OUTPUT": JUMPS["OUTPUT"]})},
-                    "PREROUTING does not jump to IPVS_PREROUTING",
-                ),
-            )
-        ),
-        ({"changes": CHANGES}, FAIL, "rules", OUT_OF_SYNC, RESTART),
+        (beside_legacy(PROXYS_ALONE), "warn iptables backend: in legacy and nft => reboot"),
+        (beside_legacy(Found(OURS)), "warn iptables backend: left in iptables-legacy => restart"),
         (
-            {"changes": CHANGES, "holder": None},
-            *(FAIL, "rules", OUT_OF_SYNC, "systemctl start ipvs-node-agent"),
+            unreadable("nft", "not found", "apt install iptables"),
+            "fail nat table, IPv4: iptables-nft-save: not found => apt install iptables",
+        ),
+        (
+            unreadable("nft", "does not work"),
+            "fail nat table, IPv4: iptables-nft-save: does not work => nft list table ip nat",
+        ),
+        (
+            unreadable("legacy", "does not work"),
+            "fail nat table, IPv4: iptables-legacy-save: does not work => modprobe iptable_nat",
+        ),
+        (NO_MARK_CHAIN, "warn KUBE-MARK-MASQ, IPv4: no such chain => delete pod"),
+        (
+            table(empty={"KUBE-MARK-MASQ"}),
+            "warn KUBE-MARK-MASQ, IPv4: has no rule => delete pod",
+        ),
+        (
+            table(masquerading=False),
+            "warn KUBE-MARK-MASQ, IPv4: nothing in POSTROUTING => delete pod",
+        ),
+        (
+            BEHIND,
+            "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
+            " => systemctl restart ipvs-node-agent",
+        ),
+        (
+            holding(jumps={"OUTPUT": JUMPS["OUTPUT"]}),
+            "fail jumps, IPv4: PREROUTING does not jump to IPVS_PREROUTING"
+            " => systemctl restart ipvs-node-agent",
+        ),
+        (CHANGES, f"fail rules: {OUT_OF_SYNC} => systemctl restart ipvs-node-agent"),
+        (
+            {**CHANGES, "holder": None},
+            f"fail rules: {OUT_OF_SYNC} => systemctl start ipvs-node-agent",
         ),
         # The agent
-        *(
-            (fields, level, "agent", text, mend)
-            for fields, level, text, mend in (
-                (
-                    service(Unit("loaded", "inactive", "enabled")),
-                    *(FAIL, "is inactive", "systemctl start"),
-                ),
-                (
-                    service(Unit("loaded", "failed", "enabled", 0, "Oh")),
-                    *(FAIL, "failed: Oh", "journalctl -u"),
-                ),
-                (
-                    service(Unit("loaded", "active", "disabled", AGENT), OURSELVES, holder=AGENT),
-                    *(WARN, "disabled", "systemctl enable"),
-                ),
-                (
-                    service(
-                        Unit("loaded", "activating", "enabled", AGENT, "Waiting"),
-                        OURSELVES,
-                        holder=AGENT,
-                    ),
-                    *(WARN, "is starting: Waiting", "systemctl status"),
-                ),
-                (
-                    {"units": None, "holder": None, "agents": ()},
-                    *(FAIL, "does not run", "systemctl start ipvs-node-agent"),
-                ),
-                (service(Unit()), FAIL, "does not run", "systemctl start ipvs-node-agent"),
-                (
-                    service(Unit("loaded", "activating", "enabled"), STRANGER, holder=12),
-                    *(FAIL, "process 12 keeps the service from starting", "kill 12"),
-                ),
-                (
-                    {"agents": (OURSELVES, STRANGER)},
-                    *(FAIL, "a second one runs as process 12", "kill 12"),
-                ),
-            )
+        (unit("loaded", "inactive", "enabled"), "fail agent: is inactive => systemctl start"),
+        (unit("loaded", "failed", "enabled", 0, "Oh"), "fail agent: failed: Oh => journalctl -u"),
+        (
+            {**unit("loaded", "active", "disabled", AGENT), **OUR_WORK},
+            "warn agent: disabled => systemctl enable",
+        ),
+        (
+            {**unit("loaded", "activating", "enabled", AGENT, "Waiting"), **OUR_WORK},
+            "warn agent: is starting: Waiting => systemctl status",
+        ),
+        (
+            {"units": None, "holder": None, "agents": ()},
+            "fail agent: does not run => systemctl start ipvs-node-agent",
+        ),
+        (unit(), "fail agent: does not run => systemctl start ipvs-node-agent"),
+        (
+            unit("loaded", "activating", "enabled", holder=12, agents=(STRANGER,)),
+            "fail agent: process 12 keeps the service from starting => kill 12",
+        ),
+        (
+            {"agents": (OURSELVES, STRANGER)},
+            "fail agent: a second one runs as process 12 => kill 12",
         ),
         # Predecessors and neighbours
         *(
             (
                 {"agents": (OURSELVES, Process(12, program))},
-                *(level, program, "runs as process 12"),
-                f"kubectl -n kube-system delete daemonset {program}",
+                f"{level} {program}: runs as process 12"
+                f" => kubectl -n kube-system delete daemonset {program}",
             )
-            for program, level in (("network-node-manager", WARN), ("ipvs-node-controller", FAIL))
+            for level, program in (
+                ("warn", "network-node-manager"),
+                ("fail", "ipvs-node-controller"),
+            )
         ),
         (
-            tables(found=holding("NMANAGER_PREROUTING")),
-            *(WARN, "network-node-manager", "left chains NMANAGER_"),
-            " | iptables-nft-restore -w 5 --noflush",
+            holding("NMANAGER_PREROUTING"),
+            "warn network-node-manager: left chains NMANAGER_"
+            " =>  | iptables-nft-restore -w 5 --noflush",
+        ),
+        (
+            {"listener": Listener(12, "nc")},
+            "fail metrics: process 12 (nc) listens on 127.0.0.1:10273 => metricsBindAddress: ",
+        ),
+        (
+            {"listener": Listener(0, "")},
+            "fail metrics: somebody listens on 127.0.0.1:10273 => metricsBindAddress: ",
         ),
         *(
-            (
-                {"listener": listener},
-                *(FAIL, "metrics", f"{who} listens on 127.0.0.1:10273", "metricsBindAddress: "),
-            )
-            for listener, who in (
-                (Listener(12, "nc"), "process 12 (nc)"),
-                (Listener(0, ""), "somebody"),
-            )
-        ),
-        *(
-            (fields, WARN, "other firewalls", text, mend)
-            for fields, text, mend in (
-                (beside("nftables", flushing_file=True), "within 2 s", "/etc/nftables.conf"),
+            (fields, f"warn other firewalls: {text}")
+            for fields, text in (
+                (beside("nftables", flushing_file=True), "within 2 s => /etc/nftables.conf"),
                 (
                     beside("ufw"),
-                    "empties PREROUTING and OUTPUT",
-                    "systemctl disable --now ufw",
+                    "empties PREROUTING and OUTPUT => systemctl disable --now ufw",
                 ),
-                (beside("firewalld"), "may flush", "systemctl disable --now firewalld"),
+                (beside("firewalld"), "may flush => systemctl disable --now firewalld"),
                 (
                     beside("netfilter-persistent"),
-                    "by saved ones;",
-                    "disable netfilter-persistent",
+                    "by saved ones; => disable netfilter-persistent",
                 ),
                 (
                     beside("netfilter-persistent", saved_rules=True),
-                    *("stale ones", "sed -i '/IPVS_/d'"),
+                    "stale ones => sed -i '/IPVS_/d'",
                 ),
             )
         ),
-        ({"conntrack": False}, WARN, "conntrack", "UDP", "apt install conntrack"),
+        ({"conntrack": False}, "warn conntrack: UDP => apt install conntrack"),
         *(
-            (without(key), FAIL, "kernel", f"net.{name} is 0", f"sysctl -w net.{name}=1")
-            for key, name in (
-                ("ipv4/ip_forward", "ipv4.ip_forward"),
-                ("ipv6/conf/all/forwarding", "ipv6.conf.all.forwarding"),
-                ("ipv4/vs/conntrack", "ipv4.vs.conntrack"),
+            (
+                without(name.replace(".", "/")),
+                f"fail kernel: net.{name} is 0 => sysctl -w net.{name}=1",
             )
+            for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding", "ipv4.vs.conntrack")
         ),
     ],
 )
-def test_what_is_wrong_is_found_and_nothing_else(
-    fields: dict[str, Any], level: str, what: str, text: str, mend: str
-) -> None:
-    says(facts(**fields), level, what, text, mend)
+def test_what_is_wrong_is_found_and_nothing_else(fields: dict[str, Any], line: str) -> None:
+    says(facts(**fields), line)
 
 
 OWN_MARK = Config(chains=Chains(mark_masquerade="MARK-IT"))
 MARKS_OF_HIS_OWN = tuple(
-    nat(family, found=holding("MARK-IT"), masquerading=False) for family in FAMILIES
+    nat(family, found=Found(OURS, JUMPS, PROXYS_CHAINS | {"MARK-IT"}), masquerading=False)
+    for family in FAMILIES
 )
 NOT_SPOKEN = nat(IPV6, error=TableError("ip6tables-nft-save", "no such table"))
 

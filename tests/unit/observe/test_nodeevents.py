@@ -20,7 +20,7 @@ from ipvs_node_agent.observe.nodeevents import (
     REFUSED,
     Condition,
     EventRecorder,
-    Pace,
+    Schedule,
     conditions,
     event,
 )
@@ -80,12 +80,12 @@ class Node:
     """What a node's conditions are, and which of them are told."""
 
     def __init__(self) -> None:
-        self.pace, self.clock = Pace(), Clock()
+        self.schedule, self.clock = Schedule(), Clock()
 
     def tells(self, *found: Condition) -> list[str]:
-        due = self.pace.due(found, self.clock.now)
+        due = self.schedule.due(found, self.clock.now)
         for condition in due:
-            self.pace.tell(condition, self.clock.now)
+            self.schedule.tell(condition, self.clock.now)
         return [condition.reason for condition in due]
 
 
@@ -125,8 +125,8 @@ def test_reasons_do_not_keep_each_other_waiting() -> None:
 
 
 def test_what_could_not_be_told_stays_due() -> None:
-    pace = Pace()
-    assert pace.due([FIRST], NOW) == pace.due([FIRST], NOW + 1) == [FIRST]
+    schedule = Schedule()
+    assert schedule.due([FIRST], NOW) == schedule.due([FIRST], NOW + 1) == [FIRST]
 
 
 # What is written

@@ -1,78 +1,14 @@
-"""What Prometheus and probes are told: every metric and what it counts, health and readiness."""
+"""What probes are told: health and readiness, and where to look."""
 
 from __future__ import annotations
 
-import time
-import tracemalloc
-
 import pytest
 
-from ipvs_node_agent import __version__
-from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import IPV4, IPV6
-from ipvs_node_agent.model.events import RESTART_REASONS, Restarted
-from ipvs_node_agent.nat.ruleset import DRIFT
-from ipvs_node_agent.observe import counters
-from ipvs_node_agent.observe.counters import HOST, POD, Count
-from ipvs_node_agent.observe.metrics import CONTENT_TYPE
-from ipvs_node_agent.observe.pages import Monitoring
-from ipvs_node_agent.sync.state import PATIENCE, AgentState, FamilyState, Published
-from tests.support.agentnode import (
-    BUSY,
-    EXTERNAL_4,
-    EXTERNAL_6,
-    Clock,
-    Node,
-    other,
-    running,
-    web,
-)
-from tests.support.cluster import POD_CIDRS, node
-from tests.support.promlint import faults, read, value
-
-# Every metric of the agent's own: its type and its labels.
-METRICS = {
-    "build_info": ("gauge", {"version", "python_version"}),
-    "sync_duration_seconds": ("histogram", {"ip_family", "le"}),
-    "programming_latency_seconds": ("histogram", {"ip_family", "le"}),
-    "sync_failures_total": ("counter", {"ip_family"}),
-    "last_sync_timestamp_seconds": ("gauge", {"ip_family"}),
-    "last_queued_timestamp_seconds": ("gauge", {"ip_family"}),
-    "services": ("gauge", {"ip_family"}),
-    "rules": ("gauge", {"ip_family"}),
-    "chains": ("gauge", {"ip_family"}),
-    "drift_repairs_total": ("counter", {"reason"}),
-    "refused_external_ips": ("gauge", {"reason"}),
-    "watch_restarts_total": ("counter", {"reason"}),
-    "config_stale": ("gauge", set()),
-    "credentials_expiry_timestamp_seconds": ("gauge", set()),
-    "service_packets_total": ("counter", {"namespace", "service", "path"}),
-    "service_bytes_total": ("counter", {"namespace", "service", "path"}),
-}
-
-
-class Bed:
-    """Monitoring of figures that are the test's, and no address."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock = Clock()
-        self.monitoring = Monitoring(self.clock)
-        self.sums: dict[tuple[str, str], Count] = {}
-        monkeypatch.setattr(counters.Sampler, "sums", lambda *_: self.sums)
-
-    def watch(self, node: Node) -> None:
-        """Publishes what the agent on `node` is, as the main loop does."""
-        self.monitoring.figures = Published(
-            node.clock.now, ready=True, sentence="As it is", agent=node.agent.state()
-        )
-
-    def text(self) -> str:
-        page = self.monitoring.page("/metrics")
-        assert (page.status, page.content_type) == (200, CONTENT_TYPE)
-        return page.body.decode()
-
-    def value(self, name: str, **labels: str) -> float:
-        return value(self.text(), f"ipvs_node_agent_{name}", **labels)
+from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.sync.state import PATIENCE, Published
+from tests.support.agentnode import BUSY, EXTERNAL_4, Node, other, web
+from tests.support.cluster import node
+from tests.support.monitored import Bed, metered
 
 
 @pytest.fixture
@@ -80,271 +16,56 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
     return Bed(monkeypatch)
 
 
-def metered(bed: Bed, *services: object) -> Node:
-    """A node whose agent tells `bed` how long things take."""
-    made = Node(meter=bed.monitoring.meters)
-    made.list_node(node(*POD_CIDRS))
-    made.list_services(*services)  # type: ignore[arg-type]
-    made.settle()
-    return made
-
-
-# 1. The names
-
-
-def whole(bed: Bed) -> str:
-    """All metrics, with a sample of each."""
-    bed.watch(running(web("127.0.0.1", EXTERNAL_4)))
-    bed.monitoring.figures = Published(
-        **{**vars(bed.monitoring.figures), "expires": 1_900_000_000, "config_stale": True}
-    )
-    bed.sums = {("default/web", POD): Count(3, 180), ("default/web", HOST): Count(5, 300)}
-    return bed.text()
-
-
-def test_every_metric_has_its_type_and_labels(bed: Bed) -> None:
-    found = {
-        name.replace("ipvs_node_agent_", ""): (
-            metric.kind,
-            {label for _, labels in metric.samples for label, _ in labels},
-        )
-        for name, metric in read(whole(bed)).items()
-        if not name.startswith("process_")
-    }
-    assert found == METRICS
-
-
-def test_promtool_has_nothing_to_complain_of(bed: Bed) -> None:
-    text = whole(bed)
-    assert not faults(text)
-    assert "_created" not in text
-
-
-def test_what_promtool_complains_of_is_known() -> None:
-    assert faults("# TYPE a counter\na 1\n") == ["a_total has no help"]
-    for text, fault in (
-        ("# HELP a_total x\n# TYPE a_total gauge\na_total 1\n", "only counters end in _total"),
-        ("# HELP a_count x\n# TYPE a_count gauge\na_count 1\n", "a_count: its end"),
-        ("# HELP a_milliseconds x\n# TYPE a_milliseconds gauge\na_milliseconds 1\n", "base unit"),
-        ("# HELP a_gauge x\n# TYPE a_gauge gauge\na_gauge 1\n", "holds its type"),
-        ('# HELP a x\n# TYPE a gauge\na{aB="c"} 1\n', "aB is not in snake case"),
-        ("a 1\n", "a has no type"),
-    ):
-        assert fault in "\n".join(faults(text))
-
-
-def test_every_reason_is_there_before_it_happens(bed: Bed) -> None:
-    bed.watch(Node())
-    assert [bed.value("drift_repairs_total", reason=reason) for reason in DRIFT] == [0] * 8
-    for reason in RESTART_REASONS:
-        assert bed.value("watch_restarts_total", reason=reason) == 0
-
-
-# 2. What they count
-
-
-def test_the_rules_are_counted_by_family(bed: Bed) -> None:
-    bed.watch(running(web(EXTERNAL_4, EXTERNAL_6), other()))
-    for name, counts in (("services", (2, 1)), ("rules", (8, 4)), ("chains", (2, 2))):
-        assert (bed.value(name, ip_family="IPv4"), bed.value(name, ip_family="IPv6")) == counts
-
-
-def test_a_change_is_measured_from_its_arrival_in_the_families_it_is_about(bed: Bed) -> None:
-    made = metered(bed)
-    made.put(web(EXTERNAL_4))
-    made.clock.now += 0.03
-    made.settle()
-    name = "programming_latency_seconds"
-    assert bed.value(f"{name}_count", ip_family="IPv4") == 1
-    assert bed.value(f"{name}_sum", ip_family="IPv4") == pytest.approx(0.03)
-    assert bed.value(f"{name}_count", ip_family="IPv6") == 0
-
-
-def test_a_change_that_fails_first_is_measured_up_to_its_success(bed: Bed) -> None:
-    made = metered(bed)
-    made.tables[IPV4].broken = BUSY
-    made.put(web(EXTERNAL_4))
-    made.pass_time(5)
-    name = "programming_latency_seconds"
-    assert bed.value(f"{name}_count", ip_family="IPv4") == 0
-    made.tables[IPV4].broken = None
-    made.pass_time(11)
-    assert bed.value(f"{name}_count", ip_family="IPv4") == 1
-    assert bed.value(f"{name}_sum", ip_family="IPv4") > 5
-
-
-def test_the_first_list_and_changes_of_no_rule_are_not_measured(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.put(other("10.231.42.164"))
-    made.settle()
-    assert bed.value("programming_latency_seconds_count", ip_family="IPv4") == 0
-
-
-def test_writes_are_measured_and_looks_are_not(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    before = bed.value("sync_duration_seconds_count", ip_family="IPv4")
-    made.pass_time(60)
-    assert bed.value("sync_duration_seconds_count", ip_family="IPv4") == before
-    made.put(other())
-    made.settle()
-    assert bed.value("sync_duration_seconds_count", ip_family="IPv4") == before + 1
-
-
-def test_failures_are_counted(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.tables[IPV4].broken = BUSY
-    made.put(other())
-    made.settle()
-    bed.watch(made)
-    assert bed.value("sync_failures_total", ip_family="IPv4") >= 1
-    assert bed.value("sync_failures_total", ip_family="IPv6") == 0
-
-
-def test_times_are_those_of_the_clock_on_the_wall(bed: Bed) -> None:
-    now = time.monotonic()
-    family = FamilyState(synced=now - 10, queued=now - 20)
-    bed.monitoring.figures = Published(now, agent=AgentState({IPV4: family, IPV6: FamilyState()}))
-    for name, ago in (("last_sync", 10), ("last_queued", 20)):
-        moment = bed.value(f"{name}_timestamp_seconds", ip_family="IPv4")
-        assert moment == pytest.approx(time.time() - ago, abs=1)
-        assert bed.value(f"{name}_timestamp_seconds", ip_family="IPv6") == 0
-
-
-def test_a_table_found_right_counts_as_synced(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.pass_time(30)
-    family = made.agent.state().families[IPV4]
-    assert made.clock.now - family.synced <= 2.1
-    assert made.clock.now - family.queued > 29
-
-
-def test_repairs_are_counted_by_reason(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.tables[IPV4].restore("*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
-    made.pass_time(3)
-    bed.watch(made)
-    assert bed.value("drift_repairs_total", reason="JumpMissing") == 1
-    assert bed.value("drift_repairs_total", reason="TableFlushed") == 0
-
-
-def test_refusals_are_counted_by_reason_for_as_long_as_they_last(bed: Bed) -> None:
-    made = metered(bed, web("127.0.0.1", "169.254.0.1", "169.254.0.2", EXTERNAL_4))
-    bed.watch(made)
-    assert bed.value("refused_external_ips", reason="Loopback") == 1
-    assert bed.value("refused_external_ips", reason="LinkLocal") == 2
-    made.put(web(EXTERNAL_4))
-    made.settle()
-    bed.watch(made)
-    assert "refused_external_ips{" not in bed.text()
-
-
-def test_watches_that_end_are_counted_by_reason(bed: Bed) -> None:
-    made = running()
-    made.agent.take(Restarted("services", "Expired"))
-    made.agent.take(Restarted("nodes", "Expired"))
-    bed.watch(made)
-    assert bed.value("watch_restarts_total", reason="Expired") == 2
-
-
-def test_packets_and_bytes_are_those_of_each_service(bed: Bed) -> None:
-    whole(bed)
-    labels = {"namespace": "default", "service": "web"}
-    assert bed.value("service_packets_total", path="pod", **labels) == 3
-    assert bed.value("service_bytes_total", path="host", **labels) == 300
-
-
-def test_the_configuration_and_the_version_are_told(bed: Bed) -> None:
-    text = whole(bed)
-    assert f'version="{__version__}"' in text
-    assert bed.value("config_stale") == 1
-    assert bed.value("credentials_expiry_timestamp_seconds") == 1_900_000_000
-
-
-def test_without_series_for_services_nobody_counts(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(counters.Sampler, "sums", lambda *_: pytest.fail("it was asked"))
-    bed.monitoring.configure(Config(metrics_bind_address="", service_metrics=False))
-    assert "service_packets_total" not in bed.text()
-
-
-def test_ten_thousand_services_take_little_time_and_memory(bed: Bed) -> None:
-    bed.sums = {
-        (f"namespace-{n % 100}/service-{n}", path): Count(n, n * 60)
-        for n in range(10_000)
-        for path in (POD, HOST)
-    }
-    started = time.thread_time()
-    assert len(bed.text()) > 1_000_000
-    assert time.thread_time() - started < 0.75
-    tracemalloc.start()
-    bed.text()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 30 << 20
-
-
-# 3. Health
-
-
-def health(bed: Bed) -> tuple[int, str]:
+def health(bed: Bed, node: Node | None = None) -> tuple[int, str]:
+    """What is told now that the agent on `node` is as it is."""
+    if node is not None:
+        bed.monitoring._clock = node.clock
+        bed.watch(node)
     page = bed.monitoring.page("/healthz")
     return page.status, page.body.decode()
 
 
 def test_an_agent_with_nothing_to_do_is_healthy(bed: Bed) -> None:
     made = metered(bed, web(EXTERNAL_4))
-    bed.monitoring._clock = made.clock
     for _ in range(5):
         made.pass_time(30)
-        bed.watch(made)
-        assert health(bed) == (200, "ok\n")
+        assert health(bed, made) == (200, "ok\n")
 
 
 def test_a_change_that_does_not_reach_the_kernel_for_a_minute_is_sickness(bed: Bed) -> None:
     made = metered(bed, web(EXTERNAL_4))
-    bed.monitoring._clock = made.clock
     made.tables[IPV4].broken = BUSY
     made.put(other())
     made.pass_time(PATIENCE - 5)
-    bed.watch(made)
-    assert health(bed)[0] == 200
+    assert health(bed, made)[0] == 200
     # A change that came later does not count from the beginning.
     made.put(other("10.19.22.58", "another"))
     made.pass_time(10)
-    bed.watch(made)
-    assert health(bed) == (503, "a change has not reached the kernel for 65 s: As it is\n")
+    assert health(bed, made) == (503, "a change has not reached the kernel for 65 s: As it is\n")
     made.tables[IPV4].broken = None
     made.pass_time(11)
-    bed.watch(made)
-    assert health(bed) == (200, "ok\n")
+    assert health(bed, made) == (200, "ok\n")
 
 
 def test_a_repair_that_fails_for_a_minute_is_sickness(bed: Bed) -> None:
     made = metered(bed, web(EXTERNAL_4))
-    bed.monitoring._clock = made.clock
     made.tables[IPV4].broken = BUSY
     made.pass_time(PATIENCE + 5)
-    bed.watch(made)
-    assert health(bed)[0] == 503
+    assert health(bed, made)[0] == 503
 
 
 def test_services_that_wait_for_a_pod_cidr_are_not_in_the_kernel(bed: Bed) -> None:
     made = Node()
-    bed.monitoring._clock = made.clock
     made.list_node(node())
     made.list_services(web(EXTERNAL_4))
     made.pass_time(PATIENCE + 5)
-    bed.watch(made)
-    assert health(bed)[0] == 503
+    assert health(bed, made)[0] == 503
 
 
 def test_waiting_for_the_api_server_is_no_sickness(bed: Bed) -> None:
     made = Node()
-    bed.monitoring._clock = made.clock
     made.pass_time(PATIENCE * 2)
-    bed.watch(made)
-    assert health(bed)[0] == 200
+    assert health(bed, made)[0] == 200
 
 
 def test_a_main_loop_that_hangs_is_sickness(bed: Bed) -> None:
