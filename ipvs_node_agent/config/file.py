@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from ipvs_node_agent.config.settings import (
 )
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import Network
+from ipvs_node_agent.model.objects import is_node_name
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
-
-_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 def load(path: Path | None) -> Config:
@@ -82,7 +80,7 @@ def parse(text: str, name: str) -> Config:
 
 def _node_name(node: yaml.Node, at: str) -> str:
     text = read.string(node, at)
-    if len(text) > 253 or not _DNS_SUBDOMAIN.fullmatch(text):
+    if not is_node_name(text):
         raise read.wanted(node, at, "a Node's name (lower-case letters, digits, - and .)")
     return text
 
