@@ -13,9 +13,7 @@ import http.client
 import re
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.host.procfs import user_at_the_far_end
@@ -36,11 +34,14 @@ def proxy_mode(known: str | None = None) -> str | None:
     it runs. So a new word counts from root alone, who has to have the other end of the connection
     over which it came.
     """
-    with asked(_ADDRESS, "/proxyMode") as answer:
-        said = answer.text.strip()
-        if answer.ends is None or said == known or not re.fullmatch(r"[a-z]{1,20}", said):
-            return known
-        return said if user_at_the_far_end(*answer.ends) == 0 else known
+    try:
+        with _Connection(_ADDRESS) as connection:
+            said = connection.page("/proxyMode").strip()
+            if said == known or not re.fullmatch(r"[a-z]{1,20}", said):
+                return known
+            return said if user_at_the_far_end(*connection.ends) == 0 else known
+    except OSError:
+        return known
 
 
 def unneeded_in(mode: str | None) -> bool:
@@ -53,36 +54,20 @@ def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
     return Snapshot({}, seen.node) if unneeded_in(mode) else seen
 
 
-class Answer(NamedTuple):
-    """The beginning of a page, empty where there is none.
-
-    `ends` are the addresses of the connection over which it came, ours first; None without one.
-    """
-
-    text: str = ""
-    ends: tuple[Any, Any] | None = None
-
-
 def page(address: tuple[str, int], path: str) -> str:
     """The beginning of a page; empty where there is none."""
-    with asked(address, path) as answer:
-        return answer.text
-
-
-@contextmanager
-def asked(address: tuple[str, int], path: str) -> Iterator[Answer]:
-    """Asks for a page; the connection is open meanwhile, so that one can tell who has answered."""
     try:
-        connection = _Connection(address)
+        with _Connection(address) as connection:
+            return connection.page(path)
     except OSError:
-        yield Answer()
-        return
-    with connection:
-        yield Answer(connection.page(path), connection.ends)
+        return ""
 
 
 class _Connection(socket.socket):
-    """A connection with one limit of time and one of bytes for all that comes over it."""
+    """A connection with one limit of time and one of bytes for all that comes over it.
+
+    `ends` are its addresses, ours first. To make it raises OSError.
+    """
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
