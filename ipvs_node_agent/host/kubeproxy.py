@@ -13,6 +13,8 @@ import http.client
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ipvs_node_agent.backoff import seconds_left
@@ -35,11 +37,12 @@ def proxy_mode(known: str | None = None) -> str | None:
     over which it came.
     """
     try:
-        with _Connection(_ADDRESS) as connection:
+        with _connection(_ADDRESS) as connection:
+            ends = connection.getsockname(), connection.getpeername()
             said = connection.page("/proxyMode").strip()
             if said == known or not re.fullmatch(r"[a-z]{1,20}", said):
                 return known
-            return said if user_at_the_far_end(*connection.ends) == 0 else known
+            return said if user_at_the_far_end(*ends) == 0 else known
     except OSError:
         return known
 
@@ -57,29 +60,28 @@ def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
 def page(address: tuple[str, int], path: str) -> str:
     """The beginning of a page; empty where there is none."""
     try:
-        with _Connection(address) as connection:
+        with _connection(address) as connection:
             return connection.page(path)
     except OSError:
         return ""
 
 
+@contextmanager
+def _connection(address: tuple[str, int]) -> Iterator[_Connection]:
+    """A connection that is open meanwhile, so that one can tell who answers. Raises OSError."""
+    family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    with _Connection(family) as connection:
+        connection.settimeout(_SECONDS)
+        connection.connect(resolved)
+        yield connection
+
+
 class _Connection(socket.socket):
-    """A connection with one limit of time and one of bytes for all that comes over it.
+    """A connection with one limit of time and one of bytes for all that comes over it."""
 
-    `ends` are its addresses, ours first. To make it raises OSError.
-    """
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
-        family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    def __init__(self, family: int) -> None:
         super().__init__(family)
-        try:
-            self.settimeout(seconds_left(self._end))
-            self.connect(resolved)
-            self.ends = self.getsockname(), self.getpeername()
-        except BaseException:
-            self.close()
-            raise
+        self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
 
     def page(self, path: str) -> str:
         """What comes from `path`, where that is a page; else nothing."""

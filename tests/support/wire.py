@@ -18,9 +18,11 @@ class Response:
     reason = "Whatever"
     length = None
 
-    def __init__(self, status: int, pieces: Iterable[bytes], breaks: bool = False) -> None:
+    def __init__(
+        self, status: int, pieces: Iterable[bytes], breaks: bool = False, **headers: str
+    ) -> None:
         self.status, self._pieces, self._breaks = status, [*pieces], breaks
-        self.headers: dict[str, str] = {}
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
         self.sock = socket.socket()
         # In urllib3's response is http.client's.
         self._original_response = self
@@ -55,11 +57,11 @@ class Pool(Protocol):
 class WiredApi(Api):
     """The API server behind `wire`, which nobody takes connections for."""
 
-    def __init__(self, wire: Pool) -> None:
+    def __init__(self, wire: Pool, user: str | None = None) -> None:
         super().__init__(Path("/nonexistent/kubeconfig"))
         pool: Any = wire
         address = ("127.0.0.1", 1)
-        self._known = Credentials("http://api", None, dict, pool, address, "", short_lived=False)
+        self._known = Credentials("http://api", user, dict, pool, address, "", short_lived=False)
 
     def credentials(self) -> Credentials:
         return self._known

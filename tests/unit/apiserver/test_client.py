@@ -22,6 +22,7 @@ from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.errors import AgentError, RefusedError
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig, point_to
+from tests.support.wire import Response, WiredApi
 
 pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 
@@ -161,21 +162,65 @@ def test_requests_run_at_the_same_time(api: Api, server: ApiServer) -> None:
 # 2. Errors
 
 
-def test_401_names_the_user(api: Api, server: ApiServer) -> None:
-    server.fail(401)
-    error = failure(api)
-    assert error.status == 401
-    assert str(error) == (
-        f"API server {server.url}: refused to list services: 401 Unauthorized: Unauthorized"
-        " (the server does not accept the credentials of system:node:worker-1; have they expired?)"
-    )
+class Refusing:
+    """In the place of urllib3's pool: refuses everything."""
+
+    def __init__(self, status: int, message: object, **headers: str) -> None:
+        self._status, self._message, self._headers = status, message, headers
+
+    def request(self, *_: Any, **__: Any) -> Response:
+        body = json.dumps({"message": self._message}).encode()
+        return Response(self._status, [body], **self._headers)
 
 
-def test_401_without_a_certificate_still_reads_well(tmp_path: Path) -> None:
-    with ApiServer() as server:
-        server.fail(401)
-        error = failure(plain(tmp_path, server.url))
-    assert "the credentials of the kubeconfig's user" in error.hint
+USER = "system:node:worker-1"
+NOT_ACCEPTED = " (the server does not accept the credentials of {}; have they expired?)"
+NOT_ALLOWED = " ({} lacks the permission to {} services; a node's own credentials have it)"
+
+
+@pytest.mark.parametrize(
+    ("status", "user", "verb", "hint"),
+    [
+        (401, USER, "list", NOT_ACCEPTED.format(USER)),
+        (401, None, "watch", NOT_ACCEPTED.format("the kubeconfig's user")),
+        (403, "intern", "list", NOT_ALLOWED.format("intern", "list")),
+        (403, "intern", "watch", NOT_ALLOWED.format("intern", "watch")),
+        *((status, USER, "list", "") for status in (302, 400, 404, 410, 429, 500, 503)),
+    ],
+)
+def test_a_refusal_is_said_with_the_servers_own_reason_and_what_may_mend_it(
+    status: int, user: str | None, verb: str, hint: str
+) -> None:
+    api = WiredApi(Refusing(status, "a reason"), user)
+    error = failure(api, watch=verb == "watch")
+    wanted = f"API server http://api: refused to {verb} services: {status} Whatever: a reason"
+    assert str(error) == wanted + hint
+    assert error.status == status
+
+
+@pytest.mark.parametrize("message", [None, 7, ["why"], {}])
+def test_a_refusal_without_a_reason_still_reads_well(message: object) -> None:
+    error = failure(WiredApi(Refusing(500, message)))
+    assert error.why == "refused to list services: 500 Whatever"
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "seconds"),
+    [
+        *((status, "7", 7.0) for status in (429, 503)),
+        (503, "0", 0.0),
+        (503, "60", 60.0),
+        # Nobody may silence the agent for hours.
+        *((429, asked, 60.0) for asked in ("61", "99999999999", "9" * 5000)),
+        *((429, asked, 0.0) for asked in ("", "-1", "1.5", "soon", "1e9", "\xb2")),
+        (429, "Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+        (500, "7", 0.0),
+    ],
+)
+def test_a_busy_server_says_how_long_it_wants_to_be_left_alone(
+    status: int, asked: str, seconds: float
+) -> None:
+    assert failure(WiredApi(Refusing(status, "", Retry_After=asked))).retry_after == seconds
 
 
 def test_a_401_has_the_program_that_made_the_credentials_asked_again(tmp_path: Path) -> None:
@@ -211,51 +256,6 @@ def test_an_expired_certificate_is_a_401(
     error = failure(api)
     assert error.status == 401
     assert "have they expired?" in error.hint
-
-
-@pytest.mark.parametrize(
-    ("watch", "permission"), [(False, "list services"), (True, "watch services")]
-)
-def test_403_names_the_user_and_the_missing_permission(
-    watch: bool, permission: str, pki: Pki, server: ApiServer, tmp_path: Path
-) -> None:
-    pki.write_client(tmp_path / "intern.pem", "intern", "people")
-    pki.write_kubeconfig(tmp_path / "intern.conf", server.url, tmp_path / "intern.pem")
-    with pytest.raises(ApiError) as caught:
-        get(Api(tmp_path / "intern.conf"), watch)
-    assert caught.value.status == 403
-    assert f"intern lacks the permission to {permission}" in caught.value.hint
-
-
-@pytest.mark.parametrize("status", [400, 404, 410, 429, 500, 503])
-def test_another_status_is_said_with_the_servers_own_reason(
-    status: int, api: Api, server: ApiServer
-) -> None:
-    server.fail(status)
-    error = failure(api)
-    assert error.status == status
-    assert f"refused to list services: {status} " in error.why
-
-
-@pytest.mark.parametrize(
-    ("status", "asked", "seconds"),
-    [
-        *((status, b"7", 7.0) for status in (429, 503)),
-        (503, b"0", 0.0),
-        (503, b"60", 60.0),
-        # Nobody may silence the agent for hours.
-        *((429, asked, 60.0) for asked in (b"61", b"99999999999", b"9" * 5000)),
-        *((429, asked, 0.0) for asked in (b"", b"-1", b"1.5", b"soon", b"1e9", b"\xb2")),
-        (429, b"Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
-        (500, b"7", 0.0),
-    ],
-)
-def test_a_busy_server_says_how_long_it_wants_to_be_left_alone(
-    status: int, asked: bytes, seconds: float, tmp_path: Path
-) -> None:
-    head = b"HTTP/1.1 %d Busy\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n" % (status, asked)
-    with answering(head) as url:
-        assert failure(plain(tmp_path, url)).retry_after == seconds
 
 
 def test_a_refused_connection_is_one_short_sentence(api: Api, server: ApiServer) -> None:

@@ -60,10 +60,8 @@ def a_watch(*lines: bytes, breaks: bool = False) -> Response:
     return Response(200, lines, breaks)
 
 
-def a_status(code: int, message: str = "why", **headers: str) -> Response:
-    response = Response(code, [json.dumps({"message": message}).encode()])
-    response.headers.update(headers)
-    return response
+def a_status(code: int, **headers: str) -> Response:
+    return Response(code, [json.dumps({"message": "why"}).encode()], **headers)
 
 
 GONE = line("ERROR", {"code": 410, "message": "too old"})
@@ -290,7 +288,7 @@ def test_a_refusal_is_trouble_and_tried_again(status: int, verb: str) -> None:
 
 
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_for() -> None:
-    busy = a_status(429, **{"Retry-After": "20"})
+    busy = a_status(429, Retry_After="20")
     followed = follow(busy, a_list("7", "a"), waiting=lambda one: one.follower.hurry())
     assert followed.pauses == [20.0]
 
