@@ -93,8 +93,7 @@ def read_node(raw: Any) -> Node:
     cidrs = reader.each(spec.get("podCIDRs"), "spec.podCIDRs", _as_pod_cidr)
     if not cidrs and spec.get("podCIDR"):
         cidrs = reader.each([spec["podCIDR"]], "spec.podCIDR", _as_pod_cidr)
-    found = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
-    addresses = tuple(address for address in found if address is not None)
+    addresses = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
     return Node(name, cidrs, addresses, tuple(reader.problems))
 
 
@@ -110,8 +109,8 @@ class _Reader:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Problem(self.key, "Unreadable", one_line(text)))
 
-    def each(self, values: Any, at: str, read: Callable[[Any], T]) -> tuple[T, ...]:
-        """What `read` makes of each of `values`, once each; its ValueErrors become Problems."""
+    def each(self, values: Any, at: str, read: Callable[[Any], T | None]) -> tuple[T, ...]:
+        """What `read` makes of `values`, once each and no None; its ValueErrors become Problems."""
         if values is None:
             return ()
         if not isinstance(values, list):
@@ -123,7 +122,7 @@ class _Reader:
                 found.append(read(value))
             except ValueError as error:
                 self.problem(f"{at}[{index}] {error}")
-        return tuple({_identity(value): value for value in found}.values())
+        return tuple({_identity(value): value for value in found if value is not None}.values())
 
 
 def _identity(value: Any) -> Any:
@@ -157,19 +156,18 @@ def shown(value: Any) -> str:
 
 
 def _as_address(value: Any) -> Address:
-    if not isinstance(value, str):
-        raise ValueError(f"is {shown(value)}, wanted an IP address")
-    try:
-        return parse_address(value)
-    except ValueError as error:
-        raise ValueError(f"{shown(value)} {error}") from None
+    return _parsed(value, "an IP address", parse_address)
 
 
 def _as_network(value: Any) -> Network:
+    return _parsed(value, "a CIDR", lambda text: parse_network(text, strict=False))
+
+
+def _parsed(value: Any, wanted: str, parse: Callable[[str], T]) -> T:
     if not isinstance(value, str):
-        raise ValueError(f"is {shown(value)}, wanted a CIDR")
+        raise ValueError(f"is {shown(value)}, wanted {wanted}")
     try:
-        return parse_network(value, strict=False)
+        return parse(value)
     except ValueError as error:
         raise ValueError(f"{shown(value)} {error}") from None
 
@@ -211,8 +209,7 @@ def _cluster_ips(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Address, ...
 
 def _ingress_ips(reader: _Reader, raw: Any) -> tuple[Address, ...]:
     balancer = _child(_child(raw, "status"), "loadBalancer")
-    found = reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
-    return tuple(address for address in found if address is not None)
+    return reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
 
 
 def _as_ingress_ip(value: Any) -> Address | None:

@@ -34,33 +34,24 @@ def load(path: Path | None) -> Config:
     Raises UsageError for a file that is missing though named, unreadable, open to changes by
     others, or wrong in itself.
     """
-    named = path is not None
-    path = path or DEFAULT_PATH
+    what, data = f"configuration {path or DEFAULT_PATH}", b""
     try:
-        text = _read(path)
+        data = regularfile.read(path or DEFAULT_PATH, private=True)
+        text = data.decode()
     except FileNotFoundError:
-        if not named:
+        if path is None:
             return DEFAULTS
-        raise UsageError(
-            f"configuration {path}",
-            "no such file",
-            "name a file that exists, or leave --config out",
-        ) from None
+        hint = "name a file that exists, or leave --config out"
+        raise UsageError(what, "no such file", hint) from None
     except OSError as error:
         hint = "run it as root" if isinstance(error, PermissionError) else ""
-        raise UsageError(f"configuration {path}", error.strerror or str(error), hint) from None
-    return parse(text, str(path))
-
-
-def _read(path: Path) -> str:
-    try:
-        data = regularfile.read(path, private=True)
-        return data.decode("utf-8")
+        raise UsageError(what, error.strerror or str(error), hint) from None
     except Unfit as error:
-        raise UsageError(f"configuration {path}", error.why, error.hint) from None
+        raise UsageError(what, error.why, error.hint) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"configuration {path} line {line}", "is no UTF-8 text") from None
+        raise UsageError(f"{what} line {line}", "is no UTF-8 text") from None
+    return parse(text, str(path or DEFAULT_PATH))
 
 
 def parse(text: str, name: str) -> Config:
