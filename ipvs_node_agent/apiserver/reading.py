@@ -93,7 +93,8 @@ def read_node(raw: Any) -> Node:
     cidrs = reader.each(spec.get("podCIDRs"), "spec.podCIDRs", _as_pod_cidr)
     if not cidrs and spec.get("podCIDR"):
         cidrs = reader.each([spec["podCIDR"]], "spec.podCIDR", _as_pod_cidr)
-    addresses = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
+    found = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
+    addresses = tuple(address for address in found if address is not None)
     return Node(name, cidrs, addresses, tuple(reader.problems))
 
 
@@ -109,8 +110,8 @@ class _Reader:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Problem(self.key, "Unreadable", one_line(text)))
 
-    def each(self, values: Any, at: str, read: Callable[[Any], T | None]) -> tuple[T, ...]:
-        """What `read` makes of `values`, once each and no None; its ValueErrors become Problems."""
+    def each(self, values: Any, at: str, read: Callable[[Any], T]) -> tuple[T, ...]:
+        """What `read` makes of each of `values`, once each; its ValueErrors become Problems."""
         if values is None:
             return ()
         if not isinstance(values, list):
@@ -122,7 +123,7 @@ class _Reader:
                 found.append(read(value))
             except ValueError as error:
                 self.problem(f"{at}[{index}] {error}")
-        return tuple({_identity(value): value for value in found if value is not None}.values())
+        return tuple({_identity(value): value for value in found}.values())
 
 
 def _identity(value: Any) -> Any:
@@ -209,7 +210,8 @@ def _cluster_ips(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Address, ...
 
 def _ingress_ips(reader: _Reader, raw: Any) -> tuple[Address, ...]:
     balancer = _child(_child(raw, "status"), "loadBalancer")
-    return reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
+    found = reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
+    return tuple(address for address in found if address is not None)
 
 
 def _as_ingress_ip(value: Any) -> Address | None:

@@ -132,8 +132,8 @@ def integer(low: int, high: int) -> Reader:
     def read(node: yaml.Node, at: str) -> int:
         # YAML 1.1 would take 010 for 8 and 1:30 for 90; nobody means that here.
         plain = isinstance(node, yaml.ScalarNode) and _tag(node) == "int"
-        plain = plain and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
-        if not plain or not low <= int(node.value) <= high:
+        whole = plain and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
+        if not whole or not low <= int(node.value) <= high:
             raise wanted(node, at, f"a whole number from {low} to {high}")
         return int(node.value)
 

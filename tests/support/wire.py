@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ipvs_node_agent.apiserver.client import Api
@@ -19,10 +20,14 @@ class Response:
     length = None
 
     def __init__(
-        self, status: int, pieces: Iterable[bytes], breaks: bool = False, **headers: str
+        self,
+        status: int,
+        pieces: Iterable[bytes],
+        breaks: bool = False,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.status, self._pieces, self._breaks = status, [*pieces], breaks
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = headers
         self.sock = socket.socket()
         # In urllib3's response is http.client's.
         self._original_response = self

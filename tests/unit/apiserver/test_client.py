@@ -165,12 +165,13 @@ def test_requests_run_at_the_same_time(api: Api, server: ApiServer) -> None:
 class Refusing:
     """In the place of urllib3's pool: refuses everything."""
 
-    def __init__(self, status: int, message: object, **headers: str) -> None:
-        self._status, self._message, self._headers = status, message, headers
+    def __init__(self, status: int, message: object, retry_after: str = "") -> None:
+        self._status, self._message = status, message
+        self._headers = {"Retry-After": retry_after}
 
     def request(self, *_: Any, **__: Any) -> Response:
         body = json.dumps({"message": self._message}).encode()
-        return Response(self._status, [body], **self._headers)
+        return Response(self._status, [body], headers=self._headers)
 
 
 USER = "system:node:worker-1"
@@ -220,7 +221,7 @@ def test_a_refusal_without_a_reason_still_reads_well(message: object) -> None:
 def test_a_busy_server_says_how_long_it_wants_to_be_left_alone(
     status: int, asked: str, seconds: float
 ) -> None:
-    assert failure(WiredApi(Refusing(status, "", Retry_After=asked))).retry_after == seconds
+    assert failure(WiredApi(Refusing(status, "", asked))).retry_after == seconds
 
 
 def test_a_401_has_the_program_that_made_the_credentials_asked_again(tmp_path: Path) -> None:

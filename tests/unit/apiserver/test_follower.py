@@ -61,7 +61,7 @@ def a_watch(*lines: bytes, breaks: bool = False) -> Response:
 
 
 def a_status(code: int, **headers: str) -> Response:
-    return Response(code, [json.dumps({"message": "why"}).encode()], **headers)
+    return Response(code, [json.dumps({"message": "why"}).encode()], headers=headers)
 
 
 GONE = line("ERROR", {"code": 410, "message": "too old"})
@@ -288,7 +288,7 @@ def test_a_refusal_is_trouble_and_tried_again(status: int, verb: str) -> None:
 
 
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_for() -> None:
-    busy = a_status(429, Retry_After="20")
+    busy = a_status(429, **{"Retry-After": "20"})
     followed = follow(busy, a_list("7", "a"), waiting=lambda one: one.follower.hurry())
     assert followed.pauses == [20.0]
 
