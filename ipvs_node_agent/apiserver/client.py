@@ -1,7 +1,7 @@
 """Requests to the API server, with credentials that are read again when they change.
 
 `Api.get` opens a response, `Api.post` creates an object, `Api.refresh` follows the credentials'
-files. What a response means is `watch`'s business.
+files. What a response means is the business of `bodies` and `follower`.
 """
 
 from __future__ import annotations

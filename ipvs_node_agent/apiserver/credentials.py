@@ -1,6 +1,6 @@
 """The node's credentials: a kubeconfig and the files it names, loaded whole or not at all.
 
-`kubeconfigreader` reads them. The certificate, key and CA go into one SSLContext at once, so that a
+`kubeconfig` reads them. The certificate, key and CA go into one SSLContext at once, so that a
 rotation that breaks the files afterwards cannot break connections: what was loaded stays good for
 as long as the certificate is valid.
 """

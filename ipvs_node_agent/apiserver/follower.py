@@ -183,20 +183,21 @@ class Follower:
         return first + (last - first) * self._chance()
 
     def _list(self) -> Ending:
-        self._version = list_all(
-            self._api,
-            self._resource,
-            self._list_from,
-            self._emit,
-            self._sparing,
-            LIST_READ_TIMEOUT,
-            self._clock,
+        self._listed(
+            *list_all(
+                self._api,
+                self._resource,
+                self._list_from,
+                lambda text: self._emit(Skipped(self._resource.name, text)),
+                self._sparing,
+                LIST_READ_TIMEOUT,
+            )
         )
-        self._listed()
         return Ending.LISTED
 
-    def _listed(self) -> None:
-        self._list_from = "0"
+    def _listed(self, items: tuple[Any, ...], version: str) -> None:
+        self._emit(Listed(self._resource.name, items, self._clock()))
+        self._version, self._list_from = version, "0"
         self._emit(Recovered(self._resource.name))
 
     def _stream(self) -> Ending:
@@ -213,9 +214,7 @@ class Follower:
                 log.debug("listing %s without streaming: %s", self._resource.name, error)
                 return Ending.OTHER_WAY
             self._streamed = True
-            self._emit(Listed(self._resource.name, items, self._clock()))
-            self._version = version
-            self._listed()
+            self._listed(items, version)
             answer.be_patient(patience)
             return self._follow(lines)
 

@@ -16,8 +16,9 @@ import inspect
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, TypeVar
@@ -145,12 +146,8 @@ class Reader:
         if self._closed:
             raise self._refused_for_good()
         # A node that has not joined its cluster yet is asked for long: without a process each time.
-        try:
+        with _refusing(self.path):
             regularfile.check(self.path, self.path.stat(), private=True)
-        except OSError as error:
-            raise _unreadable(self.path, error) from None
-        except Unfit as error:
-            raise refused(self.path, error.why, error.hint) from None
         return self._read_elsewhere()
 
     def _read_elsewhere(self) -> Settings:
@@ -190,11 +187,18 @@ def _settings_in(said: dict[str, Any]) -> Settings:
     return Settings(**{**said, **files})
 
 
-def _unreadable(path: Path, error: OSError) -> RefusedError:
-    denied = isinstance(error, PermissionError)
-    hint = "run it as root" if denied else "is this node's kubelet set up?"
-    missing = isinstance(error, FileNotFoundError)
-    return refused(path, error.strerror or str(error), hint, missing)
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Has what is wrong with the file meanwhile be a RefusedError."""
+    try:
+        yield
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
+        hint = "run it as root" if denied else "is this node's kubelet set up?"
+        missing = isinstance(error, FileNotFoundError)
+        raise refused(path, error.strerror or str(error), hint, missing) from None
+    except Unfit as error:
+        raise refused(path, error.why, error.hint, error.missing) from None
 
 
 def main(leash: str, path: str) -> None:
@@ -214,12 +218,8 @@ def main(leash: str, path: str) -> None:
 
 def settings(path: Path) -> Settings:
     """What the kubeconfig at `path` says, read in this process. Raises RefusedError."""
-    try:
+    with _refusing(path):
         return _settings(regularfile.read(path, private=True), path.parent)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except Unfit as error:
-        raise refused(path, error.why, error.hint, error.missing) from None
 
 
 def _settings(data: bytes, base: Path) -> Settings:

@@ -15,7 +15,7 @@ from typing import Any, Callable, TypeVar
 
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.model.addresses import Address, Network, parse_address, parse_network
-from ipvs_node_agent.model.objects import Node, Port, Problem, Service
+from ipvs_node_agent.model.objects import Node, Port, Problem, Service, is_node_name
 
 IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
 # kube-proxy leaves Services with one of these labels alone, whatever the value (KEP-2447, and
@@ -23,7 +23,6 @@ IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
 FOREIGN_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 # A timestamp sorts as text only in the one form that the API server writes.
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -49,7 +48,7 @@ def object_key(raw: Any, kind: str) -> str:
         raise UnknownObject(f"wanted a {kind} of v1, got one of {shown(raw['apiVersion'])}")
     name = metadata.get("name")
     if kind == "Node":
-        if not isinstance(name, str) or len(name) > 253 or not _DNS_SUBDOMAIN.fullmatch(name):
+        if not isinstance(name, str) or not is_node_name(name):
             raise UnknownObject(f"a Node's name cannot be {shown(name)}")
         return name
     namespace = metadata.get("namespace", "default")
@@ -158,19 +157,18 @@ def shown(value: Any) -> str:
 
 
 def _as_address(value: Any) -> Address:
-    if not isinstance(value, str):
-        raise ValueError(f"is {shown(value)}, wanted an IP address")
-    try:
-        return parse_address(value)
-    except ValueError as error:
-        raise ValueError(f"{shown(value)} {error}") from None
+    return _parsed(value, "an IP address", parse_address)
 
 
 def _as_network(value: Any) -> Network:
+    return _parsed(value, "a CIDR", lambda text: parse_network(text, strict=False))
+
+
+def _parsed(value: Any, wanted: str, parse: Callable[[str], T]) -> T:
     if not isinstance(value, str):
-        raise ValueError(f"is {shown(value)}, wanted a CIDR")
+        raise ValueError(f"is {shown(value)}, wanted {wanted}")
     try:
-        return parse_network(value, strict=False)
+        return parse(value)
     except ValueError as error:
         raise ValueError(f"{shown(value)} {error}") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -12,7 +11,7 @@ from ipvs_node_agent.apiserver.bodies import BrokenList, read_list, version_in
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped
+from ipvs_node_agent.model.events import NODES, SERVICES
 
 # So long a list may pause, in seconds.
 LIST_READ_TIMEOUT = 60.0
@@ -77,15 +76,14 @@ def list_all(
     api: Api,
     resource: Resource,
     version: str,
-    emit: Callable[[Event], None],
+    skipped: Callable[[str], None],
     sparing: Mapping[str, str] | None = None,
     read_timeout: float = LIST_READ_TIMEOUT,
-    clock: Callable[[], float] = time.monotonic,
-) -> str:
-    """Lists `resource` once, emits it as `Listed`, and gives the version to watch from.
+) -> tuple[tuple[Any, ...], str]:
+    """All that there is of `resource`, and the version to watch from. Raises AgentError.
 
-    `version` "0" takes what the server has in its cache, "" asks for the newest. It may pause for
-    `read_timeout`. Raises AgentError.
+    `version` "0" takes what the server has in its cache, "" asks for the newest. What is no such
+    object is passed over, and `skipped` is told why. The answer may pause for `read_timeout`.
     """
     items: list[Any] = []
 
@@ -93,7 +91,7 @@ def list_all(
         try:
             items.append(resource.read(raw))
         except UnknownObject as error:
-            emit(Skipped(resource.name, str(error)))
+            skipped(str(error))
 
     parameters = {**(sparing or {}), **resource.selector()}
     if version:
@@ -107,5 +105,4 @@ def list_all(
     listed = version_in(metadata)
     if not listed:
         raise ApiError("API server", f"cannot {doing}: the list has no resourceVersion")
-    emit(Listed(resource.name, tuple(items), clock()))
-    return listed
+    return tuple(items), listed

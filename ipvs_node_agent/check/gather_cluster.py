@@ -13,7 +13,7 @@ from ipvs_node_agent.apiserver.resources import Resource, host_name, list_all, n
 from ipvs_node_agent.check.facts import ClusterFacts, Validity
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed
+from ipvs_node_agent.model.events import NODES, SERVICES
 
 # Somebody is waiting for it.
 _TIMEOUT = 10.0
@@ -61,7 +61,10 @@ class _Asked:
     def try_all(self, resource: Resource) -> None:
         """Lists and watches as the agent would."""
         try:
-            version = list_all(self._api, resource, "0", self._take, read_timeout=_TIMEOUT)
+            items, version = list_all(
+                self._api, resource, "0", lambda _: None, read_timeout=_TIMEOUT
+            )
+            self.listed[resource.name] = items
             self._watch(resource, version)
         except ApiError as error:
             if error.status:
@@ -70,10 +73,6 @@ class _Asked:
                 self.unreachable = error
         except AgentError as error:
             self.refused.append(error)
-
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Listed):
-            self.listed[event.resource] = event.items
 
     def _watch(self, resource: Resource, version: str) -> None:
         parameters = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.resources import list_all, node_name, resources
@@ -17,7 +17,7 @@ from ipvs_node_agent.host.kubeproxy import proxy_mode
 from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
-from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped
+from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.nat.saveformat import restore_input
@@ -48,24 +48,21 @@ def _coloured_line(line: str) -> str:
 def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
     """The cluster as the API server tells it now. Raises RefusedError."""
     api = Api(Path(config.kubeconfig))
-    listed: dict[str, tuple[object, ...]] = {}
-
-    def take(event: Event) -> None:
-        if isinstance(event, Listed):
-            listed[event.resource] = event.items
-        elif isinstance(event, Skipped):
-            note(f"passed over in the {event.resource} of the API server: {event.text}")
-
+    listed: dict[str, tuple[Any, ...]] = {}
     for resource in resources(api, config):
-        list_all(api, resource, "0", take)
+
+        def skipped(text: str, name: str = resource.name) -> None:
+            note(f"passed over in the {name} of the API server: {text}")
+
+        listed[resource.name], _ = list_all(api, resource, "0", skipped)
     if not listed[NODES]:
         raise RefusedError(
             "API server",
             f"knows no Node {node_name(api, config)}",
             "set nodeName if it has another",
         )
-    services = {service.key: service for service in listed[SERVICES]}  # type: ignore[attr-defined]
-    return Snapshot(services, listed[NODES][0])  # type: ignore[arg-type]
+    services = {service.key: service for service in listed[SERVICES]}
+    return Snapshot(services, listed[NODES][0])
 
 
 def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:

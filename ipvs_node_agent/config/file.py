@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from ipvs_node_agent.config.settings import (
 )
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import Network
+from ipvs_node_agent.model.objects import is_node_name
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
-
-_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 def load(path: Path | None) -> Config:
@@ -36,33 +34,24 @@ def load(path: Path | None) -> Config:
     Raises UsageError for a file that is missing though named, unreadable, open to changes by
     others, or wrong in itself.
     """
-    named = path is not None
-    path = path or DEFAULT_PATH
+    what, data = f"configuration {path or DEFAULT_PATH}", b""
     try:
-        text = _read(path)
+        data = regularfile.read(path or DEFAULT_PATH, private=True)
+        text = data.decode()
     except FileNotFoundError:
-        if not named:
+        if path is None:
             return DEFAULTS
-        raise UsageError(
-            f"configuration {path}",
-            "no such file",
-            "name a file that exists, or leave --config out",
-        ) from None
+        hint = "name a file that exists, or leave --config out"
+        raise UsageError(what, "no such file", hint) from None
     except OSError as error:
         hint = "run it as root" if isinstance(error, PermissionError) else ""
-        raise UsageError(f"configuration {path}", error.strerror or str(error), hint) from None
-    return parse(text, str(path))
-
-
-def _read(path: Path) -> str:
-    try:
-        data = regularfile.read(path, private=True)
-        return data.decode("utf-8")
+        raise UsageError(what, error.strerror or str(error), hint) from None
     except Unfit as error:
-        raise UsageError(f"configuration {path}", error.why, error.hint) from None
+        raise UsageError(what, error.why, error.hint) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"configuration {path} line {line}", "is no UTF-8 text") from None
+        raise UsageError(f"{what} line {line}", "is no UTF-8 text") from None
+    return parse(text, str(path or DEFAULT_PATH))
 
 
 def parse(text: str, name: str) -> Config:
@@ -82,7 +71,7 @@ def parse(text: str, name: str) -> Config:
 
 def _node_name(node: yaml.Node, at: str) -> str:
     text = read.string(node, at)
-    if len(text) > 253 or not _DNS_SUBDOMAIN.fullmatch(text):
+    if not is_node_name(text):
         raise read.wanted(node, at, "a Node's name (lower-case letters, digits, - and .)")
     return text
 

@@ -117,10 +117,10 @@ def string(node: yaml.Node, at: str) -> str:
 
 def boolean(node: yaml.Node, at: str) -> bool:
     """True or false, in any of YAML's spellings."""
-    if not isinstance(node, yaml.ScalarNode) or _tag(node) != "bool":
-        raise wanted(node, at, "true or false")
-    # A tag may claim to be a boolean what is none.
-    value = yaml.SafeLoader.bool_values.get(node.value.lower())
+    value = None
+    if isinstance(node, yaml.ScalarNode) and _tag(node) == "bool":
+        # A tag may claim to be a boolean what is none.
+        value = yaml.SafeLoader.bool_values.get(node.value.lower())
     if value is None:
         raise wanted(node, at, "true or false")
     return bool(value)
@@ -132,9 +132,8 @@ def integer(low: int, high: int) -> Reader:
     def read(node: yaml.Node, at: str) -> int:
         # YAML 1.1 would take 010 for 8 and 1:30 for 90; nobody means that here.
         plain = isinstance(node, yaml.ScalarNode) and _tag(node) == "int"
-        if not plain or not re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value):
-            raise wanted(node, at, f"a whole number from {low} to {high}")
-        if not low <= int(node.value) <= high:
+        whole = plain and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
+        if not whole or not low <= int(node.value) <= high:
             raise wanted(node, at, f"a whole number from {low} to {high}")
         return int(node.value)
 
@@ -190,13 +189,12 @@ def duration(low: float, high: float) -> Reader:
     """A reader of durations such as 2s or 1m30s from `low` to `high` seconds."""
 
     def read(node: yaml.Node, at: str) -> float:
-        expected = f"a duration from {low:g}s to {high:g}s, such as 2s or 500ms"
         match = _DURATION.fullmatch(node.value) if isinstance(node, yaml.ScalarNode) else None
-        if match is None or not node.value:
-            raise wanted(node, at, expected)
-        hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
+        parts = match.groups() if match is not None else (None,) * 4
+        hours, minutes, seconds, millis = (float(part or 0) for part in parts)
         total = hours * 3600 + minutes * 60 + seconds + millis / 1000
         if not low <= total <= high:
+            expected = f"a duration from {low:g}s to {high:g}s, such as 2s or 500ms"
             raise wanted(node, at, expected)
         return total
 

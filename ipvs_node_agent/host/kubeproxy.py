@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.host.procfs import user_at_the_far_end
@@ -31,55 +31,42 @@ def proxy_mode(known: str | None = None) -> str | None:
     it runs. So a new word counts from root alone, who has to have the other end of the connection
     over which it came.
     """
-    with asked(_ADDRESS, "/proxyMode") as answer:
-        said = answer.text.strip()
-        if answer.ends is None or said == known or not re.fullmatch(r"[a-z]{1,20}", said):
-            return known
-        return said if user_at_the_far_end(*answer.ends) == 0 else known
-
-
-class Answer(NamedTuple):
-    """The beginning of a page, empty where there is none.
-
-    `ends` are the addresses of the connection over which it came, ours first; None without one.
-    """
-
-    text: str = ""
-    ends: tuple[Any, Any] | None = None
+    try:
+        with _connection(_ADDRESS) as connection:
+            ends = connection.getsockname(), connection.getpeername()
+            said = connection.page("/proxyMode").strip()
+            if said == known or not re.fullmatch(r"[a-z]{1,20}", said):
+                return known
+            return said if user_at_the_far_end(*ends) == 0 else known
+    except OSError:
+        return known
 
 
 def page(address: tuple[str, int], path: str) -> str:
     """The beginning of a page; empty where there is none."""
-    with asked(address, path) as answer:
-        return answer.text
+    try:
+        with _connection(address) as connection:
+            return connection.page(path)
+    except OSError:
+        return ""
 
 
 @contextmanager
-def asked(address: tuple[str, int], path: str) -> Iterator[Answer]:
-    """Asks for a page; the connection is open meanwhile, so that one can tell who has answered."""
-    try:
-        connection = _Connection(address)
-    except OSError:
-        yield Answer()
-        return
-    with connection:
-        yield Answer(connection.page(path), connection.ends)
+def _connection(address: tuple[str, int]) -> Iterator[_Connection]:
+    """A connection that is open meanwhile, so that one can tell who answers. Raises OSError."""
+    family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    with _Connection(family) as connection:
+        connection.settimeout(_SECONDS)
+        connection.connect(resolved)
+        yield connection
 
 
 class _Connection(socket.socket):
     """A connection with one limit of time and one of bytes for all that comes over it."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
-        family, _, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+    def __init__(self, family: int) -> None:
         super().__init__(family)
-        try:
-            self.settimeout(seconds_left(self._end))
-            self.connect(resolved)
-            self.ends = self.getsockname(), self.getpeername()
-        except BaseException:
-            self.close()
-            raise
+        self._end, self._room = time.monotonic() + _SECONDS, _MOST_BYTES
 
     def page(self, path: str) -> str:
         """What comes from `path`, where that is a page; else nothing."""

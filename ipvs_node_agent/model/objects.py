@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address, Network
+
+_DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 class Port(NamedTuple):
@@ -54,6 +57,11 @@ class Node(NamedTuple):
     pod_cidrs: tuple[Network, ...]
     addresses: tuple[Address, ...]
     problems: tuple[Problem, ...]
+
+
+def is_node_name(text: str) -> bool:
+    """Whether a Node can be called that."""
+    return len(text) <= 253 and _DNS_SUBDOMAIN.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)

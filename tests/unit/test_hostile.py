@@ -8,13 +8,10 @@ unit/test_properties.py.
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import json
 import logging
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,8 +19,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.apiserver.credentials import Credentials
 from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.apiserver.resources import resources
@@ -42,6 +37,7 @@ from tests.support.examples import hunt
 from tests.support.faketable import FakeTable
 from tests.support.rawobjects import configs, json_value, mostly, nodes, services
 from tests.support.tables import MARK_MASQ
+from tests.support.wire import Response, WiredApi
 
 HOSTS = ("192.168.7.11", "10.19.0.2")
 NODE = read_node(
@@ -153,39 +149,6 @@ def test_a_huge_service_takes_nothing_from_others(name: str) -> None:
 Pieces = list[bytes]
 
 
-class Answer:
-    """A response as urllib3 gives one; what it is not asked for here is missing."""
-
-    reason = "Whatever"
-    length = None
-
-    def __init__(self, status: int, pieces: Pieces, breaks: bool) -> None:
-        self.status, self._pieces, self._breaks = status, [*pieces], breaks
-        self.headers: dict[str, str] = {}
-        self.sock = socket.socket()
-        # In urllib3's response is http.client's.
-        self._original_response = self
-
-    def read1(self, _: int) -> bytes:
-        while self._pieces:
-            piece = self._pieces.pop(0)
-            # A real one has no empty pieces.
-            if piece:
-                return piece
-        if self._breaks:
-            raise http.client.IncompleteRead(b"")
-        return b""
-
-    def read(self, amount: int, **_: Any) -> bytes:
-        return b"".join(self._pieces)[:amount]
-
-    def release_conn(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.sock.close()
-
-
 class Wire:
     """Answers with what was drawn; then, as a server that is well again, with `objects`."""
 
@@ -195,21 +158,21 @@ class Wire:
         self.urls: list[str] = []
         self._well = False
 
-    def request(self, method: str, url: str, **_: Any) -> Answer:
+    def request(self, method: str, url: str, **_: Any) -> Response:
         assert method == "GET"
         self.urls.append(url)
         parameters = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         kind = "watch" if "watch" in parameters else "list"
         if self._drawn:
             answer = self._drawn.pop(0)
-            return Answer(answer["status"], answer[kind], answer["breaks"])
+            return Response(answer["status"], answer[kind], answer["breaks"])
         if self._well:
             self.stopped.set()
-            return Answer(200, [], False)
+            return Response(200, [], False)
         if kind == "watch" and "sendInitialEvents" not in parameters:
-            return Answer(410, [], False)
+            return Response(410, [], False)
         self._well = True
-        return Answer(200, [self._streamed() if kind == "watch" else self._list()], False)
+        return Response(200, [self._streamed() if kind == "watch" else self._list()], False)
 
     def _list(self) -> bytes:
         return encoded({"metadata": {"resourceVersion": "9"}, "items": self._objects})
@@ -220,22 +183,6 @@ class Wire:
         events = [{"type": "ADDED", "object": each} for each in self._objects]
         lines = [*events, {"type": "BOOKMARK", "object": end}]
         return b"".join(encoded(line) + b"\n" for line in lines)
-
-
-class WiredApi(Api):
-    """Makes its requests over a Wire."""
-
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(Path("/nonexistent/kubeconfig"))
-        pool: Any = wire
-        address = ("127.0.0.1", 1)
-        self._known = Credentials("http://api", None, dict, pool, address, "", short_lived=False)
-
-    def credentials(self) -> Credentials:
-        return self._known
-
-    def answers(self) -> bool:
-        return False
 
 
 class NoBackoff(Backoff):
