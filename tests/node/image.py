@@ -93,8 +93,17 @@ def _make(name: str, folder: Path) -> None:
             (root / "src").rmdir()  # Where the repository was seen.
             disk = part / "disk.img"
             # Without a loop device: the file system is written out of the folder.
-            made = ["mke2fs", "-q", *("-t", "ext4"), *("-L", "root"), "-d", root, disk, _SIZE]
-            subprocess.run(made, check=True, stdout=output, stderr=output)
+            make: list[str | Path] = [
+                "mke2fs",
+                "-q",
+                *("-t", "ext4"),
+                *("-L", "root"),
+                "-d",
+                root,
+                disk,
+                _SIZE,
+            ]
+            subprocess.run(make, check=True, stdout=output, stderr=output)
         for kind in ("vmlinuz", "initrd.img"):
             (kernel,) = (root / "boot").glob(f"{kind}-*")
             shutil.copyfile(kernel, part / kind)
