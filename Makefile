@@ -4,11 +4,15 @@ SHELL := /bin/bash
 PYTHON := /usr/bin/python3
 RUN := tests/environments/run
 
-# What the demo takes from Debian.
-DEMO_PACKAGES := iptables iproute2 python3-kubernetes python3-sh python3-yaml \
-	python3-cryptography python3-prometheus-client python3-aiohttp python3-trustme
+# What commands take from Debian.
+AGENT_PACKAGES := python3-kubernetes python3-sh python3-yaml python3-cryptography python3-urllib3 \
+	python3-prometheus-client
+DEMO_PACKAGES := iptables iproute2 $(AGENT_PACKAGES) python3-aiohttp python3-trustme
+PYTEST_PACKAGES := python3-pytest python3-hypothesis python3-trustme
+DEB_TEST_PACKAGES := lintian systemd bash-completion groff $(PYTEST_PACKAGES)
+NODE_TEST_PACKAGES := qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 $(AGENT_PACKAGES) $(PYTEST_PACKAGES)
 
-.PHONY: help demo deb deb-test test cluster-test node-test lint bench dashboard
+.PHONY: help demo deb deb-test test cluster-test node-test lint bench dashboard packages prepare kubernetes images
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -21,6 +25,7 @@ deb: ## Build the Debian package into dist/
 	@packaging/build/build-deb dist
 
 deb-test: ## Build it twice, and check it in every way that needs no machine of its own
+	@packaging/build/install-missing $(DEB_TEST_PACKAGES)
 	@packaging/build/deb-test
 
 test: ## Run all tests, in each of the four environments
@@ -29,8 +34,9 @@ test: ## Run all tests, in each of the four environments
 cluster-test: ## Run the agent against real API servers of two versions, 20 minutes (QUICK=1: most of it, 8)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
 
-node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 20 minutes)
-	@QUICK=$(QUICK) tests/node/run $(NODE_TEST)
+node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 12)
+	@packaging/build/install-missing $(NODE_TEST_PACKAGES)
+	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node $(NODE_TEST)
 
 bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute)
 	@QUICK=$(QUICK) tests/bench/run
@@ -41,3 +47,15 @@ dashboard: ## Draw docs/dashboard.svg anew, from a real run of 4 minutes (QUICK=
 lint: ## Check format, lint and types
 	@$(RUN) newest -- packaging/build/lint
 
+packages: ## Install what these commands need from Debian
+	@packaging/build/install-missing $(sort $(DEMO_PACKAGES) $(DEB_TEST_PACKAGES) $(NODE_TEST_PACKAGES))
+
+prepare: packages ## Make what the tests keep in caches: environments, Kubernetes, machines' disks
+	@$(RUN) --make-only all
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target kubernetes images
+
+kubernetes:
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster.binaries
+
+images:
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node.image

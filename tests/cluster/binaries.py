@@ -5,6 +5,7 @@ tests, that is it. Else Kubernetes is built from the Go modules pinned below `ku
 into a cache in the user's home. etcd is taken out of Debian's package, except for the newest
 version: Debian 12's is too old for streaming lists, so there it is built as well.
 
+    python3 -m tests.cluster.binaries                     # builds both, prints their folders
     python3 -m tests.cluster.binaries newest              # prints the folder
     python3 -m tests.cluster.binaries pin newest v1.37.2  # writes kubernetes/newest anew
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -171,8 +173,10 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["pin"]:
         pin(*arguments[1:])
         return
-    for name in arguments or NAMES:
-        print(obtain(name))
+    # Side by side: what they share, Go builds once, and it links with one processor.
+    with ThreadPoolExecutor() as pool:
+        for folder in pool.map(obtain, arguments or NAMES):
+            print(folder)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from tests.environments.chroot import (
-    HERE,
+    REPOSITORY,
     Say,
     apt,
     bootstrap,
@@ -66,9 +66,8 @@ class Recipe:
     pip: str = ""
 
 
+# Those with the most to run come first, so that the last to end has company for longest.
 RECIPES = {
-    "debian12": Recipe("bookworm", "3.11", f"{TOOLS} {FROM_DEBIAN}"),
-    "debian13": Recipe("trixie", "3.13", f"{TOOLS} {FROM_DEBIAN}"),
     "newest": Recipe(
         "sid",
         "newest",
@@ -76,6 +75,8 @@ RECIPES = {
         f"{FROM_PYPI} types-PyYAML -r tests/environments/lint.txt",
     ),
     "oldest": Recipe("bullseye", "3.9", f"{TOOLS} python3-venv", FROM_PYPI),
+    "debian12": Recipe("bookworm", "3.11", f"{TOOLS} {FROM_DEBIAN}"),
+    "debian13": Recipe("trixie", "3.13", f"{TOOLS} {FROM_DEBIAN}"),
 }
 
 # Run last of all in a new environment: its presence says that the environment is whole.
@@ -126,8 +127,9 @@ def steps(recipe: Recipe) -> list[str]:
 
 def location(name: str) -> Path:
     """Where an environment made by today's recipe is."""
-    lint = (HERE / "lint.txt").read_text()
-    recipe = repr((RECIPES[name].release, steps(RECIPES[name]), lint))
+    named = re.findall(r"-r (\S+)", RECIPES[name].pip)
+    required = [(REPOSITORY / file).read_text() for file in named]
+    recipe = repr((RECIPES[name].release, steps(RECIPES[name]), required))
     return CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from tests.kernel.conftest import Bed
+from tests.support.agentprocess import altered
 from tests.support.cluster import service
 from tests.support.tables import add_mark_masq, restore
 from tests.support.waiting import eventually
@@ -18,12 +19,7 @@ WEB = ("10.19.20.201", "web", "10.231.42.164")
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 NO_HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n-X KUBE-IPTABLES-HINT\nCOMMIT\n"
 # Five minutes are half a second here.
-IMPATIENT = """
-from ipvs_node_agent import cli
-from ipvs_node_agent.commands import run
-run._GUESSED_PERIOD, run._BACKEND_PERIOD = 0.25, 0.5
-raise SystemExit(cli.main())
-"""
+IMPATIENT = altered({"commands.run._GUESSED_PERIOD": 0.25, "commands.run._BACKEND_PERIOD": 0.5})
 # An iptables-save that counts how often it is asked for the kubelet's chains, and fails then for
 # as long as a file is there.
 STAND_IN = """#!/bin/sh
@@ -44,7 +40,7 @@ def running(bed: Bed) -> Bed:
         add_mark_masq(bed.namespace, family, "legacy")
     restore(bed.namespace, IPV4, "nft", HINT)
     bed.agent.configure({**bed.settings, "iptables": {"backend": "auto"}})
-    bed.agent.program = ["-c", IMPATIENT]
+    bed.agent.program = IMPATIENT
     bed.api.put(service(WEB[1], [WEB[2]], [WEB[0]]))
     return bed
 

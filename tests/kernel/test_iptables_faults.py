@@ -12,7 +12,8 @@ import pytest
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import Bed
 from tests.support.cluster import service
-from tests.support.faults import ANY_BACKEND, LONG, Commands, descendants, locked
+from tests.support.faults import ANY_BACKEND, LONG, Commands, locked
+from tests.support.processes import descendants
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.kernel.conftest import Bed, node_bed
 from tests.support import promtool
+from tests.support.agentprocess import altered
 from tests.support.cluster import node, service
 from tests.support.promlint import faults, fetch, value
 from tests.support.topology import (
@@ -29,12 +30,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 ADDRESS = "127.0.0.1:10273"
 SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 # A minute is a second here.
-IMPATIENT = """
-from ipvs_node_agent import cli
-from ipvs_node_agent.sync import state
-state.PATIENCE = 1.0
-raise SystemExit(cli.main())
-"""
+IMPATIENT = altered({"sync.state.PATIENCE": 1.0})
 # An iptables-restore that fails, or hangs, for as long as a file is there.
 STAND_IN = """#!/bin/sh
 while [ -e {directory}/hang ]; do sleep 0.05; done
@@ -93,7 +89,7 @@ def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, be
 def test_health_fails_with_the_kernel_and_recovers_with_it(
     bed: Bed, backend: str, tmp_path: Path, fault: str
 ) -> None:
-    bed.agent.program = ["-c", IMPATIENT]
+    bed.agent.program = IMPATIENT
     for command in ("iptables", "ip6tables"):
         name = f"{command}-{backend}-restore"
         stand_in = tmp_path / name

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import Bed, node_bed
+from tests.support.agentprocess import altered
 from tests.support.cluster import node, service
 from tests.support.places import REPOSITORY
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask
@@ -26,12 +27,7 @@ WEB = service("web", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 BAD = service("bad", ["10.231.2.62"], ["127.0.0.1"])
 ADM, NOBODY = 4, 65534
 # Five seconds are one here.
-IMPATIENT = """
-from ipvs_node_agent import cli
-from ipvs_node_agent.observe import statussocket
-statussocket._ASKING_SECONDS = 1.0
-raise SystemExit(cli.main())
-"""
+IMPATIENT = altered({"observe.statussocket._ASKING_SECONDS": 1.0})
 
 
 @pytest.fixture
@@ -87,7 +83,7 @@ def test_it_follows_the_agent_from_its_start_to_its_end(bed: Bed) -> None:
     assert "No such file or directory" in told["lastError"]["text"]
     assert [problem["service"] for problem in told["refused"]] == ["default/bad"]
     bed.agent.send(signal.SIGSTOP)
-    bed.agent.program = ["-c", IMPATIENT]
+    bed.agent.program = IMPATIENT
     done = bed.agent.call("status")
     assert done.returncode == 1
     assert "the agent runs and does not answer" in done.stderr

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
-from tests.kernel.conftest import EVERYWHERE, Bed
+from tests.kernel.conftest import EVERYWHERE, Bed, Entry
+from tests.support.agentnode import with_ingress, with_metadata
 from tests.support.cluster import node, service
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, saved
 from tests.support.waiting import eventually
@@ -41,29 +42,69 @@ def running(bed: Bed) -> Bed:
     return bed
 
 
-@EVERYWHERE
-def test_external_ip_added_changed_and_removed(running: Bed) -> None:
-    running.api.put(one("10.19.20.201", "10.19.20.202"))
-    running.expect([ONE, ("10.19.20.202", "one", ONE[2]), TWO])
-    running.api.put(one("10.19.20.201", "10.19.99.1"))
-    running.expect([ONE, TWO, ("10.19.99.1", "one", ONE[2])])
-    running.api.put(one("10.19.99.1"))
-    running.expect([TWO, ("10.19.99.1", "one", ONE[2])])
+def at(external: str) -> Entry:
+    return (external, "one", ONE[2])
 
 
-def test_two_of_three_ips_removed(running: Bed) -> None:
-    running.api.put(one("10.19.20.201", "10.19.20.202", "10.19.20.203"))
-    extra = [(f"10.19.20.{last}", "one", ONE[2]) for last in (202, 203)]
-    running.expect([ONE, *extra, TWO])
-    running.api.put(one("10.19.20.202"))
-    running.expect([extra[0], TWO])
+THREE = ("10.19.20.201", "10.19.20.202", "10.19.20.203")
+FAR = "10.19.99.1"
+# What Service one becomes (None: it is deleted), and the rules there are then.
+Step = tuple[Any, list[Entry], list[Entry]]
+BACK: Step = (one(), [ONE, TWO], [])
+OPTING_OUT = {
+    "annotations": {"ipvs-node-agent/ignore": "true"},
+    "labels of a proxy": {"service.kubernetes.io/service-proxy-name": "other"},
+    "labels of a headless Service": {"service.kubernetes.io/headless": ""},
+}
+CHANGES: dict[str, list[Step]] = {
+    "external IP added, changed and removed": [
+        (one(THREE[0], THREE[1]), [ONE, at(THREE[1]), TWO], []),
+        (one(THREE[0], FAR), [ONE, TWO, at(FAR)], []),
+        (one(FAR), [TWO, at(FAR)], []),
+    ],
+    "two of three IPs removed": [
+        (one(*THREE), [*map(at, THREE), TWO], []),
+        (one(THREE[1]), [at(THREE[1]), TWO], []),
+    ],
+    "type changed away and back": [(one(type="ClusterIP"), [TWO], []), BACK],
+    "made again with another ClusterIP": [
+        (None, [TWO], []),
+        (service("one", ["10.231.7.7"], [ONE[0]]), [(ONE[0], "one", "10.231.7.7"), TWO], []),
+    ],
+    "single-stack to dual-stack and back": [
+        (service("one", [ONE[2], ONE6[2]], [ONE[0], ONE6[0]]), [ONE, TWO], [ONE6]),
+        (service("one", [ONE6[2]], [ONE6[0]]), [TWO], [ONE6]),
+        BACK,
+    ],
+    "only a hostname": [(with_ingress(one(), {"hostname": "lb.example.org"}), [TWO], [])],
+    "ipMode Proxy and VIP": [
+        (with_ingress(one(), {"ip": ONE[0], "ipMode": "Proxy"}), [TWO], []),
+        (with_ingress(one(), {"ip": ONE[0], "ipMode": "VIP"}), [ONE, TWO], []),
+    ],
+    **{
+        f"opting out by {what}, and in again": [
+            (with_metadata(one(), **{what.split()[0]: fields}), [TWO], []),
+            BACK,
+        ]
+        for what, fields in OPTING_OUT.items()
+    },
+}
 
 
-def test_type_changed_away_and_back(running: Bed) -> None:
-    running.api.put(one(type="ClusterIP"))
-    running.expect([TWO])
-    running.api.put(one())
-    running.expect([ONE, TWO])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(steps, id=name, marks=[EVERYWHERE] if "added" in name else [])
+        for name, steps in CHANGES.items()
+    ],
+)
+def test_changes_of_a_service(running: Bed, steps: list[Step]) -> None:
+    for changed, ipv4, ipv6 in steps:
+        if changed is None:
+            running.api.delete("Service", "default", "one")
+        else:
+            running.api.put(changed)
+        running.expect(ipv4, ipv6)
 
 
 def test_service_deleted_while_the_agent_runs(running: Bed) -> None:
@@ -79,55 +120,6 @@ def test_service_deleted_while_the_agent_is_down(running: Bed) -> None:
     running.api.delete("Service", "default", "one")
     running.agent.start()
     running.expect([TWO])
-
-
-def test_made_again_with_another_cluster_ip(running: Bed) -> None:
-    running.api.delete("Service", "default", "one")
-    running.api.put(service("one", ["10.231.7.7"], [ONE[0]]))
-    running.expect([(ONE[0], "one", "10.231.7.7"), TWO])
-
-
-def test_single_stack_to_dual_stack_and_back(running: Bed) -> None:
-    running.api.put(service("one", [ONE[2], ONE6[2]], [ONE[0], ONE6[0]]))
-    running.expect([ONE, TWO], [ONE6])
-    running.api.put(service("one", [ONE6[2]], [ONE6[0]]))
-    running.expect([TWO], [ONE6])
-    running.api.put(one())
-    running.expect([ONE, TWO])
-
-
-def test_ingress_with_only_a_hostname_gives_no_rule(running: Bed) -> None:
-    changed = one()
-    changed["status"]["loadBalancer"]["ingress"] = [{"hostname": "lb.example.org"}]
-    running.api.put(changed)
-    running.expect([TWO])
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "value"),
-    [
-        ("annotations", "ipvs-node-agent/ignore", "true"),
-        ("labels", "service.kubernetes.io/service-proxy-name", "other"),
-        ("labels", "service.kubernetes.io/headless", ""),
-    ],
-)
-def test_opting_out_and_in_again(running: Bed, kind: str, key: str, value: str) -> None:
-    changed = one()
-    changed["metadata"][kind] = {key: value}
-    running.api.put(changed)
-    running.expect([TWO])
-    running.api.put(one())
-    running.expect([ONE, TWO])
-
-
-def test_ip_mode_proxy_and_vip(running: Bed) -> None:
-    changed = one()
-    changed["status"]["loadBalancer"]["ingress"][0]["ipMode"] = "Proxy"
-    running.api.put(changed)
-    running.expect([TWO])
-    changed["status"]["loadBalancer"]["ingress"][0]["ipMode"] = "VIP"
-    running.api.put(changed)
-    running.expect([ONE, TWO])
 
 
 def test_node_without_pod_cidr_then_with_one_then_with_another(bed: Bed) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.binaries import NotObtained, obtain
-from tests.environments.chroot import need_debootstrap
 from tests.node import image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -50,12 +49,9 @@ class Run:
             "PYTHONUNBUFFERED": "1",
         }
         options = [
-            "-p",
-            "no:cacheprovider",
-            "-v",
+            *("-p", "no:cacheprovider", "-v", "-rA"),
             "--maxfail=8",
             "--durations=8",
-            "-rA",
             "--color=no",
         ]
         self._process = subprocess.Popen(
@@ -122,13 +118,11 @@ def main(arguments: Sequence[str]) -> int:
     """Runs what the arguments say; 0 where all passed."""
     began = time.monotonic()
     releases = arguments[:1] or list(image.RELEASES)
-    need_debootstrap()
     PACKAGES.mkdir(parents=True, exist_ok=True)
     with (PACKAGES / "lock").open("w") as lock:
         # Two runs at once would be in each other's way, by their processors alone.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for release in releases:
-            image.obtain(release)
+        image.obtain_all(releases)
         build_packages()
         runs = [Run(release, arguments[1:], alone=bool(arguments)) for release in releases]
         try:

@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.environments.chroot import apt, bootstrap, need_debootstrap, tail
@@ -91,19 +93,17 @@ def _make(name: str, folder: Path) -> None:
             (root / "src").rmdir()  # Where the repository was seen.
             disk = part / "disk.img"
             # Without a loop device: the file system is written out of the folder.
-            command: list[str | Path] = [
+            make: list[str | Path] = [
                 "mke2fs",
                 "-q",
-                "-t",
-                "ext4",
-                "-L",
-                "root",
+                *("-t", "ext4"),
+                *("-L", "root"),
                 "-d",
                 root,
                 disk,
                 _SIZE,
             ]
-            subprocess.run(command, check=True, stdout=output, stderr=output)
+            subprocess.run(make, check=True, stdout=output, stderr=output)
         for kind in ("vmlinuz", "initrd.img"):
             (kernel,) = (root / "boot").glob(f"{kind}-*")
             shutil.copyfile(kernel, part / kind)
@@ -118,15 +118,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """Makes both images."""
+def obtain_all(names: Iterable[str] = RELEASES) -> list[Path]:
+    """The folders of these images, made side by side if need be. Raises NotMade."""
     need_debootstrap()
-    for name in RELEASES:
-        print(obtain(name))
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(obtain, names))
 
 
 if __name__ == "__main__":
     try:
-        main()
+        print(*obtain_all(), sep="\n")
     except NotMade as error:
         sys.exit(f"error: {error}")

@@ -18,6 +18,22 @@ from tests.support.places import REPOSITORY
 from tests.support.waiting import eventually
 
 
+def altered(constants: Mapping[str, object]) -> list[str]:
+    """What Python runs as the program where constants of its modules have other values.
+
+    They are named by their paths in it; one that is not there ends the program at once.
+    """
+    lines = ["import importlib, sys", "from ipvs_node_agent import cli"]
+    for path, value in constants.items():
+        module, _, name = path.rpartition(".")
+        lines += [
+            f"module = importlib.import_module('ipvs_node_agent.{module}')",
+            f"module.{name}  # or an AttributeError",
+            f"module.{name} = {value!r}",
+        ]
+    return ["-c", "\n".join([*lines, "sys.exit(cli.main())"])]
+
+
 class AgentProcess:
     """`ipvs-node-agent` with a configuration, a runtime directory and a log of its own."""
 

@@ -57,27 +57,6 @@ class Commands:
         return [float(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def descendants(process: int) -> list[str]:
-    """The command lines of all processes that descend from `process`."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # It has ended.
-        children.setdefault(parent, []).append(int(path.parent.name))
-    found = []
-    waiting = children.get(process, [])
-    while waiting:
-        number = waiting.pop()
-        waiting.extend(children.get(number, []))
-        try:
-            found.append(Path(f"/proc/{number}/cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock on `path` that flock(2) gives."""

@@ -13,7 +13,7 @@ from tests.support.netns import Namespace
 from tests.support.tables import restore
 
 # Where they run: both are DaemonSets, whose pods have this label with the DaemonSet's own name.
-SPACE, LABEL = "kube-system", "control-plane"
+LABEL = "control-plane"
 MANAGER, CONTROLLER = "network-node-manager", "ipvs-node-controller"
 MANAGERS_CHAINS = (
     "NMANAGER_PREROUTING",
