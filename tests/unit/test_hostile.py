@@ -30,7 +30,7 @@ from ipvs_node_agent.commands import run
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOptions
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
-from ipvs_node_agent.model.objects import Snapshot, UnknownObject, read_node, read_service
+from ipvs_node_agent.model.objects import Snapshot, read_node, read_service
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.rules.planner import Planner, plan
 from ipvs_node_agent.sync.agent import NODES, SERVICES, Agent
@@ -38,7 +38,7 @@ from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
 from tests.support.faketable import FakeTable
-from tests.support.rawobjects import configs, json_value, mostly, nodes, services
+from tests.support.rawobjects import configs, json_value, mostly, nodes, read_services, services
 from tests.support.tables import MARK_MASQ
 
 HOSTS = ("192.168.7.11", "10.19.0.2")
@@ -63,15 +63,7 @@ layouts = st.builds(
 
 
 def read_all(raw: Sequence[Any]) -> Snapshot:
-    """The Services among `raw`, the last one of each name."""
-    found = {}
-    for each in raw:
-        try:
-            read = read_service(each)
-        except UnknownObject:
-            continue
-        found[read.key] = read
-    return Snapshot(found, NODE)
+    return Snapshot(read_services(raw), NODE)
 
 
 def witnessed(chains: Mapping[str, Sequence[str]], family: Family) -> bool:
