@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Callable
 
 from ipvs_node_agent.model.addresses import Family
-from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, stem
+from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, owner, stem
 from ipvs_node_agent.nat.ruleset import Change, Found, Rules, Ruleset
 from ipvs_node_agent.nat.ruletext import service
 
@@ -91,6 +91,7 @@ def probe(
 
 def _rules_of(keys: frozenset[str], chains: Mapping[str, Rules], top: str) -> Iterator[str]:
     """The rules of the Services `keys` in the tree below the chain `top`."""
+    below = owner(frozenset({top}))
     for name, rules in chains.items():
-        if name == top or name.startswith(f"{stem(top)}-"):
+        if below(name):
             yield from (rule for rule in rules if service(rule) in keys)

@@ -203,12 +203,12 @@ def test_writes_are_numbered_by_chain() -> None:
 def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:
     before, now = Found({"A": ("-j B",)}), Found({"A": ()})
     known = Knowledge().read(before)
-    assert known == (before, How.READ, ())
+    assert known == Knowledge(before, How.READ)
     assert known.certain is before
     doubted = known.doubted()
     assert doubted.certain is None
-    assert doubted.read(now) == (now, How.READ, ("ChainFlushed",))
+    assert doubted.read(now) == Knowledge(now, How.READ, ("ChainFlushed",))
     assert doubted.read(now).read(before).drift == ("ChainFlushed", "ChainChanged")
-    assert known.written(now) == (now, How.WRITTEN, ())
+    assert known.written(now) == Knowledge(now, How.WRITTEN)
     # Of what nobody knows nobody can tell what others did to it.
     assert Knowledge().read(now).drift == ()

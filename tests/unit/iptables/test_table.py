@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables import command, legacytable
+from ipvs_node_agent.iptables import command, legacytable, nftmonitor
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.nftmonitor import Heard, NftMonitor
+from ipvs_node_agent.iptables.nftmonitor import Heard
 from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since, saved_table
 from ipvs_node_agent.model.addresses import IPV4
 
@@ -114,11 +113,16 @@ class Monitor:
         self.closed = True
 
 
+def listen_with(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftmonitor, "listen", lambda: None)
+    monkeypatch.setattr("ipvs_node_agent.iptables.table.NftMonitor", lambda *_: monitor)
+
+
 def test_an_nft_table_tells_what_was_heard_until_it_is_read(
     printed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitor = Monitor()
-    monkeypatch.setattr(NftMonitor, "start", lambda *_: monitor)
+    listen_with(monitor, monkeypatch)
     table = made(NFT)
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
     table.save()
@@ -136,7 +140,7 @@ def test_an_nft_table_tells_what_was_heard_until_it_is_read(
 def test_a_write_too_large_to_listen_to_is_looked_at(
     printed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NftMonitor, "start", lambda *_: Monitor())
+    listen_with(Monitor(), monkeypatch)
     table = made(NFT)
     table.save()
     table.restore("#" * (1 << 20) + "#")
@@ -146,10 +150,10 @@ def test_a_write_too_large_to_listen_to_is_looked_at(
 def test_where_nobody_can_listen_nothing_is_known(
     printed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*_: Any) -> NftMonitor:
+    def listen() -> None:
         raise OSError("no netlink")
 
-    monkeypatch.setattr(NftMonitor, "start", start)
+    monkeypatch.setattr(nftmonitor, "listen", listen)
     table = made(NFT)
     table.save()
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)

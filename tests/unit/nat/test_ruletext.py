@@ -11,16 +11,7 @@ from hypothesis import strategies as st
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Snapshot, read_node
-from ipvs_node_agent.nat.ruletext import (
-    Rule,
-    counted,
-    match,
-    read,
-    rule,
-    service,
-    target,
-    targets,
-)
+from ipvs_node_agent.nat.ruletext import Rule, counted, match, read, rule, service, target, targets
 from ipvs_node_agent.rules.planner import plan
 from tests.support.cluster import POD_CIDRS, node
 from tests.support.examples import examples
