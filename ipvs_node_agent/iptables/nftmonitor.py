@@ -13,7 +13,6 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from typing import Callable, NamedTuple
 
 _NETLINK_NETFILTER = 12
@@ -57,7 +56,7 @@ class Lost(Exception):
 
 
 class NftMonitor:
-    """Listens for changes of one table in this network namespace.
+    """Listens for changes of one table in a network namespace, on a socket of `listen`'s there.
 
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
     `mark`, Kubernetes' that marks, only matters how many rules it has. A chain that is renamed is
@@ -76,13 +75,6 @@ class NftMonitor:
         self._table, self._concerns, self._mark = table, concerns, mark
         # The names of all chains, where they are known.
         self._names: set[str] | None = None
-
-    @classmethod
-    def start(
-        cls, version: int, table: str, concerns: Callable[[str], bool], mark: str = ""
-    ) -> NftMonitor:
-        """Listens from now on. Raises OSError."""
-        return cls(_listening(), version, table, concerns, mark)
 
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
@@ -151,21 +143,22 @@ class NftMonitor:
         return names.get(chain, "") if chain else ""
 
 
-def _listening() -> socket.socket:
+def listen() -> socket.socket:
     """A socket that hears of all changes of nftables here. Raises OSError."""
     kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    with ExitStack() as opened:
-        made = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
-        opened.enter_context(made)
+    listening = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+    try:
         try:
-            made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         except OSError:
             # Without CAP_NET_ADMIN the kernel's own limit holds.
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        made.bind((0, 0))
-        made.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
-        opened.pop_all()
-    return made
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        listening.bind((0, 0))
+        listening.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -181,9 +181,7 @@ class Programmer:
 
     def _make(self, found: Found, wanted: Ruleset, looked: bool) -> Change:
         """Makes `wanted` of a table that holds `found`. Raises TableError and Misfit."""
-        if not wanted.fits(found.filled):
-            raise Misfit
-        change = difference(found, wanted)
+        change = _fitting(found, wanted)
         if (change or looked) and log.isEnabledFor(logging.DEBUG):
             self._tell(found, wanted, change)
         if change:
@@ -241,10 +239,7 @@ class Programmer:
 
         Raises TableError, and Misfit where it is not `wanted` that belongs there.
         """
-        found = self.read(wanted)
-        if not wanted.fits(found.filled):
-            raise Misfit
-        return difference(found, wanted)
+        return _fitting(self.read(wanted), wanted)
 
     def takes(self, trial: Callable[[Found], tuple[Change, Found]]) -> bool:
         """Whether the kernel takes a change that `trial` makes of what the table holds.
@@ -268,3 +263,10 @@ class Programmer:
     def doubt(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
         self._known = self._known.doubted()
+
+
+def _fitting(found: Found, wanted: Ruleset) -> Change:
+    """The difference between the two. Raises Misfit."""
+    if not wanted.fits(found.filled):
+        raise Misfit
+    return difference(found, wanted)

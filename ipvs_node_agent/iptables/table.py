@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Callable, Protocol
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables import command, legacytable
+from ipvs_node_agent.iptables import command, legacytable, nftmonitor
 from ipvs_node_agent.iptables.command import Command, TableError
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.nftmonitor import NftMonitor
@@ -172,11 +172,13 @@ class KernelTable:
         if self._monitor is not None:
             self._monitor.hear()
         elif self._backend == NFT:
-            version = self._family.version
             try:
-                self._monitor = NftMonitor.start(version, "nat", self._concerns, self._mark)
+                listening = nftmonitor.listen()
             except OSError as error:
                 log.debug("cannot listen for changes of nftables: %s", error)
+                return
+            version = self._family.version
+            self._monitor = NftMonitor(listening, version, "nat", self._concerns, self._mark)
 
     def _stop_listening(self) -> None:
         """Spares the kernel telling us more of our own change than we could take in."""

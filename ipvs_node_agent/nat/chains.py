@@ -16,36 +16,10 @@ OWN_POSTROUTING_CHAIN = "IPVS_POSTROUTING"
 
 BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 # A chain by the name of a target could never be jumped to.
-_TARGETS = (
-    "ACCEPT",
-    "DROP",
-    "QUEUE",
-    "RETURN",
-    "DNAT",
-    "SNAT",
-    "MASQUERADE",
-    "REDIRECT",
-    "NETMAP",
-    "MARK",
-    "CONNMARK",
-    "LOG",
-    "NFLOG",
-    "REJECT",
-    "TPROXY",
-    "TRACE",
-    "NOTRACK",
-    "CT",
-    "SET",
-    "CLASSIFY",
-    "TCPMSS",
-    "TEE",
-    "NFQUEUE",
-    "DSCP",
-    "TOS",
-    "TTL",
-    "HL",
-    "CHECKSUM",
-    "AUDIT",
+_TARGET = re.compile(
+    r"ACCEPT|DROP|QUEUE|RETURN|DNAT|SNAT|MASQUERADE|REDIRECT|NETMAP|MARK|CONNMARK|LOG|NFLOG"
+    r"|REJECT|TPROXY|TRACE|NOTRACK|CT|SET|CLASSIFY|TCPMSS|TEE|NFQUEUE|DSCP|TOS|TTL|HL|CHECKSUM"
+    r"|AUDIT"
 )
 _CHAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -63,7 +37,7 @@ def name_fault(name: str) -> str:
         return "a chain name of letters, digits and _ . - (no - in front)"
     if name in BUILT_IN_CHAINS:
         return "a chain of its own, not one that is built in"
-    if name in _TARGETS:
+    if _TARGET.fullmatch(name):
         return "a chain name that is no target of iptables"
     return ""
 

@@ -166,13 +166,8 @@ def differing(change: Change) -> Iterator[str]:
 def applied(found: Found, wanted: Ruleset) -> Found:
     """What the table holds once the difference between `found` and `wanted` is applied."""
     kept = dict.fromkeys(found.referenced & (found.chains.keys() - wanted.chains.keys()), ())
-    return Found(
-        chains={**kept, **wanted.chains},
-        jumps={built_in: ((1, chain),) for built_in, chain in wanted.jumps.items()},
-        foreign=found.foreign,
-        referenced=found.referenced,
-        filled=found.filled,
-    )
+    jumps = {built_in: ((1, chain),) for built_in, chain in wanted.jumps.items()}
+    return replace(found, chains={**kept, **wanted.chains}, jumps=jumps)
 
 
 def drift(left: Found, found: Found) -> tuple[str, ...]:

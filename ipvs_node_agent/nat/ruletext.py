@@ -93,16 +93,7 @@ def targets(text: str) -> set[str]:
     return set(_TARGETS.findall(" " + QUOTED.sub('""', text)))
 
 
-class Counted(NamedTuple):
-    """A line of `iptables-save -c` with a rule, and what the rule has seen."""
-
-    packets: int
-    bytes: int
-    chain: str
-    rule: str
-
-
-def counted(line: str) -> Counted | None:
-    """A line with a rule and its counters; None for any other."""
+def counted(line: str) -> tuple[int, int, str, str] | None:
+    """The packets, bytes, chain and rule in a line of `iptables-save -c`; None without a rule."""
     found = _COUNTED.fullmatch(line)
-    return Counted(int(found[1]), int(found[2]), found[3], found[4]) if found else None
+    return (int(found[1]), int(found[2]), found[3], found[4]) if found else None

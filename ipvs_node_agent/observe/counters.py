@@ -25,7 +25,7 @@ from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.iptables.table import saved_table
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat import ruletext
-from ipvs_node_agent.nat.chains import stem
+from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import lines
 from ipvs_node_agent.sync.state import Published
 
@@ -65,18 +65,18 @@ Place = tuple[str, str, str, str]
 
 def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
     """What `iptables-save -c` printed of a `table` whose chains of ours are those of `chains`."""
-    ours = {chains.prerouting: POD, chains.output: HOST}
-    parts = ((f"{stem(chains.prerouting)}-", POD), (f"{stem(chains.output)}-", HOST))
+    pods, host = owner(frozenset({chains.prerouting})), owner(frozenset({chains.output}))
     found: dict[Place, Count] = {}
     for line in lines(saved):
         seen = ruletext.counted(line) if " -j DNAT " in line else None
         if seen is None:
             continue
-        chain, service = seen.chain, ruletext.service(seen.rule)
-        origin = ours.get(chain) or next((o for start, o in parts if chain.startswith(start)), "")
+        packets, octets, chain, rule = seen
+        origin = POD if pods(chain) else HOST if host(chain) else ""
+        service = ruletext.service(rule)
         if origin and service:
             place = (table, chain, service, origin)
-            found[place] = together(found.get(place, NOTHING), Count(seen.packets, seen.bytes))
+            found[place] = together(found.get(place, NOTHING), Count(packets, octets))
     return found
 
 

@@ -10,12 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import (
-    Address,
-    Family,
-    Network,
-    show_address,
-)
+from ipvs_node_agent.model.addresses import Address, Family, Network, show_address
 from ipvs_node_agent.model.objects import Node, Port, Problem, Service
 from ipvs_node_agent.rules.policy import Guard, external_ips
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.iptables.command import TableError, launch
-from ipvs_node_agent.iptables.table import saved_table
 from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import Bed, node_bed
 from tests.support.cluster import POD_CIDRS, node, service
@@ -70,34 +68,6 @@ def test_cleanup_fails_where_the_table_cannot_be_read(running: Bed) -> None:
     assert cleaned.returncode == 3
     assert "holds what was made with nft" in cleaned.stderr
     assert ruleset(running) == before
-
-
-@pytest.mark.parametrize(
-    ("printed", "why"),
-    [
-        ("# Table `nat' is incompatible, use 'nft' tool.\n", "made with nft"),
-        ("*nat\n:OUTPUT ACCEPT [0:0]\n", "no whole table"),
-        ("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j RETURN\n-A OUT", "no whole table"),
-        ("*filter\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", "no whole table"),
-        ("no such command\n", "no whole table"),
-    ],
-)
-def test_what_is_no_whole_table_is_none_whatever_the_exit_status(
-    printed: str, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ipvs_node_agent.iptables.command.Command.result", lambda _: printed)
-    launcher = launch()
-    with pytest.raises(TableError, match=why):
-        saved_table(launcher, "iptables-nft-save", "nat")
-    launcher.close()
-
-
-@pytest.mark.parametrize("printed", ["", "# Warning: iptables-legacy tables present\n"])
-def test_a_table_that_is_not_there_is_empty(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipvs_node_agent.iptables.command.Command.result", lambda _: printed)
-    launcher = launch()
-    assert saved_table(launcher, "iptables-nft-save", "nat") == ""
-    launcher.close()
 
 
 def test_sockets_are_closed_when_the_configuration_is_read_again(running: Bed) -> None:

@@ -98,8 +98,8 @@ MUTATIONS = [
     (
         "what others have is not looked at before a write",
         "iptables/programmer.py",
-        "        if not wanted.fits(found.filled):\n            raise Misfit\n        change =",
-        "        change =",
+        "    if not wanted.fits(found.filled):\n        raise Misfit\n",
+        "",
     ),
     (
         "a jump may be anywhere",

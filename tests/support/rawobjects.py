@@ -6,12 +6,15 @@ Each is a good object with a few of its parts replaced, at any depth, by whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from hypothesis import strategies as st
 
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_service
 from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.model.addresses import parse_network
+from ipvs_node_agent.model.objects import Service
 
 NASTY = (
     'web" -j ACCEPT',
@@ -142,3 +145,13 @@ configs = st.builds(
         match_ports=st.sampled_from(["Shared", "Always"]),
     ),
 )
+
+
+def read_services(raw: Sequence[Any]) -> dict[str, Service]:
+    """The Services among `raw` that can be read, the last one of each name."""
+    found: dict[str, Service] = {}
+    for each in raw:
+        with suppress(UnknownObject):
+            service = read_service(each)
+            found[service.key] = service
+    return found

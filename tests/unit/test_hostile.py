@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver.follower import Follower
-from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
+from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.apiserver.resources import resources
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config, ServiceOptions
@@ -35,7 +35,7 @@ from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
 from tests.support.faketable import FakeTable
-from tests.support.rawobjects import configs, json_value, mostly, nodes, services
+from tests.support.rawobjects import configs, json_value, mostly, nodes, read_services, services
 from tests.support.tables import MARK_MASQ
 from tests.support.wire import Response, WiredApi
 
@@ -61,15 +61,7 @@ layouts = st.builds(
 
 
 def read_all(raw: Sequence[Any]) -> Snapshot:
-    """The Services among `raw`, the last one of each name."""
-    found = {}
-    for each in raw:
-        try:
-            read = read_service(each)
-        except UnknownObject:
-            continue
-        found[read.key] = read
-    return Snapshot(found, NODE)
+    return Snapshot(read_services(raw), NODE)
 
 
 def witnessed(chains: Mapping[str, Sequence[str]], family: Family) -> bool:

@@ -14,17 +14,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver.bodies import BrokenList, read_list
-from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node
 from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, intersection
-from ipvs_node_agent.model.objects import Node, Service, Snapshot
+from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, applied, difference
 from ipvs_node_agent.nat.saveformat import parse_save, restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.support.examples import examples
 from tests.support.faketable import BUILT_IN, FakeTable
-from tests.support.rawobjects import configs, json_value, nodes, services
+from tests.support.rawobjects import configs, json_value, nodes, read_services, services
 
 many = examples(200)
 some = examples(100)
@@ -163,18 +163,6 @@ def test_a_table_is_read_whatever_it_says(text: str) -> None:
 # Raw objects.
 
 
-def read_all(raw: Sequence[Any]) -> list[Service]:
-    """The Services among `raw`, the last one of each name."""
-    found: dict[str, Service] = {}
-    for each in raw:
-        try:
-            service = read_service(each)
-        except UnknownObject:
-            continue
-        found[service.key] = service
-    return list(found.values())
-
-
 NODE = read_node(
     {
         "metadata": {"name": "worker-1"},
@@ -184,14 +172,16 @@ NODE = read_node(
 )
 
 
-def snapshot(found: Sequence[Service], node: Node = NODE) -> Snapshot:
-    return Snapshot({service.key: service for service in found}, node)
+def snapshot(raw: Sequence[Any]) -> Snapshot:
+    return Snapshot(read_services(raw), NODE)
 
 
 @many
 @given(raw=json_value | services)
 def test_whatever_json_comes_a_service_is_read_or_refused(raw: Any) -> None:
-    said = [str(problem) for service in read_all([raw]) for problem in service.problems]
+    said = [
+        str(problem) for service in read_services([raw]).values() for problem in service.problems
+    ]
     assert all(each.isprintable() for each in said)
 
 
@@ -225,7 +215,7 @@ LINE = re.compile(
 def test_nothing_but_well_formed_rules_is_rendered(
     raw: list[Any], config: Config, family: Family
 ) -> None:
-    planned = plan(config, snapshot(read_all(raw)), family)
+    planned = plan(config, snapshot(raw), family)
     rendered = restore_input(difference(Found(), planned.ruleset))
     for line in rendered.removesuffix("\n").split("\n"):
         assert LINE.fullmatch(line), line
@@ -245,12 +235,11 @@ def test_nothing_but_well_formed_rules_is_rendered(
 def test_the_order_of_services_does_not_matter(
     raw: list[Any], config: Config, family: Family, shuffle: Any
 ) -> None:
-    found = read_all(raw)
-    shuffled = list(found)
-    shuffle.shuffle(shuffled)
-    wanted = plan(config, snapshot(found), family)
-    assert plan(config, snapshot(found), family) == wanted
-    assert plan(config, snapshot(shuffled), family) == wanted
+    found = list(read_services(raw).items())
+    wanted = plan(config, Snapshot(dict(found), NODE), family)
+    assert plan(config, Snapshot(dict(found), NODE), family) == wanted
+    shuffle.shuffle(found)
+    assert plan(config, Snapshot(dict(found), NODE), family) == wanted
 
 
 @some
@@ -258,9 +247,9 @@ def test_the_order_of_services_does_not_matter(
 def test_no_service_gets_anothers_cluster_ip_or_a_pods_address(
     raw: list[Any], family: Family
 ) -> None:
-    found = read_all(raw)
-    planned = plan(DEFAULTS, snapshot(found), family)
-    own = {str(address) for service in found for address in service.cluster_ips}
+    seen = snapshot(raw)
+    planned = plan(DEFAULTS, seen, family)
+    own = {str(address) for service in seen.services.values() for address in service.cluster_ips}
     for chain in planned.ruleset.chains.values():
         for rule in chain:
             destination = re.search(r"-d ([^/]+)/", rule)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.programmer import Programmer, Writes
+from ipvs_node_agent.iptables.programmer import How, Knowledge, Programmer, Writes
 from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.nat.chains import owner
-from ipvs_node_agent.nat.ruleset import Ruleset
+from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset
 from tests.support.faketable import FakeTable
 
 WANTED = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})
@@ -190,3 +192,31 @@ def test_writes_are_numbered_on_by_the_next_programmer_of_the_table() -> None:
         owns = owner(frozenset({"IPVS_OUTPUT"}))
         Programmer(table, owns, writes=writes).apply(wanted)
         assert writes.numbers() == {"IPVS_OUTPUT": number}
+
+
+def test_writes_are_numbered_by_chain() -> None:
+    writes = Writes()
+    with writes.under_way(Change({"A": (), "B": ()})):
+        assert not writes.done(0)
+    assert writes.done(0)
+    with writes.under_way(Change({"B": (), "C": ()})):
+        pass
+    with suppress(ValueError), writes.under_way(Change({"A": (), "B": ()})):
+        raise ValueError
+    with writes.under_way(Change(dropped=("C",))):
+        pass
+    assert writes.numbers() == {"A": 1, "B": 2}
+
+
+def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:
+    before, now = Found({"A": ("-j B",)}), Found({"A": ()})
+    known = Knowledge().read(before)
+    assert known == Knowledge(before, How.READ)
+    assert known.certain is before
+    doubted = known.doubted()
+    assert doubted.certain is None
+    assert doubted.read(now) == Knowledge(now, How.READ, ("ChainFlushed",))
+    assert doubted.read(now).read(before).drift == ("ChainFlushed", "ChainChanged")
+    assert known.written(now) == Knowledge(now, How.WRITTEN)
+    # Of what nobody knows nobody can tell what others did to it.
+    assert Knowledge().read(now).drift == ()

@@ -8,24 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
+from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.model.objects import Snapshot
-from ipvs_node_agent.nat.ruletext import (
-    Rule,
-    counted,
-    match,
-    read,
-    rule,
-    service,
-    target,
-    targets,
-)
+from ipvs_node_agent.nat.ruletext import Rule, counted, match, read, rule, service, target, targets
 from ipvs_node_agent.rules.planner import plan
 from tests.support.cluster import POD_CIDRS, node
 from tests.support.examples import examples
-from tests.support.rawobjects import configs, services
+from tests.support.rawobjects import configs, read_services, services
 
 WEB = '-d 10.19.0.1/32 -m comment --comment "default/web" -j DNAT --to-destination 10.231.0.1'
 
@@ -80,13 +71,7 @@ def test_what_has_another_form_is_no_rule_of_ours(text: str) -> None:
     raw=st.lists(services, min_size=1, max_size=4), config=configs, family=st.sampled_from(FAMILIES)
 )
 def test_what_is_rendered_is_read_back(raw: list[Any], config: Config, family: Family) -> None:
-    found = {}
-    for each in raw:
-        try:
-            made = read_service(each)
-        except UnknownObject:
-            continue
-        found[made.key] = made
+    found = read_services(raw)
     chains = plan(config, Snapshot(found, read_node(node(*POD_CIDRS))), family).ruleset.chains
     for text in (text for rules in chains.values() for text in rules):
         said = read(text)

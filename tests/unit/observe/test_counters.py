@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
 import pytest
 
@@ -247,20 +246,6 @@ def test_what_a_look_waits_for_a_write_keeps_nobody_from_the_next(
     # Not by asking, which would be for another look.
     eventually(lambda: sampler._sums)
     eventually(lambda: sampler.sums(0) and tables.looks > 1)
-
-
-def test_writes_are_numbered_by_chain() -> None:
-    writes = Writes()
-    with writes.under_way(Change({"A": (), "B": ()})):
-        assert not writes.done(0)
-    assert writes.done(0)
-    with writes.under_way(Change({"B": (), "C": ()})):
-        pass
-    with suppress(ValueError), writes.under_way(Change({"A": (), "B": ()})):
-        raise ValueError
-    with writes.under_way(Change(dropped=("C",))):
-        pass
-    assert writes.numbers() == {"A": 1, "B": 2}
 
 
 def test_who_asks_again_and_again_is_shown_the_same(

@@ -1,8 +1,150 @@
-"""What counts."""
+"""Which external IPs and pod CIDRs count, and which addresses nobody gets."""
 
 from __future__ import annotations
 
-from ipvs_node_agent.rules.policy import unneeded_in
+from dataclasses import replace
+
+import pytest
+
+from ipvs_node_agent.config.settings import DEFAULTS, Config
+from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_network
+from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.rules.planner import Plan, plan
+from ipvs_node_agent.rules.policy import pod_cidrs, unneeded_in
+from tests.support.cluster import service
+from tests.unit.rules.wanted import (
+    NODE_IP,
+    NODE_IP_6,
+    NOTHING,
+    POD_CIDR,
+    host_pair,
+    node,
+    options,
+    output,
+    pod_pair,
+    pods,
+    port,
+    prerouting,
+    snapshot,
+    with_metadata,
+)
+
+
+@pytest.mark.parametrize("kind", ["LoadBalancer", "ClusterIP", "NodePort"])
+def test_external_ips_of_every_type_count_where_they_are_asked_for(kind: str) -> None:
+    seen = snapshot(service("web", ["10.231.0.1"], [], type=kind, externalIPs=["10.20.0.1"]))
+    assert plan(DEFAULTS, seen, IPV4) == Plan(NOTHING, ())
+    assert pods(options(external_ips=True), seen) == pod_pair("10.20.0.1")
+
+
+def test_an_ip_that_is_listed_in_both_places_has_one_pair() -> None:
+    seen = snapshot(service("web", ["10.231.0.1"], ["10.19.0.1"], externalIPs=["10.19.0.1"]))
+    assert pods(options(external_ips=True), seen) == pod_pair()
+
+
+@pytest.mark.parametrize(
+    ("configured", "of_node", "known"),
+    [
+        (None, [], None),
+        (None, [POD_CIDR], [POD_CIDR]),
+        ([], [POD_CIDR], []),
+        (["10.99.0.0/16"], [], ["10.99.0.0/16"]),
+    ],
+)
+def test_pod_cidrs_are_unknown_until_somebody_says_them(
+    configured: list[str] | None, of_node: list[str], known: list[str] | None
+) -> None:
+    cidrs = None if configured is None else tuple(map(parse_network, configured))
+    found = pod_cidrs(replace(DEFAULTS, pod_cidrs=cidrs), node(of_node))
+    assert found == (None if known is None else tuple(map(parse_network, known)))
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("ip", "reason", "why"),
+    [
+        ("127.0.0.1", "Loopback", "a loopback address"),
+        ("127.9.9.9", "Loopback", "a loopback address"),
+        ("::1", "Loopback", "a loopback address"),
+        ("0.0.0.0", "Unspecified", "an unspecified address"),
+        ("::", "Unspecified", "an unspecified address"),
+        ("169.254.169.254", "LinkLocal", "a link-local address"),
+        ("fe80::1", "LinkLocal", "a link-local address"),
+        ("224.0.0.1", "Multicast", "a multicast address"),
+        ("ff02::1", "Multicast", "a multicast address"),
+        ("255.255.255.255", "Broadcast", "a broadcast address"),
+        ("10.231.0.1", "ClusterIP", "the ClusterIP of default/web"),
+        ("10.231.0.53", "ClusterIP", "the ClusterIP of kube-system/dns"),
+        ("fd00:231::53", "ClusterIP", "the ClusterIP of kube-system/dns"),
+        ("10.240.2.129", "PodCIDR", "inside the pod CIDR 10.240.2.128/25"),
+        ("fd00:10:240:2::7", "PodCIDR", "inside the pod CIDR fd00:10:240:2::/64"),
+        (NODE_IP, "NodeAddress", "this node's own (services.matchPorts: Always would allow it)"),
+        (NODE_IP_6, "NodeAddress", "this node's own (services.matchPorts: Always would allow it)"),
+    ],
+)
+def test_an_ip_that_would_hijack_traffic_is_refused_and_the_others_count(
+    ip: str, reason: str, why: str
+) -> None:
+    dns = service("dns", ["10.231.0.53", "fd00:231::53"], [], type="ClusterIP")
+    ips = [ip, "10.19.0.1", "fd00:19::1"]
+    seen = snapshot(
+        service("web", ["10.231.0.1", "fd00:231::1"], ips),
+        with_metadata(dns, namespace="kube-system"),
+    )
+    family = IPV6 if ":" in ip else IPV4
+    found = plan(DEFAULTS, seen, family)
+    assert found.problems == (Problem("default/web", reason, f"{ip} is refused: it is {why}"),)
+    good, to = ("fd00:19::1", "fd00:231::1") if family is IPV6 else ("10.19.0.1", "10.231.0.1")
+    assert output(found) == host_pair(good, to=to)
+
+
+def test_the_nodes_own_address_may_be_had_by_port() -> None:
+    seen = snapshot(service("web", ["10.231.0.1"], [NODE_IP]))
+    assert pods(options(match_ports="Always"), seen) == pod_pair(NODE_IP, ports=port(80))
+
+
+def test_where_cidrs_are_allowed_an_ip_outside_them_is_refused() -> None:
+    config = options(allowed_external_cidrs=(parse_network("10.19.0.0/24"),))
+    seen = snapshot(service("web", ["10.231.0.1"], ["10.19.0.1", "10.19.1.1"]))
+    found = plan(config, seen, IPV4)
+    assert prerouting(found) == pod_pair()
+    text = "10.19.1.1 is refused: it is outside services.allowedExternalCIDRs"
+    assert found.problems == (Problem("default/web", "NotAllowed", text),)
+
+
+@pytest.mark.parametrize(
+    ("config", "ips", "more", "reasons"),
+    [
+        pytest.param(
+            options(external_ips=True), [], ["127.0.0.1"], ["Loopback"], id="spec.externalIPs"
+        ),
+        pytest.param(
+            options(match_ports="Always"), ["10.240.2.129"], [], ["PodCIDR"], id="by port"
+        ),
+        pytest.param(
+            replace(DEFAULTS, pod_cidrs=(parse_network("10.99.0.0/16"),)),
+            ["10.240.2.129", "10.99.0.1"],
+            [],
+            ["PodCIDR", "PodCIDR"],
+            id="the Node's pod CIDR beside the configuration's",
+        ),
+        pytest.param(
+            options(allowed_external_cidrs=(parse_network("0.0.0.0/0"),)),
+            ["127.0.0.1"],
+            [],
+            ["Loopback"],
+            id="an allowed CIDR",
+        ),
+    ],
+)
+def test_no_configuration_allows_what_is_dangerous(
+    config: Config, ips: list[str], more: list[str], reasons: list[str]
+) -> None:
+    found = plan(config, snapshot(service("web", ["10.231.0.1"], ips, externalIPs=more)), IPV4)
+    assert [problem.reason for problem in found.problems] == reasons
+    assert not any(found.ruleset.chains.values())
 
 
 def test_only_the_modes_that_are_known_to_need_no_agent_count() -> None:

@@ -1,0 +1,164 @@
+"""From Services to chains and jumps: what is wanted in a table, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent.config.settings import DEFAULTS
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
+from ipvs_node_agent.model.objects import Node, Problem
+from ipvs_node_agent.nat.ruleset import Ruleset
+from ipvs_node_agent.rules.planner import Plan, plan
+from tests.support.cluster import service
+from tests.unit.rules.wanted import (
+    NODE_IP,
+    NODE_IP_6,
+    NOTHING,
+    POD_CIDR,
+    POD_CIDR_6,
+    WEB,
+    host_pair,
+    node,
+    options,
+    pod_pair,
+    pods,
+    port,
+    prerouting,
+    snapshot,
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_without_services_there_are_empty_chains_and_jumps_to_them(family: Family) -> None:
+    assert plan(DEFAULTS, snapshot(), family) == Plan(NOTHING, ())
+
+
+def test_the_two_chains_have_a_pair_of_rules_for_an_external_ip() -> None:
+    found = plan(DEFAULTS, snapshot(WEB), IPV4)
+    chains = {"IPVS_PREROUTING": pod_pair(), "IPVS_OUTPUT": host_pair()}
+    needs = frozenset({"KUBE-MARK-MASQ"})
+    assert found == Plan(replace(NOTHING, chains=chains, needs=needs), ())
+
+
+@pytest.mark.parametrize(("ips", "split"), [(512, False), (513, True)])
+def test_one_service_with_many_external_ips_is_no_long_chain_either(ips: int, split: bool) -> None:
+    web = service("web", ["10.231.0.1"], [f"10.19.{n // 250}.{n % 250}" for n in range(ips)])
+    found = plan(DEFAULTS, snapshot(web), IPV4).ruleset.chains
+    assert (max(map(len, found.values())) < 100) == split
+
+
+def test_without_a_rule_nothing_has_to_be_marked() -> None:
+    assert plan(DEFAULTS, snapshot(), IPV4, own_mark=True) == Plan(NOTHING, ())
+
+
+def test_the_names_of_the_configuration_are_used() -> None:
+    names = replace(DEFAULTS.chains, prerouting="PRE", output="OUT", mark_masquerade="MARK-IT")
+    found = plan(replace(DEFAULTS, chains=names), snapshot(WEB), IPV4)
+    assert found.ruleset.jumps == {"PREROUTING": "PRE", "OUTPUT": "OUT"}
+    assert list(found.ruleset.chains) == ["PRE", "OUT"]
+    assert all(rules[0].endswith(" -j MARK-IT") for rules in found.ruleset.chains.values())
+
+
+def test_a_family_that_the_node_does_not_speak_gets_no_chain() -> None:
+    ipv4_only = node([POD_CIDR], [NODE_IP])
+    assert plan(DEFAULTS, snapshot(WEB, of=ipv4_only), IPV6) == Plan(Ruleset(), ())
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        pytest.param(node([POD_CIDR_6], [NODE_IP]), id="by-its-pod-CIDR"),
+        pytest.param(node([POD_CIDR], [NODE_IP_6]), id="by-its-address"),
+    ],
+)
+def test_a_node_speaks_a_family_by_its_pod_cidrs_or_its_addresses(of: Node) -> None:
+    assert plan(DEFAULTS, snapshot(of=of), IPV6) == Plan(NOTHING, ())
+
+
+def test_rules_are_sorted_by_external_ip_as_a_number() -> None:
+    ips = ["10.19.0.10", "10.19.0.9", "9.9.9.9"]
+    services = [service(f"s{n}", ["10.231.0.1"], [ip]) for n, ip in enumerate(ips)]
+    rules = pods(DEFAULTS, snapshot(*services))
+    assert [rule.split()[3] for rule in rules[::2]] == [
+        "9.9.9.9/32",
+        "10.19.0.9/32",
+        "10.19.0.10/32",
+    ]
+
+
+def test_the_order_of_the_services_does_not_matter() -> None:
+    twins = [
+        service(name, ["10.231.0.1"], ["127.0.0.1", "10.19.0.1", "10.231.0.1"])
+        for name in ("a", "b", "c")
+    ]
+    assert plan(DEFAULTS, snapshot(*twins), IPV4) == plan(DEFAULTS, snapshot(*twins[::-1]), IPV4)
+
+
+# What a Service may cost.
+
+
+def costly(name: str, addresses: int, ports: int, ranges: int = 0) -> dict[str, Any]:
+    """A Service with so many addresses, ports and parts of the pod CIDR."""
+    raw = service(name, ["fd00:231::1"], [f"fd00:19::{n:x}" for n in range(1, addresses + 1)])
+    raw["spec"]["ports"] = [{"port": n} for n in range(1, ports + 1)]
+    if ranges:
+        clients = [f"fd00:10:240:2::{2 * n:x}/128" for n in range(ranges)]
+        raw["spec"]["loadBalancerSourceRanges"] = clients
+    return raw
+
+
+ALWAYS = options(match_ports="Always")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "ports", "ranges"),
+    [
+        pytest.param(1, 16_385, 0, id="ports"),
+        pytest.param(200, 100, 0, id="addresses and ports"),
+        pytest.param(1, 1000, 40, id="ports and ranges"),
+        pytest.param(300, 1, 300, id="addresses and ranges"),
+        pytest.param(16_385, 1, 0, id="addresses"),
+        # Their product alone would take minutes to work out.
+        pytest.param(5000, 1, 5000, id="many addresses and ranges"),
+    ],
+)
+def test_a_service_with_too_many_rules_has_none_and_others_keep_theirs(
+    addresses: int, ports: int, ranges: int
+) -> None:
+    web = service("web", ["fd00:231::2"], ["fd00:20::1"])
+    web["spec"]["ports"] = [{"port": 80}]
+    found = plan(ALWAYS, snapshot(costly("greedy", addresses, ports, ranges), web), IPV6)
+    assert prerouting(found) == pod_pair(
+        "fd00:20::1", "default/web", "fd00:231::2", POD_CIDR_6, port(80)
+    )
+    assert len(found.problems) == addresses
+    said = "fd00:19::1 is refused: over 65536 rules for one Service"
+    assert Problem("default/greedy", "TooManyRules", said) in found.problems
+
+
+@pytest.mark.parametrize(
+    ("addresses", "ports", "ranges"), [(1, 16_384, 0), (16_384, 1, 0), (100, 80, 3)]
+)
+def test_a_service_may_have_many_rules(addresses: int, ports: int, ranges: int) -> None:
+    found = plan(ALWAYS, snapshot(costly("big", addresses, ports, ranges)), IPV6)
+    assert not found.problems
+    chains = found.ruleset.chains.items()
+    pods = [rule for name, rules in chains if name.startswith("IPVS_PREROUTING") for rule in rules]
+    translations = sum(" -j DNAT " in rule for rule in pods)
+    assert translations == addresses * ports * max(1, ranges)
+
+
+def test_ports_count_only_where_they_are_matched() -> None:
+    found = plan(DEFAULTS, snapshot(costly("big", 4, 16_385)), IPV6)
+    assert not found.problems
+    assert len(prerouting(found)) == 8
+
+
+def test_external_ips_of_the_spec_count_where_they_are_asked_for() -> None:
+    raw = costly("greedy", 1, 1)
+    raw["spec"]["externalIPs"] = [f"fd00:21::{n:x}" for n in range(16_384)]
+    assert not plan(DEFAULTS, snapshot(raw), IPV6).problems
+    assert len(plan(options(external_ips=True), snapshot(raw), IPV6).problems) == 16_385
