@@ -1,8 +1,7 @@
 """The agent's mind: events in, wanted state, repairs and retries out. No thread, no socket here.
 
 All that the rules depend on is one `Inputs`, which never changes: whatever is told makes another,
-with a higher version, and `_become` alone goes from one to the next. What is planned from is always
-one such value, whole.
+and `_become` alone goes from one to the next. What is planned from is always one such value, whole.
 
 `take` notes an event; `tick` does what is due and tells when to call it again. The clock is handed
 in. What is due, and when:
@@ -57,12 +56,11 @@ _NO_SERVICES = Services()
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that the rules depend on, as far as it is known. Each later one has a higher version."""
+    """All that the rules depend on, as far as it is known."""
 
     config: Config
     cluster: Cluster = field(default_factory=Cluster)
     proxy_mode: str | None = None
-    version: int = 0
 
     @property
     def to_program(self) -> Services:
@@ -206,7 +204,7 @@ class Agent:
         before = self._inputs
         if inputs == before:
             return
-        self._inputs = replace(inputs, version=before.version + 1)
+        self._inputs = inputs
         self._behind_since = min(self._behind_since, since)
         self._notices.take_node(before.cluster, inputs.cluster)
         for key, old in inputs.cluster.changes(before.cluster):

@@ -10,6 +10,7 @@ import pytest
 
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.conntrack import Flows
+from ipvs_node_agent.iptables.programmer import Misfit, Programmer
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
     IPV4,
@@ -19,6 +20,7 @@ from ipvs_node_agent.model.addresses import (
     parse_address,
     parse_network,
 )
+from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,
@@ -265,6 +267,29 @@ def test_a_chain_that_marks_and_goes_before_the_next_write_makes_no_failed_one()
     made.settle()
     assert made.agent.in_sync
     assert targets(made) == {"IPVS_MARK_MASQ"}
+
+
+def test_who_keeps_making_and_removing_it_is_waited_for_like_any_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = running(web(EXTERNAL_4))
+    tries: list[bool] = []
+
+    def apply(self: Programmer, wanted: Ruleset) -> Change:
+        tries.append("IPVS_MARK_MASQ" in wanted.chains)
+        raise Misfit
+
+    with monkeypatch.context() as unsteady:
+        unsteady.setattr(Programmer, "apply", apply)
+        made.put(other())
+        made.tick()
+        # Each try is for the other case.
+        assert tries == [False, True, False, True, False]
+        assert made.agent.sentence().endswith(
+            "others keep making and removing the chain that marks"
+        )
+    made.pass_time(1)
+    made.holds(WEB_4, OTHER)
 
 
 # 3. UDP flows
