@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent import __version__, cli
-from ipvs_node_agent.config import settings as config
+from ipvs_node_agent.config import file as config
 from tests.support.places import PACKAGING, REPOSITORY
 
 PLACES = ("ipvs_node_agent/__init__.py", "CHANGELOG.md", "debian/changelog")
