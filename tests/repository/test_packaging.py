@@ -17,7 +17,7 @@ import pytest
 
 from ipvs_node_agent import __version__, cli
 from ipvs_node_agent.commands import output
-from ipvs_node_agent.config import settings as config
+from ipvs_node_agent.config import file as config
 from tests.support.places import PACKAGING, REPOSITORY
 
 PLACES = ("ipvs_node_agent/__init__.py", "CHANGELOG.md", "debian/changelog")

@@ -7,13 +7,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ipvs_node_agent.apiserver.client import Api, ApiError
-from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig, point_to
+
+if TYPE_CHECKING:
+    from tests.support.apiserver import ApiServer
 
 SERVICES = "/api/v1/services"
 TOKEN = "s3cret-s3cret"
