@@ -44,7 +44,7 @@ bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that i
 dashboard: ## Draw docs/dashboard.svg anew, from a real run of 4 minutes (QUICK=1: only prove that it still can)
 	@QUICK=$(QUICK) tests/observe/run
 
-lint: ## Check format, lint and types
+lint: ## Check format, lint, types and imports
 	@$(RUN) newest -- packaging/build/lint
 
 packages: ## Install what these commands need from Debian

@@ -7,30 +7,21 @@ all the ways a real one does when it is told to:
         server.put({"kind": "Service", "metadata": {"name": "web"}, "spec": {}})
         server.wait_for(lambda: server.watches("services") == 1)
         server.drop_watches()
-
-Started as a program it serves the objects of a YAML file:
-
-    python3 -m tests.support.apiserver --listen 127.0.0.1:6443 --manifest demo.yaml \\
-        --node worker-1 --pki-dir demo-pki
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import concurrent.futures
 import contextlib
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from tests.support.access import (
-    ADMIN,
     authenticate,
     authorize,
     bearer_token,
@@ -503,58 +494,3 @@ def _as_item(obj: Any) -> Any:
 def _peer_port(http: web.BaseRequest) -> int:
     peer = http.transport.get_extra_info("peername") if http.transport else None
     return int(peer[1]) if peer else 0
-
-
-# The program
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve the objects of a YAML file until SIGTERM."""
-    options = _parse_arguments(arguments)
-    # Blocked here, so that they are blocked in the server's thread as well and wait for us.
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    host, _, port = options.listen.rpartition(":")
-    reached_at = options.advertise or host.strip("[]")
-    pki = Pki()
-    server = ApiServer(host.strip("[]"), int(port), pki=pki, names=[reached_at])
-    for obj in _read_manifest(options.manifest):
-        server.put(obj)
-    with server:
-        url = f"https://{f'[{reached_at}]' if ':' in reached_at else reached_at}:{server.port}"
-        _write_credentials(pki, options.pki_dir, options.node, url)
-        print(f"listening on {url}, credentials in {options.pki_dir}", flush=True)
-        signal.sigwait(ends)
-
-
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.support.apiserver")
-    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
-    parser.add_argument("--advertise", metavar="HOST", help="where clients find it, if elsewhere")
-    parser.add_argument("--manifest", type=Path, required=True, help="Services and Nodes in YAML")
-    parser.add_argument("--node", required=True, help="the node to make credentials for")
-    parser.add_argument("--pki-dir", type=Path, required=True, help="where to write credentials")
-    return parser.parse_args(arguments)
-
-
-def _read_manifest(path: Path) -> Iterator[dict[str, Any]]:
-    import yaml
-
-    for document in yaml.safe_load_all(path.read_text()):
-        if document and document["kind"] in ("Service", "Node"):
-            yield document
-
-
-def _write_credentials(pki: Pki, directory: Path, node: str, url: str) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    node_pem = directory / "kubelet-client-current.pem"
-    admin_pem = directory / "admin.pem"
-    pki.write_ca(directory / "ca.crt")
-    pki.write_node_client(node_pem, node)
-    pki.write_client(admin_pem, ADMIN, "system:masters")
-    pki.write_kubeconfig(directory / "kubelet.conf", url, node_pem)
-    pki.write_kubeconfig(directory / "admin.conf", url, admin_pem)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import ssl
 import stat
 import subprocess
@@ -25,7 +24,6 @@ import yaml
 
 from tests.support.apiserver import ApiServer
 from tests.support.pki import Pki, plain_kubeconfig
-from tests.support.places import REPOSITORY
 
 SERVICES = "/api/v1/services"
 NODES = "/api/v1/nodes"
@@ -634,38 +632,3 @@ def test_kubeconfig_without_tls(tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "plain.conf").read_text())
     assert config["clusters"][0]["cluster"] == {"server": "http://127.0.0.1:8080"}
     assert config["users"] == [{"name": "system:node:worker-1", "user": {}}]
-
-
-# 10. The program
-
-
-def test_the_program_serves_a_manifest(tmp_path: Path) -> None:
-    manifest = tmp_path / "demo.yaml"
-    others = {"kind": "ConfigMap", "metadata": {"name": "ignored"}}
-    manifest.write_text(yaml.safe_dump_all([service(), node("worker-1"), others, None]))
-    command = [sys.executable, "-m", "tests.support.apiserver", "--listen", "127.0.0.1:0"]
-    options = ["--manifest", str(manifest), "--node", "worker-1", "--pki-dir", f"{tmp_path}/pki"]
-    with subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-    ) as run:
-        try:
-            assert run.stdout
-            assert run.stdout.readline().startswith("listening on https://127.0.0.1:")
-            assert _get_as(tmp_path / "pki" / "kubelet.conf", f"{NODES}/worker-1") == 200
-            assert _get_as(tmp_path / "pki" / "kubelet.conf", NODES) == 403
-            assert _get_as(tmp_path / "pki" / "admin.conf", NODES) == 200
-            assert (tmp_path / "pki" / "kubelet-client-current.pem").exists()
-        finally:
-            run.send_signal(signal.SIGTERM)
-        assert run.wait(5) == 0
-
-
-def _get_as(kubeconfig: Path, path: str) -> int:
-    config = yaml.safe_load(kubeconfig.read_text())
-    url = urlsplit(config["clusters"][0]["cluster"]["server"])
-    tls = ssl.create_default_context(cafile=str(kubeconfig.with_name("ca.crt")))
-    tls.load_cert_chain(config["users"][0]["user"]["client-certificate"])
-    connection = http.client.HTTPSConnection(str(url.hostname), url.port, timeout=5, context=tls)
-    with contextlib.closing(connection):
-        connection.request("GET", path)
-        return Answer(connection.getresponse()).status
