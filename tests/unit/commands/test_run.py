@@ -175,6 +175,7 @@ def setting(
             started.append(self)
 
     monkeypatch.setattr(run, "_Following", Following)
+    threads = threading.active_count()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         # A signal that comes before or after the agent's own time ends no more than the test.
@@ -186,6 +187,8 @@ def setting(
     finally:
         for following in started:
             following.stop()
+        # What they log would be the next test's.
+        eventually(lambda: threading.active_count() <= threads, "the agent's threads end")
         for number, handler in before.items():
             signal.signal(number, handler)
 
