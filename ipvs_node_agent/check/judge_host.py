@@ -120,8 +120,7 @@ def nat_tables(facts: Facts) -> Iterator[Finding]:
     """Whether they can be used, whether marks are masqueraded, and whether our jumps are first."""
     for table in _used(facts):
         if table.error is not None:
-            mend = "apt install iptables" if table.error.missing else _show_nat(table)
-            yield failed(f"nat table, {table.family}", table.error, mend)
+            yield failed(f"nat table, {table.family}", table.error, _show_nat(table))
         else:
             yield Finding(OK, f"nat table, {table.family}", f"iptables-{table.backend} reads it")
             yield from _masquerade(facts, table)

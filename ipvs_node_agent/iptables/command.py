@@ -38,7 +38,7 @@ class TableError(RefusedError):
 
     `line` is the line of the restore input that it blames, and `blamed` that line's text. With
     `by_content` it ran, and refused what it was given; with `hung` it took too long and was killed;
-    with `locked` nothing but somebody else's lock was in the way; with `missing` it is not there.
+    with `locked` nothing but somebody else's lock was in the way.
     """
 
     def __init__(
@@ -50,11 +50,10 @@ class TableError(RefusedError):
         by_content: bool = False,
         hung: bool = False,
         locked: bool = False,
-        missing: bool = False,
     ) -> None:
         super().__init__(what, why, hint)
         self.line, self.blamed = line, ""
-        self.by_content, self.hung, self.locked, self.missing = by_content, hung, locked, missing
+        self.by_content, self.hung, self.locked = by_content, hung, locked
 
 
 def foreign(command: str) -> TableError:
@@ -125,7 +124,7 @@ def start(
     """
     path = find(command)
     if path is None:
-        raise TableError(command, "not found", f"apt install {package}", missing=True)
+        raise TableError(command, "not found", f"apt install {package}")
     try:
         with ExitStack() as files:
             printed, complaints = (files.enter_context(_memory_file()) for _ in range(2))
