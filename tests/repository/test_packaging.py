@@ -229,9 +229,9 @@ def unit() -> configparser.RawConfigParser:
 
 def test_the_watchdog_waits_for_longer_than_any_command_may_take() -> None:
     from ipvs_node_agent.host.systemd import _SILENCE
-    from ipvs_node_agent.iptables import table
+    from ipvs_node_agent.iptables.command import TIME_LIMIT
 
-    longest = vars(table)["_TIME_LIMIT"] + 60  # lockWaitSeconds' upper bound
+    longest = TIME_LIMIT + 60  # lockWaitSeconds' upper bound
     assert unit()["Service"]["WatchdogSec"] == "2min"
     # A sign of life may be as late as a quarter of the time before the command began.
     assert longest <= _SILENCE * 3 / 4
