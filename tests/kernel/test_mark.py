@@ -26,7 +26,7 @@ from tests.support.topology import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("newest")]
 
 
 @pytest.fixture
