@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, name_fault, owner, stem
+from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, may_be_ours, name_fault, owner, stem
 
 OURS = owner(frozenset({"IPVS_PREROUTING", "IPVS_OUTPUT"}))
 
@@ -37,3 +37,22 @@ def test_the_stem_of_a_short_name_is_the_name_and_long_ones_differ() -> None:
     longest = "A" * MAX_CHAIN_NAME
     assert not name_fault(f"{stem(longest)}-{'b' * 12}")
     assert owner(frozenset({longest}))(f"{stem(longest)}-b")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("IPVS_PREROUTING", True),
+        ("LB.PRE-1", True),
+        ("KUBE-SERVICES", False),
+        ("PREROUTING", False),
+        ("ACCEPT", False),
+        ("", False),
+        ("-X", False),
+        ("A" * 28, True),
+        ("A" * 29, False),
+        ("A\nB", False),
+    ],
+)
+def test_which_names_can_be_the_agents(name: str, ours: bool) -> None:
+    assert may_be_ours(name) is ours
