@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from ipvs_node_agent.apiserver.kubeconfig import Reader, settings
+from ipvs_node_agent.kubeconfig.reader import Reader, settings
 from tests.environments.__main__ import RECIPES
 from tests.support.examples import ENVIRONMENT, MAIN_ENVIRONMENT
 from tests.support.netns import Namespace, namespaces
@@ -77,7 +77,7 @@ def pki() -> Pki:
 def kubeconfig_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads kubeconfigs without a process of its own, which takes half a second each time.
 
-    unit/apiserver/test_kubeconfig.py shows that both ways give the same.
+    unit/kubeconfig/test_reader.py shows that both ways give the same.
     """
     monkeypatch.setattr(Reader, "_read_elsewhere", lambda reader: settings(reader.path))
 

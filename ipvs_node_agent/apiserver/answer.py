@@ -1,9 +1,4 @@
-"""An answer of the API server whose body still arrives, and the socket that it arrives by.
-
-http.client takes the socket from a connection that is to close behind its answer (`Connection:
-close`, HTTP/1.0), so that neither it nor urllib3 could say by which one the body comes. So the
-pools in `POOL_CLASSES` have connections whose responses keep it.
-"""
+"""An answer of the API server whose body still arrives, and how it is cut short."""
 
 from __future__ import annotations
 
@@ -12,9 +7,6 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-
 _CHUNK = 64 << 10
 
 
@@ -22,34 +14,8 @@ class Superseded(Exception):
     """The request was ended by us, since the credentials it was made with have been replaced."""
 
 
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
-        super().__init__(sock, *arguments, **options)
-        self.sock = sock
-
-
-class _Connection(HTTPConnection):
-    response_class = _Response
-
-
-class _TlsConnection(HTTPSConnection):
-    response_class = _Response
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-# For a PoolManager's `pool_classes_by_scheme`.
-POOL_CLASSES = {"http": _Pool, "https": _TlsPool}
-
-
 class Answer:
-    """A response of urllib3's that has begun, of a pool of `POOL_CLASSES`."""
+    """A response of urllib3's that has begun, of a pool of `kubeconfig.connections`."""
 
     def __init__(self, response: Any) -> None:
         self._response = response

@@ -22,11 +22,11 @@ import urllib3
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.apiserver.answer import Answer, Superseded
-from ipvs_node_agent.apiserver.credentials import Credentials, load_credentials
-from ipvs_node_agent.apiserver.kubeconfig import Reader
-from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import AgentError, RefusedError, one_line
+from ipvs_node_agent.kubeconfig.contents import fingerprint
+from ipvs_node_agent.kubeconfig.credentials import Credentials, load_credentials
+from ipvs_node_agent.kubeconfig.reader import Reader
 
 log = logging.getLogger(__name__)
 

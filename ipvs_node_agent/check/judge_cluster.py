@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.apiserver.kubeconfig import MissingError
 from ipvs_node_agent.check.facts import ClusterFacts, Facts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.check.judge_host import HOST_CHECKS
+from ipvs_node_agent.kubeconfig.reader import MissingError
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
     Address,

@@ -18,7 +18,7 @@ def test_nothing_that_waits_asks_for_the_time_of_day() -> None:
     dated = {
         "commands/check",
         "check/judge_cluster",
-        "apiserver/kubeconfig",
+        "kubeconfig/reader",
         "commands/status",
         "observe/nodeevents",
     }

@@ -100,15 +100,15 @@ _WITH_REASONS = (
         "iptables/table",
         "apiserver/bodies",
         "apiserver/client",
-        "apiserver/credentials",
-        "apiserver/kubeconfigfile",
+        "kubeconfig/credentials",
+        "kubeconfig/contents",
     ),
     *(
-        "apiserver/kubeconfig",
+        "kubeconfig/reader",
         "iptables/launcher",
         "config/regularfile",
         "host/rundir",
-        "apiserver/urls",
+        "kubeconfig/urls",
         "apiserver/follower",
         "apiserver/resources",
     ),
@@ -181,7 +181,7 @@ def messages() -> dict[str, str]:
         if (call.module, call.text) == ("apiserver/client", "%s"):
             # Its words are made where the kubeconfig is read.
             danger = "anybody on the way can steer this node's traffic"
-            for text in returned("apiserver/credentials", "_warning"):
+            for text in returned("kubeconfig/credentials", "_warning"):
                 found[text.removesuffix("...") + danger] = call.level
         elif (call.module, call.text) == ("sync/log", "%s (%s)"):
             found["SERVICE: ... (REASON)"] = call.level

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ipvs_node_agent.apiserver.credentials import Credentials, load_credentials
-from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kubeconfig.credentials import Credentials, load_credentials
+from ipvs_node_agent.kubeconfig.reader import Reader
 
 URL = "https://127.0.0.1:6443"
 # What no message may show.

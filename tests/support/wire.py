@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.apiserver.credentials import Credentials
+from ipvs_node_agent.kubeconfig.credentials import Credentials
 
 
 class Response:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.apiserver.kubeconfig import Reader, settings
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kubeconfig.reader import Reader, settings
 from tests.support.execplugin import kubeconfig
 from tests.support.pki import Pki, plain_kubeconfig
 from tests.support.places import STANDIN

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.apiserver.kubeconfig import MissingError
 from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.kubeconfig.reader import MissingError
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.pki import Pki, plain_kubeconfig

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.apiserver.kubeconfig import refused
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Validity
 from ipvs_node_agent.check.finding import OK
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import UsageError
+from ipvs_node_agent.kubeconfig.reader import refused
 from ipvs_node_agent.model.addresses import FAMILIES, parse_address, parse_network
 from tests.support.cluster import node, service
 from tests.support.nodefacts import DAY, NOW, SERVER, bad, cluster, facts, nat, says

@@ -20,14 +20,14 @@ import yaml
 
 from ipvs_node_agent import cli
 from ipvs_node_agent.apiserver import client, resources
-from ipvs_node_agent.apiserver.credentials import load_credentials
-from ipvs_node_agent.apiserver.kubeconfig import Reader
 from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.commands import run
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.rundir import directory
 from ipvs_node_agent.host.systemd import ServiceManager
+from ipvs_node_agent.kubeconfig.credentials import load_credentials
+from ipvs_node_agent.kubeconfig.reader import Reader
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service

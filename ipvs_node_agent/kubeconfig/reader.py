@@ -23,8 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from ipvs_node_agent.apiserver import urls
-from ipvs_node_agent.apiserver.kubeconfigfile import (
+from ipvs_node_agent.config import regularfile
+from ipvs_node_agent.config.regularfile import Unfit
+from ipvs_node_agent.errors import RefusedError, one_line
+from ipvs_node_agent.host import isolated
+from ipvs_node_agent.host.isolated import Child
+from ipvs_node_agent.kubeconfig import urls
+from ipvs_node_agent.kubeconfig.contents import (
     Fingerprint,
     content,
     current,
@@ -33,11 +38,6 @@ from ipvs_node_agent.apiserver.kubeconfigfile import (
     named_file,
     text,
 )
-from ipvs_node_agent.config import regularfile
-from ipvs_node_agent.config.regularfile import Unfit
-from ipvs_node_agent.errors import RefusedError, one_line
-from ipvs_node_agent.host import isolated
-from ipvs_node_agent.host.isolated import Child
 
 # An exec plugin may ask some server for a token, and a busy node takes long to import the package.
 _TIME_LIMIT = 120

@@ -24,13 +24,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver import client
-from ipvs_node_agent.apiserver.credentials import Credentials
-from ipvs_node_agent.apiserver.kubeconfig import Reader, Settings, settings
-from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.yamlloader import NotYaml, compose
 from ipvs_node_agent.config.yamlloader import load as load_yaml
 from ipvs_node_agent.errors import AgentError, UsageError
+from ipvs_node_agent.kubeconfig.contents import fingerprint
+from ipvs_node_agent.kubeconfig.credentials import Credentials
+from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
 from tests.support.examples import examples
 from tests.support.pki import Pki
 from tests.support.rawobjects import mapping, mostly, spoilt

@@ -17,12 +17,12 @@ from typing import Any, Callable
 import pytest
 import yaml
 
-from ipvs_node_agent.apiserver import kubeconfig as kubeconfigreader
 from ipvs_node_agent.apiserver.client import Api, ApiError
-from ipvs_node_agent.apiserver.credentials import load_credentials
-from ipvs_node_agent.apiserver.kubeconfig import Reader, Settings, settings
 from ipvs_node_agent.config import regularfile
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kubeconfig import reader as kubeconfigreader
+from ipvs_node_agent.kubeconfig.credentials import load_credentials
+from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
 from tests.support.apiserver import ApiServer
 from tests.support.execplugin import (
     URL,
@@ -276,7 +276,7 @@ def test_who_needs_no_credentials_waits_for_nobody_who_reads_them(
 def test_a_program_ends_with_the_process_that_asks_for_it(number: int, hanging: Hanging) -> None:
     """However that ends."""
     code = (
-        "import pathlib, sys; from ipvs_node_agent.apiserver.kubeconfig import Reader;"
+        "import pathlib, sys; from ipvs_node_agent.kubeconfig.reader import Reader;"
         " Reader(pathlib.Path(sys.argv[1])).read()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

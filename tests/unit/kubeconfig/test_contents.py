@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ipvs_node_agent.apiserver.kubeconfigfile import fingerprint
+from ipvs_node_agent.kubeconfig.contents import fingerprint
 from tests.support.kubeconfigs import HOSTS, SECRET, URL, document, load, refusal, write
 from tests.support.pki import Pki
 

@@ -10,7 +10,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.apiserver.urls import host, parse, proxy, server
+from ipvs_node_agent.kubeconfig.urls import host, parse, proxy, server
 from tests.support.examples import examples
 
 

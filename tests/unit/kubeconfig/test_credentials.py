@@ -10,7 +10,7 @@ import pytest
 import urllib3
 from cryptography.hazmat.primitives import serialization
 
-from ipvs_node_agent.apiserver.credentials import Credentials
+from ipvs_node_agent.kubeconfig.credentials import Credentials
 from tests.support.apiserver import ApiServer
 from tests.support.kubeconfigs import HOSTS, SECRET, URL, document, load, refusal, write
 from tests.support.pki import Pki, plain_kubeconfig

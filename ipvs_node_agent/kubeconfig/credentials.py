@@ -8,32 +8,21 @@ as long as the certificate is valid.
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import urllib3
 from urllib3.util.ssl_ import create_urllib3_context
 
-from ipvs_node_agent.apiserver import urls
-from ipvs_node_agent.apiserver.answer import POOL_CLASSES
-from ipvs_node_agent.apiserver.kubeconfig import File, Reader, Settings, refused
+from ipvs_node_agent.kubeconfig import urls
+from ipvs_node_agent.kubeconfig.connections import pool
+from ipvs_node_agent.kubeconfig.reader import File, Reader, Settings, refused
 
 _NODE_USER = "system:node:"
-
-# A connection whose peer vanished is given up within 45 s, so that its watch is replaced within 60.
-_SOCKET_OPTIONS = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 25),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 45_000),
-]
 
 
 @dataclass(frozen=True)
@@ -74,33 +63,13 @@ def load_credentials(reader: Reader) -> Credentials:
         settings.server,
         settings.user,
         headers,
-        _pool(settings, _ssl_context(reader.path, settings)),
+        pool(settings, _ssl_context(reader.path, settings)),
         # Where connections are opened to.
         urls.parse(settings.proxy or settings.server, "https", "http").address,
         _warning(settings),
         settings.short_lived,
         settings.valid,
     )
-
-
-def _pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
-    options: dict[str, Any] = {
-        "maxsize": 4,
-        "retries": False,
-        "ssl_context": context,
-        # Debian's urllib3 1.26 would set it to required in the context otherwise.
-        "cert_reqs": context.verify_mode,
-        "socket_options": _SOCKET_OPTIONS,
-    }
-    if settings.server_name:
-        options["server_hostname"] = settings.server_name
-    pool = urllib3.PoolManager(**options)
-    if settings.proxy:
-        authorization = settings.proxy_authorization
-        headers = {"proxy-authorization": authorization} if authorization else None
-        pool = urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
-    pool.pool_classes_by_scheme = POOL_CLASSES
-    return pool
 
 
 def _warning(settings: Settings) -> str:
