@@ -136,7 +136,7 @@ def _used(facts: Facts) -> list[TableFacts]:
 
 
 def _concerns(facts: Facts, family: Family) -> bool:
-    """Whether the node speaks the family; as long as nobody knows, it speaks IPv4 alone."""
+    """Whether the node has the family; as long as nobody knows, it has IPv4 alone."""
     node = facts.cluster.node
     spoken = [*(facts.configuration.config.pod_cidrs or ())]
     versions = {cidr.version for cidr in spoken} | ({4} if node is None else set())
@@ -317,7 +317,7 @@ def surroundings(facts: Facts) -> Iterator[Finding]:
         text = "the tool is missing; UDP flows that exist stay where they went before a change"
         yield Finding(WARN, "conntrack", text, "apt install conntrack")
     wanted = {"ipv4/ip_forward": "packets of pods are not forwarded"}
-    if _speaks_ipv6(facts):
+    if _has_ipv6(facts):
         wanted["ipv6/conf/all/forwarding"] = "packets of pods are not forwarded"
     wanted["ipv4/vs/conntrack"] = "what IPVS forwards is not masqueraded"
     bad = False
@@ -330,7 +330,7 @@ def surroundings(facts: Facts) -> Iterator[Finding]:
         yield Finding(OK, "kernel", "forwards packets")
 
 
-def _speaks_ipv6(facts: Facts) -> bool:
+def _has_ipv6(facts: Facts) -> bool:
     node = facts.cluster.node
     cidrs = facts.configuration.config.pod_cidrs or (node.pod_cidrs if node else ())
     return any(cidr.version == 6 for cidr in cidrs)

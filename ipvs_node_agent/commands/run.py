@@ -182,7 +182,7 @@ class _Loop:
         self._stopped = threading.Event()
         self._monitoring = Monitoring()
         self._status_socket = StatusSocket(directory(), self._status)
-        self._recorder = EventRecorder(lambda: self._monitoring.figures)
+        self._recorder = EventRecorder(lambda: self._monitoring.published)
         self._following = self._follow()
         self._launcher = launch(manager.alive)
         self._conntrack = Conntrack(launch)
@@ -275,7 +275,7 @@ class _Loop:
             sentence += f"; going on with the old configuration: {self._config_fault}"
         self._manager.status(sentence)
         self._manager.alive()
-        self._monitoring.figures = Published(
+        self._monitoring.published = Published(
             turned=time.monotonic(),
             ready=self._ready,
             sentence=sentence,

@@ -44,21 +44,21 @@ class Child:
         self._over = False
 
     def __enter__(self) -> Child:
-        held, self._leash = os.pipe()
+        watched, self._leash = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603  (no shell, and the arguments are ours)
-                command(self._module, str(held), *self._arguments),
+                command(self._module, str(watched), *self._arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[held],
+                pass_fds=[watched],
                 start_new_session=True,
             )
         except OSError:
             os.close(self._leash)
             raise
         finally:
-            os.close(held)
+            os.close(watched)
         return self
 
     def __exit__(self, *_: object) -> None:

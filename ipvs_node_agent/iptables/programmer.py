@@ -80,7 +80,7 @@ class How(enum.Enum):
     READ = enum.auto()
     WRITTEN = enum.auto()
     # Somebody may have changed it since.
-    DOUBTED = enum.auto()
+    UNCERTAIN = enum.auto()
 
 
 class Knowledge(NamedTuple):
@@ -91,13 +91,13 @@ class Knowledge(NamedTuple):
     """
 
     left: Found | None = None
-    how: How = How.DOUBTED
+    how: How = How.UNCERTAIN
     drift: tuple[str, ...] = ()
 
     @property
     def certain(self) -> Found | None:
         """What the table holds; None where that is not certain."""
-        return None if self.how is How.DOUBTED else self.left
+        return None if self.how is How.UNCERTAIN else self.left
 
     def read(self, found: Found) -> Knowledge:
         """The table was read, and holds `found`."""
@@ -108,9 +108,9 @@ class Knowledge(NamedTuple):
         """A write made the table hold `found`."""
         return self._replace(left=found, how=How.WRITTEN)
 
-    def doubted(self) -> Knowledge:
+    def uncertain(self) -> Knowledge:
         """The table may have become another one."""
-        return self._replace(how=How.DOUBTED)
+        return self._replace(how=How.UNCERTAIN)
 
 
 class Programmer:
@@ -143,7 +143,7 @@ class Programmer:
 
     def read(self, expected: Ruleset = _NOTHING) -> Found:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
-        self.doubt()
+        self.resync()
         found = parse_save(self._table.save(), self._owns, expected.chains)
         self._known = self._known.read(found)
         return found
@@ -155,7 +155,7 @@ class Programmer:
         that belongs there.
         """
         if self.heard():
-            self.doubt()
+            self.resync()
         for _ in range(_OVERTAKEN):
             looked, found = self._known.certain is None, self._found(wanted)
             try:
@@ -176,7 +176,7 @@ class Programmer:
         """Whether others changed the table since the last look, told or not. Raises TableError."""
         seen = self._known.left
         changed = self.read(wanted) != seen
-        self.doubt()
+        self.resync()
         return changed
 
     def _make(self, found: Found, wanted: Ruleset, looked: bool) -> Change:
@@ -221,7 +221,7 @@ class Programmer:
 
     def _write(self, change: Change) -> None:
         """Applies `change`; until all of it is there, nothing is certain."""
-        self.doubt()
+        self.resync()
         for part in change.parts():
             text = restore_input(part)
             try:
@@ -260,9 +260,9 @@ class Programmer:
         self._known = self._known.written(after)
         return True
 
-    def doubt(self) -> None:
+    def resync(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
-        self._known = self._known.doubted()
+        self._known = self._known.uncertain()
 
 
 def _fitting(found: Found, wanted: Ruleset) -> Change:

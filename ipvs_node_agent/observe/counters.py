@@ -134,16 +134,16 @@ def _growth(before: Seen | None, now: Seen) -> Count:
 
 
 class Sampler:
-    """Looks at the tables that `figures` tells of, when asked to; `writes` are those of each."""
+    """Looks at the tables of what is `published`, when asked to; `writes` are those of each."""
 
     def __init__(
         self,
-        figures: Callable[[], Published],
+        published: Callable[[], Published],
         writes: Mapping[Family, Writes],
         launcher: Launcher | None = None,
         save: Callable[[Launcher, Family, str], str] | None = None,
     ) -> None:
-        self._figures, self._writes = figures, writes
+        self._published, self._writes = published, writes
         self._launcher, self._save = launcher or launch(), save or _saved
         self._ledger = Ledger()
         self._sums: Mapping[Series, Count] = {}
@@ -192,28 +192,28 @@ class Sampler:
 
     def _looked(self) -> Mapping[Series, Count] | None:
         """The sums after one more look; None where the tables cannot be read."""
-        figures = self._figures()
+        published = self._published()
         found: dict[Place, Seen] = {}
         try:
-            for family, table in figures.agent.families.items():
+            for family, table in published.agent.families.items():
                 if table.services:
-                    found.update(self._table(figures, family))
+                    found.update(self._table(published, family))
         except TableError as error:
             log.debug("cannot read the packet counters: %s", error)
             return None
         return self._ledger.take(found)
 
-    def _table(self, figures: Published, family: Family) -> dict[Place, Seen]:
+    def _table(self, published: Published, family: Family) -> dict[Place, Seen]:
         writes = self._writes[family]
         before = writes.numbers()
-        saved = self._save(self._launcher, family, figures.backend)
+        saved = self._save(self._launcher, family, published.backend)
         started = time.monotonic()
         done = writes.done(_WRITE_SECONDS)
         self._waited += time.monotonic() - started
         if not done:
             raise TableError(str(family), "a write takes too long")
         after = writes.numbers()
-        found = found_in(f"{figures.backend} {family}", saved, figures.chains)
+        found = found_in(f"{published.backend} {family}", saved, published.chains)
         return {
             place: Seen(count, _write(place[1], before, after)) for place, count in found.items()
         }

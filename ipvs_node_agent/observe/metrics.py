@@ -76,10 +76,10 @@ class Metrics:
     def __init__(
         self,
         meters: Meters,
-        figures: Callable[[], Published],
+        published: Callable[[], Published],
         sums: Callable[[], Mapping[Series, Count] | None],
     ) -> None:
-        self._meters, self._figures, self._sums = meters, figures, sums
+        self._meters, self._published, self._sums = meters, published, sums
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -96,13 +96,13 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """All metrics but the process' and the Services'."""
-        figures = self._figures()
+        published = self._published()
         yield _family(GaugeMetricFamily, "build_info", "The version.", "version", "python_version")(
             {(__version__, platform.python_version()): 1}
         )
         yield from self._meters.collect()
-        yield from _of_families(figures)
-        yield from _of_all(figures)
+        yield from _of_families(published)
+        yield from _of_all(published)
 
 
 def _family(kind: Any, name: str, text: str, *labels: str) -> Callable[[Mapping[Any, Any]], Metric]:
@@ -117,8 +117,8 @@ def _family(kind: Any, name: str, text: str, *labels: str) -> Callable[[Mapping[
     return fill
 
 
-def _of_families(figures: Published) -> Iterator[Metric]:
-    by_family = figures.agent.families
+def _of_families(published: Published) -> Iterator[Metric]:
+    by_family = published.agent.families
     gauges: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
         ("services", "Services with rules.", lambda f: f.services),
         ("rules", "Rules in the agent's chains.", lambda f: f.rules),
@@ -143,8 +143,8 @@ def _of_families(figures: Published) -> Iterator[Metric]:
     )({str(family): table.failures for family, table in by_family.items()})
 
 
-def _of_all(figures: Published) -> Iterator[Metric]:
-    agent = figures.agent
+def _of_all(published: Published) -> Iterator[Metric]:
+    agent = published.agent
     yield _family(
         CounterMetricFamily, "drift_repairs", "Repairs of what others did to the rules.", "reason"
     )(agent.repairs)
@@ -156,13 +156,13 @@ def _of_all(figures: Published) -> Iterator[Metric]:
     )(agent.restarts)
     yield _family(
         GaugeMetricFamily, "config_stale", "1 where the configuration file is not what is in use."
-    )({(): int(figures.config_stale)})
-    if figures.expires is not None:
+    )({(): int(published.config_stale)})
+    if published.expires is not None:
         yield _family(
             GaugeMetricFamily,
             "credentials_expiry_timestamp_seconds",
             "When the client certificate in use expires.",
-        )({(): figures.expires})
+        )({(): published.expires})
 
 
 def _of_services(sums: Mapping[Series, Count]) -> Iterator[str]:

@@ -48,11 +48,11 @@ class Condition:
     message: str
 
 
-def conditions(figures: Published, now: float) -> Iterator[Condition]:
+def conditions(published: Published, now: float) -> Iterator[Condition]:
     """What there is to tell at the monotonic time `now`, at most one of each reason."""
-    if sickness(figures, now):
-        yield Condition(PROGRAMMING_FAILED, f"no change reaches the kernel: {figures.sentence}")
-    agent = figures.agent
+    if sickness(published, now):
+        yield Condition(PROGRAMMING_FAILED, f"no change reaches the kernel: {published.sentence}")
+    agent = published.agent
     if unneeded_in(agent.proxy_mode):
         text = f"kube-proxy is in {agent.proxy_mode} mode, which needs no ipvs-node-agent"
         yield Condition(NOT_NEEDED, text)
@@ -120,12 +120,12 @@ def event(
 
 
 class EventRecorder:
-    """Tells of what `figures` gives, in Events on the Node."""
+    """Tells of what is `published`, in Events on the Node."""
 
     def __init__(
-        self, figures: Callable[[], Published], clock: Callable[[], float] = time.monotonic
+        self, published: Callable[[], Published], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._figures, self._clock = figures, clock
+        self._published, self._clock = published, clock
         self._schedule = Schedule()
         self._fault = Once()
         # With other credentials there is another thread, and the last one may not be through.
@@ -145,7 +145,7 @@ class EventRecorder:
     def _tell(self, api: Api, node_name: Callable[[], str]) -> bool:
         now = self._clock()
         try:
-            for condition in self._schedule.due(conditions(self._figures(), now), now):
+            for condition in self._schedule.due(conditions(self._published(), now), now):
                 body = event(node_name(), condition.reason, condition.message)
                 api.post(_PATH, body, "create Events", _READ_TIMEOUT)
                 self._schedule.tell(condition, now)

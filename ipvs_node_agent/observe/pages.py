@@ -27,16 +27,16 @@ _INDEX = b"ipvs-node-agent: see /metrics, /healthz and /readyz\n"
 
 
 class Monitoring:
-    """Serves the `figures` that are put here, at the address that the configuration has."""
+    """Serves what is `published` here, at the address that the configuration has."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.figures = Published(clock())
+        self.published = Published(clock())
         self.meters = Meters()
         self.writes = {family: Writes() for family in FAMILIES}
-        self.sampler = Sampler(lambda: self.figures, self.writes)
+        self.sampler = Sampler(lambda: self.published, self.writes)
         self._service_metrics = True
-        self._metrics = Metrics(self.meters, lambda: self.figures, self._sums)
+        self._metrics = Metrics(self.meters, lambda: self.published, self._sums)
         self._server: WebServer | None = None
 
     def configure(self, config: Config) -> None:
@@ -63,17 +63,17 @@ class Monitoring:
         if path == "/metrics":
             return Page(200, self._metrics.text(), metrics.CONTENT_TYPE)
         if path == "/healthz":
-            return _verdict(sickness(self.figures, self._clock()))
+            return _verdict(sickness(self.published, self._clock()))
         if path == "/readyz":
-            figures = self.figures
-            return _verdict("" if figures.ready else f"not ready: {figures.sentence}")
+            published = self.published
+            return _verdict("" if published.ready else f"not ready: {published.sentence}")
         return Page(200, _INDEX) if path == "/" else Page(404, _INDEX)
 
     def report(self, view: View | None) -> Report:
         """What `status` tells; `view` is None where the main loop does not answer."""
         sums = self.sampler.sums(_STATUS_PATIENCE) if view is not None else {}
         ahead = time.time() - self._clock()
-        return report(self.figures, view, sums, lambda moment: moment + ahead)
+        return report(self.published, view, sums, lambda moment: moment + ahead)
 
     def _sums(self) -> Mapping[Series, Count] | None:
         return self.sampler.sums(_SCRAPE_PATIENCE) if self._service_metrics else None

@@ -75,7 +75,7 @@ class Report:
 
 
 def report(
-    figures: Published,
+    published: Published,
     view: View | None,
     sums: Mapping[Series, Count],
     now: Callable[[float], float],
@@ -86,13 +86,13 @@ def report(
     """
     hanging = Report(
         HANGING,
-        figures.sentence,
-        now(figures.turned),
+        published.sentence,
+        now(published.turned),
         __version__,
-        backend=figures.backend,
+        backend=published.backend,
         families=tuple(
             FamilyReport(str(family), table.services, table.rules, table.chains)
-            for family, table in figures.agent.families.items()
+            for family, table in published.agent.families.items()
         ),
     )
     if view is None:

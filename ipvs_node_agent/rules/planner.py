@@ -74,7 +74,7 @@ class Planner:
         self._tree = Tree(family, (names.prerouting, names.output), self._limit)
         self._jumps = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
         # What became of each address: who has rules for it, and who was refused it.
-        self._having: dict[Address, tuple[str, ...]] = {}
+        self._served: dict[Address, tuple[str, ...]] = {}
         self._refused: dict[Address, tuple[Problem, ...]] = {}
         # For how many addresses a Service has rules.
         self._addresses: Counter[str] = Counter()
@@ -94,13 +94,13 @@ class Planner:
             self._tree.place(address, self._entries(address))
 
     @property
-    def having(self) -> Mapping[Address, tuple[str, ...]]:
+    def served(self) -> Mapping[Address, tuple[str, ...]]:
         """The addresses that have rules, and the Services that they are for; a copy."""
-        return self._having.copy()
+        return self._served.copy()
 
     def holders(self, address: Address) -> tuple[str, ...]:
         """The Services that have rules for `address`."""
-        return self._having.get(address, ())
+        return self._served.get(address, ())
 
     @property
     def services(self) -> int:
@@ -123,13 +123,13 @@ class Planner:
     def plan(self) -> Plan:
         """What is wanted now."""
         problems = tuple(sorted(p for found in self._refused.values() for p in found))
-        if not (self._writer.has_family or self._having):
+        if not (self._writer.has_family or self._served):
             # The node is not in this family: not even an empty chain belongs there.
             return Plan(Ruleset(), problems)
         few = len(self._addresses) <= self._limit
         flat = few and self._tree.weight <= max(_FLAT_WEIGHT, 4 * self._limit)
         chains = self._tree.chains(flat)
-        if not self._having:
+        if not self._served:
             return Plan(Ruleset(chains, self._jumps), problems)
         if not self._own_mark:
             ruleset = Ruleset(chains, self._jumps, needs=self._kubernetes_mark)
@@ -142,7 +142,7 @@ class Planner:
         """The rules for `address` as its claims are now; takes note of who has it."""
         claims, problems = self._claims.awarded(address)
         entries: Entries = {}
-        having = []
+        served = []
         for claim in claims:
             if self._writer.rule_bound(claim) > MOST_RULES:
                 why = f"over {MOST_RULES} rules for one Service"
@@ -151,23 +151,23 @@ class Planner:
                 continue
             found = self._writer.entries(address, claim)
             if found:
-                having.append(claim.service.key)
+                served.append(claim.service.key)
                 entries.update(found)
-        self._note(address, tuple(having), tuple(problems))
+        self._note(address, tuple(served), tuple(problems))
         return entries
 
     def _note(
-        self, address: Address, having: tuple[str, ...], problems: tuple[Problem, ...]
+        self, address: Address, served: tuple[str, ...], problems: tuple[Problem, ...]
     ) -> None:
-        before = self._having.pop(address, ())
-        if before != having:
+        before = self._served.pop(address, ())
+        if before != served:
             self._addresses.subtract(before)
-            self._addresses.update(having)
+            self._addresses.update(served)
             for key in before:
                 if not self._addresses[key]:
                     del self._addresses[key]
-        if having:
-            self._having[address] = having
+        if served:
+            self._served[address] = served
         self._refused.pop(address, None)
         if problems:
             self._refused[address] = problems

@@ -157,7 +157,7 @@ class Agent:
         cluster = self._inputs.cluster
         served: dict[Address, tuple[str, ...]] = {}
         for table in self._tables.values():
-            served.update(table.wanted.planner.having)
+            served.update(table.wanted.planner.served)
         errors = [table.last_error for table in self._tables.values()]
         errors.append(self._notices.last_trouble)
         return View(

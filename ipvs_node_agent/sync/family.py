@@ -100,7 +100,7 @@ class FamilyTable:
 
     def resync(self) -> None:
         """Has the next `sync` read the table, whatever the kernel says."""
-        self._programmer.doubt()
+        self._programmer.resync()
 
     def plan(
         self,
@@ -270,11 +270,11 @@ class FamilyTable:
         """Has UDP flows start anew that the rules are about which changed."""
         if self._conntrack is None:
             return
-        flows = [each for each in changed_flows(change) if self._speaks_udp(each.service)]
+        flows = [each for each in changed_flows(change) if self._has_udp(each.service)]
         if flows:
             self._conntrack.forget(self._family, flows, self.wanted.basis.node.addresses)
 
-    def _speaks_udp(self, key: str) -> bool:
+    def _has_udp(self, key: str) -> bool:
         before = self._written.services if self._written is not None else Services()
         return any(
             port.protocol == "udp"

@@ -92,7 +92,7 @@ MUTATIONS = [
         "a write that failed is believed",
         "iptables/programmer.py",
         '        """Applies `change`; until all of it is there, nothing is certain."""\n'
-        "        self.doubt()\n",
+        "        self.resync()\n",
         '        """Applies `change`; until all of it is there, nothing is certain."""\n',
     ),
     (
@@ -116,7 +116,7 @@ MUTATIONS = [
     (
         "what is told of drift is not heard",
         "iptables/programmer.py",
-        "        if self.heard():\n            self.doubt()\n",
+        "        if self.heard():\n            self.resync()\n",
         "",
     ),
     # Failures.

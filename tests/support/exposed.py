@@ -22,9 +22,9 @@ def text() -> str:
         refusals=frozenset({Problem("default/bad", "Loopback", "refused")}),
         restarts=dict.fromkeys(RESTART_REASONS, 1),
     )
-    figures = Published(-math.inf, agent=agent, expires=1.0)
+    published = Published(-math.inf, agent=agent, expires=1.0)
     sums = {("default/web", path): Count(1, 60) for path in (POD, HOST)}
-    return Metrics(Meters(), lambda: figures, lambda: sums).text().decode()
+    return Metrics(Meters(), lambda: published, lambda: sums).text().decode()
 
 
 def series() -> dict[str, dict[str, set[str]]]:

@@ -1,4 +1,4 @@
-"""An agent's figures, and what is served of them."""
+"""An agent's published, and what is served of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.promlint import value
 
 
 class Bed:
-    """Monitoring of figures that are the test's, and no address."""
+    """Monitoring of published that are the test's, and no address."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
@@ -27,7 +27,7 @@ class Bed:
 
     def watch(self, node: Node) -> None:
         """Publishes what the agent on `node` is, as the main loop does."""
-        self.monitoring.figures = Published(
+        self.monitoring.published = Published(
             node.clock.now, ready=True, sentence="As it is", agent=node.agent.state()
         )
 

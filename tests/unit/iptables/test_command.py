@@ -89,7 +89,7 @@ def test_a_failure_says_what_it_is(
     does: str, why: str, hint: str, fields: dict[str, Any], script: Path, launcher: Launcher
 ) -> None:
     error = failure(script, does, launcher)
-    nothing = {"line": None, "by_content": False, "hung": False, "locked": False, "missing": False}
+    nothing = {"line": None, "by_content": False, "hung": False, "locked": False}
     assert (error.what, error.why, error.hint) == (NAME, why, hint)
     assert {name: getattr(error, name) for name in nothing} == {**nothing, **fields}
 
@@ -102,7 +102,6 @@ def test_what_takes_too_long_is_killed_and_says_so(script: Path, launcher: Launc
 def test_what_is_not_there_says_what_it_comes_with(script: Path, launcher: Launcher) -> None:
     with pytest.raises(TableError, match=r"not found \(apt install iptables\)") as raised:
         start(launcher, NAME, [])
-    assert raised.value.missing
 
 
 def test_what_cannot_be_started_says_why(script: Path, launcher: Launcher) -> None:

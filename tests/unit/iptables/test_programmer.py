@@ -97,11 +97,11 @@ def test_a_text_from_before_our_own_write_is_not_gone_by(
     assert programmer.check(OTHER).written == OTHER.chains
 
 
-def test_a_doubt_has_the_table_read_whatever_it_says(programmer: Programmer, table: Table) -> None:
+def test_a_resync_reads_the_table_whatever_it_says(programmer: Programmer, table: Table) -> None:
     table.says = Since.UNCHANGED
     meddle(table)
     assert not programmer.check(WANTED)
-    programmer.doubt()
+    programmer.resync()
     assert programmer.check(WANTED).written == WANTED.chains
 
 
@@ -213,10 +213,10 @@ def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:
     known = Knowledge().read(before)
     assert known == Knowledge(before, How.READ)
     assert known.certain is before
-    doubted = known.doubted()
-    assert doubted.certain is None
-    assert doubted.read(now) == Knowledge(now, How.READ, ("ChainFlushed",))
-    assert doubted.read(now).read(before).drift == ("ChainFlushed", "ChainChanged")
+    uncertain = known.uncertain()
+    assert uncertain.certain is None
+    assert uncertain.read(now) == Knowledge(now, How.READ, ("ChainFlushed",))
+    assert uncertain.read(now).read(before).drift == ("ChainFlushed", "ChainChanged")
     assert known.written(now) == Knowledge(now, How.WRITTEN)
     # Of what nobody knows nobody can tell what others did to it.
     assert Knowledge().read(now).drift == ()

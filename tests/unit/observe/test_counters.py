@@ -193,8 +193,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
 @pytest.fixture
 def sampler(tables: Tables) -> Iterator[Sampler]:
     families = {IPV4: FamilyState(services=1), IPV6: FamilyState()}
-    figures = Published(0.0, agent=AgentState(families), backend="nft")
-    made = Sampler(lambda: figures, {IPV4: tables.writes}, Launcher({}), tables.save)
+    published = Published(0.0, agent=AgentState(families), backend="nft")
+    made = Sampler(lambda: published, {IPV4: tables.writes}, Launcher({}), tables.save)
     yield made
     tables.release.set()
     made.stop()

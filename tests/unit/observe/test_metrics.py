@@ -59,8 +59,8 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
 def whole(bed: Bed) -> str:
     """All metrics, with a sample of each."""
     bed.watch(running(web("127.0.0.1", EXTERNAL_4)))
-    bed.monitoring.figures = Published(
-        **{**vars(bed.monitoring.figures), "expires": 1_900_000_000, "config_stale": True}
+    bed.monitoring.published = Published(
+        **{**vars(bed.monitoring.published), "expires": 1_900_000_000, "config_stale": True}
     )
     bed.sums = {("default/web", POD): Count(3, 180), ("default/web", HOST): Count(5, 300)}
     return bed.text()
@@ -167,7 +167,7 @@ def test_failures_are_counted(bed: Bed) -> None:
 def test_times_are_those_of_the_clock_on_the_wall(bed: Bed) -> None:
     now = time.monotonic()
     family = FamilyState(synced=now - 10, queued=now - 20)
-    bed.monitoring.figures = Published(now, agent=AgentState({IPV4: family, IPV6: FamilyState()}))
+    bed.monitoring.published = Published(now, agent=AgentState({IPV4: family, IPV6: FamilyState()}))
     for name, ago in (("last_sync", 10), ("last_queued", 20)):
         moment = bed.value(f"{name}_timestamp_seconds", ip_family="IPv4")
         assert moment == pytest.approx(time.time() - ago, abs=1)

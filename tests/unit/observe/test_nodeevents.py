@@ -38,8 +38,8 @@ def having(**known: object) -> Published:
     return replace(WELL, agent=AgentState(**known))  # type: ignore[arg-type]
 
 
-def told(figures: Published, now: float = NOW) -> dict[str, str]:
-    return {condition.reason: condition.message for condition in conditions(figures, now)}
+def told(published: Published, now: float = NOW) -> dict[str, str]:
+    return {condition.reason: condition.message for condition in conditions(published, now)}
 
 
 # What there is to tell
@@ -148,14 +148,14 @@ def test_a_message_is_no_longer_than_the_api_server_takes() -> None:
 
 
 class Recording:
-    """An `EventRecorder` at an API server, with figures and a clock that are the test's."""
+    """An `EventRecorder` at an API server, with published and a clock that are the test's."""
 
     def __init__(self, server: ApiServer, directory: Path) -> None:
         kubeconfig = directory / "kubelet.conf"
         plain_kubeconfig(kubeconfig, server.url, "worker-1")
         self.server, self.api, self.clock = server, Api(kubeconfig), Clock()
-        self.figures = having(refusals=frozenset({BAD}))
-        self.recorder = EventRecorder(lambda: self.figures, self.clock)
+        self.published = having(refusals=frozenset({BAD}))
+        self.recorder = EventRecorder(lambda: self.published, self.clock)
 
     def turn(self) -> bool:
         return self.recorder.turn(self.api, lambda: "worker-1")

@@ -74,10 +74,10 @@ def test_a_main_loop_that_hangs_is_sickness(bed: Bed) -> None:
 
 
 def test_readiness_begins_with_the_first_sync(bed: Bed) -> None:
-    bed.monitoring.figures = Published(0.0, sentence="Waiting: for something")
+    bed.monitoring.published = Published(0.0, sentence="Waiting: for something")
     page = bed.monitoring.page("/readyz")
     assert (page.status, page.body) == (503, b"not ready: Waiting: for something\n")
-    bed.monitoring.figures = Published(0.0, ready=True)
+    bed.monitoring.published = Published(0.0, ready=True)
     assert bed.monitoring.page("/readyz").status == 200
 
 

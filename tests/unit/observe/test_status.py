@@ -34,11 +34,11 @@ from tests.support.reports import WHOLE
 
 def told(node: Node, **sums: Count) -> Report:
     """The report of the agent on `node`, whose clock is 1000 s behind the one on the wall."""
-    figures = Published(
+    published = Published(
         node.clock.now, sentence=node.agent.sentence(), agent=node.agent.state(), backend="nft"
     )
     paths = {("default/web", path): count for path, count in sums.items()}
-    return status.report(figures, node.agent.view(), paths, lambda moment: moment + 1000)
+    return status.report(published, node.agent.view(), paths, lambda moment: moment + 1000)
 
 
 # 1. Out of the agent
@@ -107,8 +107,8 @@ def test_an_agent_that_knows_nothing_yet_is_not_in_sync() -> None:
 
 
 def test_an_agent_that_does_not_answer_is_told_by_its_last_sentence() -> None:
-    figures = Published(500.0, sentence="In sync; ...", backend="nft")
-    made = status.report(figures, None, {}, lambda moment: moment + 1000)
+    published = Published(500.0, sentence="In sync; ...", backend="nft")
+    made = status.report(published, None, {}, lambda moment: moment + 1000)
     assert (made.state, made.sentence, made.since) == (status.HANGING, "In sync; ...", 1500.0)
 
 
