@@ -291,11 +291,22 @@ class _Loop:
         end = math.inf
         while not self._ended and time.monotonic() <= end:
             try:
-                work = self._queue.get(timeout=timeout)
+                work = self._next(timeout)
             except queue.Empty:
                 return
             end, timeout = min(end, time.monotonic() + _TAKING_SECONDS), 0.0
             work()
+
+    def _next(self, timeout: float) -> Callable[[], object]:
+        """What is next in the queue, waited for; raises queue.Empty."""
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            if timeout <= 0:
+                raise
+        # Only behind a look that found nothing: after a `get` that need not wait, one with a
+        # timeout may find its lock free, and in Python 3.9 and 3.11 then wait for ever.
+        return self._queue.get(timeout=timeout)
 
     def _look_around(self, now: float) -> None:
         if now >= self._backend_due:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -230,6 +232,23 @@ def test_a_signal_ends_the_command_with_status_0_and_leaves_the_rules(
     assert setting.run_while(lambda: holds(kernel, WEB_ENTRY), setting.command, end) == 0
     holds(kernel, WEB_ENTRY)
     assert said(caplog, "stopped; the rules stay in place")
+
+
+@pytest.mark.once("oldest")
+@pytest.mark.parametrize("timeout", [0.0, 1e-5])
+def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting, kernel: Kernel) -> None:
+    """Behind a `get` that need not wait, Python 3.9's SimpleQueue may wait for ever."""
+    loop = run._Loop(setting.path, Config(kubeconfig=str(setting.kubeconfig)), setting.told)
+    late: list[bool] = []
+    alarm = threading.Timer(10, lambda: (late.append(True), loop._queue.put(int)))
+    alarm.start()
+    for _ in range(50_000):
+        loop._queue.put(int)
+        loop._next(timeout)
+        with suppress(queue.Empty):
+            loop._next(timeout)
+        assert not late
+    alarm.cancel()
 
 
 def test_an_agent_that_is_only_constructed_does_nothing(

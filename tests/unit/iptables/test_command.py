@@ -100,7 +100,7 @@ def test_what_takes_too_long_is_killed_and_says_so(script: Path, launcher: Launc
 
 
 def test_what_is_not_there_says_what_it_comes_with(script: Path, launcher: Launcher) -> None:
-    with pytest.raises(TableError, match=r"not found \(apt install iptables\)") as raised:
+    with pytest.raises(TableError, match=r"not found \(apt install iptables\)"):
         start(launcher, NAME, [])
 
 
