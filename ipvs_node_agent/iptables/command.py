@@ -21,7 +21,7 @@ from ipvs_node_agent.iptables.launcher import Launcher, LaunchError, Running
 TIME_LIMIT = 30
 _SHOWN_STDERR = 4096
 # Services and cron start with a PATH that need not hold the system's own commands.
-_SEARCH = ":".join([*os.get_exec_path(), "/usr/sbin", "/sbin", "/usr/bin", "/bin"])
+_SYSTEM = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 # Exit statuses of iptables-restore that speak of its input, and of neither lock nor rights; and the
 # words of iptables-nft-restore, whose status for all that the kernel refuses is 4.
 _REFUSED = (1, 2)
@@ -62,14 +62,18 @@ def foreign(command: str) -> TableError:
     return TableError(command, why, FOREIGN_HINT)
 
 
+def _search() -> str:
+    return ":".join((*os.get_exec_path(), *_SYSTEM))
+
+
 def find(command: str) -> str | None:
     """Where `command` is on this machine."""
-    return shutil.which(command, path=_SEARCH)
+    return shutil.which(command, path=_search())
 
 
 def launch(alive: Callable[[], None] = lambda: None) -> Launcher:
     """What commands are started with; each has a time limit, and calls `alive` before."""
-    return Launcher({**os.environ, "PATH": _SEARCH, "LC_ALL": "C"}, alive)
+    return Launcher({**os.environ, "PATH": _search(), "LC_ALL": "C"}, alive)
 
 
 @dataclass(frozen=True)
