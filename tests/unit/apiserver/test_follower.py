@@ -404,7 +404,7 @@ def not_whole() -> Iterable[Any]:
     yield pytest.param(a_watch(line("ADDED", web("a")), error), id="it ends in an error")
 
 
-@pytest.mark.parametrize("answer", not_whole())
+@pytest.mark.parametrize("answer", list(not_whole()))
 def test_a_streaming_list_that_comes_to_nothing_is_asked_for_once(answer: Response) -> None:
     followed = follow(
         answer, a_list("7", "a"), a_watch(GONE), a_list("20"), a_watch(), resource=STREAMED

@@ -26,7 +26,7 @@ def launcher() -> Iterator[Launcher]:
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What stands in for the command."""
-    monkeypatch.setattr(command, "_SEARCH", str(tmp_path))
+    monkeypatch.setattr(command, "_search", lambda: str(tmp_path))
     return tmp_path / NAME
 
 
