@@ -240,7 +240,12 @@ def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting, kernel: K
     """Behind a `get` that need not wait, Python 3.9's SimpleQueue may wait for ever."""
     loop = run._Loop(setting.path, Config(kubeconfig=str(setting.kubeconfig)), setting.told)
     late: list[bool] = []
-    alarm = threading.Timer(10, lambda: (late.append(True), loop._queue.put(int)))
+
+    def end_it() -> None:
+        late.append(True)
+        loop._queue.put(int)
+
+    alarm = threading.Timer(10, end_it)
     alarm.start()
     for _ in range(50_000):
         loop._queue.put(int)
