@@ -234,6 +234,25 @@ def test_a_signal_ends_the_command_with_status_0_and_leaves_the_rules(
     assert said(caplog, "stopped; the rules stay in place")
 
 
+@pytest.mark.parametrize("what", ["Kernel.choose", "StatusSocket.start"])
+def test_a_start_that_fails_ends_with_its_own_reason(
+    what: str,
+    setting: Setting,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And not with that of something that is stopped though it never started."""
+
+    def refused(_: object) -> None:
+        raise RefusedError("the node", "is not what it should be")
+
+    name, _, method = what.partition(".")
+    monkeypatch.setattr(getattr(run, name), method, refused)
+    assert setting.command() == RefusedError.exit_status
+    assert capsys.readouterr().err.endswith("the node: is not what it should be\n")
+
+
 @pytest.mark.once("oldest")
 @pytest.mark.parametrize("timeout", [0.0, 1e-5])
 def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting, kernel: Kernel) -> None:
