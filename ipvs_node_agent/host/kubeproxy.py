@@ -19,7 +19,6 @@ from ipvs_node_agent.host.procfs import user_at_the_far_end
 
 # kube-proxy's metricsBindAddress, by default.
 _ADDRESS = ("127.0.0.1", 10249)
-# What all of a page may take.
 _SECONDS = 2.0
 _MOST_BYTES = 1 << 16
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from ipvs_node_agent.model.addresses import Address
 
-# One end of a connection: an address and a port.
 _End = tuple[Address, int]
 
 _PROC = Path("/proc")
@@ -40,12 +39,11 @@ def lock_holder(path: Path) -> int | None:
     """The process that holds a flock(2) on `path`, found without asking for the lock."""
     try:
         status = path.stat()
-        locks = (_PROC / "locks").read_text()
     except OSError:
         return None
     device = status.st_dev
     file = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
-    for line in locks.splitlines():
+    for line in _read("locks").splitlines():
         # NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE ...
         words = line.split()
         if len(words) > 5 and words[1] == "FLOCK" and words[5] == file:
@@ -58,25 +56,20 @@ def agent_processes() -> Iterator[Process]:
     found = {number: kind for number in _trusted() if (kind := _agent(number))}
     for number, kind in found.items():
         # What one of them is just starting looks like it for a moment.
-        if _parent(number) not in found:
+        if not found.keys() & _status(number, "PPid"):
             yield Process(number, kind)
 
 
-def _parent(number: int) -> int | None:
-    try:
-        return int((_PROC / f"{number}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def _agent(number: int) -> str:
+    """The name of the agent that a process runs as, if it is one."""
     program = _program(number)
     if program in _PREDECESSORS:
         return program
     if not program.startswith("python"):
         return ""
+    # Its arguments are its own memory: another account's may let us wait for them.
+    words = _read(f"{number}/cmdline", _MOST_BYTES).split("\0")[:-1]
     # Started by its script or by `python3 -m`.
-    words = _words(number)
     names = [os.path.basename(word) for word in words[:4]]
     ours = "ipvs-node-agent" in names or "ipvs_node_agent" in names
     return "ipvs-node-agent" if ours and "run" in words else ""
@@ -90,63 +83,40 @@ def process_called(program: str) -> int | None:
 def _trusted() -> Iterator[int]:
     """The processes of root and of who asks."""
     trusted = {0, os.geteuid()}
-    return (number for number in _processes() if _users(number) <= trusted)
+    for number in _processes():
+        # Those too that it may become again, as one with setuid.
+        users = _status(number, "Uid")
+        if users and users <= trusted:
+            yield number
 
 
-def _users(number: int) -> set[int]:
-    """The users, by number, that a process is, or may become again as one with setuid; or -1."""
-    try:
-        status = (_PROC / f"{number}/status").read_bytes()
-    except OSError:
-        return {-1}
-    found = re.search(rb"^Uid:([\t\d]+)$", status, re.MULTILINE)
-    return set(map(int, found[1].split())) if found else {-1}
-
-
-def _words(number: int) -> list[str]:
-    """A process's arguments. They are its own memory: another account's may let us wait for it."""
-    try:
-        with open(_PROC / f"{number}/cmdline", "rb", buffering=0) as file:
-            return file.read(_MOST_BYTES).decode("utf-8", "replace").split("\0")[:-1]
-    except OSError:
-        return []
+def _status(number: int, field: str) -> set[int]:
+    """The numbers under a field of a process's status."""
+    found = re.search(rf"^{field}:([\t0-9]+)$", _read(f"{number}/status"), re.MULTILINE)
+    return set(map(int, found[1].split())) if found else set()
 
 
 def _program(number: int) -> str:
     """The name of the file that a process runs."""
-    try:
-        file = os.readlink(_PROC / f"{number}/exe")
-    except OSError:
-        return ""
     # As the kernel calls one that an upgrade has replaced.
-    return os.path.basename(file.removesuffix(" (deleted)"))
+    return os.path.basename(_link(f"{number}/exe").removesuffix(" (deleted)"))
 
 
 def _processes() -> Iterator[int]:
     """The processes in this network namespace, but this one."""
-    try:
-        own = os.readlink("/proc/self/ns/net")
-        numbers = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
-    except OSError:
-        return
-    for number in sorted(numbers):
-        try:
-            if number != os.getpid() and os.readlink(_PROC / f"{number}/ns/net") == own:
-                yield number
-        except OSError:
-            continue
+    own = _link("self/ns/net")
+    for number in sorted(int(name) for name in _names("") if name.isdigit()):
+        if own and number != os.getpid() and _link(f"{number}/ns/net") == own:
+            yield number
 
 
 def listener_on(host: str, port: int) -> Process | None:
-    """Who listens where nobody else could then; process 0 where that is not to be seen.
-
-    `host` is an IP address, or a name that stands for all of them.
-    """
-    inodes = {inode for _, inode in _listening(host, port)}
-    if not inodes:
+    """Who listens where nobody else could then, at an IP or any; process 0 where not to be seen."""
+    sockets = {f"socket:[{inode}]" for _, inode in _listening(host, port)}
+    if not sockets:
         return None
     for number in _processes():
-        if inodes & set(_sockets(number)):
+        if any(_link(f"{number}/fd/{name}") in sockets for name in _names(f"{number}/fd")):
             return Process(number, _program(number))
     return Process(0, "")
 
@@ -189,11 +159,7 @@ class _Tcp(NamedTuple):
 def _tcp_sockets(port: int) -> Iterator[_Tcp]:
     """Those of this network namespace that have this port."""
     for name in ("tcp", "tcp6"):
-        try:
-            lines = (_PROC / "net" / name).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
+        for line in _read(f"net/{name}").splitlines()[1:]:
             # NUMBER: ADDRESS:PORT PEER STATE QUEUES TIMER RETRIES USER TIMEOUT INODE ...
             words = line.split()
             if words[1].endswith(f":{port:04X}"):
@@ -220,15 +186,26 @@ def _meet(host: str, theirs: Address) -> bool:
     return ours == theirs or ours.is_unspecified or theirs.is_unspecified
 
 
-def _sockets(number: int) -> Iterator[str]:
+# What is not to be seen is empty.
+
+
+def _read(path: str, most: int = -1) -> str:
     try:
-        descriptors = list((_PROC / f"{number}/fd").iterdir())
+        with open(_PROC / path, "rb", buffering=0) as file:
+            return file.read(most).decode("utf-8", "replace")
     except OSError:
-        return
-    for descriptor in descriptors:
-        try:
-            found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
-        except OSError:
-            continue
-        if found:
-            yield found[1]
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(_PROC / path)
+    except OSError:
+        return ""
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return os.listdir(_PROC / path)
+    except OSError:
+        return []

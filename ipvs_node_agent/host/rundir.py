@@ -34,22 +34,18 @@ def only_one(doing: str) -> Iterator[None]:
     path = directory() / "lock"
     try:
         _make(path.parent)
-        # Python's own descriptors are closed in children, so none of them keeps the lock.
         descriptor = _open(path, os.O_RDWR | os.O_CREAT, _LOCK_MODE)
     except OSError as error:
         hint = "run it as root" if isinstance(error, PermissionError) else ""
         raise RefusedError(doing, f"cannot open {path}: {error.strerror}", hint) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise RefusedError(
-            doing, "an agent is already running on this node", "systemctl stop ipvs-node-agent"
-        ) from None
-    try:
+    # Python's own descriptors are closed in children, so none of them keeps the lock.
+    with open(descriptor, "rb"):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            why = "an agent is already running on this node"
+            raise RefusedError(doing, why, "systemctl stop ipvs-node-agent") from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _make(path: Path) -> None:

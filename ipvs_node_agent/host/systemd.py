@@ -27,20 +27,14 @@ _SILENCE = 120.0
 _SIGNS = 4
 # The manager reads its socket whenever it can; if it is stuck, the agent must not be.
 _SEND_TIMEOUT = 5.0
-# The levels of syslog(3).
 _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
 class ServiceManager:
-    """The service manager that `environment` names; its variables are taken out of there.
-
-    Otherwise the agent's own children could speak for it.
-    """
+    """The service manager in `environment`, taken out of there: children could speak for it."""
 
     def __init__(
-        self,
-        environment: MutableMapping[str, str],
-        clock: Callable[[], float] = time.monotonic,
+        self, environment: MutableMapping[str, str], clock: Callable[[], float] = time.monotonic
     ) -> None:
         address = environment.pop("NOTIFY_SOCKET", "")
         limit = environment.pop("WATCHDOG_USEC", "")
@@ -50,7 +44,8 @@ class ServiceManager:
         self._watched = limit.isdigit() and int(limit) > 0 and meant_for == str(os.getpid())
         self._silence = int(limit) / 1e6 if self._watched else _SILENCE
         self._clock = clock
-        self._sign_due = -math.inf
+        # When `alive` should be called next.
+        self.sign_due = -math.inf
         self._ready = False
         self._status = ""
         self._fault = Once()
@@ -59,7 +54,7 @@ class ServiceManager:
         """The service has started."""
         self._ready = True
         self._send("READY=1")
-        self._sign_due = -math.inf
+        self.sign_due = -math.inf
         self.alive()
 
     def status(self, sentence: str) -> None:
@@ -68,20 +63,15 @@ class ServiceManager:
             self._status = sentence
             self._send(f"STATUS={one_line(sentence)}")
 
-    @property
-    def sign_due(self) -> float:
-        """When `alive` should be called next."""
-        return self._sign_due
-
     def alive(self) -> None:
         """The main loop goes round; to be called as often as one likes.
 
         Before readiness there is no watchdog, but a time limit for the start, which is extended.
         """
         now = self._clock()
-        if now < self._sign_due:
+        if now < self.sign_due:
             return
-        self._sign_due = now + self._silence / _SIGNS
+        self.sign_due = now + self._silence / _SIGNS
         if not self._ready:
             self._send(f"EXTEND_TIMEOUT_USEC={self._silence * 1e6:.0f}")
         elif self._watched:
@@ -90,14 +80,13 @@ class ServiceManager:
     @contextmanager
     def reloading(self) -> Iterator[None]:
         """The configuration is read again meanwhile. To say so ends readiness, if there is any."""
-        if not self._ready:
-            yield
-            return
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        if self._ready:
+            self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             yield
         finally:
-            self._send("READY=1")
+            if self._ready:
+                self._send("READY=1")
 
     def stopping(self) -> None:
         """The service is about to end."""
@@ -130,12 +119,11 @@ def is_journal(stream: TextIO, environment: Mapping[str, str] = os.environ) -> b
     The service manager names the journal's socket (systemd.exec(5)), but to all that a service
     starts: where that writes to a file or another pipe, signs would be in the way.
     """
-    named = environment.get("JOURNAL_STREAM", "")
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):
         return False
-    return named == f"{status.st_dev}:{status.st_ino}"
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class JournalFormatter(logging.Formatter):
