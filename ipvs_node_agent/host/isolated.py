@@ -1,8 +1,7 @@
 """A module of this package at work in a process of its own.
 
-`command` is the command line that runs it; a `Child` is one that is waited for, with all that it
-starts itself. The child is on a leash: a pipe whose other end closes with this process, however
-that ends, has it end itself and its whole process group.
+A `Child` is on a leash: a pipe whose other end closes with this process, however that ends, has it
+end itself and its whole process group.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 
 # Isolated, so that neither variables nor the working directory bring in other code than ours.
 _PROGRAM = (
@@ -25,11 +25,27 @@ _CHUNK = 1 << 16
 _MOST_SAID = 64 << 20
 
 
-def command(module: str, *arguments: str) -> list[str]:
-    """Calls `main` of the module with `arguments`; code is found where this process finds it."""
+def start(
+    module: str,
+    descriptor: int,
+    *arguments: str,
+    output: int = subprocess.DEVNULL,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Calls `main` of the module with an open file's `descriptor` and more. Raises OSError."""
     # A package that is being removed must not leave bytecode; isolated, a variable cannot say so.
     options = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]
-    return [sys.executable, *options, "-c", _PROGRAM, json.dumps(sys.path), module, *arguments]
+    program = [sys.executable, *options, "-c", _PROGRAM, json.dumps(sys.path), module]
+    return subprocess.Popen(  # noqa: S603  (no shell, and the arguments are ours)
+        [*program, str(descriptor), *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        # Ctrl-C is for the agent, which lets it end.
+        start_new_session=True,
+    )
 
 
 class Child:
@@ -46,14 +62,7 @@ class Child:
     def __enter__(self) -> Child:
         watched, self._leash = os.pipe()
         try:
-            self._process = subprocess.Popen(  # noqa: S603  (no shell, and the arguments are ours)
-                command(self._module, str(watched), *self._arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[watched],
-                start_new_session=True,
-            )
+            self._process = start(self._module, watched, *self._arguments, output=subprocess.PIPE)
         except OSError:
             os.close(self._leash)
             raise
@@ -66,10 +75,9 @@ class Child:
         with self._lock:
             # From here on its number may be another one's.
             self._over = True
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        os.close(self._leash)
+        # Waits for its end.
+        with self._process:
+            os.close(self._leash)
 
     def end(self) -> None:
         """Ends it at once, with all that it started; from any thread."""
@@ -78,10 +86,7 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def said(self, seconds: float) -> bytes:
-        """All that it writes to its standard output.
-
-        Raises TimeoutError where that takes longer, and ValueError where it is without end.
-        """
+        """All that it prints. Raises TimeoutError, and ValueError where that has no end."""
         if self._process.stdout is None:
             raise ValueError("it has no output")
         number, end, said = self._process.stdout.fileno(), time.monotonic() + seconds, bytearray()

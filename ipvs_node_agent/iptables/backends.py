@@ -1,14 +1,11 @@
-"""Which nat tables are the agent's business: both families, in the backend that the node uses.
-
-`Kernel` chooses the backend and hands out a `Programmer` for each family; `clean` removes what is
-ours from any backend.
-"""
+"""Which nat tables are the agent's business: both families, in the backend that the node uses."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
@@ -27,36 +24,31 @@ log = logging.getLogger(__name__)
 _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
 
 
+@dataclass(eq=False)
 class Kernel:
     """The tables to program. `names` are those of the agent's chains, and `mark` is Kubernetes'
     chain that marks.
 
-    `backend` is taken to be the node's until `choose` knows better.
+    `backend` is taken to be the node's until `choose` knows better. It is `certain` where the
+    kubelet's chains settled it; until then it is a guess to look at again soon.
     """
 
-    def __init__(
-        self,
-        launcher: Launcher,
-        options: IptablesOptions,
-        names: frozenset[str],
-        mark: str,
-        backend: str = NFT,
-    ) -> None:
-        self._launcher, self._options, self._mark = launcher, options, mark
-        self.names = names
-        self.backend = backend
-        # Whether the kubelet's chains settled it; until then it is a guess to look at again soon.
-        self.certain = False
-        self._tables: dict[Family, KernelTable] = {}
+    launcher: Launcher
+    options: IptablesOptions
+    names: frozenset[str]
+    mark: str
+    backend: str = NFT
+    certain: bool = field(default=False, init=False)
+    _tables: dict[Family, KernelTable] = field(default_factory=dict, init=False)
 
     def choose(self) -> bool:
         """Chooses the backend; True where it is now another one than before."""
         before = self.backend
-        if self._options.backend != "auto":
-            self.backend, self.certain = self._options.backend, True
+        if self.options.backend != "auto":
+            self.backend, self.certain = self.options.backend, True
             return self.backend != before
         try:
-            found = detect_backend(self._launcher)
+            found = detect_backend(self.launcher)
         except TableError as error:
             log.debug("cannot tell the iptables backend yet: %s", error)
             return False
@@ -72,16 +64,11 @@ class Kernel:
     def programmers(
         self, writes: Mapping[Family, Writes] | None = None
     ) -> dict[Family, Programmer]:
-        """A programmer for each family, in the place of those that were handed out before.
-
-        What they write is noted in `writes`.
-        """
+        """One for each family, in the place of earlier ones; what they write is in `writes`."""
         self.close()
         owns = owner(self.names)
         self._tables = {
-            family: KernelTable(
-                self._launcher, family, self.backend, self._options, owns, self._mark
-            )
+            family: KernelTable(self.launcher, family, self.backend, self.options, owns, self.mark)
             for family in FAMILIES
         }
         return {
@@ -97,9 +84,9 @@ class Kernel:
 
     def clean_others(self) -> None:
         """Removes what is ours from the backend that is not in use."""
-        others = [backend for backend in BACKENDS if backend != self.backend]
+        others = set(BACKENDS) - {self.backend}
         try:
-            for line in clean(self._launcher, self.names, self._options, others):
+            for line in clean(self.launcher, self.names, self.options, others):
                 log.info("%s", line)
         except RefusedError as error:
             log.warning("cannot clean the other iptables backend: %s", error)
@@ -137,10 +124,7 @@ def clean(
     options: IptablesOptions,
     backends: Iterable[str] = BACKENDS,
 ) -> list[str]:
-    """Removes our chains and jumps from `backends`, in both families; a line for each removal.
-
-    What fails is raised at the end as RefusedError, after everything else is done.
-    """
+    """Removes all that is ours, a line for each removal. Raises RefusedError, once all is tried."""
     done: list[str] = []
     failed: TableError | None = None
     for backend in backends:

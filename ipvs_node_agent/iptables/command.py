@@ -88,15 +88,6 @@ class Command:
     complaints: BinaryIO
     files: ExitStack
 
-    def fileno(self) -> int:
-        """What select(2) finds readable once the command has ended."""
-        return self.running.fileno()
-
-    @property
-    def process(self) -> int:
-        """Its process id."""
-        return self.running.process
-
     def result(self) -> str:
         """What it printed, once it has ended. Raises TableError where it failed."""
         with self.files:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import closing
 from typing import Callable, NamedTuple, Protocol
 
 from ipvs_node_agent.backoff import Once
@@ -41,10 +42,8 @@ log = logging.getLogger(__name__)
 
 # What one round may take: so many deletions and, with all of them, so many seconds.
 _MOST_DELETIONS, _PATIENCE, _TIME_LIMIT = 64, 20.0, 10.0
-# So many flows are kept in mind while a round goes on.
-_MOST_FLOWS = 1 << 16
-# So many addresses are looked for one by one.
-_FEW = 4
+# So many flows are kept in mind meanwhile, and so many addresses are looked for one by one.
+_MOST_FLOWS, _FEW = 1 << 16, 4
 _FLOW = re.compile(r"udp .*? src=(\S+) dst=(\S+) sport=\d+ dport=(\d+) ")
 
 
@@ -99,10 +98,7 @@ class Deletion(NamedTuple):
 def deletions(
     listing: str, wanted: Iterable[Flows], hosts: Iterable[Address]
 ) -> frozenset[Deletion]:
-    """What deletes those of `wanted` that `listing`, of conntrack -L, has entries of.
-
-    All pods of a pod CIDR are one source. `hosts` are the addresses of this host.
-    """
+    """What deletes those of `wanted` that are in `listing` (conntrack -L); a CIDR is one source."""
     meant: dict[tuple[Address, int | None], list[Flows]] = {}
     for flows in wanted:
         meant.setdefault((flows.address, flows.port), []).append(flows)
@@ -131,10 +127,7 @@ def deletions(
 
 
 class Conntrack:
-    """The kernel's connection tracking, through the conntrack command, in the thread of `run`.
-
-    `launch` gives what starts commands; it is there only while there is something to do.
-    """
+    """Deletes in the thread of `run`, with what `launch` gives while there is something to do."""
 
     def __init__(
         self, launch: Callable[[], Launcher], clock: Callable[[], float] = time.monotonic
@@ -180,15 +173,12 @@ class Conntrack:
             wanted, self._wanted = self._wanted, {}
             dropped, self._dropped = self._dropped, 0
         fault = f"too many changes at once, {dropped} left" if dropped else ""
-        launcher = self._launch()
-        try:
+        with closing(self._launch()) as launcher:
             for family, flows in wanted.items():
                 try:
                     fault = self._delete(launcher, family, flows) or fault
                 except TableError as error:
                     fault = str(error)
-        finally:
-            launcher.close()
         if self._fault.new(fault):
             log.warning("UDP flows may go on as before a change of rules: %s", fault)
 
@@ -212,12 +202,11 @@ class Conntrack:
         return ""
 
     def _command(self, launcher: Launcher, family: Family, action: str, *arguments: str) -> str:
-        name = {4: "ipv4", 6: "ipv6"}[family.version]
         return command.start(
             launcher,
             "conntrack",
             # Options of a protocol come after it.
-            [action, "-f", name, "-p", "udp", *arguments],
+            [action, "-f", f"ipv{family.version}", "-p", "udp", *arguments],
             limit=_TIME_LIMIT,
             package="conntrack",
             good=(0, 1),  # 1 where there was nothing to delete.

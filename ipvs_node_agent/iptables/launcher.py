@@ -35,113 +35,38 @@ class LaunchError(Exception):
 
 
 class End(NamedTuple):
-    """How a command ended: its exit status, or minus the signal that killed it.
-
-    `expired` where it took longer than it may, and was killed for that.
-    """
+    """An exit status, or minus the signal that killed it; `expired` where it took too long."""
 
     status: int
     expired: bool
 
 
-class _Server:
-    """The process that starts commands, seen from here."""
-
-    def __init__(self, process: subprocess.Popen[bytes], ours: socket.socket) -> None:
-        self._process, self._socket = process, ours
-
-    @classmethod
-    def start(cls, environment: Mapping[str, str]) -> _Server:
-        """Starts the process. Raises LaunchError."""
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with its:
-            number = its.fileno()
-            try:
-                process = subprocess.Popen(  # noqa: S603  (nothing from outside is in it)
-                    isolated.command(__name__, str(number)),
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[number],
-                    # Ctrl-C is for the agent, which lets the command end.
-                    start_new_session=True,
-                )
-            except OSError as error:
-                ours.close()
-                raise LaunchError(f"no process to start it: {error.strerror}") from None
-        return cls(process, ours)
-
-    def fileno(self) -> int:
-        """What select(2) finds readable once there is an answer."""
-        return self._socket.fileno()
-
-    def gone(self) -> bool:
-        """Whether it has ended: as long as nobody asks, it says nothing."""
-        return bool(select.select([self], [], [], 0)[0])
-
-    def ask(self, request: object, streams: Sequence[BinaryIO]) -> Any:
-        """Sends `request` with open files, and gives the first answer. Raises LaunchError."""
-        numbers = [stream.fileno() for stream in streams]
-        try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], numbers)
-        except OSError as error:
-            raise LaunchError(f"cannot ask for it: {error.strerror}") from None
-        return self.answer()
-
-    def answer(self) -> Any:
-        """What it says next, as soon as it does. Raises LaunchError."""
-        try:
-            said = self._socket.recv(_MESSAGE)
-        except OSError:
-            said = b""
-        if not said:
-            raise LaunchError("the process that starts commands has ended")
-        answer = json.loads(said)
-        if "why" in answer:
-            raise LaunchError(answer["why"])
-        return answer
-
-    def close(self) -> None:
-        """Ends it; a command that still runs goes on."""
-        self._socket.close()
-        self._process.wait()
-
-
 class Running:
     """A command that was started; `process` is its process id."""
 
-    def __init__(self, server: _Server, process: int) -> None:
-        self._server, self.process = server, process
-        self._end: End | LaunchError | None = None
+    def __init__(self, peer: socket.socket, process: int) -> None:
+        self._peer, self.process = peer, process
+        self._end: End | None = None
 
     def fileno(self) -> int:
         """What select(2) finds readable once the command has ended."""
-        return self._server.fileno()
+        return self._peer.fileno()
 
     def end(self) -> End:
         """How the command ended, once it has. Raises LaunchError."""
         if self._end is None:
-            try:
-                self._end = End(**self._server.answer())
-            except LaunchError as error:
-                self._end = error
-        if isinstance(self._end, LaunchError):
-            raise self._end
+            self._end = End(**_answer(self._peer))
         return self._end
 
 
 class Launcher:
-    """Starts commands in `environment`, one after the other; its process starts with the first.
-
-    `alive` is called before each of them.
-    """
+    """Starts commands in `environment`, one after the other; `alive` is called before each."""
 
     def __init__(
         self, environment: Mapping[str, str], alive: Callable[[], None] = lambda: None
     ) -> None:
         self._environment, self._alive = environment, alive
-        self._server: _Server | None = None
+        self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._running: Running | None = None
 
     def start(self, command: Sequence[str], limit: float, streams: Sequence[BinaryIO]) -> Running:
@@ -154,18 +79,56 @@ class Launcher:
                 self._running.end()
             self._running = None
         self._alive()
-        if self._server is None or self._server.gone():
-            self.close()
-            self._server = _Server.start(self._environment)
-        said = self._server.ask({"command": list(command), "limit": limit}, streams)
-        self._running = Running(self._server, said["process"])
+        peer = self._peer()
+        request = json.dumps({"command": list(command), "limit": limit}).encode()
+        try:
+            socket.send_fds(peer, [request], [stream.fileno() for stream in streams])
+        except OSError as error:
+            raise LaunchError(f"cannot ask for it: {error.strerror}") from None
+        self._running = Running(peer, _answer(peer)["process"])
         return self._running
+
+    def _peer(self) -> socket.socket:
+        """The way to the process that starts commands, which is there then. Raises LaunchError."""
+        # As long as nobody asks, it says nothing until it ends.
+        if self._server is not None and select.select([self._server[1]], [], [], 0)[0]:
+            self.close()
+        if self._server is None:
+            self._server = _start(self._environment)
+        return self._server[1]
 
     def close(self) -> None:
         """Ends the process, if there is one; a command that still runs goes on."""
         if self._server is not None:
-            self._server.close()
+            process, peer = self._server
+            peer.close()
+            process.wait()
             self._server = None
+
+
+def _start(environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A process in which `main` runs, and the way to it. Raises LaunchError."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        try:
+            return isolated.start(__name__, its.fileno(), environment=environment), ours
+        except OSError as error:
+            ours.close()
+            raise LaunchError(f"no process to start it: {error.strerror}") from None
+
+
+def _answer(peer: socket.socket) -> Any:
+    """What the process says next, as soon as it does. Raises LaunchError."""
+    try:
+        said = peer.recv(_MESSAGE)
+    except OSError:
+        said = b""
+    if not said:
+        raise LaunchError("the process that starts commands has ended")
+    answer = json.loads(said)
+    if "why" in answer:
+        raise LaunchError(answer["why"])
+    return answer
 
 
 def main(descriptor: str) -> None:

@@ -14,7 +14,6 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 _GET_INFO, _GET_ENTRIES = 64, 65
 _NAME = b"nat".ljust(32, b"\0")
@@ -26,17 +25,11 @@ _TRIES = 5
 _NAMES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 
 
-class _Layout(NamedTuple):
-    """Where an entry has the offset of the next one, and its two counters of 8 bytes."""
-
-    level: int
-    next_offset: int
-    counters: int
-
-
+# How a table is asked for, and where its entries have the offset of the next one and 16 bytes of
+# counters: address family, level, and the two places.
 _LAYOUTS = {
-    4: (socket.AF_INET, _Layout(socket.SOL_IP, 90, 96)),
-    6: (socket.AF_INET6, _Layout(socket.IPPROTO_IPV6, 142, 152)),
+    4: (socket.AF_INET, socket.SOL_IP, 90, 96),
+    6: (socket.AF_INET6, socket.IPPROTO_IPV6, 142, 152),
 }
 _NO_COUNTS = bytes(16)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,19 +45,19 @@ def names(version: int) -> Sequence[str]:
 
 def digest(version: int) -> bytes:
     """Stands for all of the nat table of IPv4 or IPv6 but its counts. Raises OSError."""
-    family, layout = _LAYOUTS[version]
+    family, level, next_at, counts_at = _LAYOUTS[version]
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as asking:
         for _ in range(_TRIES):
             info = bytearray(_INFO.pack(_NAME, *[0] * 13))
-            _get(asking, layout.level, _GET_INFO, info)
+            _get(asking, level, _GET_INFO, info)
             size = _INFO.unpack(info)[-1]
             block = bytearray(_HEADER.size + size)
             _HEADER.pack_into(block, 0, _NAME, size)
             try:
-                _get(asking, layout.level, _GET_ENTRIES, block)
+                _get(asking, level, _GET_ENTRIES, block)
             except BlockingIOError:  # Somebody replaced it with one of another size in between.
                 continue
-            return hashlib.blake2b(_without_counts(block, layout)).digest()
+            return hashlib.blake2b(_without_counts(block, next_at, counts_at)).digest()
     raise OSError("the table does not stand still")
 
 
@@ -77,10 +70,9 @@ def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> N
         raise OSError(number, os.strerror(number))
 
 
-def _without_counts(block: bytearray, layout: _Layout) -> memoryview:
+def _without_counts(block: bytearray, next_at: int, counts_at: int) -> memoryview:
     """The entries in `block`, their counters zero. Raises OSError where they cannot be told."""
     offsets = struct.Struct("=H")
-    _, next_at, counts_at = layout
     at, end = _HEADER.size, len(block)
     while at < end:
         if at + counts_at + 16 > end:

@@ -23,15 +23,9 @@ _NLMSG_OVERRUN = 4
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
 _NEWGEN = 15
 _COUNTS = {_NEWRULE: 1, _DELRULE: -1}
-# Where a message names its table and its chain: (attribute of the table, attribute of the chain).
-_ATTRIBUTES = {
-    _NEWTABLE: (1, 0),
-    _DELTABLE: (1, 0),
-    _NEWCHAIN: (1, 3),
-    _DELCHAIN: (1, 3),
-    _NEWRULE: (1, 2),
-    _DELRULE: (1, 2),
-}
+# The attribute that names a table, and those that name a chain, by type of message; 0 is none.
+_TABLE = 1
+_CHAIN = {_NEWTABLE: 0, _DELTABLE: 0, _NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}
 _HEADER, _FAMILY_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), 4, struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
 _SO_RCVBUFFORCE = 33
@@ -42,10 +36,7 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Heard(NamedTuple):
-    """Whether anything that matters was changed by others, and whether we made a change ourselves.
-
-    A transaction ends with a message that it is in effect.
-    """
+    """Whether others changed anything that matters, and whether a change of ours is in effect."""
 
     changed: bool
     committed: bool
@@ -73,7 +64,6 @@ class NftMonitor:
     ) -> None:
         self._socket, self._family = listening, _FAMILIES[version]
         self._table, self._concerns, self._mark = table, concerns, mark
-        # The names of all chains, where they are known.
         self._names: set[str] | None = None
 
     def fileno(self) -> int:
@@ -133,14 +123,13 @@ class NftMonitor:
 
     def _chain(self, kind: int, body: bytes) -> str | None:
         """The chain that a message is about, "" where it is the table; None where it is another."""
-        if kind not in _ATTRIBUTES or not body or body[0] != self._family:
+        if kind not in _CHAIN or not body or body[0] != self._family:
             return None
-        table, chain = _ATTRIBUTES[kind]
         names = dict(attributes(body[_FAMILY_HEADER:]))
-        if names.get(table) != self._table:
+        if names.get(_TABLE) != self._table:
             return None
         # A table that comes or goes takes all chains along.
-        return names.get(chain, "") if chain else ""
+        return names.get(_CHAIN[kind], "")
 
 
 def listen() -> socket.socket:
@@ -163,29 +152,27 @@ def listen() -> socket.socket:
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """The nf_tables messages in a datagram: type, sender and body of each. Raises Lost."""
-    while data:
-        if len(data) < _HEADER.size:
-            raise Lost
-        length, kind, _, _, sender = _HEADER.unpack_from(data)
-        if not _HEADER.size <= length <= len(data) or kind == _NLMSG_OVERRUN:
+    for (_, kind, _, _, sender), body in _parts(data, _HEADER):
+        if kind == _NLMSG_OVERRUN:
             raise Lost
         if kind >> 8 == _SUBSYSTEM:
-            yield kind & 0xFF, sender, data[_HEADER.size : length]
-        data = data[_aligned(length) :]
+            yield kind & 0xFF, sender, body
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, str]]:
     """The attributes in a message's body, each read as the name that it may be. Raises Lost."""
+    for (_, kind), body in _parts(data, _ATTRIBUTE):
+        yield kind & _TYPE_MASK, body.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _parts(data: bytes, header: struct.Struct) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """What stands one behind the other, each behind a header that has its length. Raises Lost."""
     while data:
-        if len(data) < _ATTRIBUTE.size:
+        if len(data) < header.size:
             raise Lost
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        if not _ATTRIBUTE.size <= length <= len(data):
+        fields = header.unpack_from(data)
+        length = fields[0]
+        if not header.size <= length <= len(data):
             raise Lost
-        text = data[_ATTRIBUTE.size : length].rstrip(b"\0")
-        yield kind & _TYPE_MASK, text.decode("utf-8", "replace")
-        data = data[_aligned(length) :]
-
-
-def _aligned(length: int) -> int:
-    return length + 3 & ~3
+        yield fields, data[header.size : length]
+        data = data[length + 3 & ~3 :]

@@ -169,8 +169,7 @@ class Programmer:
 
     def _found(self, wanted: Ruleset = _NOTHING) -> Found:
         """What the table holds, read where that is not certain. Raises TableError."""
-        found = self._known.certain
-        return self.read(wanted) if found is None else found
+        return self._known.certain or self.read(wanted)
 
     def _overtaken(self, wanted: Ruleset = _NOTHING) -> bool:
         """Whether others changed the table since the last look, told or not. Raises TableError."""
@@ -235,10 +234,7 @@ class Programmer:
             self._known = self._known._replace(left=None)
 
     def pending(self, wanted: Ruleset) -> Change:
-        """What has to be done so that the table holds `wanted`, read anew.
-
-        Raises TableError, and Misfit where it is not `wanted` that belongs there.
-        """
+        """What `apply` would do to the table, read anew. Raises TableError and Misfit."""
         return _fitting(self.read(wanted), wanted)
 
     def takes(self, trial: Callable[[Found], tuple[Change, Found]]) -> bool:

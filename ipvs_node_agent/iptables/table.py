@@ -1,8 +1,4 @@
-"""One nat table of the kernel's, through iptables-save and iptables-restore.
-
-A `Table` is three methods wide: `save` gives the table's text, `restore` applies a text as one,
-`changed` tells whether a look is worth it. Which backend and which family it is stays behind it.
-"""
+"""One nat table of the kernel's, through iptables-save and iptables-restore."""
 
 from __future__ import annotations
 
@@ -10,13 +6,12 @@ import enum
 import logging
 import re
 import select
-from collections.abc import Iterator
 from typing import Callable, Protocol
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable, nftmonitor
 from ipvs_node_agent.iptables.command import Command, TableError
-from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.launcher import Launcher, Running
 from ipvs_node_agent.iptables.nftmonitor import NftMonitor
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS
@@ -44,7 +39,7 @@ class Since(enum.Enum):
 
 
 class Table(Protocol):
-    """One family's nat table."""
+    """One family's nat table; which one, and in which backend, stays behind it."""
 
     def save(self) -> str:
         """The table as iptables-save prints it. Raises TableError."""
@@ -97,7 +92,8 @@ class KernelTable:
         self._digest = self._legacy_digest()
         text = saved_table(self._launcher, self._save, "nat")
         if self._monitor is not None:
-            self._monitor.knows(_chain_names(text))
+            begin, _ = _ends(text)
+            self._monitor.knows(line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
         return text
 
     def restore(self, text: str) -> None:
@@ -109,13 +105,13 @@ class KernelTable:
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
         arguments = ["-w", str(self._lock_wait), "--noflush"]
         limit = command.TIME_LIMIT + self._lock_wait
-        running = command.start(self._launcher, self._restore, arguments, limit, text)
-        if self._monitor is not None and self._committed(running, self._monitor):
-            self._ending = running
+        started = command.start(self._launcher, self._restore, arguments, limit, text)
+        if self._monitor is not None and self._committed(started.running, self._monitor):
+            self._ending = started
         else:
-            running.result()
+            started.result()
 
-    def _committed(self, running: Command, monitor: NftMonitor) -> bool:
+    def _committed(self, running: Running, monitor: NftMonitor) -> bool:
         """Waits for the end of `running`, or until the kernel tells that it took its change.
 
         From there to the end it takes longer than all before: closing its socket waits until the
@@ -222,8 +218,3 @@ def _ends(text: str) -> tuple[list[str], list[str]]:
     rule = _FIRST_RULE.search(text)
     begin = text[: rule.start()] if rule else text
     return begin.split("\n"), text[-_LAST:].split("\n")
-
-
-def _chain_names(text: str) -> Iterator[str]:
-    """The names of all chains in a saved table."""
-    return (line[1:].partition(" ")[0] for line in _ends(text)[0] if line[:1] == ":")

@@ -50,10 +50,6 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-# For a PoolManager's `pool_classes_by_scheme`.
-_POOL_CLASSES = {"http": _Pool, "https": _TlsPool}
-
-
 def pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
     """What opens connections to the API server, by its proxy where it has one."""
     options: dict[str, Any] = {
@@ -71,5 +67,5 @@ def pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
         authorization = settings.proxy_authorization
         headers = {"proxy-authorization": authorization} if authorization else None
         opened = urllib3.ProxyManager(settings.proxy, proxy_headers=headers, **options)
-    opened.pool_classes_by_scheme = _POOL_CLASSES
+    opened.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
     return opened

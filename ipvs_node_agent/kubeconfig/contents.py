@@ -1,7 +1,6 @@
 """What is in a kubeconfig: the current user and cluster, and the files that it names.
 
-Nothing is believed of the file's shape, and no error shows a value in it: there may be secrets in
-the oddest places.
+Nothing is believed of the file's shape, and no error shows a value in it: any may be a secret.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import yaml
 
@@ -24,15 +23,8 @@ Identity = tuple[int, int, int]
 Fingerprint = tuple[tuple[str, Optional[Identity]], ...]
 
 
-class Current(NamedTuple):
-    """The cluster and the user of the current context, as the file has them."""
-
-    cluster: Mapping[str, Any]
-    user: Mapping[str, Any]
-
-
-def current(data: bytes) -> Current:
-    """What the kubeconfig with this content is for. Raises Unfit."""
+def current(data: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The cluster and the user of a kubeconfig's current context, as it has them. Raises Unfit."""
     try:
         document = yamlloader.load(data.decode())
     except UnicodeDecodeError:
@@ -47,7 +39,7 @@ def current(data: bytes) -> Current:
     cluster = _entry(document, "cluster", context.get("cluster"))
     if cluster is None:
         raise Unfit("names no server")
-    return Current(cluster, _entry(document, "user", context.get("user")) or {})
+    return cluster, _entry(document, "user", context.get("user")) or {}
 
 
 def _entry(document: Mapping[str, Any], kind: str, name: object) -> dict[str, Any] | None:
@@ -84,10 +76,7 @@ def flag(entry: Mapping[str, Any], key: str) -> bool:
 
 
 def content(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, bytes] | None:
-    """What a key gives, as data or in the file that it names, and what to call it.
-
-    None where there is neither; see `named_file`. Raises Unfit.
-    """
+    """What to call it, and what is in it: a key's own data, or else the file that it names."""
     inline = text(entry, f"{key}-data")
     if not inline:
         return named_file(entry, key, base)
@@ -99,10 +88,7 @@ def content(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, bytes]
 
 
 def named_file(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, bytes] | None:
-    """The path under a key, and what is there; None where there is none. Raises Unfit.
-
-    A relative path starts at `base`.
-    """
+    """The path under a key, from `base` on, and what is there; None without one. Raises Unfit."""
     path = text(entry, key)
     if not path:
         return None
@@ -118,10 +104,7 @@ def named_file(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, byt
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Changes whenever the kubeconfig at `path`, or a file that it names, becomes another one.
-
-    It takes a moment and raises nothing, whatever there is.
-    """
+    """Changes whenever the kubeconfig, or a file that it names, does; raises nothing."""
     own = _identity(str(path))
     return tuple((name, _identity(name)) for name in (str(path), *_files_named_in(path, own)))
 

@@ -1,8 +1,7 @@
 """The node's credentials: a kubeconfig and the files it names, loaded whole or not at all.
 
-`kubeconfig` reads them. The certificate, key and CA go into one SSLContext at once, so that a
-rotation that breaks the files afterwards cannot break connections: what was loaded stays good for
-as long as the certificate is valid.
+The certificate, key and CA go into one SSLContext at once, so that a rotation that breaks the files
+afterwards cannot break connections: what was loaded stays good while the certificate is valid.
 """
 
 from __future__ import annotations
@@ -29,10 +28,9 @@ _NODE_USER = "system:node:"
 class Credentials:
     """How to reach the API server, and as whom.
 
-    `user` is the CN of the client certificate, None without one; `headers` gives what to send along
-    with a request made now; `pool` opens the connections, and `address` is where to. `warning` says
-    what makes them unsafe, if anything does. A program makes those that are `short_lived`.
-    `valid` are the first and last second of the client certificate, since the epoch.
+    `headers` gives what to send along with a request made now; `pool` opens the connections, and
+    `address` is where to. `warning` says what makes them unsafe, if anything does. The rest is as
+    in `Settings`.
     """
 
     server: str
@@ -47,9 +45,8 @@ class Credentials:
     @property
     def node_name(self) -> str | None:
         """The Node that the client certificate was made out to, None where to something else."""
-        if self.user is None or not self.user.startswith(_NODE_USER):
-            return None
-        return self.user[len(_NODE_USER) :]
+        user = self.user or ""
+        return user[len(_NODE_USER) :] if user.startswith(_NODE_USER) else None
 
 
 def load_credentials(reader: Reader) -> Credentials:
@@ -64,7 +61,6 @@ def load_credentials(reader: Reader) -> Credentials:
         settings.user,
         headers,
         pool(settings, _ssl_context(reader.path, settings)),
-        # Where connections are opened to.
         urls.parse(settings.proxy or settings.server, "https", "http").address,
         _warning(settings),
         settings.short_lived,

@@ -1,8 +1,8 @@
 """Reads a kubeconfig with the `kubernetes` package, in a process of its own.
 
 The package takes 30 MB and half a second to import, and is needed for a moment only: at the start
-and when the credentials change. A `Reader` starts such a process and gives what it found; `main` is
-what runs in there. What passes between the two is one line of JSON in a pipe.
+and when the credentials change. So a `Reader` starts a process, where `main` runs, and gives what
+it says: one line of JSON in a pipe.
 
 The package is asked who the user is, and no more than that: it writes certificates and keys that
 the kubeconfig or a program gives into temporary files, and opens files that never end.
@@ -102,6 +102,7 @@ class Reader:
         # Nothing is waited for with it.
         self._lock = threading.Lock()
         self._reading: tuple[Fingerprint, Future[Settings]] | None = None
+        # The latest; to end one that is over does nothing.
         self._child: Child | None = None
         self._closed = False
 
@@ -122,14 +123,10 @@ class Reader:
                 return other.result()
             wait([other])
         try:
-            found = self._read()
+            mine.set_result(self._read())
         except BaseException as error:
-            self._over()
             mine.set_exception(error)
-            raise
-        self._over()
-        mine.set_result(found)
-        return found
+        return mine.result()
 
     def close(self) -> None:
         """Ends the reading under way, with every program that it started, and all later ones."""
@@ -138,26 +135,26 @@ class Reader:
             if self._child is not None:
                 self._child.end()
 
-    def _over(self) -> None:
-        with self._lock:
-            self._reading = None
-
     def _read(self) -> Settings:
-        if self._closed:
-            raise self._refused_for_good()
-        # A node that has not joined its cluster yet is asked for long: without a process each time.
-        with _refusing(self.path):
-            regularfile.check(self.path, self.path.stat(), private=True)
-        return self._read_elsewhere()
+        try:
+            if self._closed:
+                raise self._refused_for_good()
+            # A node that has not joined yet is asked for long: without a process each time.
+            with _refusing(self.path):
+                regularfile.check(self.path, self.path.stat(), private=True)
+            return self._read_elsewhere()
+        finally:
+            with self._lock:
+                self._reading = None
 
     def _read_elsewhere(self) -> Settings:
         try:
             with Child(__name__, os.path.abspath(self.path)) as child:
-                self._hold(child)
-                try:
-                    said = json.loads(child.said(_TIME_LIMIT))
-                finally:
-                    self._hold(None)
+                with self._lock:
+                    self._child = child
+                    if self._closed:
+                        child.end()
+                said = json.loads(child.said(_TIME_LIMIT))
         except TimeoutError:
             why = f"was not read within {_TIME_LIMIT} s"
             raise refused(self.path, why, "a slow exec plugin?") from None
@@ -169,22 +166,13 @@ class Reader:
             raise refused(self.path, "its reader ended without an answer") from None
         if "why" in said:
             raise refused(self.path, **said)
-        return _settings_in(said)
+        for name in ("authority", "certificate", "key"):
+            said[name] = said[name] and File(**said[name])
+        said["valid"] = said["valid"] and tuple(said["valid"])
+        return Settings(**said)
 
     def _refused_for_good(self) -> RefusedError:
         return refused(self.path, "is not read any more")
-
-    def _hold(self, child: Child | None) -> None:
-        with self._lock:
-            self._child = child
-            if child is not None and self._closed:
-                child.end()
-
-
-def _settings_in(said: dict[str, Any]) -> Settings:
-    files = {name: File(**said[name]) for name in ("authority", "certificate", "key") if said[name]}
-    said["valid"] = tuple(said["valid"]) if said["valid"] else None
-    return Settings(**{**said, **files})
 
 
 @contextmanager
@@ -210,8 +198,7 @@ def main(leash: str, path: str) -> None:
     try:
         said = dataclasses.asdict(settings(Path(path)))
     except RefusedError as error:
-        missing = isinstance(error, MissingError)
-        said = {"why": error.why, "hint": error.hint, "missing": missing}
+        said = {"why": error.why, "hint": error.hint, "missing": isinstance(error, MissingError)}
     with output:
         json.dump(said, output)
 
@@ -224,12 +211,11 @@ def settings(path: Path) -> Settings:
 
 def _settings(data: bytes, base: Path) -> Settings:
     cluster, user = current(data)
-    server, proxy = text(cluster, "server"), text(cluster, "proxy-url")
-    server_name = text(cluster, "tls-server-name")
-    if not server:
+    server = _checked(cluster, "server", urls.server)
+    if server is None:
         raise Unfit("names no server")
-    server = _checked("server", server, urls.server)
-    proxy_url, authorization = _checked("proxy-url", proxy, urls.proxy) if proxy else (None, None)
+    proxy, authorization = _checked(cluster, "proxy-url", urls.proxy) or (None, None)
+    server_name = _checked(cluster, "tls-server-name", urls.host)
     verify = not flag(cluster, "insecure-skip-tls-verify")
     user = {**user, **_token_in_file(user, base)}
     user = {**user, **_made_by_program(user, cluster, base)}
@@ -254,16 +240,18 @@ def _settings(data: bytes, base: Path) -> Settings:
         authority=file(cluster, "certificate-authority"),
         certificate=certificate,
         key=file(user, "client-key"),
-        server_name=_checked("tls-server-name", server_name, urls.host) if server_name else None,
-        proxy=proxy_url,
+        server_name=server_name,
+        proxy=proxy,
         proxy_authorization=authorization,
         valid=valid,
     )
 
 
-def _checked(key: str, value: str, read: Callable[[str], T]) -> T:
+def _checked(cluster: Mapping[str, Any], key: str, read: Callable[[str], T]) -> T | None:
+    """What `read` makes of the text under a key, None where there is none."""
+    value = text(cluster, key)
     try:
-        return read(value)
+        return read(value) if value else None
     except urls.BadUrl as error:
         raise Unfit(f"its {key} {error}") from None
 

@@ -10,7 +10,8 @@ import pytest
 from ipvs_node_agent.iptables import legacytable
 
 HEADER = bytes(40)
-LAYOUT = legacytable._Layout(0, next_offset=2, counters=4)
+# The places of the next one's offset, and of the counters.
+LAYOUT = (2, 4)
 
 
 def entry(mark: bytes, packets: int, octets: int) -> bytes:
@@ -19,7 +20,7 @@ def entry(mark: bytes, packets: int, octets: int) -> bytes:
 
 def test_counts_are_left_out_and_nothing_else() -> None:
     block = bytearray(HEADER + entry(b"ab", 3, 180) + entry(b"cd", 5, 300))
-    assert legacytable._without_counts(block, LAYOUT) == entry(b"ab", 0, 0) + entry(b"cd", 0, 0)
+    assert legacytable._without_counts(block, *LAYOUT) == entry(b"ab", 0, 0) + entry(b"cd", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_counts_are_left_out_and_nothing_else() -> None:
 )
 def test_a_block_that_cannot_be_told_is_an_error(entries: bytes, why: str) -> None:
     with pytest.raises(OSError, match=why):
-        legacytable._without_counts(bytearray(HEADER + entries), LAYOUT)
+        legacytable._without_counts(bytearray(HEADER + entries), *LAYOUT)
 
 
 def test_a_kernel_without_legacy_tables_has_none(
