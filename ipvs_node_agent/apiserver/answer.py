@@ -24,10 +24,7 @@ class Answer:
         self.ended = False
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes of the body, each handed on as soon as it is there, and none unpacked.
-
-        Raises Superseded after `end`, and OSError or http.client.HTTPException where it breaks.
-        """
+        """The body's bytes, as they come. Raises Superseded after `end`, OSError, HTTPException."""
         while True:
             piece = self._body.read1(_CHUNK)
             if self.ended:

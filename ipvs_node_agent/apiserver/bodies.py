@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Callable, NamedTuple
 
 from ipvs_node_agent.apiserver.client import ApiError
-from ipvs_node_agent.apiserver.reading import shown
+from ipvs_node_agent.apiserver.reading import child, shown
 
 MAX_OBJECT_CHARACTERS = 32 << 20
 _MAX_LINE_BYTES = 32 << 20
@@ -21,8 +21,6 @@ _MAX_LINE_BYTES = 32 << 20
 _MAX_VERSION = 128
 # On the bookmark behind the last object of a streaming list (KEP-3157).
 _INITIAL_EVENTS_END = "k8s.io/initial-events-end"
-
-_WHITESPACE = " \t\r\n"
 
 
 class BrokenList(ValueError):
@@ -36,21 +34,15 @@ def read_list(chunks: Iterable[bytes], found: Callable[[Any], None]) -> Any:
     """
     cursor = _Cursor(chunks)
     metadata: Any = {}
-    cursor.expect("{")
-    while cursor.peek() != "}":
+    for _ in cursor.each("{", "}"):
         key = cursor.key()
-        cursor.expect(":")
         if key == "items" and cursor.peek() == "[":
-            cursor.expect("[")
-            while cursor.peek() != "]":
+            for _ in cursor.each("[", "]"):
                 found(cursor.value())
-                cursor.separator("]")
-            cursor.expect("]")
         elif key == "metadata":
             metadata = cursor.value()
         else:
             cursor.value()
-        cursor.separator("}")
     return metadata
 
 
@@ -68,7 +60,7 @@ class _Cursor:
         """The next character that is no white space."""
         while True:
             while self._at < len(self._text):
-                if self._text[self._at] not in _WHITESPACE:
+                if self._text[self._at] not in " \t\r\n":
                     return self._text[self._at]
                 self._at += 1
             self._more(1)
@@ -79,18 +71,24 @@ class _Cursor:
             raise BrokenList(f"wanted {character!r}, got {self.peek()!r}")
         self._at += 1
 
-    def separator(self, end: str) -> None:
-        """Steps over the comma that has to come where `end` does not."""
-        if self.peek() != end:
-            self.expect(",")
-            if self.peek() == end:
-                raise BrokenList("a comma before the end")
+    def each(self, begin: str, end: str) -> Iterator[None]:
+        """Stops in front of each element between the two, which has to be stepped over there."""
+        self.expect(begin)
+        while self.peek() != end:
+            yield
+            if self.peek() != end:
+                self.expect(",")
+                if self.peek() == end:
+                    raise BrokenList("a comma before the end")
+        self.expect(end)
 
     def key(self) -> str:
-        """Steps over a mapping's key, and gives it."""
+        """Steps over a mapping's key and the colon behind it, and gives the key."""
         if self.peek() != '"':
             raise BrokenList(f"wanted a key, got {self.peek()!r}")
-        return str(self.value())
+        key = str(self.value())
+        self.expect(":")
+        return key
 
     def value(self) -> Any:
         """Steps over the next JSON value, and gives it."""
@@ -145,22 +143,13 @@ class Line(NamedTuple):
     @property
     def version(self) -> str:
         """The object's version; empty where it has none that could be asked for."""
-        return version_in(self._metadata)
+        return version_in(child(self.raw, "metadata"))
 
     @property
     def ends_initial_events(self) -> bool:
         """Whether everything there was has been told with this bookmark."""
-        annotations = self._metadata.get("annotations")
-        return (
-            self.kind == "BOOKMARK"
-            and isinstance(annotations, dict)
-            and annotations.get(_INITIAL_EVENTS_END) == "true"
-        )
-
-    @property
-    def _metadata(self) -> dict[str, Any]:
-        metadata = self.raw.get("metadata") if isinstance(self.raw, dict) else None
-        return metadata if isinstance(metadata, dict) else {}
+        annotations = child(child(self.raw, "metadata"), "annotations")
+        return self.kind == "BOOKMARK" and annotations.get(_INITIAL_EVENTS_END) == "true"
 
 
 def version_in(metadata: Any) -> str:
@@ -197,13 +186,9 @@ def _parsed(line: bytearray, doing: str) -> Line:
         kind, raw = event["type"], event["object"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BrokenStream("a line that is no event") from None
-    if kind == "ERROR":
-        _raise_status(raw, doing)
-    return Line(kind, raw)
-
-
-def _raise_status(status: Any, doing: str) -> None:
-    status = status if isinstance(status, dict) else {}
+    if kind != "ERROR":
+        return Line(kind, raw)
+    status: Any = raw if isinstance(raw, dict) else {}
     code, message = status.get("code"), status.get("message")
     if code == 410 or status.get("reason") in ("Expired", "Gone"):
         raise Gone

@@ -1,8 +1,4 @@
-"""Requests to the API server, with credentials that are read again when they change.
-
-`Api.get` opens a response, `Api.post` creates an object, `Api.refresh` follows the credentials'
-files. What a response means is the business of `bodies` and `follower`.
-"""
+"""Requests to the API server, with credentials that are read again when they change."""
 
 from __future__ import annotations
 
@@ -32,7 +28,6 @@ log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 10.0
 _LOOK_TIMEOUT = 2.0
-_USER_AGENT = f"ipvs-node-agent/{__version__}"
 _MAX_STATUS_BYTES = 64 << 10
 # A server may ask for a pause, but not for hours of silence.
 _MAX_RETRY_AFTER = 60.0
@@ -40,10 +35,7 @@ _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
 class ApiError(RefusedError):
-    """The API server could not be reached (`status` 0), or answered with an error status.
-
-    `retry_after` are the seconds that it wants to be left alone for, a minute at most.
-    """
+    """No answer (`status` 0), or one with an error status; `retry_after` are seconds to wait."""
 
     def __init__(
         self, what: str, why: str, hint: str = "", status: int = 0, retry_after: float = 0.0
@@ -56,13 +48,12 @@ class Api:
     """The API server, as the node's credentials name it. Safe to use from several threads."""
 
     def __init__(self, kubeconfig: Path) -> None:
-        self._path = kubeconfig
         self._reader = Reader(kubeconfig)
         # Nothing is waited for with it: who reads credentials may wait for a program.
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
         self._files = fingerprint(kubeconfig)
-        self._failed: AgentError | None = None
+        self._failed = ""
         # Credentials are read again at every rotation.
         self._warning = Once()
         self._open: set[Answer] = set()
@@ -85,8 +76,7 @@ class Api:
     def expires(self) -> float | None:
         """When the credentials in use end, as seconds since the epoch, where that is known."""
         credentials = self._credentials
-        valid = credentials.valid if credentials is not None else None
-        return valid[1] if valid is not None else None
+        return credentials.valid[1] if credentials and credentials.valid else None
 
     def refresh(self) -> bool:
         """Loads the credentials again if a file of theirs has changed; True where they were.
@@ -95,9 +85,9 @@ class Api:
         must not live on in them. Files that cannot be loaded leave the old credentials in use.
         To be called by one thread only.
         """
-        files = fingerprint(self._path)
+        files = fingerprint(self._reader.path)
         if files == self._files:
-            self._failed = None
+            self._failed = ""
             return False
         try:
             # Requests go on meanwhile.
@@ -105,17 +95,17 @@ class Api:
         except AgentError as error:
             # A rotation removes the file before it renames the next one into place: the state is
             # looked at again next time, and said only if it lasts.
-            lasts = self._failed is not None and str(error) == str(self._failed)
+            lasts = str(error) == self._failed
             if lasts and self._credentials is not None:
                 log.warning("the credentials changed and cannot be read, going on: %s", error)
             if lasts:
                 self._files = files
-            self._failed = error
+            self._failed = str(error)
             return False
-        self._files, self._failed = files, None
+        self._files, self._failed = files, ""
         with self._lock:
             self._credentials, old = new, self._credentials
-        log.info("read the credentials in %s again, since they changed", self._path)
+        log.info("read the credentials in %s again, since they changed", self._reader.path)
         self._close_connections()
         if old is not None:
             old.pool.clear()
@@ -142,9 +132,8 @@ class Api:
 
     def post(self, path: str, body: object, doing: str, read_timeout: float) -> None:
         """Creates an object; see `get`. Raises ApiError."""
-        data = json.dumps(body).encode()
         try:
-            with self._request("POST", path, data, doing, read_timeout):
+            with self._request("POST", path, json.dumps(body).encode(), doing, read_timeout):
                 pass  # What it became is nobody's business.
         except Superseded:
             raise ApiError("API server", "the credentials were just replaced") from None
@@ -156,7 +145,9 @@ class Api:
         ended = self._ended
         credentials = self.credentials()
         url = f"{credentials.server}{target}"
-        timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout)
+        headers = {"Accept": "application/json", "User-Agent": f"ipvs-node-agent/{__version__}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         what = f"API server {credentials.server}"
         log.debug("%s %s", method, url)
         try:
@@ -164,15 +155,10 @@ class Api:
                 method,
                 url,
                 body=body,
-                headers={
-                    "Accept": "application/json",
-                    **({"Content-Type": "application/json"} if body is not None else {}),
-                    "User-Agent": _USER_AGENT,
-                    **credentials.headers(),
-                },
+                headers={**headers, **credentials.headers()},
                 preload_content=False,
                 redirect=False,
-                timeout=timeout,
+                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout),
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             if self._ended != ended:
@@ -189,7 +175,10 @@ class Api:
             if superseded:
                 raise Superseded
             if response.status == 401 and credentials.short_lived:
-                self._forget(credentials)
+                # Have the program that made them asked again.
+                with self._lock:
+                    if self._credentials is credentials:
+                        self._credentials = None
             if response.status not in (200, 201):
                 raise _refusal(what, doing, response, credentials)
             yield answer
@@ -203,26 +192,16 @@ class Api:
             # Half-read, it must not serve another request with older credentials.
             answer.close()
 
-    def _forget(self, credentials: Credentials) -> None:
-        """Has the program that made them asked again."""
-        with self._lock:
-            if self._credentials is credentials:
-                self._credentials = None
-
     def answers(self) -> bool:
         """Whether anybody takes connections where the requests go to; it is not asked anything."""
         try:
-            address = self.credentials().address
-            socket.create_connection(address, _LOOK_TIMEOUT).close()
+            socket.create_connection(self.credentials().address, _LOOK_TIMEOUT).close()
         except (AgentError, OSError):
             return False
         return True
 
     def close(self) -> None:
-        """Ends everything under way: requests raise Superseded, and no kubeconfig is read any more.
-
-        It waits for nothing.
-        """
+        """Ends all requests, which raise Superseded, and all reading of kubeconfigs, at once."""
         self._reader.close()
         self._close_connections()
 
@@ -237,15 +216,13 @@ class Api:
 
 def reason(error: BaseException) -> str:
     """The innermost reason of a transport error, in a few words."""
-    while True:
-        # urllib3 wraps an error as its `reason`, as an argument, or as what it was raised from.
-        # Before 2.0 it often left only the context.
-        context = error.__context__ if isinstance(error.__context__, OSError) else None
-        candidates = (getattr(error, "reason", None), *error.args, error.__cause__, context)
-        inner = next((c for c in candidates if isinstance(c, BaseException)), None)
-        if inner is None:
-            break
-        error = inner
+    # urllib3 wraps an error as its `reason`, as an argument, or as what it was raised from. Before
+    # 2.0 it often left only the context.
+    context = error.__context__ if isinstance(error.__context__, OSError) else None
+    candidates = (getattr(error, "reason", None), *error.args, error.__cause__, context)
+    inner = next((c for c in candidates if isinstance(c, BaseException)), None)
+    if inner is not None:
+        return reason(inner)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return one_line(str(text), 300)
 
@@ -258,7 +235,7 @@ def _way_hint(why: str) -> str:
         return "renew it on the control plane: kubeadm certs renew apiserver"
     if "not yet valid" in why:
         return "set the clock: timedatectl set-ntp true"
-    if "mismatch" in why or "match" in why:
+    if "match" in why:
         return "set the kubeconfig's server, or tls-server-name, to a name in its certificate"
     return "the kubeconfig needs /etc/kubernetes/pki/ca.crt of a control-plane node as its CA"
 

@@ -23,7 +23,7 @@ from typing import Any, Callable
 from ipvs_node_agent.apiserver.answer import Answer, Superseded
 from ipvs_node_agent.apiserver.bodies import BrokenStream, Gone, Line, read_lines
 from ipvs_node_agent.apiserver.client import Api, ApiError
-from ipvs_node_agent.apiserver.outcome import Ending, Outcome, Pace, Told, Version, failed
+from ipvs_node_agent.apiserver.outcome import FOLLOWS, Ending, Outcome, Pace, Told, Version, failed
 from ipvs_node_agent.apiserver.reading import UnknownObject, object_key, shown
 from ipvs_node_agent.apiserver.resources import LIST_READ_TIMEOUT, Resource, list_all
 from ipvs_node_agent.backoff import Backoff, Seldom
@@ -57,10 +57,7 @@ _STREAMED_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlder
 
 
 class Follower:
-    """Follows one resource in the thread that calls `run`.
-
-    Time, chance and what it waits for may be handed in; `event` makes a threading.Event.
-    """
+    """Follows one resource in the thread that calls `run`; time and chance may be handed in."""
 
     def __init__(
         self,
@@ -78,7 +75,6 @@ class Follower:
         self._clock, self._chance = clock, chance
         self._backoff = backoff or Backoff(clock, chance)
         self._pace = Pace(self._backoff, clock)
-        # Set by `hurry`: the next attempt need not wait any longer.
         self._hurry = event()
         # Followers whose watches never last would otherwise hurry each other on without end, and a
         # server that comes and goes would have all of its nodes come each time.
@@ -87,13 +83,11 @@ class Follower:
         self._version = ""
         # The first list may come from the server's cache; one after 410 must not (client-go).
         self._list_from = "0"
-        # How often the version was doubted.
         self._breaks = 0
         # When the server began to answer the present watch.
         self._begun = math.inf
-        # What this server is asked for: less, once it has refused something.
-        self._sparing = resource.sparing
-        self._streamed = resource.streamed
+        # Less, once the server has refused something.
+        self._sparing, self._streamed = resource.sparing, resource.streamed
 
     def hurry(self) -> None:
         """Cuts the present wait short: whatever made the last attempt fail may be mended."""
@@ -124,7 +118,7 @@ class Follower:
             ending = Ending.EXPIRED
         except BrokenStream as broken:
             ending = Ending.UNREADABLE
-            error = AgentError("API server", f"{self._resource.name}: {broken}")
+            error = AgentError("API server", f"{self.name}: {broken}")
         except AgentError as refused:
             ending = Ending.OTHER_WAY if self._gave_up(refused) else failed(refused)
             error = refused
@@ -144,21 +138,21 @@ class Follower:
             self._sparing = {}
         else:
             return False
-        log.debug("asking for the %s in another way: %s", self._resource.name, error)
+        log.debug("asking for the %s in another way: %s", self.name, error)
         return True
 
     def _heed(self, outcome: Outcome) -> None:
         """Tells of `outcome`, and gives the version up where it has to go."""
-        reason, told, version, _ = outcome.follows
+        reason, told, version, _ = FOLLOWS[outcome.ending]
         self._breaks += version is Version.DOUBTED and self._version != ""
         if version is Version.DROPPED or self._breaks >= _BREAKS_BEFORE_LIST:
             # Something behind this version cannot be read; a list goes around it.
             self._version, self._list_from, self._breaks = "", "", 0
         always = told is Told.ALWAYS or (told is Told.WITHOUT_VERSION and not self._version)
         if outcome.error is not None and always:
-            self._emit(Trouble(self._resource.name, outcome.error))
+            self._emit(Trouble(self.name, outcome.error))
         if reason:
-            self._emit(Restarted(self._resource.name, reason))
+            self._emit(Restarted(self.name, reason))
 
     def _wait(self, seconds: float, outcome: Outcome) -> None:
         end = self._clock() + seconds
@@ -170,7 +164,7 @@ class Follower:
         away = outcome.ending is Ending.UNREACHABLE and seconds > 0 and not self._api.answers()
         woken = self._hurry if self._hurries.due else self._stopped
         while (left := end - self._clock()) > 0:
-            if woken.wait(min(self._between(_LOOK_SECONDS), left) if away else left):
+            if woken.wait(min(self._between(*_LOOK_SECONDS), left) if away else left):
                 self._hurries.done()
                 return
             if away and self._looks.due and self._api.answers():
@@ -178,40 +172,35 @@ class Follower:
                 self._backoff.reset()
                 return
 
-    def _between(self, bounds: tuple[float, float]) -> float:
-        first, last = bounds
+    def _between(self, first: float, last: float) -> float:
         return first + (last - first) * self._chance()
 
     def _list(self) -> Ending:
+        def skipped(text: str) -> None:
+            self._emit(Skipped(self.name, text))
+
+        version, sparing = self._list_from, self._sparing
         self._listed(
-            *list_all(
-                self._api,
-                self._resource,
-                self._list_from,
-                lambda text: self._emit(Skipped(self._resource.name, text)),
-                self._sparing,
-                LIST_READ_TIMEOUT,
-            )
+            *list_all(self._api, self._resource, version, skipped, sparing, LIST_READ_TIMEOUT)
         )
         return Ending.LISTED
 
     def _listed(self, items: tuple[Any, ...], version: str) -> None:
-        self._emit(Listed(self._resource.name, items, self._clock()))
+        self._emit(Listed(self.name, items, self._clock()))
         self._version, self._list_from = version, "0"
-        self._emit(Recovered(self._resource.name))
+        self._emit(Recovered(self.name))
 
     def _stream(self) -> Ending:
         """A list that goes on as a watch (KEP-3157)."""
-        doing = f"list {self._resource.name}"
-        with self._open(_STREAMED_LIST, doing, LIST_READ_TIMEOUT) as (answer, patience):
-            lines = read_lines(answer.pieces(), f"streaming list of {self._resource.name}")
+        with self._open("list", _STREAMED_LIST, LIST_READ_TIMEOUT) as (answer, patience):
+            lines = read_lines(answer.pieces(), f"streaming list of {self.name}")
             # What does not come to its end once may never do, and a plain list always works.
             self._streamed = False
             try:
                 items, version = self._initial(lines)
             except ApiError as error:
                 # Servers with an etcd before 3.4.31 or 3.5.13 say so in a stream that has begun.
-                log.debug("listing %s without streaming: %s", self._resource.name, error)
+                log.debug("listing %s without streaming: %s", self.name, error)
                 return Ending.OTHER_WAY
             self._streamed = True
             self._listed(items, version)
@@ -234,19 +223,18 @@ class Follower:
         raise ApiError("API server", "the streaming list has no end")
 
     def _watch(self) -> Ending:
-        doing = f"watch {self._resource.name}"
         at = {"resourceVersion": self._version}
-        with self._open(at, doing, _WATCH_BEGIN_TIMEOUT) as (answer, patience):
-            self._emit(Recovered(self._resource.name))
+        with self._open("watch", at, _WATCH_BEGIN_TIMEOUT) as (answer, patience):
+            self._emit(Recovered(self.name))
             answer.be_patient(patience)
-            return self._follow(read_lines(answer.pieces(), f"watch of {self._resource.name}"))
+            return self._follow(read_lines(answer.pieces(), f"watch of {self.name}"))
 
     @contextmanager
     def _open(
-        self, how: Mapping[str, str], doing: str, begin_timeout: float
+        self, verb: str, how: Mapping[str, str], begin_timeout: float
     ) -> Iterator[tuple[Answer, float]]:
         """A watch, and how long it may be silent before it counts as dead."""
-        seconds = int(self._between(_WATCH_SECONDS))
+        seconds = int(self._between(*_WATCH_SECONDS))
         parameters = {
             **self._sparing,
             **self._resource.selector(),
@@ -255,6 +243,7 @@ class Follower:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
         }
+        doing = f"{verb} {self.name}"
         with self._api.get(self._resource.path, parameters, doing, begin_timeout) as answer:
             self._begun = self._clock()
             # The server ends the watch in time; if not even that is heard, the connection is dead.
@@ -271,7 +260,7 @@ class Follower:
 
     def _read(self, line: Line) -> Changed | Deleted | Skipped | None:
         """What has just arrived with `line`; None where it tells of no object."""
-        name, arrived = self._resource.name, self._clock()
+        name, arrived = self.name, self._clock()
         try:
             if line.kind in ("ADDED", "MODIFIED"):
                 return Changed(name, self._resource.read(line.raw), arrived)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Callable, NamedTuple
 
@@ -85,18 +83,12 @@ FOLLOWS = {
 _PASSING = (401, 403, 429, 503)
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one attempt ended; `lived` says that an answer had gone on for some seconds."""
 
     ending: Ending
     error: AgentError | None = None
     lived: bool = False
-
-    @property
-    def follows(self) -> Follows:
-        """What follows from it."""
-        return FOLLOWS[self.ending]
 
     @property
     def least(self) -> float:
@@ -118,13 +110,13 @@ def failed(error: AgentError) -> Ending:
 class Pace:
     """How soon attempts follow each other, so that no server can make them come all the time."""
 
-    def __init__(self, backoff: Backoff, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
         self._backoff = backoff
         self._none = Seldom(Backoff.CAP, clock)
 
     def after(self, outcome: Outcome) -> float:
         """The seconds to wait after `outcome`."""
-        pause = outcome.follows.pause
+        pause = FOLLOWS[outcome.ending].pause
         if pause is Pause.NONE or (pause is Pause.BACKOFF_IF_SHORT and outcome.lived):
             return 0.0
         if pause is Pause.SELDOM_NONE and self._none.due:

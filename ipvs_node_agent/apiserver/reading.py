@@ -39,7 +39,7 @@ class UnknownObject(ValueError):
 
 def object_key(raw: Any, kind: str) -> str:
     """The `namespace/name` (or plain name) of a raw object of `kind`; raises UnknownObject."""
-    metadata = _child(raw, "metadata")
+    metadata = child(raw, "metadata")
     # Items of a list carry no kind of their own.
     if not isinstance(raw, dict) or raw.get("kind", kind) != kind:
         found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
@@ -62,13 +62,13 @@ def read_service(raw: Any) -> Service:
     """The Service in `raw`. Raises UnknownObject where it is none; all else is a Problem."""
     key = object_key(raw, "Service")
     reader = _Reader(key)
-    metadata, spec = _child(raw, "metadata"), _child(raw, "spec")
+    metadata, spec = child(raw, "metadata"), child(raw, "spec")
     created = metadata.get("creationTimestamp")
     if not isinstance(created, str) or not _TIMESTAMP.fullmatch(created):
         # Without an age it must not win an address from a Service that has one.
         created = _NEWEST
     balanced = spec.get("type") == "LoadBalancer"
-    labels, annotations = _child(metadata, "labels"), _child(metadata, "annotations")
+    labels, annotations = child(metadata, "labels"), child(metadata, "annotations")
     skipped = any(label in labels for label in FOREIGN_LABELS)
     skipped = skipped or annotations.get(IGNORE_ANNOTATION) == "true"
     return Service(
@@ -89,7 +89,7 @@ def read_node(raw: Any) -> Node:
     """The Node that `raw` holds. Raises UnknownObject where it is none; all else is a Problem."""
     name = object_key(raw, "Node")
     reader = _Reader(name)
-    spec, status = _child(raw, "spec"), _child(raw, "status")
+    spec, status = child(raw, "spec"), child(raw, "status")
     cidrs = reader.each(spec.get("podCIDRs"), "spec.podCIDRs", _as_pod_cidr)
     if not cidrs and spec.get("podCIDR"):
         cidrs = reader.each([spec["podCIDR"]], "spec.podCIDR", _as_pod_cidr)
@@ -129,18 +129,16 @@ class _Reader:
 def _identity(value: Any) -> Any:
     """What equal values have in common, and different ones have not; safe to be hashed.
 
-    The hash of a prefix or of an IPv6 address is a sum that anybody can do: ten thousand with the
-    same one are easily made, and a mapping would take minutes to tell them apart. That of bytes is
-    another one in each process.
+    The hash of a prefix is a sum that anybody can do: ten thousand with the same one are easily
+    made, and a mapping would take minutes to tell them apart. That of bytes, and of addresses as
+    `parse_address` gives them, is another one in each process.
     """
     if isinstance(value, (ipaddress.IPv4Network, ipaddress.IPv6Network)):
         return value.network_address.packed, value.prefixlen
-    if isinstance(value, (ipaddress.IPv4Address, ipaddress.IPv6Address)):
-        return value.packed
     return value
 
 
-def _child(parent: Any, field: str) -> Mapping[str, Any]:
+def child(parent: Any, field: str) -> Mapping[str, Any]:
     """The mapping under `field`, or an empty one: absent and malformed read alike."""
     value = parent.get(field) if isinstance(parent, dict) else None
     return value if isinstance(value, dict) else {}
@@ -209,7 +207,7 @@ def _cluster_ips(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Address, ...
 
 
 def _ingress_ips(reader: _Reader, raw: Any) -> tuple[Address, ...]:
-    balancer = _child(_child(raw, "status"), "loadBalancer")
+    balancer = child(child(raw, "status"), "loadBalancer")
     found = reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
     return tuple(address for address in found if address is not None)
 

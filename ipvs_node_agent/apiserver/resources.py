@@ -13,11 +13,10 @@ from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_ser
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.events import NODES, SERVICES
 
-# So long a list may pause, in seconds.
 LIST_READ_TIMEOUT = 60.0
 # Leaves out only Services that have no ClusterIP: they get no rule, and guard no address. Any other
 # selector would hide ClusterIPs, and a Service whose external IP is one of them has to be refused.
-_WITH_CLUSTER_IP = {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
+_SPARING = {"fieldSelector": "spec.type!=ExternalName,spec.clusterIP!=None"}
 
 
 @dataclass(frozen=True)
@@ -47,23 +46,14 @@ def resources(api: Api, config: Config) -> list[Resource]:
 
     return [
         Resource(
-            SERVICES,
-            "/api/v1/services",
-            "Service",
-            read_service,
-            dict,
-            sparing=_WITH_CLUSTER_IP,
-            streamed=True,
+            SERVICES, "/api/v1/services", "Service", read_service, dict, _SPARING, streamed=True
         ),
         Resource(NODES, "/api/v1/nodes", "Node", read_node, own_node),
     ]
 
 
 def node_name(api: Api, config: Config) -> str:
-    """This node's name: as configured, else the client certificate's, else the host name's.
-
-    Raises RefusedError while there are no credentials.
-    """
+    """This node's name: as configured, certified, or else the host's. Raises RefusedError."""
     return config.node_name or api.credentials().node_name or host_name()
 
 

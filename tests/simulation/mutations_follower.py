@@ -234,7 +234,7 @@ MUTATIONS = [
     (
         "a watch that is open again is not told",
         "apiserver/follower.py",
-        "            self._emit(Recovered(self._resource.name))\n            answer",
+        "            self._emit(Recovered(self.name))\n            answer",
         "            answer",
     ),
     (
