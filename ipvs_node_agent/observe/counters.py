@@ -148,9 +148,7 @@ class Sampler:
         self._ledger = Ledger()
         self._sums: Mapping[Series, Count] = {}
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._looks = 0
-        self._asked = self._stopped = False
+        self._looking = self._stopped = False
         self._next = 0.0
         # What the present look has waited for writes, which costs nothing.
         self._waited = 0.0
@@ -158,13 +156,10 @@ class Sampler:
     def sums(self, patience: float) -> Mapping[Series, Count]:
         """The latest sums: those of a new look, where it takes no longer than `patience`."""
         with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
-            if time.monotonic() >= self._next:
-                before, self._asked = self._looks, True
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._looks > before or self._stopped, patience)
+            if not (self._looking or self._stopped) and time.monotonic() >= self._next:
+                threading.Thread(target=self._look, daemon=True).start()
+                self._looking = True
+            self._changed.wait_for(lambda: not self._looking or self._stopped, patience)
             return self._sums
 
     def stop(self) -> None:
@@ -172,23 +167,20 @@ class Sampler:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+            if not self._looking:
+                self._launcher.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._asked or self._stopped)
-                if self._stopped:
-                    break
-                self._asked = False
-            started, self._waited = time.monotonic(), 0.0
-            sums = self._looked()
-            now = time.monotonic()
-            with self._changed:
-                self._sums = self._sums if sums is None else sums
-                self._looks += 1
-                self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
-                self._changed.notify_all()
-        self._launcher.close()
+    def _look(self) -> None:
+        started, self._waited = time.monotonic(), 0.0
+        sums = self._looked()
+        now = time.monotonic()
+        with self._changed:
+            self._sums = self._sums if sums is None else sums
+            self._looking = False
+            self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
+            self._changed.notify_all()
+            if self._stopped:
+                self._launcher.close()
 
     def _looked(self) -> Mapping[Series, Count] | None:
         """The sums after one more look; None where the tables cannot be read."""

@@ -139,19 +139,16 @@ class EventRecorder:
 
     def turn(self, api: Api, node_name: Callable[[], str]) -> bool:
         """Tells what is due; False where it could not, which is said once."""
+        fault = ""
         with self._lock:
-            return self._tell(api, node_name)
-
-    def _tell(self, api: Api, node_name: Callable[[], str]) -> bool:
-        now = self._clock()
-        try:
-            for condition in self._schedule.due(conditions(self._published(), now), now):
-                body = event(node_name(), condition.reason, condition.message)
-                api.post(_PATH, body, "create Events", _READ_TIMEOUT)
-                self._schedule.tell(condition, now)
-        except AgentError as error:
-            if self._fault.new(str(error)):
-                log.warning("no Event on the Node for now: %s", error)
-            return False
-        self._fault.new("")
-        return True
+            now = self._clock()
+            try:
+                for condition in self._schedule.due(conditions(self._published(), now), now):
+                    body = event(node_name(), condition.reason, condition.message)
+                    api.post(_PATH, body, "create Events", _READ_TIMEOUT)
+                    self._schedule.tell(condition, now)
+            except AgentError as error:
+                fault = str(error)
+            if self._fault.new(fault):
+                log.warning("no Event on the Node for now: %s", fault)
+        return not fault

@@ -133,44 +133,34 @@ def _services(view: View, sums: Mapping[Series, Count]) -> Iterable[ServiceRepor
 
 def as_json(made: Report) -> str:
     """`made` as ipvs-node-agent(8) describes it."""
-    return (
-        json.dumps(
+    error = made.last_error
+    raw = {
+        "state": made.state,
+        "inSync": made.state == IN_SYNC,
+        "since": None if made.since is None else _written(made.since),
+        "sentence": made.sentence,
+        "version": made.version,
+        "node": made.node,
+        "backend": made.backend,
+        "lastError": error and {"time": _written(error.time), "text": error.text},
+        "families": [
+            {"ipFamily": f.name, "services": f.services, "rules": f.rules, "chains": f.chains}
+            for f in made.families
+        ],
+        "services": [
             {
-                "state": made.state,
-                "inSync": made.state == IN_SYNC,
-                "since": None if made.since is None else _written(made.since),
-                "sentence": made.sentence,
-                "version": made.version,
-                "node": made.node,
-                "backend": made.backend,
-                "lastError": made.last_error
-                and {"time": _written(made.last_error.time), "text": made.last_error.text},
-                "families": [
-                    {
-                        "ipFamily": f.name,
-                        "services": f.services,
-                        "rules": f.rules,
-                        "chains": f.chains,
-                    }
-                    for f in made.families
-                ],
-                "services": [
-                    {
-                        "namespace": s.namespace,
-                        "name": s.name,
-                        "externalIPs": s.external_ips,
-                        "clusterIPs": s.cluster_ips,
-                        "packets": {"pod": s.pod.packets, "host": s.host.packets},
-                        "bytes": {"pod": s.pod.bytes, "host": s.host.bytes},
-                    }
-                    for s in made.services
-                ],
-                "refused": [problem._asdict() for problem in made.refused],
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+                "namespace": s.namespace,
+                "name": s.name,
+                "externalIPs": s.external_ips,
+                "clusterIPs": s.cluster_ips,
+                "packets": {"pod": s.pod.packets, "host": s.host.packets},
+                "bytes": {"pod": s.pod.bytes, "host": s.host.bytes},
+            }
+            for s in made.services
+        ],
+        "refused": [problem._asdict() for problem in made.refused],
+    }
+    return json.dumps(raw, indent=2) + "\n"
 
 
 def _written(moment: float) -> str:
@@ -192,9 +182,7 @@ def from_json(text: str) -> Report:
             last_error=error and Happened(_read_time(error["time"]), _text(error["text"])),
             families=_each(raw["families"], _family),
             services=_each(raw["services"], _service),
-            refused=_each(
-                raw["refused"], lambda p: Problem(*(_text(p[key]) for key in Problem._fields))
-            ),
+            refused=_each(raw["refused"], _problem),
         )
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise ValueError(str(wrong)) from None
@@ -215,6 +203,10 @@ def _service(raw: Any) -> ServiceReport:
     external, cluster = (_each(raw[key], _text) for key in ("externalIPs", "clusterIPs"))
     name = (_text(raw["namespace"]), _text(raw["name"]))
     return ServiceReport(*name, external, cluster, pod, host)
+
+
+def _problem(raw: Any) -> Problem:
+    return Problem(*(_text(raw[key]) for key in Problem._fields))
 
 
 def _each(raw: Any, read: Callable[[Any], T]) -> tuple[T, ...]:

@@ -124,7 +124,9 @@ def ask(directory: Path) -> Report:
     except (FileNotFoundError, ConnectionRefusedError):
         raise Unanswered(status.NOT_RUNNING, "the agent is not running", _LOOK) from None
     except (TimeoutError, socket.timeout):
-        raise _hanging(f"for {_ASKING_SECONDS:.0f} s") from None
+        why = f"the agent runs and does not answer, for {_ASKING_SECONDS:.0f} s"
+        mend = f"{_LOOK}; systemctl restart ipvs-node-agent"
+        raise Unanswered(status.HANGING, why, mend) from None
     except PermissionError:
         raise RefusedError(
             "status", f"{directory / NAME}: Permission denied", f"be root or in the group {GROUP}"
@@ -136,11 +138,6 @@ def ask(directory: Path) -> Report:
     except ValueError as error:
         why = f"{directory / NAME} tells something else than a status: {error}"
         raise RefusedError("status", why, "is it another version's?") from None
-
-
-def _hanging(how_long: str) -> Unanswered:
-    why = f"the agent runs and does not answer, {how_long}"
-    return Unanswered(status.HANGING, why, f"{_LOOK}; systemctl restart ipvs-node-agent")
 
 
 def _told(path: Path) -> str:
