@@ -105,31 +105,22 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
                 continue
             try:
                 text = KernelTable(launcher, family, backend, config.iptables, owns).save()
+                if _FOREIGN_BASE_CHAINS.search(text):
+                    raise foreign(f"{family.command}-{backend}-save")
             except TableError as error:
                 yield TableFacts(family, backend, error=error)
                 continue
-            if _FOREIGN_BASE_CHAINS.search(text):
-                save = f"{family.command}-{backend}-save"
-                yield TableFacts(family, backend, error=foreign(save))
-                continue
-            first: dict[str, str] = {}
-            for chain, rule in re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE):
-                first.setdefault(chain, rule)
+            rules = re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE)
+            # What is put in last stays: each chain's first rule.
+            first = dict(reversed(rules))
             masquerading = re.search(r"^-A POSTROUTING .*-j KUBE-POSTROUTING$", text, re.MULTILINE)
-            yield TableFacts(
-                family, backend, parse_save(text, owns), first, masquerading is not None
-            )
+            yield TableFacts(family, backend, parse_save(text, owns), first, bool(masquerading))
 
 
 def _proxy() -> KubeProxy:
-    try:
-        socket.if_nametoindex("kube-ipvs0")
-        device = True
-    except OSError:
-        device = False
     return KubeProxy(
         answer=proxy_mode(),
-        device=device,
+        device=os.path.exists("/proc/sys/net/ipv4/conf/kube-ipvs0"),
         nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),
         process=process_called("kube-proxy"),
     )
@@ -141,17 +132,15 @@ def _said(*command: str) -> str:
     if path is None:
         return ""
     try:
-        done = subprocess.run(  # noqa: S603  (no shell, and no word from outside)
+        said = subprocess.check_output(  # noqa: S603  (no shell, and no word from outside)
             [path, *command[1:]],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_COMMAND_TIMEOUT,
-            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+    return said.decode("utf-8", "replace")
 
 
 def _units() -> Mapping[str, Unit] | None:
