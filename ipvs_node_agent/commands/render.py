@@ -19,7 +19,7 @@ import yaml
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
-from ipvs_node_agent.config.yamlloader import Bounded, Loader
+from ipvs_node_agent.config.yamlloader import Bounded
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
@@ -68,14 +68,11 @@ class _Reading:
         return found
 
     def node(self, name: str) -> Node:
-        nodes: list[Node] = []
-        for raw in self._objects(name):
-            try:
-                nodes.append(read_node(raw))
-            except UnknownObject as error:
-                raise UsageError(
-                    name, str(error), "kubectl get node NAME -o yaml prints one"
-                ) from None
+        try:
+            nodes = [read_node(raw) for raw in self._objects(name)]
+        except UnknownObject as error:
+            hint = "kubectl get node NAME -o yaml prints one"
+            raise UsageError(name, str(error), hint) from None
         if len(nodes) != 1:
             raise UsageError(name, f"wanted one Node, got {len(nodes)}")
         return nodes[0]
@@ -94,23 +91,18 @@ class _Reading:
         self.status = UsageError.exit_status
 
 
-if yaml.__with_libyaml__:
-
-    class _Base(Bounded, yaml.CSafeLoader):
-        """Scans in C, and composes in Python."""
-
-        def __init__(self, stream: str) -> None:
-            yaml.CSafeLoader.__init__(self, stream)
-            Bounded.__init__(self)
-
-else:
-    _Base = Loader  # type: ignore[assignment,misc]
+# Scans in C where it can, and composes in Python.
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_Base):
+class _Loader(Bounded, _Safe):  # type: ignore[misc]  # It is one of two.
     """Plain data only, as much as there is, and a timestamp stays the text that it is in JSON."""
 
     most_nodes = math.inf
+
+    def __init__(self, stream: str) -> None:
+        _Safe.__init__(self, stream)
+        Bounded.__init__(self)
 
 
 _Loader.yaml_implicit_resolvers = {
