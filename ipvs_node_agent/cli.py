@@ -163,10 +163,9 @@ class _LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.
 
 def _set_up_logging(level: str) -> None:
     handler = _LogHandler()
-    if is_journal(sys.stderr):
-        handler.setFormatter(JournalFormatter("%(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    journal = is_journal(sys.stderr)
+    handler.setFormatter(JournalFormatter("%(message)s") if journal else formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # What the libraries below say is said again, better, by the errors raised here.
     for name in ("urllib3", "kubernetes", "sh"):

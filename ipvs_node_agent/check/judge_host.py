@@ -112,7 +112,9 @@ def backend(facts: Facts) -> Iterator[Finding]:
 
 def nat_tables(facts: Facts) -> Iterator[Finding]:
     """Whether they can be used, whether marks are masqueraded, and whether our jumps are first."""
-    for table in _used(facts):
+    for table in facts.host.tables:
+        if table.backend != facts.host.backend or not _concerns(facts, table.family):
+            continue
         if table.error is not None:
             yield failed(f"nat table, {table.family}", table.error, _show_nat(table))
         else:
@@ -121,22 +123,12 @@ def nat_tables(facts: Facts) -> Iterator[Finding]:
             yield from _jumps(facts, table)
 
 
-def _used(facts: Facts) -> list[TableFacts]:
-    return [
-        table
-        for table in facts.host.tables
-        if table.backend == facts.host.backend and _concerns(facts, table.family)
-    ]
-
-
 def _concerns(facts: Facts, family: Family) -> bool:
     """Whether the node has the family; as long as nobody knows, it has IPv4 alone."""
-    node = facts.cluster.node
-    spoken = [*(facts.configuration.config.pod_cidrs or ())]
-    versions = {cidr.version for cidr in spoken} | ({4} if node is None else set())
-    if node is not None:
-        versions |= {item.version for item in (*node.pod_cidrs, *node.addresses)}
-    return family.version in versions
+    node, configured = facts.cluster.node, facts.configuration.config.pod_cidrs or ()
+    known = (*node.pod_cidrs, *node.addresses) if node is not None else ()
+    versions = {item.version for item in (*configured, *known)}
+    return family.version in versions or (node is None and family is IPV4)
 
 
 def _show_nat(table: TableFacts) -> str:

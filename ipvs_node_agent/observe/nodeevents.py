@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -81,9 +82,7 @@ class Schedule:
         return [condition for condition in there.values() if self._is_due(condition, now)]
 
     def _is_due(self, condition: Condition, now: float) -> bool:
-        if condition.reason not in self._told:
-            return True
-        when, message = self._told[condition.reason]
+        when, message = self._told.get(condition.reason, (-math.inf, ""))
         return now - when >= (_TOLD_FOR if message == condition.message else _LEAST_PAUSE)
 
     def tell(self, condition: Condition, now: float) -> None:
