@@ -158,8 +158,7 @@ class Agent:
         served: dict[Address, tuple[str, ...]] = {}
         for table in self._tables.values():
             served.update(table.wanted.planner.served)
-        errors = [table.last_error for table in self._tables.values()]
-        errors.append(self._notices.last_trouble)
+        errors = [*(t.last_error for t in self._tables.values()), self._notices.last_trouble]
         return View(
             in_sync=self._was_in_sync,
             since=self._in_sync_since,
@@ -232,12 +231,12 @@ class Agent:
         if now >= self._next_resync:
             self._next_resync = now + _RESYNC_PERIOD
             for table in self._tables.values():
-                table.resync()
+                table.programmer.resync()
         # One that fails may hang until its time limit.
         for table in sorted(self._tables.values(), key=lambda table: table.error is not None):
             table.sync(looking)
         if looking:
-            took = sum(table.check_seconds for table in self._tables.values())
+            took = sum(table.programmer.check_seconds for table in self._tables.values())
             pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
             self._next_check = now + max(self._inputs.config.drift_check_period, pause)
         self._say_problems()

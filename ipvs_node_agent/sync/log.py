@@ -108,12 +108,12 @@ class Notices:
         serves: Callable[[str, Address], bool],
     ) -> None:
         """The kernel has the changes that were `pending`; `serves` tells who has which address."""
-        changed = {
-            key: change
+        changed = [
+            (key, change)
             for key, change in pending.items()
             if _asked(change.before, config) or _asked(service(key), config)
-        }
-        for key, change in list(changed.items())[:_LINES_AT_ONCE]:
+        ]
+        for key, change in changed[:_LINES_AT_ONCE]:
             asked = _asked(service(key), config)
             served = [address for address in asked if serves(key, address)]
             before = _leading(_asked(change.before, config), change.before)

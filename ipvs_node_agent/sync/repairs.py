@@ -45,7 +45,7 @@ class Repairs:
 
 def described(change: Change) -> str:
     """What was written, in a few words."""
-    parts: tuple[tuple[int, str, str], ...] = (
+    parts = (
         (len(change.written), "chain", ""),
         (sum(map(len, change.written.values())), "rule", ""),
         (len(change.dropped), "chain", " removed"),
