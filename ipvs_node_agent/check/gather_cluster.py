@@ -59,11 +59,7 @@ def look_at_cluster(config: Config) -> ClusterFacts:
 
 
 def _watch(api: Api, resource: Resource, version: str) -> None:
-    parameters = {
-        **resource.selector(),
-        "watch": "true",
-        "resourceVersion": version,
-        "timeoutSeconds": "1",
-    }
+    parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": "1"}
+    parameters.update(resource.selector())
     with api.get(resource.path, parameters, f"watch {resource.name}", _TIMEOUT):
         pass  # That it begins is all there is to know.

@@ -81,12 +81,8 @@ def credentials(facts: Facts) -> Iterator[Finding]:
 
 def _unlimited(cluster: ClusterFacts, path: str, who: str) -> Iterator[Finding]:
     if cluster.warning:
-        yield Finding(
-            WARN,
-            "credentials",
-            cluster.warning,
-            f"in {path}, certificate-authority in place of insecure-skip-tls-verify",
-        )
+        mend = f"in {path}, certificate-authority in place of insecure-skip-tls-verify"
+        yield Finding(WARN, "credentials", cluster.warning, mend)
     else:
         yield Finding(OK, "credentials", f"{path}: {who}")
 

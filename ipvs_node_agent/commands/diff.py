@@ -52,11 +52,8 @@ def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
 
         listed[resource.name], _ = list_all(api, resource, "0", skipped)
     if not listed[NODES]:
-        raise RefusedError(
-            "API server",
-            f"knows no Node {node_name(api, config)}",
-            "set nodeName if it has another",
-        )
+        why = f"knows no Node {node_name(api, config)}"
+        raise RefusedError("API server", why, "set nodeName if it has another")
     services = {service.key: service for service in listed[SERVICES]}
     return Snapshot(services, listed[NODES][0])
 

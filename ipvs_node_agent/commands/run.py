@@ -137,8 +137,8 @@ class _Following:
     def start(self) -> None:
         """Follows from now on, until `stop`."""
         name = partial(node_name, self.api, self._config)
-        record = partial(self._recorder.run, self.api, name, self._stopped)
-        for run in (self._refresh, record, *(one.run for one in self._followers)):
+        _start(partial(self._recorder.run, self.api, name, self._stopped), self._put)
+        for run in (self._refresh, *(one.run for one in self._followers)):
             _start(run, self._put)
 
     def _emit(self, event: Event) -> None:
@@ -212,12 +212,9 @@ class _Loop:
         _start(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
         _start(self._conntrack.run, self._queue.put)
-        self._agent = Agent(
-            self._config,
-            self._kernel.programmers(self._monitoring.writes),
-            conntrack=self._conntrack,
-            meter=self._monitoring.meters,
-        )
+        tables = self._kernel.programmers(self._monitoring.writes)
+        meters = self._monitoring.meters
+        self._agent = Agent(self._config, tables, conntrack=self._conntrack, meter=meters)
         self._backend_due = time.monotonic() + self._backend_period()
         # A SimpleQueue may be put to from a signal handler.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -237,7 +234,10 @@ class _Loop:
             pause, before = _PROXY_PERIOD, mode
             mode = proxy_mode(before)
             if mode != before:
-                self._queue.put(lambda now=mode: self._agent.take_proxy_mode(now))
+                self._queue.put(partial(self._take_proxy_mode, mode))
+
+    def _take_proxy_mode(self, mode: str | None) -> None:
+        self._agent.take_proxy_mode(mode)
 
     def _status(self) -> Report:
         """What `status` tells; asked by other threads, and answered by the main one."""

@@ -31,16 +31,10 @@ class Meters(Meter):
     """A `Meter` that counts durations in histograms."""
 
     def __init__(self) -> None:
-        self._sync = _histogram(
-            "sync_duration_seconds",
-            "Time that one write of a family's nat table took, or failed after.",
-            _SYNC_BUCKETS,
-        )
-        self._latency = _histogram(
-            "programming_latency_seconds",
-            "Time from the arrival of a Service's change to its rules in the kernel.",
-            _LATENCY_BUCKETS,
-        )
+        text = "Time that one write of a family's nat table took, or failed after."
+        self._sync = _histogram("sync_duration_seconds", text, _SYNC_BUCKETS)
+        text = "Time from the arrival of a Service's change to its rules in the kernel."
+        self._latency = _histogram("programming_latency_seconds", text, _LATENCY_BUCKETS)
 
     def synced(self, family: Family, seconds: float) -> None:
         """See `state.Meter`."""
@@ -121,25 +115,17 @@ def _of_families(published: Published) -> Iterator[Metric]:
     def each(value: Callable[[FamilyState], float]) -> dict[str, float]:
         return {family: value(state) for family, state in by_family.items()}
 
-    gauges: tuple[tuple[str, str, dict[str, float]], ...] = (
-        ("services", "Services with rules.", each(lambda f: f.services)),
-        ("rules", "Rules in the agent's chains.", each(lambda f: f.rules)),
-        ("chains", "The agent's chains.", each(lambda f: f.chains)),
-        (
-            "last_sync_timestamp_seconds",
-            "When the kernel was last known to hold what is wanted.",
-            each(lambda f: _wall(f.synced)),
-        ),
-        (
-            "last_queued_timestamp_seconds",
-            "When the last change of what is wanted came.",
-            each(lambda f: _wall(f.queued)),
-        ),
-    )
-    for name, text, values in gauges:
-        yield _gauge(name, text, values, "ip_family")
-    failures = each(lambda f: f.failures)
-    yield _counter("sync_failures", "Writes of a nat table that failed.", failures, "ip_family")
+    label = "ip_family"
+    yield _gauge("services", "Services with rules.", each(lambda f: f.services), label)
+    yield _gauge("rules", "Rules in the agent's chains.", each(lambda f: f.rules), label)
+    yield _gauge("chains", "The agent's chains.", each(lambda f: f.chains), label)
+    synced, queued = each(lambda f: _wall(f.synced)), each(lambda f: _wall(f.queued))
+    text = "When the kernel was last known to hold what is wanted."
+    yield _gauge("last_sync_timestamp_seconds", text, synced, label)
+    text = "When the last change of what is wanted came."
+    yield _gauge("last_queued_timestamp_seconds", text, queued, label)
+    text = "Writes of a nat table that failed."
+    yield _counter("sync_failures", text, each(lambda f: f.failures), label)
 
 
 def _of_all(published: Published) -> Iterator[Metric]:
