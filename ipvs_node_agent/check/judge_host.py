@@ -42,11 +42,8 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
     if mode == "ipvs":
         yield Finding(OK, "kube-proxy", f"in IPVS mode, {how}")
     elif mode in ("iptables", "nftables"):
-        effect = (
-            "gives no Service rules"
-            if proxy.answer
-            else "leads external IPs past kube-proxy's own rules"
-        )
+        past = "leads external IPs past kube-proxy's own rules"
+        effect = "gives no Service rules" if proxy.answer else past
         text = f"in {mode} mode, {how}: the agent is not needed, and {effect}"
         yield Finding(FAIL, "kube-proxy", text, _REMOVE)
     elif mode:

@@ -59,10 +59,7 @@ def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
 
 
 def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:
-    """What `run` would change now: for each family with a change, its command and the change.
-
-    Raises RefusedError.
-    """
+    """What `run` would change now, in each family by its command. Raises RefusedError."""
     seen = snapshot(config, note)
     lacks = lacking(config, seen.node)
     if lacks:

@@ -110,10 +110,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_objects(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
-    """The objects in `text`, lists taken apart.
-
-    What cannot be parsed is passed to `broken` as a sentence's end, and ends the text.
-    """
+    """The objects in `text`, lists taken apart; where it cannot be parsed, `broken` is told why."""
     for document in _documents(text, broken):
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             yield from document["items"]

@@ -81,10 +81,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def run(config_path: Path | None, manager: ServiceManager) -> None:
-    """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError.
-
-    `manager` is told how far it is.
-    """
+    """Runs the agent until SIGTERM or SIGINT, and tells `manager` of it. Raises AgentError."""
     config = load(config_path)
     _return_freed_memory()
     with only_one("run"):
@@ -118,10 +115,7 @@ def _crash(error: BaseException) -> None:
 
 
 class _Following:
-    """The threads that follow the API server with one set of credentials.
-
-    `take` takes what they tell, in the main thread.
-    """
+    """Follows the API server with one set of credentials; the main thread calls `take`."""
 
     def __init__(
         self, config: Config, put: _Put, take: Callable[[Event], None], recorder: EventRecorder

@@ -96,31 +96,29 @@ def _shown(node: yaml.Node) -> str:
         return "null"
     value = str(node.value)
     shown = value if len(value) <= 60 else value[:57] + "..."
-    return f'"{shown}"' if _tag(node) == "str" else shown
+    return f'"{shown}"' if _is(node, "str") else shown
 
 
-def _tag(node: yaml.Node) -> str:
-    return str(node.tag).rpartition(":")[2]
+def _is(node: yaml.Node, tag: str) -> bool:
+    return isinstance(node, yaml.ScalarNode) and str(node.tag).rpartition(":")[2] == tag
 
 
 def is_null(node: yaml.Node) -> bool:
     """Whether `node` is null, or nothing at all."""
-    return isinstance(node, yaml.ScalarNode) and _tag(node) == "null"
+    return _is(node, "null")
 
 
 def string(node: yaml.Node, at: str) -> str:
     """Text, which YAML must not take for a number or the like."""
-    if not isinstance(node, yaml.ScalarNode) or _tag(node) != "str":
+    if not _is(node, "str"):
         raise wanted(node, at, "text")
     return str(node.value)
 
 
 def boolean(node: yaml.Node, at: str) -> bool:
     """True or false, in any of YAML's spellings."""
-    value = None
-    if isinstance(node, yaml.ScalarNode) and _tag(node) == "bool":
-        # A tag may claim to be a boolean what is none.
-        value = yaml.SafeLoader.bool_values.get(node.value.lower())
+    # A tag may claim to be a boolean what is none.
+    value = yaml.SafeLoader.bool_values.get(node.value.lower()) if _is(node, "bool") else None
     if value is None:
         raise wanted(node, at, "true or false")
     return bool(value)
@@ -131,8 +129,7 @@ def integer(low: int, high: int) -> Reader:
 
     def read(node: yaml.Node, at: str) -> int:
         # YAML 1.1 would take 010 for 8 and 1:30 for 90; nobody means that here.
-        plain = isinstance(node, yaml.ScalarNode) and _tag(node) == "int"
-        whole = plain and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
+        whole = _is(node, "int") and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
         if not whole or not low <= int(node.value) <= high:
             raise wanted(node, at, f"a whole number from {low} to {high}")
         return int(node.value)
@@ -144,12 +141,12 @@ def one_of(*choices: str) -> Reader:
     """A reader of one of the words in `choices`."""
 
     def read(node: yaml.Node, at: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.value not in choices:
-            word = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+        word = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+        if word not in choices:
             close = {c.lower(): c for c in choices}.get(word.lower())
             hint = f"did you mean {close}?" if close else ""
             raise wanted(node, at, " or ".join(choices), hint)
-        return str(node.value)
+        return word
 
     return read
 

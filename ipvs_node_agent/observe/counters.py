@@ -81,10 +81,7 @@ def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
 
 
 class Seen(NamedTuple):
-    """What a look found in one place; `write` is the number of the write that made it.
-
-    None where nobody knows which one: it was written during the look.
-    """
+    """What a look found in one place; `write` made it, and is None where it was during the look."""
 
     counted: Count
     write: int | None
@@ -100,10 +97,7 @@ class Ledger:
         self._gone: OrderedDict[Series, Count] = OrderedDict()
 
     def take(self, found: Mapping[Place, Seen]) -> Mapping[Series, Count]:
-        """The sums of the Services that have rules, now that the rules have seen `found`.
-
-        What it gave is not changed later.
-        """
+        """The sums, not changed later, of Services that have rules, which have seen `found`."""
         last: dict[Place, Seen] = {}
         sums: dict[Series, Count] = {}
         for place, seen in found.items():

@@ -62,10 +62,7 @@ def _histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
 
 
 class Metrics:
-    """What /metrics shows. `sums` gives the packets of each Service, None where nobody wants them.
-
-    Each may be called by several threads at once.
-    """
+    """What /metrics shows, to several threads at once; `sums` gives None to leave packets out."""
 
     def __init__(
         self,

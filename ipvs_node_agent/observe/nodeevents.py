@@ -93,10 +93,7 @@ class Schedule:
 def event(
     node: str, reason: str, message: str, clock: Callable[[], int] = time.time_ns
 ) -> dict[str, Any]:
-    """An Event in the form that `kubectl describe node` shows, as of now.
-
-    `clock` gives nanoseconds since the epoch.
-    """
+    """An Event as `kubectl describe node` shows it; `clock` gives nanoseconds since the epoch."""
     now = clock()
     moment = datetime.fromtimestamp(now // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {

@@ -80,10 +80,7 @@ def report(
     sums: Mapping[Series, Count],
     now: Callable[[float], float],
 ) -> Report:
-    """The report of an agent; `view` is None where it does not answer.
-
-    `now` turns a monotonic time into one since the epoch.
-    """
+    """An agent's report; `view` is None where it hangs, `now` makes monotonic time the epoch's."""
     hanging = Report(
         HANGING,
         published.sentence,

@@ -83,10 +83,7 @@ class StatusSocket:
 
 
 def _listener(path: Path) -> socket.socket:
-    """What listens at `path`, in place of a socket that an agent left which was killed.
-
-    Raises OSError.
-    """
+    """What listens at `path`, in place of what a killed agent left there. Raises OSError."""
     with suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

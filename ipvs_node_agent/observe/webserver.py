@@ -344,10 +344,7 @@ class WebServer:
 
 
 def _listener(address: str) -> socket.socket:
-    """What listens at HOST:PORT; no host means all addresses, in both families if there are two.
-
-    Raises OSError and UnicodeError.
-    """
+    """What listens at HOST:PORT; no host means all addresses. Raises OSError and UnicodeError."""
     host, port = parse_host_port(address)
     if not host:
         # Without IPv6, the first of what all addresses are.

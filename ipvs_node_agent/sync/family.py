@@ -173,10 +173,7 @@ class FamilyTable:
                 return TableError(str(self._family), why)
 
     def _attempt(self, looking: bool, asking: bool) -> Change | Misfit | Refusal | TableError:
-        """What one write changed, or why it did not.
-
-        With `asking`, the kernel is asked whose rules it refuses.
-        """
+        """What comes of one write; with `asking`, the kernel is asked whose rules it refuses."""
         write = self.programmer.check if looking else self.programmer.apply
         try:
             return write(self.wanted.ruleset)
@@ -191,10 +188,7 @@ class FamilyTable:
                 return another
 
     def _refusal(self, error: TableError) -> Refusal | None:
-        """Whose rules it is that the kernel refuses; None where it is nobody's.
-
-        Raises TableError.
-        """
+        """Whose rules the kernel refuses; None where it is nobody's fault. Raises TableError."""
         basis, ruleset, why = self.wanted.basis, self.wanted.ruleset, str(error)
         key = ruletext.service(error.blamed)
         if key in basis.services and key not in basis.left_out:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Callable
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
@@ -28,7 +29,7 @@ class Notices:
         self.last_trouble: tuple[float, str] | None = None
         self._skipped: set[Skipped] = set()
         self.problems: frozenset[Problem] = frozenset()
-        self._lacked = ""
+        self._lacks = Once()
 
     # The API server
 
@@ -73,9 +74,8 @@ class Notices:
 
     def take_lacking(self, what: str) -> None:
         """What is lacking before anything can be written; empty where nothing is."""
-        if what and what != self._lacked:
+        if self._lacks.new(what):
             log.warning("waiting, and leaving all rules as they are: %s", what)
-        self._lacked = what
 
     def take_proxy_mode(self, before: str | None, now: str | None) -> None:
         """kube-proxy's mode is another one `now`."""
