@@ -39,13 +39,7 @@ from ipvs_node_agent.nat.saveformat import parse_save
 
 _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0
-_UNITS = (
-    "ipvs-node-agent.service",
-    "nftables.service",
-    "netfilter-persistent.service",
-    "ufw.service",
-    "firewalld.service",
-)
+_UNITS = ("ipvs-node-agent", "nftables", "netfilter-persistent", "ufw", "firewalld")
 # Of such a table iptables-nft-save shows the rest, and nothing can be written where they are.
 _FOREIGN_BASE_CHAINS = re.compile("^# Table `nat' contains incompatible", re.MULTILINE)
 _SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack")
@@ -77,7 +71,9 @@ def look_at_host(config: Config) -> HostFacts:
             for version in (4, 6)
         ),
         conntrack=find("conntrack") is not None,
-        settings=_settings(),
+        settings={
+            key: text.strip() for key in _SETTINGS if (text := _text(f"/proc/sys/net/{key}"))
+        },
         pods=tuple(_pods()),
     )
 
@@ -148,8 +144,8 @@ def _units() -> Mapping[str, Unit] | None:
     if not Path("/run/systemd/system").is_dir():
         return None
     wanted = "Id,LoadState,ActiveState,UnitFileState,MainPID,StatusText"
-    units = {}
-    for block in _said("systemctl", "show", f"--property={wanted}", *_UNITS).split("\n\n"):
+    names, units = (f"{name}.service" for name in _UNITS), dict[str, Unit]()
+    for block in _said("systemctl", "show", f"--property={wanted}", *names).split("\n\n"):
         said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         number = said.get("MainPID", "0")
         units[said.get("Id", "")] = Unit(
@@ -173,11 +169,6 @@ def _listener(address: str) -> Listener | None:
     ours = "ipvs_node_agent_" in page((reached_at(host), port), "/metrics")
     ours = ours and users_listening_on(host, port) <= {0, os.geteuid()}
     return Listener(found.number, found.program, ours)
-
-
-def _settings() -> dict[str, str]:
-    texts = {key: _text(f"/proc/sys/net/{key}") for key in _SETTINGS}
-    return {key: text.strip() for key, text in texts.items() if text}
 
 
 def _pods() -> Iterator[Address]:

@@ -68,11 +68,8 @@ def _guessed_mode(facts: Facts) -> tuple[str, str]:
 
 
 def _restart_proxy(facts: Facts) -> str:
-    name = facts.cluster.node_name or "NAME"
-    return (
-        "kubectl -n kube-system delete pod -l k8s-app=kube-proxy"
-        f" --field-selector spec.nodeName={name}"
-    )
+    there = f"spec.nodeName={facts.cluster.node_name or 'NAME'}"
+    return f"kubectl -n kube-system delete pod -l k8s-app=kube-proxy --field-selector {there}"
 
 
 def backend(facts: Facts) -> Iterator[Finding]:
@@ -265,10 +262,8 @@ def _flushers(host: HostFacts) -> Iterator[tuple[str, str]]:
         return unit.active == "active" or unit.enabled == "enabled"
 
     if runs("nftables") and host.flushing_file and host.backend == "nft":
-        mend = (
-            "sed -i 's/^flush ruleset/table inet filter\\ndelete table inet filter/'"
-            " /etc/nftables.conf"
-        )
+        edit = "s/^flush ruleset/table inet filter\\ndelete table inet filter/"
+        mend = f"sed -i '{edit}' /etc/nftables.conf"
         yield "nftables.service flushes all rules when it is reloaded or stopped", mend
     for name, does in (
         ("ufw", "empties PREROUTING and OUTPUT when it is reloaded"),

@@ -193,10 +193,8 @@ class _Loop:
             self._manager.stopping()
         finally:
             self._stopped.set()
-            self._conntrack.stop()
-            self._following.stop()
-            self._monitoring.stop()
-            self._status_socket.stop()
+            for one in (self._conntrack, self._following, self._monitoring, self._status_socket):
+                one.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
 

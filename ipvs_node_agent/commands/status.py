@@ -113,7 +113,7 @@ def _rows(services: Iterable[ServiceReport]) -> Iterable[Sequence[str]]:
     yield _HEAD
     for service in services:
         pod, host = service.pod, service.host
-        counts = (str(pod.packets), _size(pod.bytes), str(host.packets), _size(host.bytes))
+        counts = [str(pod.packets), _size(pod.bytes), str(host.packets), _size(host.bytes)]
         first = (f"{service.namespace}/{service.name}", *counts)
         for external in service.external_ips:
             cluster = (c for c in service.cluster_ips if (":" in c) == (":" in external))

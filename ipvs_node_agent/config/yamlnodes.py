@@ -59,8 +59,8 @@ def compose(text: str, what: str) -> yaml.Node | None:
         raise UsageError(what, "is nested too deeply") from None
 
 
-def mapping(node: yaml.Node, at: str, keys: Mapping[str, tuple[str, Reader]]) -> dict[str, Any]:
-    """The values of the keys of `node`; `keys` has, for a key, its attribute and its reader."""
+def mapping(node: yaml.Node, at: str, keys: Mapping[str, Reader]) -> dict[str, Any]:
+    """The values in `node` by their attributes: podCIDRs is read as `keys` has it to pod_cidrs."""
     if not isinstance(node, yaml.MappingNode):
         raise wanted(node, at or "the file", "a mapping of keys to values")
     values: dict[str, Any] = {}
@@ -69,10 +69,10 @@ def mapping(node: yaml.Node, at: str, keys: Mapping[str, tuple[str, Reader]]) ->
         path = f"{at}.{key}" if at else key
         if key not in keys:
             raise Bad(key_node, f"unknown key {path}", _suggestion(key, list(keys)))
-        attribute, read = keys[key]
+        attribute = re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
         if attribute in values:
             raise Bad(key_node, f"{path} is given twice", "keep one of them")
-        values[attribute] = read(value_node, path)
+        values[attribute] = keys[key](value_node, path)
     return values
 
 
@@ -210,7 +210,7 @@ def bind_address(node: yaml.Node, at: str) -> str:
     return text
 
 
-def section(cls: Callable[..., T], keys: Mapping[str, tuple[str, Reader]]) -> Reader:
+def section(cls: Callable[..., T], **keys: Reader) -> Reader:
     """A reader of a mapping into `cls`; null means its defaults."""
 
     def read(node: yaml.Node, at: str) -> T:

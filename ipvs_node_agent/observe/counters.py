@@ -166,28 +166,22 @@ class Sampler:
 
     def _look(self) -> None:
         started, self._waited = time.monotonic(), 0.0
-        sums = self._looked()
-        now = time.monotonic()
-        with self._changed:
-            self._sums = self._sums if sums is None else sums
-            self._looking = False
-            self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
-            self._changed.notify_all()
-            if self._stopped:
-                self._launcher.close()
-
-    def _looked(self) -> Mapping[Series, Count] | None:
-        """The sums after one more look; None where the tables cannot be read."""
         published = self._published()
         found: dict[Place, Seen] = {}
         try:
             for family, table in published.agent.families.items():
                 if table.services:
                     found.update(self._table(published, family))
+            self._sums = self._ledger.take(found)
         except TableError as error:
             log.debug("cannot read the packet counters: %s", error)
-            return None
-        return self._ledger.take(found)
+        now = time.monotonic()
+        with self._changed:
+            self._looking = False
+            self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
+            self._changed.notify_all()
+            if self._stopped:
+                self._launcher.close()
 
     def _table(self, published: Published, family: Family) -> dict[Place, Seen]:
         writes = self._writes[family]

@@ -81,22 +81,19 @@ def report(
     now: Callable[[float], float],
 ) -> Report:
     """An agent's report; `view` is None where it hangs, `now` makes monotonic time the epoch's."""
-    hanging = Report(
-        HANGING,
-        published.sentence,
-        now(published.turned),
-        __version__,
-        backend=published.backend,
-        families=tuple(
-            FamilyReport(str(family), table.services, table.rules, table.chains)
-            for family, table in published.agent.families.items()
-        ),
+    families = tuple(
+        FamilyReport(str(family), table.services, table.rules, table.chains)
+        for family, table in published.agent.families.items()
+    )
+    sentence, backend = published.sentence, published.backend
+    made = Report(
+        HANGING, sentence, now(published.turned), __version__, "", backend, None, families
     )
     if view is None:
-        return hanging
+        return made
     error = view.last_error
     return replace(
-        hanging,
+        made,
         state=IN_SYNC if view.in_sync else NOT_IN_SYNC,
         since=now(view.since),
         node=view.node,

@@ -166,7 +166,7 @@ class BoundedServer(Generic[Question]):
         connection.said += more
         question = self._question(connection.said, over)
         if question is None:
-            self._watch(connection, selectors.EVENT_READ, self._read)
+            self._watch(connection, selectors.EVENT_READ)
             return
         self._unwatch(connection)
         connection.asked = True
@@ -197,7 +197,7 @@ class BoundedServer(Generic[Question]):
         if not connection.rest:
             self._close(connection)
             return
-        self._watch(connection, selectors.EVENT_WRITE, self._send)
+        self._watch(connection, selectors.EVENT_WRITE)
         if count:
             # The last to be given up.
             self._connections[connection] = self._connections.pop(connection)
@@ -227,16 +227,14 @@ class BoundedServer(Generic[Question]):
             connection.client.shutdown(socket.SHUT_WR)
         connection.client.close()
 
-    def _watch(
-        self, connection: _Connection, event: int, then: Callable[[_Connection], None]
-    ) -> None:
+    def _watch(self, connection: _Connection, event: int) -> None:
         self._unwatch(connection)
-        self._selector.register(connection.client, event, partial(self._go_on, connection, then))
+        self._selector.register(connection.client, event, partial(self._go_on, connection))
 
-    def _go_on(self, connection: _Connection, then: Callable[[_Connection], None]) -> None:
+    def _go_on(self, connection: _Connection) -> None:
         # What was selected together with it may have cost it its place.
         if connection in self._connections:
-            then(connection)
+            (self._send if connection.asked else self._read)(connection)
 
     def _unwatch(self, connection: _Connection) -> None:
         with suppress(KeyError):

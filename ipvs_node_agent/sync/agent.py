@@ -243,13 +243,9 @@ class Agent:
         planned = self._planned is self._inputs
         if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
-        return self._next_due(now)
-
-    def _next_due(self, now: float) -> float:
-        due = [self._next_check, now + _LISTEN_PERIOD]
-        due += [self._next_sync] if self._planned is not self._inputs else []
-        due += [table.due for table in self._tables.values()]
-        return min(due)
+        next_sync = math.inf if planned else self._next_sync
+        due = (table.due for table in self._tables.values())
+        return min(self._next_check, now + _LISTEN_PERIOD, next_sync, *due)
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""
