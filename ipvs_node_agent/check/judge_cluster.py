@@ -161,12 +161,8 @@ def external_ips(facts: Facts) -> Iterator[Finding]:
     snapshot = Snapshot(cluster.services, cluster.node)
     problems = [p for service in cluster.services.values() for p in service.problems]
     problems += [p for family in FAMILIES for p in plan(config, snapshot, family).problems]
-    asked = {
-        ip
-        for service in cluster.services.values()
-        if not service.skipped
-        for ip in policy.external_ips(service, config)
-    }
+    counted = [service for service in cluster.services.values() if not service.skipped]
+    asked = {ip for service in counted for ip in policy.external_ips(service, config)}
     inside = [p for p in problems if p.reason == "PodCIDR"]
     if inside:
         yield _swallowed(facts, asked, inside, cidrs)

@@ -137,15 +137,14 @@ def _masquerade(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     what = f"{mark}, {table.family}"
     if mark not in table.chains:
         text = f"iptables-{table.backend} has no such chain: kube-proxy has not made it"
-        yield Finding(WARN, what, text, _restart_proxy(facts))
     elif mark not in table.found.filled:
         text = "has no rule, so that it marks nothing"
-        yield Finding(WARN, what, text, _restart_proxy(facts))
     elif mark == "KUBE-MARK-MASQ" and not table.masquerading:
         text = "is there, but nothing in POSTROUTING masquerades what it marks"
-        yield Finding(WARN, what, text, _restart_proxy(facts))
     else:
         yield Finding(OK, what, "is there, and kube-proxy masquerades what it marks")
+        return
+    yield Finding(WARN, what, text, _restart_proxy(facts))
 
 
 def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:

@@ -80,9 +80,8 @@ def _pod_cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
     cidrs = read.cidrs(node, at)
     for index, (item, cidr) in enumerate(zip(node.value, cidrs)):
         if cidr.prefixlen == 0:
-            raise read.wanted(
-                item, f"{at}[{index}]", "the addresses of this node's pods, not every address"
-            )
+            expected = "the addresses of this node's pods, not every address"
+            raise read.wanted(item, f"{at}[{index}]", expected)
     return cidrs
 
 
@@ -95,9 +94,8 @@ def _chain_name(kube_allowed: bool) -> read.Reader:
         if text in (OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
             raise read.wanted(node, at, "a name that the agent does not use for something else")
         if text.startswith("KUBE-") and not kube_allowed:
-            raise read.wanted(
-                node, at, "a name without KUBE- in front, which belongs to Kubernetes"
-            )
+            expected = "a name without KUBE- in front, which belongs to Kubernetes"
+            raise read.wanted(node, at, expected)
         return text
 
     return read_name

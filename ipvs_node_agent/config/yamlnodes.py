@@ -177,9 +177,8 @@ def _cidr(node: yaml.Node, at: str) -> Network:
     try:
         return parse_network(text)
     except ValueError as error:
-        raise Bad(
-            node, f'{at}: wanted a CIDR such as 10.240.2.128/25, got "{text}", which {error}'
-        ) from None
+        why = f'{at}: wanted a CIDR such as 10.240.2.128/25, got "{text}", which {error}'
+        raise Bad(node, why) from None
 
 
 def duration(low: float, high: float) -> Reader:

@@ -85,9 +85,13 @@ def report(
         FamilyReport(str(family), table.services, table.rules, table.chains)
         for family, table in published.agent.families.items()
     )
-    sentence, backend = published.sentence, published.backend
     made = Report(
-        HANGING, sentence, now(published.turned), __version__, "", backend, None, families
+        HANGING,
+        published.sentence,
+        now(published.turned),
+        __version__,
+        backend=published.backend,
+        families=families,
     )
     if view is None:
         return made

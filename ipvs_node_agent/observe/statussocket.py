@@ -125,9 +125,8 @@ def ask(directory: Path) -> Report:
         mend = f"{_LOOK}; systemctl restart ipvs-node-agent"
         raise Unanswered(status.HANGING, why, mend) from None
     except PermissionError:
-        raise RefusedError(
-            "status", f"{directory / NAME}: Permission denied", f"be root or in the group {GROUP}"
-        ) from None
+        why = f"{directory / NAME}: Permission denied"
+        raise RefusedError("status", why, f"be root or in the group {GROUP}") from None
     except OSError as error:
         raise RefusedError("status", f"{directory / NAME}: {error.strerror}") from None
     try:
