@@ -52,14 +52,13 @@ class Cluster:
     def lost(self) -> frozenset[str]:
         """What this Node once had and has not at the moment; WHOLE where all of it is gone."""
         last, told = self.node, self.told_node
-        if last is None:
-            return frozenset()
-        lost = {
-            WHOLE: told is None,
-            "pod CIDRs": told and last.pod_cidrs and not told.pod_cidrs,
-            "addresses": told and last.addresses and not told.addresses,
+        if last is None or told is None:
+            return frozenset() if last is None else frozenset({WHOLE})
+        kinds = {
+            "pod CIDRs": (last.pod_cidrs, told.pod_cidrs),
+            "addresses": (last.addresses, told.addresses),
         }
-        return frozenset(what for what, is_so in lost.items() if is_so)
+        return frozenset(kind for kind, (had, has) in kinds.items() if had and not has)
 
     def changes(self, before: Cluster) -> Iterator[tuple[str, Service | None]]:
         """The keys of the Services with external IPs that changed, and what they were `before`."""
