@@ -73,20 +73,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     # Taken before and after the command: where it is left out, the other place counts.
     common = _Parser(add_help=False)
+    levels = ("debug", "info", "warning", "error")
     for parser, default in ((common, argparse.SUPPRESS), (main_parser := _Parser(PROGRAM), None)):
-        parser.add_argument(
-            "--config",
-            metavar="FILE",
-            type=Path,
-            default=default,
-            help="the configuration (default: /etc/ipvs-node-agent/config.yaml, where it exists)",
-        )
-        parser.add_argument(
-            "--log-level",
-            choices=("debug", "info", "warning", "error"),
-            default=default or "info",
-            help="how much to log (default: info)",
-        )
+        text = "the configuration (default: /etc/ipvs-node-agent/config.yaml, where it exists)"
+        parser.add_argument("--config", metavar="FILE", type=Path, default=default, help=text)
+        text = "how much to log (default: info)"
+        parser.add_argument("--log-level", choices=levels, default=default or "info", help=text)
     main_parser.description = "Makes external IPs of Services reachable from inside the cluster."
     main_parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = main_parser.add_subparsers(
@@ -98,41 +90,20 @@ def _parser() -> argparse.ArgumentParser:
 
     command("run", "watch the cluster and keep the rules, until SIGTERM or SIGINT")
     render = command("render", "print the rules for Services in a file; needs no root")
-    render.add_argument(
-        "-f",
-        "--file",
-        metavar="FILE",
-        action="append",
-        required=True,
-        help="what kubectl get services -A -o yaml (or json) prints; - for standard input",
-    )
-    render.add_argument(
-        "--family",
-        type=_family,
-        default=IPV4,
-        metavar="{IPv4,IPv6}",
-        help="the address family (default: IPv4)",
-    )
-    render.add_argument(
-        "--pod-cidr",
-        metavar="CIDR",
-        type=_cidr,
-        action="append",
-        help="a pod CIDR of the node (may be repeated)",
-    )
-    render.add_argument(
-        "--node", metavar="FILE", help="a Node object, for its pod CIDRs and addresses"
-    )
+    text = "what kubectl get services -A -o yaml (or json) prints; - for standard input"
+    render.add_argument("-f", "--file", metavar="FILE", action="append", required=True, help=text)
+    text = "the address family (default: IPv4)"
+    render.add_argument("--family", type=_family, default=IPV4, metavar="{IPv4,IPv6}", help=text)
+    text = "a pod CIDR of the node (may be repeated)"
+    render.add_argument("--pod-cidr", metavar="CIDR", type=_cidr, action="append", help=text)
+    text = "a Node object, for its pod CIDRs and addresses"
+    render.add_argument("--node", metavar="FILE", help=text)
     command("diff", "print what run would change now, without changing it")
     status = command("status", "ask the running agent whether it is in sync")
     check = command("check", "look at the set-up: what is wrong, and what mends it")
     for asked in (status, check):
-        asked.add_argument(
-            *("-o", "--output"),
-            choices=("text", "json"),
-            default="text",
-            help="the form (default: text)",
-        )
+        forms, text = ("text", "json"), "the form (default: text)"
+        asked.add_argument("-o", "--output", choices=forms, default="text", help=text)
     command("cleanup", "remove every rule and chain that the agent ever made")
     return main_parser
 
@@ -163,10 +134,9 @@ class _LogHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.
 
 def _set_up_logging(level: str) -> None:
     handler = _LogHandler()
-    if is_journal(sys.stderr):
-        handler.setFormatter(JournalFormatter("%(message)s"))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    journal = is_journal(sys.stderr)
+    handler.setFormatter(JournalFormatter("%(message)s") if journal else formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # What the libraries below say is said again, better, by the errors raised here.
     for name in ("urllib3", "kubernetes", "sh"):

@@ -28,8 +28,5 @@ def failed(what: str, error: AgentError, mend: str = "") -> Finding:
 
 def as_json(findings: Sequence[Finding]) -> str:
     """For machines: a list of objects with the keys level, what, text and mend."""
-    shown = [
-        {key: one_line(value, 1000) for key, value in finding._asdict().items()}
-        for finding in findings
-    ]
+    shown = [Finding(*(one_line(value, 1000) for value in one))._asdict() for one in findings]
     return json.dumps(shown, indent=2) + "\n"

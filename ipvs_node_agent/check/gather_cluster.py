@@ -26,21 +26,30 @@ def look_at_cluster(config: Config) -> ClusterFacts:
         credentials = api.credentials()
     except AgentError as error:
         return ClusterFacts(error=error, node_name=config.node_name or host_name())
-    asked = _Asked(api)
+    listed: dict[str, tuple[Any, ...]] = {}
+    refused: list[AgentError] = []
+    unreachable: AgentError | None = None
     # The Node first: a small answer tells whether there is one at all.
     for resource in reversed(resources(api, config)):
-        asked.try_all(resource)
-        if asked.unreachable is not None:
-            break
-    nodes, services = asked.listed.get(NODES), asked.listed.get(SERVICES)
+        try:
+            listed[resource.name], version = list_all(
+                api, resource, "0", lambda _: None, read_timeout=_TIMEOUT
+            )
+            _watch(api, resource, version)
+        except AgentError as error:
+            if isinstance(error, ApiError) and not error.status:
+                unreachable = error
+                break
+            refused.append(error)
+    nodes, services = listed.get(NODES), listed.get(SERVICES)
     return ClusterFacts(
         server=credentials.server,
         user=credentials.user,
         certified_name=credentials.node_name,
         warning=credentials.warning,
         validity=Validity(*credentials.valid) if credentials.valid else None,
-        unreachable=asked.unreachable,
-        refused=tuple(asked.refused),
+        unreachable=unreachable,
+        refused=tuple(refused),
         node_name=node_name(api, config),
         node=nodes[0] if nodes else None,
         services=None
@@ -49,37 +58,8 @@ def look_at_cluster(config: Config) -> ClusterFacts:
     )
 
 
-class _Asked:
-    """The answers to what the agent asks of the API server."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self.listed: dict[str, tuple[Any, ...]] = {}
-        self.refused: list[AgentError] = []
-        self.unreachable: AgentError | None = None
-
-    def try_all(self, resource: Resource) -> None:
-        """Lists and watches as the agent would."""
-        try:
-            items, version = list_all(
-                self._api, resource, "0", lambda _: None, read_timeout=_TIMEOUT
-            )
-            self.listed[resource.name] = items
-            self._watch(resource, version)
-        except ApiError as error:
-            if error.status:
-                self.refused.append(error)
-            else:
-                self.unreachable = error
-        except AgentError as error:
-            self.refused.append(error)
-
-    def _watch(self, resource: Resource, version: str) -> None:
-        parameters = {
-            **resource.selector(),
-            "watch": "true",
-            "resourceVersion": version,
-            "timeoutSeconds": "1",
-        }
-        with self._api.get(resource.path, parameters, f"watch {resource.name}", _TIMEOUT):
-            pass  # That it begins is all there is to know.
+def _watch(api: Api, resource: Resource, version: str) -> None:
+    parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": "1"}
+    parameters.update(resource.selector())
+    with api.get(resource.path, parameters, f"watch {resource.name}", _TIMEOUT):
+        pass  # That it begins is all there is to know.

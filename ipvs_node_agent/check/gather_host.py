@@ -39,13 +39,7 @@ from ipvs_node_agent.nat.saveformat import parse_save
 
 _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0
-_UNITS = (
-    "ipvs-node-agent.service",
-    "nftables.service",
-    "netfilter-persistent.service",
-    "ufw.service",
-    "firewalld.service",
-)
+_UNITS = ("ipvs-node-agent", "nftables", "netfilter-persistent", "ufw", "firewalld")
 # Of such a table iptables-nft-save shows the rest, and nothing can be written where they are.
 _FOREIGN_BASE_CHAINS = re.compile("^# Table `nat' contains incompatible", re.MULTILINE)
 _SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack")
@@ -77,7 +71,9 @@ def look_at_host(config: Config) -> HostFacts:
             for version in (4, 6)
         ),
         conntrack=find("conntrack") is not None,
-        settings=_settings(),
+        settings={
+            key: text.strip() for key in _SETTINGS if (text := _text(f"/proc/sys/net/{key}"))
+        },
         pods=tuple(_pods()),
     )
 
@@ -105,31 +101,22 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
                 continue
             try:
                 text = KernelTable(launcher, family, backend, config.iptables, owns).save()
+                if _FOREIGN_BASE_CHAINS.search(text):
+                    raise foreign(f"{family.command}-{backend}-save")
             except TableError as error:
                 yield TableFacts(family, backend, error=error)
                 continue
-            if _FOREIGN_BASE_CHAINS.search(text):
-                save = f"{family.command}-{backend}-save"
-                yield TableFacts(family, backend, error=foreign(save))
-                continue
-            first: dict[str, str] = {}
-            for chain, rule in re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE):
-                first.setdefault(chain, rule)
+            rules = re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE)
+            # What is put in last stays: each chain's first rule.
+            first = dict(reversed(rules))
             masquerading = re.search(r"^-A POSTROUTING .*-j KUBE-POSTROUTING$", text, re.MULTILINE)
-            yield TableFacts(
-                family, backend, parse_save(text, owns), first, masquerading is not None
-            )
+            yield TableFacts(family, backend, parse_save(text, owns), first, bool(masquerading))
 
 
 def _proxy() -> KubeProxy:
-    try:
-        socket.if_nametoindex("kube-ipvs0")
-        device = True
-    except OSError:
-        device = False
     return KubeProxy(
         answer=proxy_mode(),
-        device=device,
+        device=os.path.exists("/proc/sys/net/ipv4/conf/kube-ipvs0"),
         nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),
         process=process_called("kube-proxy"),
     )
@@ -141,17 +128,15 @@ def _said(*command: str) -> str:
     if path is None:
         return ""
     try:
-        done = subprocess.run(  # noqa: S603  (no shell, and no word from outside)
+        said = subprocess.check_output(  # noqa: S603  (no shell, and no word from outside)
             [path, *command[1:]],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_COMMAND_TIMEOUT,
-            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+    return said.decode("utf-8", "replace")
 
 
 def _units() -> Mapping[str, Unit] | None:
@@ -159,8 +144,8 @@ def _units() -> Mapping[str, Unit] | None:
     if not Path("/run/systemd/system").is_dir():
         return None
     wanted = "Id,LoadState,ActiveState,UnitFileState,MainPID,StatusText"
-    units = {}
-    for block in _said("systemctl", "show", f"--property={wanted}", *_UNITS).split("\n\n"):
+    names, units = (f"{name}.service" for name in _UNITS), dict[str, Unit]()
+    for block in _said("systemctl", "show", f"--property={wanted}", *names).split("\n\n"):
         said = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         number = said.get("MainPID", "0")
         units[said.get("Id", "")] = Unit(
@@ -184,11 +169,6 @@ def _listener(address: str) -> Listener | None:
     ours = "ipvs_node_agent_" in page((reached_at(host), port), "/metrics")
     ours = ours and users_listening_on(host, port) <= {0, os.geteuid()}
     return Listener(found.number, found.program, ours)
-
-
-def _settings() -> dict[str, str]:
-    texts = {key: _text(f"/proc/sys/net/{key}") for key in _SETTINGS}
-    return {key: text.strip() for key, text in texts.items() if text}
 
 
 def _pods() -> Iterator[Address]:

@@ -26,7 +26,6 @@ from ipvs_node_agent.model.addresses import (
 from ipvs_node_agent.model.objects import Problem, Snapshot
 from ipvs_node_agent.rules import policy
 from ipvs_node_agent.rules.planner import plan
-from ipvs_node_agent.rules.policy import pod_cidrs
 
 # The kubelet renews its certificate at 70 to 90 % of its lifetime.
 _RENEWED_BY = 0.92
@@ -82,12 +81,8 @@ def credentials(facts: Facts) -> Iterator[Finding]:
 
 def _unlimited(cluster: ClusterFacts, path: str, who: str) -> Iterator[Finding]:
     if cluster.warning:
-        yield Finding(
-            WARN,
-            "credentials",
-            cluster.warning,
-            f"in {path}, certificate-authority in place of insecure-skip-tls-verify",
-        )
+        mend = f"in {path}, certificate-authority in place of insecure-skip-tls-verify"
+        yield Finding(WARN, "credentials", cluster.warning, mend)
     else:
         yield Finding(OK, "credentials", f"{path}: {who}")
 
@@ -116,9 +111,8 @@ def api_server(facts: Facts) -> Iterator[Finding]:
         return
     yield Finding(OK, "API server", f"{cluster.server} answers")
     for error in cluster.refused:
-        denied = isinstance(error, ApiError) and error.status in (401, 403)
         mend = f"see the log of {cluster.server}"
-        if denied:
+        if isinstance(error, ApiError) and error.status in (401, 403):
             own = "/etc/kubernetes/kubelet.conf"
             mend = f"kubeconfig: {own} in {facts.configuration.path}, or a ClusterRole for the user"
             if facts.configuration.config.kubeconfig == own:
@@ -140,16 +134,16 @@ def node(facts: Facts) -> Iterator[Finding]:
         yield Finding(FAIL, "Node", text, f"nodeName: one that kubectl get nodes shows, in {path}")
         return
     yield Finding(OK, "Node", cluster.node_name)
-    cidrs = pod_cidrs(facts.configuration.config, cluster.node)
+    cidrs = policy.pod_cidrs(facts.configuration.config, cluster.node)
     if cidrs is None:
         text = f"Node {cluster.node_name} has none yet, and nothing is programmed until it has"
         mend = f"podCIDRs: [CIDR] in {path}, if the network plugin keeps its own"
         yield Finding(FAIL, "pod CIDRs", text, mend)
         return
     outside = [pod for pod in facts.host.pods if not any(contains(c, pod) for c in cidrs)]
-    shown = _list([show_network(cidr) for cidr in cidrs])
+    shown = _list([*map(show_network, cidrs)])
     if outside:
-        pods = _list([show_address(pod) for pod in outside])
+        pods = _list([*map(show_address, outside)])
         text = f"{shown}, but pods of this node have other addresses: {pods}"
         yield Finding(WARN, "pod CIDRs", text, f"podCIDRs: with theirs too, in {path}")
     else:
@@ -161,18 +155,14 @@ def external_ips(facts: Facts) -> Iterator[Finding]:
     cluster, config = facts.cluster, facts.configuration.config
     if cluster.node is None or cluster.services is None:
         return
-    cidrs = pod_cidrs(config, cluster.node)
+    cidrs = policy.pod_cidrs(config, cluster.node)
     if cidrs is None:
         return
     snapshot = Snapshot(cluster.services, cluster.node)
     problems = [p for service in cluster.services.values() for p in service.problems]
     problems += [p for family in FAMILIES for p in plan(config, snapshot, family).problems]
-    asked = {
-        ip
-        for service in cluster.services.values()
-        if not service.skipped
-        for ip in policy.external_ips(service, config)
-    }
+    counted = [service for service in cluster.services.values() if not service.skipped]
+    asked = {ip for service in counted for ip in policy.external_ips(service, config)}
     inside = [p for p in problems if p.reason == "PodCIDR"]
     if inside:
         yield _swallowed(facts, asked, inside, cidrs)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Callable
 
-from ipvs_node_agent.check.facts import Facts, TableFacts
+from ipvs_node_agent.check.facts import Facts, HostFacts, TableFacts, Unit
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
-from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.model.addresses import IPV4, Family
 from ipvs_node_agent.nat.ruletext import target
 
@@ -43,11 +42,8 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
     if mode == "ipvs":
         yield Finding(OK, "kube-proxy", f"in IPVS mode, {how}")
     elif mode in ("iptables", "nftables"):
-        effect = (
-            "gives no Service rules"
-            if proxy.answer
-            else "leads external IPs past kube-proxy's own rules"
-        )
+        past = "leads external IPs past kube-proxy's own rules"
+        effect = "gives no Service rules" if proxy.answer else past
         text = f"in {mode} mode, {how}: the agent is not needed, and {effect}"
         yield Finding(FAIL, "kube-proxy", text, _REMOVE)
     elif mode:
@@ -72,11 +68,8 @@ def _guessed_mode(facts: Facts) -> tuple[str, str]:
 
 
 def _restart_proxy(facts: Facts) -> str:
-    name = facts.cluster.node_name or "NAME"
-    return (
-        "kubectl -n kube-system delete pod -l k8s-app=kube-proxy"
-        f" --field-selector spec.nodeName={name}"
-    )
+    there = f"spec.nodeName={facts.cluster.node_name or 'NAME'}"
+    return f"kubectl -n kube-system delete pod -l k8s-app=kube-proxy --field-selector {there}"
 
 
 def backend(facts: Facts) -> Iterator[Finding]:
@@ -88,9 +81,9 @@ def backend(facts: Facts) -> Iterator[Finding]:
     edit = f"iptables: {{backend: auto}} in {facts.configuration.path}"
     proxys = {table.backend for table in host.tables if "KUBE-SERVICES" in table.chains}
     proxys |= {table.backend for table in host.tables if "KUBE-MARK-MASQ" in table.chains}
-    left = sorted(
-        {t.backend for t in host.tables if t.backend != used and _own_chains(facts) & t.chains}
-    )
+    names = facts.configuration.config.chains
+    own = {names.prerouting, names.output}
+    left = sorted({t.backend for t in host.tables if t.backend != used and own & t.chains})
     if theirs not in (None, used):
         text = f"the agent uses iptables-{used}, and the kubelet iptables-{theirs}"
         yield Finding(FAIL, "iptables backend", text, edit)
@@ -111,14 +104,11 @@ def backend(facts: Facts) -> Iterator[Finding]:
         yield Finding(OK, "iptables backend", f"{used}, {as_}")
 
 
-def _own_chains(facts: Facts) -> frozenset[str]:
-    names = facts.configuration.config.chains
-    return frozenset({names.prerouting, names.output})
-
-
 def nat_tables(facts: Facts) -> Iterator[Finding]:
     """Whether they can be used, whether marks are masqueraded, and whether our jumps are first."""
-    for table in _used(facts):
+    for table in facts.host.tables:
+        if table.backend != facts.host.backend or not _concerns(facts, table.family):
+            continue
         if table.error is not None:
             yield failed(f"nat table, {table.family}", table.error, _show_nat(table))
         else:
@@ -127,22 +117,12 @@ def nat_tables(facts: Facts) -> Iterator[Finding]:
             yield from _jumps(facts, table)
 
 
-def _used(facts: Facts) -> list[TableFacts]:
-    return [
-        table
-        for table in facts.host.tables
-        if table.backend == facts.host.backend and _concerns(facts, table.family)
-    ]
-
-
 def _concerns(facts: Facts, family: Family) -> bool:
     """Whether the node has the family; as long as nobody knows, it has IPv4 alone."""
-    node = facts.cluster.node
-    spoken = [*(facts.configuration.config.pod_cidrs or ())]
-    versions = {cidr.version for cidr in spoken} | ({4} if node is None else set())
-    if node is not None:
-        versions |= {item.version for item in (*node.pod_cidrs, *node.addresses)}
-    return family.version in versions
+    node, configured = facts.cluster.node, facts.configuration.config.pod_cidrs or ()
+    known = (*node.pod_cidrs, *node.addresses) if node is not None else ()
+    versions = {item.version for item in (*configured, *known)}
+    return family.version in versions or (node is None and family is IPV4)
 
 
 def _show_nat(table: TableFacts) -> str:
@@ -157,15 +137,14 @@ def _masquerade(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     what = f"{mark}, {table.family}"
     if mark not in table.chains:
         text = f"iptables-{table.backend} has no such chain: kube-proxy has not made it"
-        yield Finding(WARN, what, text, _restart_proxy(facts))
     elif mark not in table.found.filled:
         text = "has no rule, so that it marks nothing"
-        yield Finding(WARN, what, text, _restart_proxy(facts))
     elif mark == "KUBE-MARK-MASQ" and not table.masquerading:
         text = "is there, but nothing in POSTROUTING masquerades what it marks"
-        yield Finding(WARN, what, text, _restart_proxy(facts))
     else:
         yield Finding(OK, what, "is there, and kube-proxy masquerades what it marks")
+        return
+    yield Finding(WARN, what, text, _restart_proxy(facts))
 
 
 def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
@@ -174,20 +153,20 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     # Without our chains there is nothing to jump to; whether they should be there is told by diff.
     if not table.chains.intersection(wanted.values()):
         return
-    mend, bad = "systemctl restart ipvs-node-agent", False
+    what, faults = f"jumps, {table.family}", []
     for built_in, name in wanted.items():
         places = [place for place, chain in table.found.jumps.get(built_in, ()) if chain == name]
         if not places:
-            bad = True
-            text = f"{built_in} does not jump to {name}, so that no packet gets there"
-            yield Finding(FAIL, f"jumps, {table.family}", text, mend)
+            faults.append(f"{built_in} does not jump to {name}, so that no packet gets there")
         elif places[0] > 1:
-            bad = True
             first = target(table.first.get(built_in, ""))
-            text = f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
-            yield Finding(FAIL, f"jumps, {table.family}", text, mend)
-    if not bad:
-        yield Finding(OK, f"jumps, {table.family}", "first in PREROUTING and OUTPUT")
+            faults.append(
+                f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
+            )
+    for text in faults:
+        yield Finding(FAIL, what, text, "systemctl restart ipvs-node-agent")
+    if not faults:
+        yield Finding(OK, what, "first in PREROUTING and OUTPUT")
 
 
 def agent(facts: Facts) -> Iterator[Finding]:
@@ -200,11 +179,11 @@ def agent(facts: Facts) -> Iterator[Finding]:
         text = f"a second one runs as process {second[-1].number}; they undo each other's work"
         yield Finding(FAIL, "agent", text, f"kill {second[-1].number}")
     elif unit is None or unit.load != "loaded":
-        running = host.holder if host.holder is not None else _first(strangers)
-        if running is None:
-            yield Finding(FAIL, "agent", "does not run", "systemctl start ipvs-node-agent")
+        running = [p.number for p in strangers] if host.holder is None else [host.holder]
+        if running:
+            yield Finding(OK, "agent", f"runs as process {running[0]}")
         else:
-            yield Finding(OK, "agent", f"runs as process {running}")
+            yield Finding(FAIL, "agent", "does not run", "systemctl start ipvs-node-agent")
     elif host.holder not in (None, unit.process):
         text = f"process {host.holder} keeps the service from starting"
         yield Finding(FAIL, "agent", text, f"kill {host.holder}")
@@ -224,10 +203,6 @@ def agent(facts: Facts) -> Iterator[Finding]:
         yield Finding(OK, "agent", f"the service runs as process {unit.process}")
 
 
-def _first(processes: Sequence[Process]) -> int | None:
-    return processes[0].number if processes else None
-
-
 def predecessors(facts: Facts) -> Iterator[Finding]:
     """Tools for the same purpose that came before, and what they left."""
     for process in facts.host.agents:
@@ -239,11 +214,9 @@ def predecessors(facts: Facts) -> Iterator[Finding]:
             mend = f"kubectl -n kube-system delete daemonset {process.program}"
             yield Finding(FAIL if same else WARN, process.program, text, mend)
     left = sorted(
-        {
-            f"{table.family.command}-{table.backend}"
-            for table in facts.host.tables
-            if any(name.startswith(_PREDECESSORS_CHAINS) for name in table.chains)
-        }
+        f"{table.family.command}-{table.backend}"
+        for table in facts.host.tables
+        if any(name.startswith(_PREDECESSORS_CHAINS) for name in table.chains)
     )
     if left and not any(p.program == "network-node-manager" for p in facts.host.agents):
         text = f"left chains {_PREDECESSORS_CHAINS}... in {', '.join(left)}, which nobody updates"
@@ -271,41 +244,39 @@ def metrics_port(facts: Facts) -> Iterator[Finding]:
 
 def flushers(facts: Facts) -> Iterator[Finding]:
     """What else on the host takes rules of ours away now and then."""
-    host, period = facts.host, facts.configuration.config.drift_check_period
-    repaired = f"the agent repairs that within {period:g} s"
-    found = False
+    found = list(_flushers(facts.host))
+    repaired = f"the agent repairs that within {facts.configuration.config.drift_check_period:g} s"
+    for text, mend in found:
+        yield Finding(WARN, "other firewalls", f"{text}; {repaired}", mend)
+    if not found and facts.host.units is not None:
+        yield Finding(OK, "other firewalls", "none that flushes rules")
+
+
+def _flushers(host: HostFacts) -> Iterator[tuple[str, str]]:
+    """What each of them does, and what mends it."""
     units = host.units or {}
 
     def runs(name: str) -> bool:
-        unit = units.get(f"{name}.service")
-        return unit is not None and (unit.active == "active" or unit.enabled == "enabled")
+        unit = units.get(f"{name}.service", Unit())
+        return unit.active == "active" or unit.enabled == "enabled"
 
     if runs("nftables") and host.flushing_file and host.backend == "nft":
-        found = True
-        mend = (
-            "sed -i 's/^flush ruleset/table inet filter\\ndelete table inet filter/'"
-            " /etc/nftables.conf"
-        )
-        text = f"nftables.service flushes all rules when it is reloaded or stopped; {repaired}"
-        yield Finding(WARN, "other firewalls", text, mend)
+        edit = "s/^flush ruleset/table inet filter\\ndelete table inet filter/"
+        mend = f"sed -i '{edit}' /etc/nftables.conf"
+        yield "nftables.service flushes all rules when it is reloaded or stopped", mend
     for name, does in (
         ("ufw", "empties PREROUTING and OUTPUT when it is reloaded"),
         ("firewalld", "may flush rules when it is reloaded"),
     ):
         if runs(name):
-            found = True
-            text = f"{name} {does}; {repaired}"
-            yield Finding(WARN, "other firewalls", text, f"systemctl disable --now {name}")
+            yield f"{name} {does}", f"systemctl disable --now {name}"
     if runs("netfilter-persistent"):
-        found = True
-        stale = ", stale ones of the agent's among them" if host.saved_rules else ""
-        text = f"netfilter-persistent replaces all rules by saved ones{stale}; {repaired}"
-        mend = "systemctl disable netfilter-persistent"
+        text = "netfilter-persistent replaces all rules by saved ones"
         if host.saved_rules:
             mend = "sed -i '/IPVS_/d' /etc/iptables/rules.v4 /etc/iptables/rules.v6"
-        yield Finding(WARN, "other firewalls", text, mend)
-    if not found and host.units is not None:
-        yield Finding(OK, "other firewalls", "none that flushes rules")
+            yield f"{text}, stale ones of the agent's among them", mend
+        else:
+            yield text, "systemctl disable netfilter-persistent"
 
 
 def surroundings(facts: Facts) -> Iterator[Finding]:
@@ -320,12 +291,10 @@ def surroundings(facts: Facts) -> Iterator[Finding]:
     if _has_ipv6(facts):
         wanted["ipv6/conf/all/forwarding"] = "packets of pods are not forwarded"
     wanted["ipv4/vs/conntrack"] = "what IPVS forwards is not masqueraded"
-    bad = False
-    for key, consequence in wanted.items():
-        if host.settings.get(key) == "0":
-            bad = True
-            name = "net." + key.replace("/", ".")
-            yield Finding(FAIL, "kernel", f"{name} is 0: {consequence}", f"sysctl -w {name}=1")
+    bad = [key for key in wanted if host.settings.get(key) == "0"]
+    for key in bad:
+        name = "net." + key.replace("/", ".")
+        yield Finding(FAIL, "kernel", f"{name} is 0: {wanted[key]}", f"sysctl -w {name}=1")
     if not bad:
         yield Finding(OK, "kernel", "forwards packets")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -35,14 +36,9 @@ def main(options: argparse.Namespace) -> int:
 
 def coloured_change(text: str) -> str:
     """What goes in red and what comes in green; the rest as it is."""
-    return "".join(_coloured_line(line) for line in text.splitlines(keepends=True))
-
-
-def _coloured_line(line: str) -> str:
-    text = line.rstrip("\n")
-    colours = {"-A": output.GREEN, "-I": output.GREEN, "-D": output.RED, "-X": output.RED}
-    colour = colours.get(text[:2])
-    return output.coloured(text, colour) + line[len(text) :] if colour else line
+    for lines, colour in (("^-[AI].*", output.GREEN), ("^-[DX].*", output.RED)):
+        text = re.sub(lines, output.coloured(r"\g<0>", colour), text, flags=re.MULTILINE)
+    return text
 
 
 def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
@@ -56,20 +52,14 @@ def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
 
         listed[resource.name], _ = list_all(api, resource, "0", skipped)
     if not listed[NODES]:
-        raise RefusedError(
-            "API server",
-            f"knows no Node {node_name(api, config)}",
-            "set nodeName if it has another",
-        )
+        why = f"knows no Node {node_name(api, config)}"
+        raise RefusedError("API server", why, "set nodeName if it has another")
     services = {service.key: service for service in listed[SERVICES]}
     return Snapshot(services, listed[NODES][0])
 
 
 def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:
-    """What `run` would change now: for each family with a change, its command and the change.
-
-    Raises RefusedError.
-    """
+    """What `run` would change now, in each family by its command. Raises RefusedError."""
     seen = snapshot(config, note)
     lacks = lacking(config, seen.node)
     if lacks:

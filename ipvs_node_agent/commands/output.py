@@ -54,12 +54,9 @@ def keep_closed_streams_closed() -> None:
 
     Otherwise what is opened next would take their place, and get what is meant for them.
     """
-    for name, mode, useless in (
-        ("stdin", "r", os.O_WRONLY),
-        ("stdout", "w", os.O_RDONLY),
-        ("stderr", "w", os.O_RDONLY),
-    ):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
+            mode, useless = ("r", os.O_WRONLY) if name == "stdin" else ("w", os.O_RDONLY)
             # It is the lowest number that is free.
             descriptor = os.open(os.devnull, useless)
             os.set_inheritable(descriptor, True)

@@ -19,7 +19,7 @@ import yaml
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
-from ipvs_node_agent.config.yamlloader import Bounded, Loader
+from ipvs_node_agent.config.yamlloader import Bounded
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
@@ -34,83 +34,73 @@ def main(options: argparse.Namespace) -> int:
         config = replace(config, pod_cidrs=tuple(options.pod_cidr))
     if [options.node, *options.file].count("-") > 1:
         raise UsageError("render", "standard input is named twice", "it can be read only once")
-    reading = _Reading()
-    node = reading.node(options.node) if options.node else Node("", (), (), ())
+    broken: list[str] = []
+    node = _node(options.node, broken) if options.node else Node("", (), (), ())
     if config.pod_cidrs is None and not node.pod_cidrs:
         raise UsageError(
             "render", "no pod CIDR", "give --pod-cidr CIDR, --node FILE, or podCIDRs in --config"
         )
-    services = reading.services(options.file)
+    services = _services(options.file, broken)
     planned = plan(config, Snapshot(services, node), options.family)
     unreadable = [*node.problems, *(each for one in services.values() for each in one.problems)]
     for problem in (*unreadable, *planned.problems):
         output.note(str(problem))
     output.print_text(restore_input(difference(Found(), planned.ruleset)))
-    return reading.status
+    return UsageError.exit_status if broken else output.OK
 
 
-class _Reading:
-    """Reads the files given to `render`; what is wrong in them is said, and the rest is used."""
-
-    def __init__(self) -> None:
-        self.status = output.OK
-
-    def services(self, names: Sequence[str]) -> dict[str, Service]:
-        found: dict[str, Service] = {}
-        for name in names:
-            for raw in self._objects(name):
-                try:
-                    service = read_service(raw)
-                except UnknownObject as error:
-                    output.note(f"{name}: skipped an object: {error}")
-                    continue
-                found[service.key] = service
-        return found
-
-    def node(self, name: str) -> Node:
-        nodes: list[Node] = []
-        for raw in self._objects(name):
+def _services(names: Sequence[str], broken: list[str]) -> dict[str, Service]:
+    found: dict[str, Service] = {}
+    for name in names:
+        for raw in _objects(name, broken):
             try:
-                nodes.append(read_node(raw))
+                service = read_service(raw)
             except UnknownObject as error:
-                raise UsageError(
-                    name, str(error), "kubectl get node NAME -o yaml prints one"
-                ) from None
-        if len(nodes) != 1:
-            raise UsageError(name, f"wanted one Node, got {len(nodes)}")
-        return nodes[0]
+                output.note(f"{name}: skipped an object: {error}")
+                continue
+            found[service.key] = service
+    return found
 
-    def _objects(self, name: str) -> Any:
-        try:
-            text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(name, error.strerror or str(error)) from None
-        except ValueError:
-            raise UsageError(name, "is no UTF-8 text") from None
-        return read_objects(text, lambda why: self._broken(name, why))
 
-    def _broken(self, name: str, why: str) -> None:
+def _node(name: str, broken: list[str]) -> Node:
+    try:
+        nodes = [read_node(raw) for raw in _objects(name, broken)]
+    except UnknownObject as error:
+        hint = "kubectl get node NAME -o yaml prints one"
+        raise UsageError(name, str(error), hint) from None
+    if len(nodes) != 1:
+        raise UsageError(name, f"wanted one Node, got {len(nodes)}")
+    return nodes[0]
+
+
+def _objects(name: str, broken: list[str]) -> Iterator[Any]:
+    """The objects in a file, as far as they can be read; if not to its end, it is `broken`."""
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(name, error.strerror or str(error)) from None
+    except ValueError:
+        raise UsageError(name, "is no UTF-8 text") from None
+
+    def end(why: str) -> None:
         output.note(f"{name}: {why} (the objects before it are used)")
-        self.status = UsageError.exit_status
+        broken.append(name)
+
+    return read_objects(text, end)
 
 
-if yaml.__with_libyaml__:
-
-    class _Base(Bounded, yaml.CSafeLoader):
-        """Scans in C, and composes in Python."""
-
-        def __init__(self, stream: str) -> None:
-            yaml.CSafeLoader.__init__(self, stream)
-            Bounded.__init__(self)
-
-else:
-    _Base = Loader  # type: ignore[assignment,misc]
+# Scans in C where it can, and composes in Python.
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_Base):
+class _Loader(Bounded, _Safe):  # type: ignore[misc]  # It is one of two.
     """Plain data only, as much as there is, and a timestamp stays the text that it is in JSON."""
 
     most_nodes = math.inf
+
+    def __init__(self, stream: str) -> None:
+        _Safe.__init__(self, stream)
+        Bounded.__init__(self)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -120,10 +110,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_objects(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
-    """The objects in `text`, lists taken apart.
-
-    What cannot be parsed is passed to `broken` as a sentence's end, and ends the text.
-    """
+    """The objects in `text`, lists taken apart; where it cannot be parsed, `broken` is told why."""
     for document in _documents(text, broken):
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             yield from document["items"]
@@ -138,19 +125,12 @@ def _documents(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
             return
         except (ValueError, RecursionError):
             pass  # A brace may open a YAML mapping as well.
-    documents = yaml.load_all(text, Loader=_Loader)
-    while True:
-        try:
-            document = next(documents)
-        except StopIteration:
-            return
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            where = f" in line {mark.line + 1}" if mark else ""
-            broken(f"is no YAML{where}: {error.problem}")
-            return
-        # What does not fit its tag, such as `!!int x`, makes PyYAML raise what it runs into first.
-        except Exception as error:
-            broken(f"is no YAML: {error}")
-            return
-        yield document
+    try:
+        yield from yaml.load_all(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}" if mark else ""
+        broken(f"is no YAML{where}: {error.problem}")
+    # What does not fit its tag, such as `!!int x`, makes PyYAML raise what it runs into first.
+    except Exception as error:
+        broken(f"is no YAML: {error}")

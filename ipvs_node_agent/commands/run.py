@@ -16,6 +16,7 @@ import queue
 import signal
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Callable
@@ -80,10 +81,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def run(config_path: Path | None, manager: ServiceManager) -> None:
-    """Runs the agent until SIGTERM or SIGINT; the rules stay in place. Raises AgentError.
-
-    `manager` is told how far it is.
-    """
+    """Runs the agent until SIGTERM or SIGINT, and tells `manager` of it. Raises AgentError."""
     config = load(config_path)
     _return_freed_memory()
     with only_one("run"):
@@ -117,10 +115,7 @@ def _crash(error: BaseException) -> None:
 
 
 class _Following:
-    """The threads that follow the API server with one set of credentials.
-
-    `take` takes what they tell, in the main thread.
-    """
+    """Follows the API server with one set of credentials; the main thread calls `take`."""
 
     def __init__(
         self, config: Config, put: _Put, take: Callable[[Event], None], recorder: EventRecorder
@@ -135,11 +130,10 @@ class _Following:
 
     def start(self) -> None:
         """Follows from now on, until `stop`."""
-        for run in (self._refresh, self._record, *(one.run for one in self._followers)):
+        name = partial(node_name, self.api, self._config)
+        _start(partial(self._recorder.run, self.api, name, self._stopped), self._put)
+        for run in (self._refresh, *(one.run for one in self._followers)):
             _start(run, self._put)
-
-    def _record(self) -> None:
-        self._recorder.run(self.api, lambda: node_name(self.api, self._config), self._stopped)
 
     def _emit(self, event: Event) -> None:
         # The next set of threads tells everything anew.
@@ -187,22 +181,20 @@ class _Loop:
         self._launcher = launch(manager.alive)
         self._conntrack = Conntrack(launch)
         self._clean_due = True
-        self._ready = self._ended = False
+        self._ready = False
         self._backend_due = 0.0
 
     def run(self) -> None:
         """Goes round until a signal ends it. Raises AgentError."""
         try:
             self._start()
-            while not self._ended:
+            while not self._stopped.is_set():
                 self._turn()
             self._manager.stopping()
         finally:
             self._stopped.set()
-            self._conntrack.stop()
-            self._following.stop()
-            self._monitoring.stop()
-            self._status_socket.stop()
+            for one in (self._conntrack, self._following, self._monitoring, self._status_socket):
+                one.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
 
@@ -212,28 +204,21 @@ class _Loop:
         _start(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
         _start(self._conntrack.run, self._queue.put)
-        self._agent = Agent(
-            self._config,
-            self._kernel.programmers(self._monitoring.writes),
-            conntrack=self._conntrack,
-            meter=self._monitoring.meters,
-        )
+        tables = self._kernel.programmers(self._monitoring.writes)
+        meters = self._monitoring.meters
+        self._agent = Agent(self._config, tables, conntrack=self._conntrack, meter=meters)
         self._backend_due = time.monotonic() + self._backend_period()
         # A SimpleQueue may be put to from a signal handler.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._queue.put(self._end))
+            signal.signal(number, lambda *_: self._queue.put(self._stopped.set))
         signal.signal(signal.SIGHUP, lambda *_: self._queue.put(self._reload))
         self._monitoring.configure(self._config)
         self._status_socket.start()
 
     def _follow(self) -> _Following:
-        return _Following(self._config, self._queue.put, self._take_event, self._recorder)
-
-    def _take_event(self, event: Event) -> None:
-        self._agent.take(event)
-
-    def _end(self) -> None:
-        self._ended = True
+        return _Following(
+            self._config, self._queue.put, lambda event: self._agent.take(event), self._recorder
+        )
 
     def _follow_proxy_mode(self) -> None:
         mode, pause = None, 0.0
@@ -250,10 +235,9 @@ class _Loop:
         """What `status` tells; asked by other threads, and answered by the main one."""
         reply: queue.SimpleQueue[View] = queue.SimpleQueue()
         self._queue.put(lambda: reply.put(self._agent.view()))
-        try:
+        view: View | None = None
+        with suppress(queue.Empty):
             view = reply.get(timeout=statussocket.PATIENCE)
-        except queue.Empty:
-            return self._monitoring.report(None)
         return self._monitoring.report(view)
 
     def _turn(self) -> None:
@@ -266,8 +250,8 @@ class _Loop:
         self._publish()
         due = min(due, self._manager.sign_due)
         self._work_off(max(0.0, due - time.monotonic()))
-        if not self._ended:
-            self._look_around(time.monotonic())
+        if not self._stopped.is_set() and time.monotonic() >= self._backend_due:
+            self._choose_backend()
 
     def _publish(self) -> None:
         sentence = self._agent.sentence()
@@ -289,7 +273,7 @@ class _Loop:
     def _work_off(self, timeout: float) -> None:
         """Does what is in the queue, waiting for the first of it at most `timeout` seconds."""
         end = math.inf
-        while not self._ended and time.monotonic() <= end:
+        while not self._stopped.is_set() and time.monotonic() <= end:
             try:
                 work = self._next(timeout)
             except queue.Empty:
@@ -308,13 +292,12 @@ class _Loop:
         # timeout may find its lock free, and in Python 3.9 and 3.11 then wait for ever.
         return self._queue.get(timeout=timeout)
 
-    def _look_around(self, now: float) -> None:
-        if now >= self._backend_due:
-            moved = self._kernel.choose()
-            self._backend_due = now + self._backend_period()
-            if moved:
-                log.info("the node uses iptables-%s; moving there", self._kernel.backend)
-                self._use(self._config)
+    def _choose_backend(self) -> None:
+        now = time.monotonic()
+        if self._kernel.choose():
+            log.info("the node uses iptables-%s; moving there", self._kernel.backend)
+            self._use(self._config)
+        self._backend_due = now + self._backend_period()
 
     def _backend_period(self) -> float:
         return _BACKEND_PERIOD if self._kernel.certain else _GUESSED_PERIOD

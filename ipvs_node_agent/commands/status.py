@@ -112,11 +112,8 @@ _NUMBERS = 3
 def _rows(services: Iterable[ServiceReport]) -> Iterable[Sequence[str]]:
     yield _HEAD
     for service in services:
-        counts = [
-            shown
-            for count in (service.pod, service.host)
-            for shown in (str(count.packets), _size(count.bytes))
-        ]
+        pod, host = service.pod, service.host
+        counts = [str(pod.packets), _size(pod.bytes), str(host.packets), _size(host.bytes)]
         first = (f"{service.namespace}/{service.name}", *counts)
         for external in service.external_ips:
             cluster = (c for c in service.cluster_ips if (":" in c) == (":" in external))

@@ -80,9 +80,8 @@ def _pod_cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
     cidrs = read.cidrs(node, at)
     for index, (item, cidr) in enumerate(zip(node.value, cidrs)):
         if cidr.prefixlen == 0:
-            raise read.wanted(
-                item, f"{at}[{index}]", "the addresses of this node's pods, not every address"
-            )
+            expected = "the addresses of this node's pods, not every address"
+            raise read.wanted(item, f"{at}[{index}]", expected)
     return cidrs
 
 
@@ -95,9 +94,8 @@ def _chain_name(kube_allowed: bool) -> read.Reader:
         if text in (OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
             raise read.wanted(node, at, "a name that the agent does not use for something else")
         if text.startswith("KUBE-") and not kube_allowed:
-            raise read.wanted(
-                node, at, "a name without KUBE- in front, which belongs to Kubernetes"
-            )
+            expected = "a name without KUBE- in front, which belongs to Kubernetes"
+            raise read.wanted(node, at, expected)
         return text
 
     return read_name
@@ -119,46 +117,31 @@ def _check_chain_names_differ(root: yaml.Node, chains: Chains) -> None:
         raise read.Bad(node, fault)
 
 
-_KEYS: Mapping[str, tuple[str, read.Reader]] = {
-    "kubeconfig": ("kubeconfig", read.path),
-    "nodeName": ("node_name", read.or_null(_node_name)),
-    "podCIDRs": ("pod_cidrs", read.or_null(_pod_cidrs)),
-    "chains": (
-        "chains",
-        read.section(
-            Chains,
-            {
-                "prerouting": ("prerouting", _chain_name(kube_allowed=False)),
-                "output": ("output", _chain_name(kube_allowed=False)),
-                "markMasquerade": ("mark_masquerade", _chain_name(kube_allowed=True)),
-                "servicesPerChain": ("services_per_chain", read.integer(2, 4096)),
-            },
-        ),
+_KEYS: Mapping[str, read.Reader] = {
+    "kubeconfig": read.path,
+    "nodeName": read.or_null(_node_name),
+    "podCIDRs": read.or_null(_pod_cidrs),
+    "chains": read.section(
+        Chains,
+        prerouting=_chain_name(kube_allowed=False),
+        output=_chain_name(kube_allowed=False),
+        markMasquerade=_chain_name(kube_allowed=True),
+        servicesPerChain=read.integer(2, 4096),
     ),
-    "masquerade": ("masquerade", read.one_of("All", "HostOnly")),
-    "services": (
-        "services",
-        read.section(
-            ServiceOptions,
-            {
-                "externalIPs": ("external_ips", read.boolean),
-                "externalTrafficPolicy": ("external_traffic_policy", read.one_of("Any", "Local")),
-                "allowedExternalCIDRs": ("allowed_external_cidrs", read.cidrs),
-                "matchPorts": ("match_ports", read.one_of("Shared", "Always")),
-            },
-        ),
+    "masquerade": read.one_of("All", "HostOnly"),
+    "services": read.section(
+        ServiceOptions,
+        externalIPs=read.boolean,
+        externalTrafficPolicy=read.one_of("Any", "Local"),
+        allowedExternalCIDRs=read.cidrs,
+        matchPorts=read.one_of("Shared", "Always"),
     ),
-    "iptables": (
-        "iptables",
-        read.section(
-            IptablesOptions,
-            {
-                "backend": ("backend", read.one_of("auto", "nft", "legacy")),
-                "lockWaitSeconds": ("lock_wait_seconds", read.integer(1, 60)),
-            },
-        ),
+    "iptables": read.section(
+        IptablesOptions,
+        backend=read.one_of("auto", "nft", "legacy"),
+        lockWaitSeconds=read.integer(1, 60),
     ),
-    "driftCheckPeriod": ("drift_check_period", read.duration(0.1, 3600)),
-    "metricsBindAddress": ("metrics_bind_address", read.bind_address),
-    "serviceMetrics": ("service_metrics", read.boolean),
+    "driftCheckPeriod": read.duration(0.1, 3600),
+    "metricsBindAddress": read.bind_address,
+    "serviceMetrics": read.boolean,
 }

@@ -10,10 +10,7 @@ MOST_BYTES = 1 << 20
 
 
 class Unfit(Exception):
-    """What was found cannot be used: `why` ends a sentence about it, and the hint mends it.
-
-    `missing` says that a file is not there.
-    """
+    """A file cannot be used, or is `missing`; `why` ends a sentence, and `hint` mends it."""
 
     def __init__(self, why: str, hint: str = "", missing: bool = False) -> None:
         super().__init__(why)

@@ -19,10 +19,7 @@ ALIASED = 1 << 20
 
 
 class NotYaml(Exception):
-    """A text that is no YAML of plain data, or out of bounds; why ends a sentence about it.
-
-    What it shows is nothing of the text.
-    """
+    """A text is no plain YAML, or out of bounds; why ends a sentence that shows none of it."""
 
 
 class TooMuch(yaml.composer.ComposerError):

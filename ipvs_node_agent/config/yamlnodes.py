@@ -59,8 +59,8 @@ def compose(text: str, what: str) -> yaml.Node | None:
         raise UsageError(what, "is nested too deeply") from None
 
 
-def mapping(node: yaml.Node, at: str, keys: Mapping[str, tuple[str, Reader]]) -> dict[str, Any]:
-    """The values of the keys of `node`; `keys` has, for a key, its attribute and its reader."""
+def mapping(node: yaml.Node, at: str, keys: Mapping[str, Reader]) -> dict[str, Any]:
+    """The values in `node` by their attributes: podCIDRs is read as `keys` has it to pod_cidrs."""
     if not isinstance(node, yaml.MappingNode):
         raise wanted(node, at or "the file", "a mapping of keys to values")
     values: dict[str, Any] = {}
@@ -69,10 +69,10 @@ def mapping(node: yaml.Node, at: str, keys: Mapping[str, tuple[str, Reader]]) ->
         path = f"{at}.{key}" if at else key
         if key not in keys:
             raise Bad(key_node, f"unknown key {path}", _suggestion(key, list(keys)))
-        attribute, read = keys[key]
+        attribute = re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
         if attribute in values:
             raise Bad(key_node, f"{path} is given twice", "keep one of them")
-        values[attribute] = read(value_node, path)
+        values[attribute] = keys[key](value_node, path)
     return values
 
 
@@ -96,31 +96,29 @@ def _shown(node: yaml.Node) -> str:
         return "null"
     value = str(node.value)
     shown = value if len(value) <= 60 else value[:57] + "..."
-    return f'"{shown}"' if _tag(node) == "str" else shown
+    return f'"{shown}"' if _is(node, "str") else shown
 
 
-def _tag(node: yaml.Node) -> str:
-    return str(node.tag).rpartition(":")[2]
+def _is(node: yaml.Node, tag: str) -> bool:
+    return isinstance(node, yaml.ScalarNode) and str(node.tag).rpartition(":")[2] == tag
 
 
 def is_null(node: yaml.Node) -> bool:
     """Whether `node` is null, or nothing at all."""
-    return isinstance(node, yaml.ScalarNode) and _tag(node) == "null"
+    return _is(node, "null")
 
 
 def string(node: yaml.Node, at: str) -> str:
     """Text, which YAML must not take for a number or the like."""
-    if not isinstance(node, yaml.ScalarNode) or _tag(node) != "str":
+    if not _is(node, "str"):
         raise wanted(node, at, "text")
     return str(node.value)
 
 
 def boolean(node: yaml.Node, at: str) -> bool:
     """True or false, in any of YAML's spellings."""
-    value = None
-    if isinstance(node, yaml.ScalarNode) and _tag(node) == "bool":
-        # A tag may claim to be a boolean what is none.
-        value = yaml.SafeLoader.bool_values.get(node.value.lower())
+    # A tag may claim to be a boolean what is none.
+    value = yaml.SafeLoader.bool_values.get(node.value.lower()) if _is(node, "bool") else None
     if value is None:
         raise wanted(node, at, "true or false")
     return bool(value)
@@ -131,8 +129,7 @@ def integer(low: int, high: int) -> Reader:
 
     def read(node: yaml.Node, at: str) -> int:
         # YAML 1.1 would take 010 for 8 and 1:30 for 90; nobody means that here.
-        plain = isinstance(node, yaml.ScalarNode) and _tag(node) == "int"
-        whole = plain and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
+        whole = _is(node, "int") and re.fullmatch(r"0|-?[1-9]\d{0,9}", node.value)
         if not whole or not low <= int(node.value) <= high:
             raise wanted(node, at, f"a whole number from {low} to {high}")
         return int(node.value)
@@ -144,12 +141,12 @@ def one_of(*choices: str) -> Reader:
     """A reader of one of the words in `choices`."""
 
     def read(node: yaml.Node, at: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or node.value not in choices:
-            word = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+        word = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+        if word not in choices:
             close = {c.lower(): c for c in choices}.get(word.lower())
             hint = f"did you mean {close}?" if close else ""
             raise wanted(node, at, " or ".join(choices), hint)
-        return str(node.value)
+        return word
 
     return read
 
@@ -180,9 +177,8 @@ def _cidr(node: yaml.Node, at: str) -> Network:
     try:
         return parse_network(text)
     except ValueError as error:
-        raise Bad(
-            node, f'{at}: wanted a CIDR such as 10.240.2.128/25, got "{text}", which {error}'
-        ) from None
+        why = f'{at}: wanted a CIDR such as 10.240.2.128/25, got "{text}", which {error}'
+        raise Bad(node, why) from None
 
 
 def duration(low: float, high: float) -> Reader:
@@ -213,7 +209,7 @@ def bind_address(node: yaml.Node, at: str) -> str:
     return text
 
 
-def section(cls: Callable[..., T], keys: Mapping[str, tuple[str, Reader]]) -> Reader:
+def section(cls: Callable[..., T], **keys: Reader) -> Reader:
     """A reader of a mapping into `cls`; null means its defaults."""
 
     def read(node: yaml.Node, at: str) -> T:

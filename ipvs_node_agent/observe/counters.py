@@ -81,10 +81,7 @@ def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
 
 
 class Seen(NamedTuple):
-    """What a look found in one place; `write` is the number of the write that made it.
-
-    None where nobody knows which one: it was written during the look.
-    """
+    """What a look found in one place; `write` made it, and is None where it was during the look."""
 
     counted: Count
     write: int | None
@@ -100,10 +97,7 @@ class Ledger:
         self._gone: OrderedDict[Series, Count] = OrderedDict()
 
     def take(self, found: Mapping[Place, Seen]) -> Mapping[Series, Count]:
-        """The sums of the Services that have rules, now that the rules have seen `found`.
-
-        What it gave is not changed later.
-        """
+        """The sums, not changed later, of Services that have rules, which have seen `found`."""
         last: dict[Place, Seen] = {}
         sums: dict[Series, Count] = {}
         for place, seen in found.items():
@@ -148,9 +142,7 @@ class Sampler:
         self._ledger = Ledger()
         self._sums: Mapping[Series, Count] = {}
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._looks = 0
-        self._asked = self._stopped = False
+        self._looking = self._stopped = False
         self._next = 0.0
         # What the present look has waited for writes, which costs nothing.
         self._waited = 0.0
@@ -158,13 +150,10 @@ class Sampler:
     def sums(self, patience: float) -> Mapping[Series, Count]:
         """The latest sums: those of a new look, where it takes no longer than `patience`."""
         with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
-            if time.monotonic() >= self._next:
-                before, self._asked = self._looks, True
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._looks > before or self._stopped, patience)
+            if not (self._looking or self._stopped) and time.monotonic() >= self._next:
+                threading.Thread(target=self._look, daemon=True).start()
+                self._looking = True
+            self._changed.wait_for(lambda: not self._looking or self._stopped, patience)
             return self._sums
 
     def stop(self) -> None:
@@ -172,36 +161,27 @@ class Sampler:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+            if not self._looking:
+                self._launcher.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._asked or self._stopped)
-                if self._stopped:
-                    break
-                self._asked = False
-            started, self._waited = time.monotonic(), 0.0
-            sums = self._looked()
-            now = time.monotonic()
-            with self._changed:
-                self._sums = self._sums if sums is None else sums
-                self._looks += 1
-                self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
-                self._changed.notify_all()
-        self._launcher.close()
-
-    def _looked(self) -> Mapping[Series, Count] | None:
-        """The sums after one more look; None where the tables cannot be read."""
+    def _look(self) -> None:
+        started, self._waited = time.monotonic(), 0.0
         published = self._published()
         found: dict[Place, Seen] = {}
         try:
             for family, table in published.agent.families.items():
                 if table.services:
                     found.update(self._table(published, family))
+            self._sums = self._ledger.take(found)
         except TableError as error:
             log.debug("cannot read the packet counters: %s", error)
-            return None
-        return self._ledger.take(found)
+        now = time.monotonic()
+        with self._changed:
+            self._looking = False
+            self._next = now + max(_PERIOD, (now - started - self._waited) * _REST)
+            self._changed.notify_all()
+            if self._stopped:
+                self._launcher.close()
 
     def _table(self, published: Published, family: Family) -> dict[Place, Seen]:
         writes = self._writes[family]

@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ipvs_node_agent import __version__
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.observe.counters import Count, Series
-from ipvs_node_agent.sync.state import Meter, Published
+from ipvs_node_agent.sync.state import FamilyState, Meter, Published
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -31,16 +31,10 @@ class Meters(Meter):
     """A `Meter` that counts durations in histograms."""
 
     def __init__(self) -> None:
-        self._sync = _histogram(
-            "sync_duration_seconds",
-            "Time that one write of a family's nat table took, or failed after.",
-            _SYNC_BUCKETS,
-        )
-        self._latency = _histogram(
-            "programming_latency_seconds",
-            "Time from the arrival of a Service's change to its rules in the kernel.",
-            _LATENCY_BUCKETS,
-        )
+        text = "Time that one write of a family's nat table took, or failed after."
+        self._sync = _histogram("sync_duration_seconds", text, _SYNC_BUCKETS)
+        text = "Time from the arrival of a Service's change to its rules in the kernel."
+        self._latency = _histogram("programming_latency_seconds", text, _LATENCY_BUCKETS)
 
     def synced(self, family: Family, seconds: float) -> None:
         """See `state.Meter`."""
@@ -68,10 +62,7 @@ def _histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
 
 
 class Metrics:
-    """What /metrics shows. `sums` gives the packets of each Service, None where nobody wants them.
-
-    Each may be called by several threads at once.
-    """
+    """What /metrics shows, to several threads at once; `sums` gives None to leave packets out."""
 
     def __init__(
         self,
@@ -80,7 +71,7 @@ class Metrics:
         sums: Callable[[], Mapping[Series, Count] | None],
     ) -> None:
         self._meters, self._published, self._sums = meters, published, sums
-        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
@@ -90,79 +81,63 @@ class Metrics:
         services = () if sums is None else _of_services(sums)
         return generate_latest(self._registry) + "".join(services).encode()
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the names are known only once collected."""
-        return ()
-
     def collect(self) -> Iterator[Metric]:
         """All metrics but the process' and the Services'."""
         published = self._published()
-        yield _family(GaugeMetricFamily, "build_info", "The version.", "version", "python_version")(
-            {(__version__, platform.python_version()): 1}
-        )
+        version = {(__version__, platform.python_version()): 1}
+        yield _gauge("build_info", "The version.", version, "version", "python_version")
         yield from self._meters.collect()
         yield from _of_families(published)
         yield from _of_all(published)
 
 
-def _family(kind: Any, name: str, text: str, *labels: str) -> Callable[[Mapping[Any, Any]], Metric]:
-    """Makes a metric of values by label or, where there are several, by tuples of them."""
+def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    return _filled(GaugeMetricFamily(_PREFIX + name, text, labels=labels), values)
 
-    def fill(values: Mapping[Any, Any]) -> Metric:
-        metric: Metric = kind(_PREFIX + name, text, labels=labels)
-        for label, value in values.items():
-            metric.add_metric(label if isinstance(label, tuple) else (label,), value)  # type: ignore[attr-defined]
-        return metric
 
-    return fill
+def _counter(name: str, text: str, values: Mapping[Any, float], label: str) -> Metric:
+    return _filled(CounterMetricFamily(_PREFIX + name, text, labels=(label,)), values)
+
+
+def _filled(metric: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Any, float]) -> Metric:
+    """`metric` with `values` by label or, where there are several, by tuples of them."""
+    for label, value in values.items():
+        metric.add_metric(label if isinstance(label, tuple) else (label,), value)
+    return metric
 
 
 def _of_families(published: Published) -> Iterator[Metric]:
-    by_family = published.agent.families
-    gauges: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
-        ("services", "Services with rules.", lambda f: f.services),
-        ("rules", "Rules in the agent's chains.", lambda f: f.rules),
-        ("chains", "The agent's chains.", lambda f: f.chains),
-        (
-            "last_sync_timestamp_seconds",
-            "When the kernel was last known to hold what is wanted.",
-            lambda f: _wall(f.synced),
-        ),
-        (
-            "last_queued_timestamp_seconds",
-            "When the last change of what is wanted came.",
-            lambda f: _wall(f.queued),
-        ),
-    )
-    for name, text, value in gauges:
-        yield _family(GaugeMetricFamily, name, text, "ip_family")(
-            {str(family): value(table) for family, table in by_family.items()}
-        )
-    yield _family(
-        CounterMetricFamily, "sync_failures", "Writes of a nat table that failed.", "ip_family"
-    )({str(family): table.failures for family, table in by_family.items()})
+    by_family = {str(family): state for family, state in published.agent.families.items()}
+
+    def each(value: Callable[[FamilyState], float]) -> dict[str, float]:
+        return {family: value(state) for family, state in by_family.items()}
+
+    label = "ip_family"
+    yield _gauge("services", "Services with rules.", each(lambda f: f.services), label)
+    yield _gauge("rules", "Rules in the agent's chains.", each(lambda f: f.rules), label)
+    yield _gauge("chains", "The agent's chains.", each(lambda f: f.chains), label)
+    synced, queued = each(lambda f: _wall(f.synced)), each(lambda f: _wall(f.queued))
+    text = "When the kernel was last known to hold what is wanted."
+    yield _gauge("last_sync_timestamp_seconds", text, synced, label)
+    text = "When the last change of what is wanted came."
+    yield _gauge("last_queued_timestamp_seconds", text, queued, label)
+    text = "Writes of a nat table that failed."
+    yield _counter("sync_failures", text, each(lambda f: f.failures), label)
 
 
 def _of_all(published: Published) -> Iterator[Metric]:
     agent = published.agent
-    yield _family(
-        CounterMetricFamily, "drift_repairs", "Repairs of what others did to the rules.", "reason"
-    )(agent.repairs)
-    yield _family(
-        GaugeMetricFamily, "refused_external_ips", "External IPs that get no rules.", "reason"
-    )(Counter(problem.reason for problem in agent.refusals))
-    yield _family(
-        CounterMetricFamily, "watch_restarts", "Watches of the API server that ended.", "reason"
-    )(agent.restarts)
-    yield _family(
-        GaugeMetricFamily, "config_stale", "1 where the configuration file is not what is in use."
-    )({(): int(published.config_stale)})
+    text = "Repairs of what others did to the rules."
+    yield _counter("drift_repairs", text, agent.repairs, "reason")
+    refused = Counter(problem.reason for problem in agent.refusals)
+    yield _gauge("refused_external_ips", "External IPs that get no rules.", refused, "reason")
+    text = "Watches of the API server that ended."
+    yield _counter("watch_restarts", text, agent.restarts, "reason")
+    text = "1 where the configuration file is not what is in use."
+    yield _gauge("config_stale", text, {(): int(published.config_stale)})
     if published.expires is not None:
-        yield _family(
-            GaugeMetricFamily,
-            "credentials_expiry_timestamp_seconds",
-            "When the client certificate in use expires.",
-        )({(): published.expires})
+        text = "When the client certificate in use expires."
+        yield _gauge("credentials_expiry_timestamp_seconds", text, {(): published.expires})
 
 
 def _of_services(sums: Mapping[Series, Count]) -> Iterator[str]:

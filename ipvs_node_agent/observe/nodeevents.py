@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -81,9 +82,7 @@ class Schedule:
         return [condition for condition in there.values() if self._is_due(condition, now)]
 
     def _is_due(self, condition: Condition, now: float) -> bool:
-        if condition.reason not in self._told:
-            return True
-        when, message = self._told[condition.reason]
+        when, message = self._told.get(condition.reason, (-math.inf, ""))
         return now - when >= (_TOLD_FOR if message == condition.message else _LEAST_PAUSE)
 
     def tell(self, condition: Condition, now: float) -> None:
@@ -94,10 +93,7 @@ class Schedule:
 def event(
     node: str, reason: str, message: str, clock: Callable[[], int] = time.time_ns
 ) -> dict[str, Any]:
-    """An Event in the form that `kubectl describe node` shows, as of now.
-
-    `clock` gives nanoseconds since the epoch.
-    """
+    """An Event as `kubectl describe node` shows it; `clock` gives nanoseconds since the epoch."""
     now = clock()
     moment = datetime.fromtimestamp(now // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
@@ -139,19 +135,16 @@ class EventRecorder:
 
     def turn(self, api: Api, node_name: Callable[[], str]) -> bool:
         """Tells what is due; False where it could not, which is said once."""
+        fault = ""
         with self._lock:
-            return self._tell(api, node_name)
-
-    def _tell(self, api: Api, node_name: Callable[[], str]) -> bool:
-        now = self._clock()
-        try:
-            for condition in self._schedule.due(conditions(self._published(), now), now):
-                body = event(node_name(), condition.reason, condition.message)
-                api.post(_PATH, body, "create Events", _READ_TIMEOUT)
-                self._schedule.tell(condition, now)
-        except AgentError as error:
-            if self._fault.new(str(error)):
-                log.warning("no Event on the Node for now: %s", error)
-            return False
-        self._fault.new("")
-        return True
+            now = self._clock()
+            try:
+                for condition in self._schedule.due(conditions(self._published(), now), now):
+                    body = event(node_name(), condition.reason, condition.message)
+                    api.post(_PATH, body, "create Events", _READ_TIMEOUT)
+                    self._schedule.tell(condition, now)
+            except AgentError as error:
+                fault = str(error)
+            if self._fault.new(fault):
+                log.warning("no Event on the Node for now: %s", fault)
+        return not fault

@@ -43,13 +43,12 @@ class Monitoring:
         """Goes on as `config` has it."""
         self._service_metrics = config.service_metrics
         before, address = self._server, config.metrics_bind_address
-        if before is not None and before.address == address:
-            return
         if before is not None:
+            if before.address == address:
+                return
             before.stop()
-        self._server = None
-        if address:
-            self._server = WebServer(address, self.page, before)
+        self._server = WebServer(address, self.page, before) if address else None
+        if self._server is not None:
             self._server.start()
 
     def stop(self) -> None:

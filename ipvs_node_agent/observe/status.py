@@ -80,26 +80,24 @@ def report(
     sums: Mapping[Series, Count],
     now: Callable[[float], float],
 ) -> Report:
-    """The report of an agent; `view` is None where it does not answer.
-
-    `now` turns a monotonic time into one since the epoch.
-    """
-    hanging = Report(
+    """An agent's report; `view` is None where it hangs, `now` makes monotonic time the epoch's."""
+    families = tuple(
+        FamilyReport(str(family), table.services, table.rules, table.chains)
+        for family, table in published.agent.families.items()
+    )
+    made = Report(
         HANGING,
         published.sentence,
         now(published.turned),
         __version__,
         backend=published.backend,
-        families=tuple(
-            FamilyReport(str(family), table.services, table.rules, table.chains)
-            for family, table in published.agent.families.items()
-        ),
+        families=families,
     )
     if view is None:
-        return hanging
+        return made
     error = view.last_error
     return replace(
-        hanging,
+        made,
         state=IN_SYNC if view.in_sync else NOT_IN_SYNC,
         since=now(view.since),
         node=view.node,
@@ -133,44 +131,34 @@ def _services(view: View, sums: Mapping[Series, Count]) -> Iterable[ServiceRepor
 
 def as_json(made: Report) -> str:
     """`made` as ipvs-node-agent(8) describes it."""
-    return (
-        json.dumps(
+    error = made.last_error
+    raw = {
+        "state": made.state,
+        "inSync": made.state == IN_SYNC,
+        "since": None if made.since is None else _written(made.since),
+        "sentence": made.sentence,
+        "version": made.version,
+        "node": made.node,
+        "backend": made.backend,
+        "lastError": error and {"time": _written(error.time), "text": error.text},
+        "families": [
+            {"ipFamily": f.name, "services": f.services, "rules": f.rules, "chains": f.chains}
+            for f in made.families
+        ],
+        "services": [
             {
-                "state": made.state,
-                "inSync": made.state == IN_SYNC,
-                "since": None if made.since is None else _written(made.since),
-                "sentence": made.sentence,
-                "version": made.version,
-                "node": made.node,
-                "backend": made.backend,
-                "lastError": made.last_error
-                and {"time": _written(made.last_error.time), "text": made.last_error.text},
-                "families": [
-                    {
-                        "ipFamily": f.name,
-                        "services": f.services,
-                        "rules": f.rules,
-                        "chains": f.chains,
-                    }
-                    for f in made.families
-                ],
-                "services": [
-                    {
-                        "namespace": s.namespace,
-                        "name": s.name,
-                        "externalIPs": s.external_ips,
-                        "clusterIPs": s.cluster_ips,
-                        "packets": {"pod": s.pod.packets, "host": s.host.packets},
-                        "bytes": {"pod": s.pod.bytes, "host": s.host.bytes},
-                    }
-                    for s in made.services
-                ],
-                "refused": [problem._asdict() for problem in made.refused],
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+                "namespace": s.namespace,
+                "name": s.name,
+                "externalIPs": s.external_ips,
+                "clusterIPs": s.cluster_ips,
+                "packets": {"pod": s.pod.packets, "host": s.host.packets},
+                "bytes": {"pod": s.pod.bytes, "host": s.host.bytes},
+            }
+            for s in made.services
+        ],
+        "refused": [problem._asdict() for problem in made.refused],
+    }
+    return json.dumps(raw, indent=2) + "\n"
 
 
 def _written(moment: float) -> str:
@@ -192,9 +180,7 @@ def from_json(text: str) -> Report:
             last_error=error and Happened(_read_time(error["time"]), _text(error["text"])),
             families=_each(raw["families"], _family),
             services=_each(raw["services"], _service),
-            refused=_each(
-                raw["refused"], lambda p: Problem(*(_text(p[key]) for key in Problem._fields))
-            ),
+            refused=_each(raw["refused"], _problem),
         )
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise ValueError(str(wrong)) from None
@@ -215,6 +201,10 @@ def _service(raw: Any) -> ServiceReport:
     external, cluster = (_each(raw[key], _text) for key in ("externalIPs", "clusterIPs"))
     name = (_text(raw["namespace"]), _text(raw["name"]))
     return ServiceReport(*name, external, cluster, pod, host)
+
+
+def _problem(raw: Any) -> Problem:
+    return Problem(*(_text(raw[key]) for key in Problem._fields))
 
 
 def _each(raw: Any, read: Callable[[Any], T]) -> tuple[T, ...]:

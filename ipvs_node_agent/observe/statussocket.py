@@ -83,10 +83,7 @@ class StatusSocket:
 
 
 def _listener(path: Path) -> socket.socket:
-    """What listens at `path`, in place of a socket that an agent left which was killed.
-
-    Raises OSError.
-    """
+    """What listens at `path`, in place of what a killed agent left there. Raises OSError."""
     with suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -124,11 +121,12 @@ def ask(directory: Path) -> Report:
     except (FileNotFoundError, ConnectionRefusedError):
         raise Unanswered(status.NOT_RUNNING, "the agent is not running", _LOOK) from None
     except (TimeoutError, socket.timeout):
-        raise _hanging(f"for {_ASKING_SECONDS:.0f} s") from None
+        why = f"the agent runs and does not answer, for {_ASKING_SECONDS:.0f} s"
+        mend = f"{_LOOK}; systemctl restart ipvs-node-agent"
+        raise Unanswered(status.HANGING, why, mend) from None
     except PermissionError:
-        raise RefusedError(
-            "status", f"{directory / NAME}: Permission denied", f"be root or in the group {GROUP}"
-        ) from None
+        why = f"{directory / NAME}: Permission denied"
+        raise RefusedError("status", why, f"be root or in the group {GROUP}") from None
     except OSError as error:
         raise RefusedError("status", f"{directory / NAME}: {error.strerror}") from None
     try:
@@ -136,11 +134,6 @@ def ask(directory: Path) -> Report:
     except ValueError as error:
         why = f"{directory / NAME} tells something else than a status: {error}"
         raise RefusedError("status", why, "is it another version's?") from None
-
-
-def _hanging(how_long: str) -> Unanswered:
-    why = f"the agent runs and does not answer, {how_long}"
-    return Unanswered(status.HANGING, why, f"{_LOOK}; systemctl restart ipvs-node-agent")
 
 
 def _told(path: Path) -> str:

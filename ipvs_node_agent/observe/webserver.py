@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Hashable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Callable, Generic, NamedTuple, TypeVar
@@ -52,14 +53,15 @@ _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.[01]\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 
 
+@dataclass(eq=False)
 class _Connection:
     """One client: what it has said, and what it has not taken yet of its answer."""
 
-    def __init__(self, client: socket.socket, end: float) -> None:
-        self.client, self.end = client, end
-        self.said = bytearray()
-        self.asked = False
-        self.rest = memoryview(b"")
+    client: socket.socket
+    end: float
+    said: bytes = b""
+    asked: bool = False
+    rest: memoryview = field(init=False)
 
 
 class BoundedServer(Generic[Question]):
@@ -162,18 +164,16 @@ class BoundedServer(Generic[Question]):
 
     def _hear(self, connection: _Connection, more: bytes, over: bool) -> None:
         connection.said += more
-        question = self._question(bytes(connection.said), over)
+        question = self._question(connection.said, over)
         if question is None:
-            self._watch(connection, selectors.EVENT_READ, self._read)
+            self._watch(connection, selectors.EVENT_READ)
             return
         self._unwatch(connection)
         connection.asked = True
         connection.end += self._more
-        if question in self._waiting:
-            self._waiting[question].append(connection)
-        else:
-            self._waiting[question] = [connection]
+        if question not in self._waiting:
             self._questions.put(question)
+        self._waiting.setdefault(question, []).append(connection)
 
     def _hand_out(self) -> None:
         self._alarm.recv(_CHUNK)
@@ -197,11 +197,10 @@ class BoundedServer(Generic[Question]):
         if not connection.rest:
             self._close(connection)
             return
-        self._watch(connection, selectors.EVENT_WRITE, self._send)
+        self._watch(connection, selectors.EVENT_WRITE)
         if count:
             # The last to be given up.
-            del self._connections[connection]
-            self._connections[connection] = None
+            self._connections[connection] = self._connections.pop(connection)
 
     def _end_late(self) -> float | None:
         """Ends what has had its time; the seconds until the next one has."""
@@ -228,16 +227,14 @@ class BoundedServer(Generic[Question]):
             connection.client.shutdown(socket.SHUT_WR)
         connection.client.close()
 
-    def _watch(
-        self, connection: _Connection, event: int, then: Callable[[_Connection], None]
-    ) -> None:
+    def _watch(self, connection: _Connection, event: int) -> None:
         self._unwatch(connection)
-        self._selector.register(connection.client, event, partial(self._go_on, connection, then))
+        self._selector.register(connection.client, event, partial(self._go_on, connection))
 
-    def _go_on(self, connection: _Connection, then: Callable[[_Connection], None]) -> None:
+    def _go_on(self, connection: _Connection) -> None:
         # What was selected together with it may have cost it its place.
         if connection in self._connections:
-            then(connection)
+            (self._send if connection.asked else self._read)(connection)
 
     def _unwatch(self, connection: _Connection) -> None:
         with suppress(KeyError):
@@ -295,33 +292,28 @@ class WebServer:
     def _run(self) -> None:
         if self._after is not None:
             self._after.join()
-            self._after = None
+            self._after = None  # Or each would keep all before it.
         while not self._stopped.is_set():
             try:
-                self._server = BoundedServer(
-                    _listener(self.address),
-                    _request,
-                    self._answer,
-                    _REQUEST_SECONDS,
-                    _SECONDS,
-                    _WORKERS,
-                )
+                listener = _listener(self.address)
             except (OSError, UnicodeError) as error:
-                self._complain(getattr(error, "strerror", None) or str(error))
+                why = getattr(error, "strerror", None) or str(error)
+                if self._complaint.new(why):
+                    log.warning(
+                        "cannot serve metrics and health at %s: %s"
+                        " (trying again; see metricsBindAddress)",
+                        self.address,
+                        why,
+                    )
                 self._stopped.wait(_RETRY_SECONDS)
                 continue
+            self._server = BoundedServer(
+                listener, _request, self._answer, _REQUEST_SECONDS, _SECONDS, _WORKERS
+            )
             log.info("metrics and health are served at %s", self.address)
             if self._stopped.is_set():
                 self._server.stop()
             self._server.serve()
-
-    def _complain(self, why: str) -> None:
-        if self._complaint.new(why):
-            log.warning(
-                "cannot serve metrics and health at %s: %s (trying again; see metricsBindAddress)",
-                self.address,
-                why,
-            )
 
     def _answer(self, request: _Request) -> bytes:
         page = self._page(request)
@@ -339,24 +331,18 @@ class WebServer:
         try:
             return self._pages(request.path)
         except Exception as error:  # A bug, which must not look like an agent that is down.
-            self._failed(request.path, error)
+            # Said once for each path, which is asked for again and again.
+            path, kind, why = request.path, type(error).__name__, one_line(str(error))
+            if path not in self._failures:
+                log.error("cannot make %s: %s: %s (please report it)", path, kind, why)
+            log.debug("cannot make %s", path, exc_info=error)
+            # Others choose what they ask for, but only paths that there are can fail.
+            self._failures.add(path)
             return _error(HTTPStatus.INTERNAL_SERVER_ERROR)
-
-    def _failed(self, path: str, error: Exception) -> None:
-        """Says once for each path that its page cannot be made: it is asked for again and again."""
-        if path not in self._failures:
-            why = one_line(str(error))
-            log.error("cannot make %s: %s: %s (please report it)", path, type(error).__name__, why)
-        log.debug("cannot make %s", path, exc_info=error)
-        # Others choose what they ask for, but only paths that there are can fail.
-        self._failures.add(path)
 
 
 def _listener(address: str) -> socket.socket:
-    """What listens at HOST:PORT; no host means all addresses, in both families if there are two.
-
-    Raises OSError and UnicodeError.
-    """
+    """What listens at HOST:PORT; no host means all addresses. Raises OSError and UnicodeError."""
     host, port = parse_host_port(address)
     if not host:
         # Without IPv6, the first of what all addresses are.

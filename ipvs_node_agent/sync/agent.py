@@ -158,8 +158,7 @@ class Agent:
         served: dict[Address, tuple[str, ...]] = {}
         for table in self._tables.values():
             served.update(table.wanted.planner.served)
-        errors = [table.last_error for table in self._tables.values()]
-        errors.append(self._notices.last_trouble)
+        errors = [*(t.last_error for t in self._tables.values()), self._notices.last_trouble]
         return View(
             in_sync=self._was_in_sync,
             since=self._in_sync_since,
@@ -232,25 +231,21 @@ class Agent:
         if now >= self._next_resync:
             self._next_resync = now + _RESYNC_PERIOD
             for table in self._tables.values():
-                table.resync()
+                table.programmer.resync()
         # One that fails may hang until its time limit.
         for table in sorted(self._tables.values(), key=lambda table: table.error is not None):
             table.sync(looking)
         if looking:
-            took = sum(table.check_seconds for table in self._tables.values())
+            took = sum(table.programmer.check_seconds for table in self._tables.values())
             pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
             self._next_check = now + max(self._inputs.config.drift_check_period, pause)
         self._say_problems()
         planned = self._planned is self._inputs
         if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
-        return self._next_due(now)
-
-    def _next_due(self, now: float) -> float:
-        due = [self._next_check, now + _LISTEN_PERIOD]
-        due += [self._next_sync] if self._planned is not self._inputs else []
-        due += [table.due for table in self._tables.values()]
-        return min(due)
+        next_sync = math.inf if planned else self._next_sync
+        due = (table.due for table in self._tables.values())
+        return min(self._next_check, now + _LISTEN_PERIOD, next_sync, *due)
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""

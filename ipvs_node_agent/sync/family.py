@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Callable, Union
+from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.iptables.command import TableError
@@ -38,9 +38,6 @@ _REFUSALS = 16
 # What is wanted changes with what others have; more often in a row nobody changes it for good.
 _MISFITS = 5
 
-# What an attempt comes to: what it changed, or why it did not.
-_Outcome = Union[Change, Misfit, Refusal, TableError]
-
 
 class FamilyTable:
     """What one family's table holds, as far as is known, and what is wanted there."""
@@ -53,7 +50,7 @@ class FamilyTable:
         clock: Callable[[], float],
         meter: Meter,
     ) -> None:
-        self._family, self._programmer, self._conntrack = family, programmer, conntrack
+        self._family, self.programmer, self._conntrack = family, programmer, conntrack
         self._clock = clock
         self.wanted, self.repairs = Wanted(family), Repairs()
         # What the table holds, None where that is not known, and what that was made of last.
@@ -83,11 +80,6 @@ class FamilyTable:
         )
 
     @property
-    def check_seconds(self) -> float:
-        """What the last look for drift took."""
-        return self._programmer.check_seconds
-
-    @property
     def due(self) -> float:
         """When `sync` will have something to do besides looking for drift."""
         again = max(self.wanted.refused.next_try, self._retry_at)
@@ -95,12 +87,8 @@ class FamilyTable:
 
     def use(self, programmer: Programmer) -> None:
         """Goes on with another table, which may still be the same one."""
-        self._programmer, self._holds, self._retry_at = programmer, None, 0.0
+        self.programmer, self._holds, self._retry_at = programmer, None, 0.0
         self._progress.wait(self._clock())
-
-    def resync(self) -> None:
-        """Has the next `sync` read the table, whatever the kernel says."""
-        self._programmer.resync()
 
     def plan(
         self,
@@ -155,7 +143,7 @@ class FamilyTable:
         if now < self._retry_at:
             return
         resting = now < self.repairs.rest_until
-        looking = not resting and (looking or self._programmer.heard())
+        looking = not resting and (looking or self.programmer.heard())
         if not (self.dirty or looking):
             return
         outcome = self._write(looking)
@@ -184,9 +172,9 @@ class FamilyTable:
                 why = "others keep making and removing the chain that marks"
                 return TableError(str(self._family), why)
 
-    def _attempt(self, looking: bool, asking: bool) -> _Outcome:
+    def _attempt(self, looking: bool, asking: bool) -> Change | Misfit | Refusal | TableError:
         """What comes of one write; with `asking`, the kernel is asked whose rules it refuses."""
-        write = self._programmer.check if looking else self._programmer.apply
+        write = self.programmer.check if looking else self.programmer.apply
         try:
             return write(self.wanted.ruleset)
         except Misfit as misfit:
@@ -200,22 +188,19 @@ class FamilyTable:
                 return another
 
     def _refusal(self, error: TableError) -> Refusal | None:
-        """Whose rules it is that the kernel refuses; None where it is nobody's.
-
-        Raises TableError.
-        """
+        """Whose rules the kernel refuses; None where it is nobody's fault. Raises TableError."""
         basis, ruleset, why = self.wanted.basis, self.wanted.ruleset, str(error)
         key = ruletext.service(error.blamed)
         if key in basis.services and key not in basis.left_out:
             return Refusal(frozenset({key}), frozenset(), why)
         try:
-            change = self._programmer.pending(ruleset)
+            change = self.programmer.pending(ruleset)
         except Misfit:
             # What the rules jump to has just gone, which is no Service's fault.
             return None
 
         def takes(keys: frozenset[str]) -> bool:
-            return self._programmer.takes(lambda found: probe(self._family, ruleset, found, keys))
+            return self.programmer.takes(lambda found: probe(self._family, ruleset, found, keys))
 
         suspected = services_in(change.written)
         again = suspected & self.wanted.refused.known

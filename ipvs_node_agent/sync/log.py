@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Callable
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
@@ -28,7 +29,7 @@ class Notices:
         self.last_trouble: tuple[float, str] | None = None
         self._skipped: set[Skipped] = set()
         self.problems: frozenset[Problem] = frozenset()
-        self._lacked = ""
+        self._lacks = Once()
 
     # The API server
 
@@ -73,9 +74,8 @@ class Notices:
 
     def take_lacking(self, what: str) -> None:
         """What is lacking before anything can be written; empty where nothing is."""
-        if what and what != self._lacked:
+        if self._lacks.new(what):
             log.warning("waiting, and leaving all rules as they are: %s", what)
-        self._lacked = what
 
     def take_proxy_mode(self, before: str | None, now: str | None) -> None:
         """kube-proxy's mode is another one `now`."""
@@ -108,12 +108,12 @@ class Notices:
         serves: Callable[[str, Address], bool],
     ) -> None:
         """The kernel has the changes that were `pending`; `serves` tells who has which address."""
-        changed = {
-            key: change
+        changed = [
+            (key, change)
             for key, change in pending.items()
             if _asked(change.before, config) or _asked(service(key), config)
-        }
-        for key, change in list(changed.items())[:_LINES_AT_ONCE]:
+        ]
+        for key, change in changed[:_LINES_AT_ONCE]:
             asked = _asked(service(key), config)
             served = [address for address in asked if serves(key, address)]
             before = _leading(_asked(change.before, config), change.before)

@@ -109,12 +109,9 @@ class Refused:
     @property
     def problems(self) -> frozenset[Problem]:
         """What an operator should know of them."""
+        text = f"its {self._family} rules are left out, trying again"
         return frozenset(
-            Problem(
-                key,
-                "KernelRefused",
-                f"its {self._family} rules are left out, trying again: {entry.why}",
-            )
+            Problem(key, "KernelRefused", f"{text}: {entry.why}")
             for key, entry in self._entries.items()
         )
 

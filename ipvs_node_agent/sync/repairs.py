@@ -26,10 +26,7 @@ class Repairs:
         self._times: dict[str, list[float]] = {}
 
     def note(self, change: Change, seconds: float, now: float) -> bool:
-        """A look or a write has just ended in `change`, after so many seconds.
-
-        False where the like was undone a short time ago, and need not be said again.
-        """
+        """Notes what a look or a write came to; False where that need not be said again."""
         self.counts.update(change.repairs)
         fresh = not change.repairs
         for reason in change.repairs:
@@ -45,7 +42,7 @@ class Repairs:
 
 def described(change: Change) -> str:
     """What was written, in a few words."""
-    parts: tuple[tuple[int, str, str], ...] = (
+    parts = (
         (len(change.written), "chain", ""),
         (sum(map(len, change.written.values())), "rule", ""),
         (len(change.dropped), "chain", " removed"),

@@ -48,10 +48,7 @@ class FamilyState:
 
 @dataclass(frozen=True)
 class AgentState:
-    """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel.
-
-    `proxy_mode` is kube-proxy's, where it is known.
-    """
+    """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel."""
 
     families: Mapping[Family, FamilyState] = field(default_factory=dict)
     repairs: Mapping[str, int] = field(default_factory=dict)

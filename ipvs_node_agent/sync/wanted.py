@@ -57,10 +57,7 @@ class Wanted:
         return self._loose_since + _SETTLE_AFTER
 
     def reconcile(self, now: float) -> bool:
-        """Makes the plan that follows from all that is known; the one place that makes one.
-
-        False where there was nothing to plan.
-        """
+        """Makes the plan that follows from all that is known; False where there is none to make."""
         self.refused.keep(self.basis.services)
         basis = self.basis._replace(left_out=self.refused.left_out, own_mark=self.own_mark)
         self.basis, settling = basis, now >= self.due

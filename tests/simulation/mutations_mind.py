@@ -110,7 +110,7 @@ MUTATIONS = [
     (
         "a table is never read whatever the kernel says",
         "sync/agent.py",
-        "                table.resync()\n",
+        "                table.programmer.resync()\n",
         "                pass\n",
     ),
     (
