@@ -30,11 +30,6 @@ PANELS = panels()
 TITLES = [panel.title for panel in PANELS]
 
 
-@pytest.fixture
-def prometheus() -> None:
-    need_prometheus()
-
-
 # 1. The file
 
 
@@ -84,14 +79,9 @@ def test_every_variable_is_one_that_there_is() -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=TITLES)
-def test_a_query_is_for_what_the_agent_exposes(panel: Panel) -> None:
+def test_a_query_is_for_what_the_agents_of_the_chosen_nodes_expose(panel: Panel) -> None:
     for target in panel.targets:
         assert not unknown(target.expr, *re.findall(r"\{\{(\w+)\}\}", target.legend))
-
-
-@pytest.mark.parametrize("panel", PANELS, ids=TITLES)
-def test_a_query_is_about_the_chosen_nodes(panel: Panel) -> None:
-    for target in panel.targets:
         assert '{instance=~"$instance"}' in target.expr
 
 
@@ -106,8 +96,8 @@ def test_every_metric_has_a_panel() -> None:
     assert {name for name in own if not is_shown(name)} == NOT_SHOWN
 
 
-@pytest.mark.usefixtures("prometheus")
 def test_promtool_takes_the_queries(tmp_path: Path) -> None:
+    need_prometheus()
     values = {"instance": "worker-1:10273|worker-2:10273", "__rate_interval": "4m"}
     rules = [
         {"record": f"panel_{place}_{number}", "expr": filled(target.expr, **values)}
@@ -126,8 +116,8 @@ def test_promtool_takes_the_queries(tmp_path: Path) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.once("debian12")
-@pytest.mark.usefixtures("prometheus")
 def test_a_run_has_something_to_show_in_each_panel() -> None:
+    need_prometheus()
     recorded = run(QUICK)
     picture = draw(recorded)
     texts = {element.text for element in ElementTree.fromstring(picture).iter() if element.text}
