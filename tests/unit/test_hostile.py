@@ -30,7 +30,7 @@ from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Listed, Skipped, Trouble
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.chains import owner
-from ipvs_node_agent.rules.planner import Planner, plan
+from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.sync.agent import Agent
 from tests.support.asked import Asked
 from tests.support.cluster import POD_CIDRS, node, service
@@ -85,28 +85,6 @@ def test_every_rule_was_asked_for(raw: list[Any], config: Config, family: Family
     asked = Asked([*raw, WITNESS], config, POD_CIDRS, HOSTS)
     assert not asked.faults(planned.chains)
     assert witnessed(planned.chains, family)
-
-
-@hunt(100)
-@given(
-    before=st.lists(services, max_size=5),
-    after=st.lists(services, max_size=5),
-    config=layouts,
-    family=st.sampled_from(FAMILIES),
-)
-def test_after_changes_every_rule_was_asked_for(
-    before: list[Any], after: list[Any], config: Config, family: Family
-) -> None:
-    """One by one, as a watch tells them, and with no look at the rest."""
-    known = dict(read_all([*before, WITNESS]).services)
-    planner = Planner(config, NODE, family)
-    planner.fill(known.values())
-    for key, new in read_all(after).services.items():
-        planner.replace(known.get(key), new)
-        known[key] = new
-    chains = planner.plan().ruleset.chains
-    assert not Asked([*before, *after, WITNESS], config, POD_CIDRS, HOSTS).faults(chains)
-    assert witnessed(chains, family)
 
 
 HUGE = {
