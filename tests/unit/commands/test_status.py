@@ -44,14 +44,14 @@ def test_the_text_is_a_headline_a_summary_and_tables_and_a_terminal_has_colours_
     assert re.sub(r"\x1b\[(32|33|0)m", "", shown) == TEXT
 
 
-@pytest.mark.parametrize(
-    ("state", "shown"),
-    [
-        (status.NOT_IN_SYNC, "NOT IN SYNC"),
-        (status.HANGING, "HANGING"),
-        (status.NOT_RUNNING, "NOT RUNNING"),
-    ],
-)
+CAPITALS = {
+    status.NOT_IN_SYNC: "NOT IN SYNC",
+    status.HANGING: "HANGING",
+    status.NOT_RUNNING: "NOT RUNNING",
+}
+
+
+@pytest.mark.parametrize(("state", "shown"), CAPITALS.items())
 def test_what_is_not_well_is_in_capitals_and_red(state: str, shown: str) -> None:
     made = replace(WHOLE, state=state)
     assert as_text(made, NOON).startswith(f"{shown} since ")
