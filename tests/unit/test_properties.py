@@ -211,8 +211,7 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 
 def collect(chunks: Sequence[bytes]) -> tuple[list[Any], Any]:
     items: list[Any] = []
-    metadata = read_list(chunks, items.append)
-    return items, metadata
+    return items, read_list(chunks, items.append)
 
 
 places = st.lists(st.integers(0, 10_000), max_size=20)

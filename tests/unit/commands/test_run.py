@@ -113,19 +113,11 @@ class Setting:
         lines = [record.getMessage() for record in self._log.records]
         return [line for line in lines if re.search(pattern, line)]
 
-    def run(self) -> None:
-        run.run(self.path, self.told)
-
     def command(self) -> int:
-        """The same by the command line."""
+        """Runs it to its end; the exit status."""
         return cli.main(["run", "--config", str(self.path)])
 
-    def run_while(
-        self,
-        script: Callable[[], object],
-        runs: Callable[[], Any] | None = None,
-        end: signal.Signals = signal.SIGTERM,
-    ) -> Any:
+    def run_while(self, script: Callable[[], object], end: signal.Signals = signal.SIGTERM) -> None:
         """Runs the agent while `script` runs in another thread, and stops it by a signal."""
         failures: list[BaseException] = []
 
@@ -141,12 +133,11 @@ class Setting:
         thread = threading.Thread(target=steps, daemon=True)
         thread.start()
         try:
-            result = (runs or self.run)()
+            assert self.command() == 0
         finally:
             thread.join(30)
             if failures:
                 raise failures[0]
-        return result
 
 
 def _handled(number: signal.Signals) -> bool:
@@ -188,6 +179,7 @@ def setting(
     plain_kubeconfig(made.kubeconfig, server.url, "worker-1")
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setattr(run, "Kernel", made.kernel)
+    monkeypatch.setattr(run, "ServiceManager", lambda _: made.told)
     monkeypatch.setattr(run, "_CREDENTIALS_PERIOD", 0.05)
     monkeypatch.setattr(run, "_GUESSED_PERIOD", 0.05)
     # It would take the log away from pytest.
@@ -225,7 +217,7 @@ def setting(
 def test_a_signal_ends_the_command_with_status_0_and_leaves_the_rules(
     end: signal.Signals, setting: Setting
 ) -> None:
-    assert setting.run_while(lambda: setting.holds(WEB_ENTRY), setting.command, end) == 0
+    setting.run_while(lambda: setting.holds(WEB_ENTRY), end)
     setting.holds(WEB_ENTRY)
     assert setting.said("stopped; the rules stay in place")
 
@@ -322,11 +314,11 @@ def test_an_agent_without_a_server_can_be_stopped(setting: Setting, server: ApiS
 
 
 def test_a_second_agent_on_the_node_is_refused(setting: Setting) -> None:
-    def script() -> None:
+    def second() -> None:
         with pytest.raises(RefusedError, match="already running"):
-            run.run(setting.path, Told())
+            run.run(setting.path, setting.told)
 
-    setting.run_while(script)
+    setting.run_while(second)
 
 
 @pytest.mark.parametrize("name", ["read_service", "read_node"])
