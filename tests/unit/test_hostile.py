@@ -11,8 +11,10 @@ import dataclasses
 import json
 import logging
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from logging.handlers import BufferingHandler
 from typing import Any, Callable, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -219,39 +221,22 @@ class Machine:
         return found
 
 
-class Said(logging.Handler):
-    """Keeps what was logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
 @pytest.fixture(scope="module")
-def said() -> Iterator[Said]:
-    handler = Said()
+def said() -> Iterator[list[logging.LogRecord]]:
+    """What was logged, thousands of lines that nobody wants to see."""
+    handler = BufferingHandler(sys.maxsize)
     logger = logging.getLogger("ipvs_node_agent")
     logger.addHandler(handler)
-    # Thousands of lines that nobody wants to see.
     logger.propagate = False
-    yield handler
+    yield handler.buffer
     logger.propagate = True
     logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize(
     "version",
-    [
-        pytest.param("\ud800", id="half a character"),
-        pytest.param("7\n8", id="two lines"),
-        pytest.param("7 ŏ", id="a letter"),
-        pytest.param("7" * 9999, id="a long one"),
-        pytest.param(7, id="a number"),
-        pytest.param(["7"], id="a list"),
-    ],
+    ["\ud800", "7\n8", "7 ŏ", "7" * 9999, 7, ["7"]],
+    ids=["half a character", "two lines", "a letter", "a long one", "a number", "a list"],
 )
 def test_a_version_that_no_request_could_name_counts_as_none(version: Any) -> None:
     told: list[Event] = []
@@ -366,7 +351,11 @@ def wires(draw: st.DrawFn, objects: st.SearchStrategy[Any]) -> tuple[list[Answer
 
 
 def survives(
-    machine: Machine, which: int, wire: Wire, judge: Callable[[Family], None], said: Said
+    machine: Machine,
+    which: int,
+    wire: Wire,
+    judge: Callable[[Family], None],
+    said: list[logging.LogRecord],
 ) -> None:
     """Holds that `judge` has nothing against any write, and that all ends well and is told so."""
 
@@ -379,15 +368,18 @@ def survives(
     assert all(witnessed(machine.chains(family), family) for family in FAMILIES)
     texts = [str(event.error) for event in machine.seen if isinstance(event, Trouble)]
     texts += [event.text for event in machine.seen if isinstance(event, Skipped)]
-    texts += [machine.agent.sentence(), *said.lines]
-    said.lines.clear()
+    texts += [machine.agent.sentence(), *(record.getMessage() for record in said)]
+    said.clear()
     assert all(each.isprintable() and len(each) < 2500 for each in texts)
 
 
 @hunt(200)
 @given(drawn=wires(services), config=layouts, last=st.lists(services, max_size=3))
 def test_whatever_the_server_says_of_services_every_rule_was_asked_for(
-    drawn: tuple[list[Answer], list[Any]], config: Config, last: list[Any], said: Said
+    drawn: tuple[list[Answer], list[Any]],
+    config: Config,
+    last: list[Any],
+    said: list[logging.LogRecord],
 ) -> None:
     answered, seen = drawn
     asked = Asked([*seen, *last, WITNESS], config, POD_CIDRS, HOSTS, exact=False)
@@ -407,7 +399,7 @@ def test_whatever_the_server_says_of_services_every_rule_was_asked_for(
 @hunt(100)
 @given(drawn=wires(nodes))
 def test_whatever_the_server_says_of_nodes_every_rule_was_asked_for(
-    drawn: tuple[list[Answer], list[Any]], said: Said
+    drawn: tuple[list[Answer], list[Any]], said: list[logging.LogRecord]
 ) -> None:
     answered, seen = drawn
     machine = Machine(Config(services=ServiceOptions(match_ports="Always")))
