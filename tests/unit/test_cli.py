@@ -28,18 +28,18 @@ from tests.support.places import REPOSITORY, TESTS
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["--config", "config", "render"], id="before"),
-        pytest.param(["render", "--config", "config"], id="after"),
-        pytest.param(["--config=config", "render"], id="with-an-equals-sign"),
-        pytest.param(["--config", "absent", "render", "--config", "config"], id="both"),
+        "--config config render",
+        "render --config config",
+        "--config=config render",
+        "--config absent render --config config",
     ],
 )
 def test_the_configuration_is_taken_before_and_after_the_command(
-    command: Command, arguments: list[str]
+    command: Command, arguments: str
 ) -> None:
     written("config", {"chains": {"output": "OUT"}})
     web = written("web", WEB)
-    result = command(*arguments, "-f", web, "--pod-cidr", POD_CIDR)
+    result = command(*arguments.split(), "-f", web, "--pod-cidr", POD_CIDR)
     assert (result.status, result.err) == (0, "")
     assert "-I OUTPUT 1 -j OUT\n" in result.out
 
@@ -63,9 +63,9 @@ def test_the_version_is_told(command: Command) -> None:
     assert command("--version") == (0, f"ipvs-node-agent {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["render", "--help"], ["run", "-h"]])
-def test_help_is_given(command: Command, arguments: list[str]) -> None:
-    result = command(*arguments)
+@pytest.mark.parametrize("arguments", ["--help", "render --help", "run -h"])
+def test_help_is_given(command: Command, arguments: str) -> None:
+    result = command(*arguments.split())
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith("usage: ipvs-node-agent")
 
@@ -86,40 +86,41 @@ def test_help_waits_for_no_library() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+HINT = "(see ipvs-node-agent --help)"
+RENDER_HINT = "(see ipvs-node-agent render --help)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "the following arguments are required: COMMAND (see ipvs-node-agent --help)"),
-        (["--nonsense"], "the following arguments are required: COMMAND (see ipvs-node-agent"),
-        (["nonsense"], "argument COMMAND: invalid choice: 'nonsense'"),
-        (["run", "x"], "unrecognized arguments: x (see ipvs-node-agent --help)"),
-        (["run", "a\nb"], "unrecognized arguments: a\\nb (see ipvs-node-agent --help)"),
-        (["--config"], "argument --config: expected one argument (see ipvs-node-agent --help)"),
-        (["--log-level", "loud", "run"], "argument --log-level: invalid choice: 'loud' (choose"),
-        (["run", "--conf", "x"], "unrecognized arguments: --conf x (see ipvs-node-agent --help)"),
+        ("", f"the following arguments are required: COMMAND {HINT}"),
+        ("--nonsense", f"the following arguments are required: COMMAND {HINT}"),
+        ("nonsense", "argument COMMAND: invalid choice: 'nonsense'"),
+        ("run x", f"unrecognized arguments: x {HINT}"),
+        ("run a\nb", f"unrecognized arguments: a\\nb {HINT}"),
+        ("--config", f"argument --config: expected one argument {HINT}"),
+        ("--log-level loud run", "argument --log-level: invalid choice: 'loud' (choose"),
+        ("run --conf x", f"unrecognized arguments: --conf x {HINT}"),
+        ("render", f"the following arguments are required: -f/--file {RENDER_HINT}"),
         (
-            ["render"],
-            "the following arguments are required: -f/--file (see ipvs-node-agent render --help)",
+            "render -f x --family ipv4",
+            f"argument --family: wanted IPv4 or IPv6, got 'ipv4' {RENDER_HINT}",
         ),
         (
-            ["render", "-f", "x", "--family", "ipv4"],
-            "argument --family: wanted IPv4 or IPv6, got 'ipv4' (see ipvs-node-agent render",
+            "render -f x --pod-cidr 10.240.2.129/25",
+            "argument --pod-cidr: '10.240.2.129/25' has host bits set"
+            f" (did you mean 10.240.2.128/25?) {RENDER_HINT}",
         ),
         (
-            ["render", "-f", "x", "--pod-cidr", "10.240.2.129/25"],
-            "argument --pod-cidr: '10.240.2.129/25' has host bits set (did you mean"
-            " 10.240.2.128/25?) (see ipvs-node-agent render --help)",
-        ),
-        (
-            ["render", "-f", "x", "--pod-cidr", "::/0"],
+            "render -f x --pod-cidr ::/0",
             "argument --pod-cidr: '::/0' is every address, not this node's pods'",
         ),
     ],
 )
 def test_bad_usage_is_one_line_with_a_hint(
-    command: Command, arguments: list[str], complaint: str
+    command: Command, arguments: str, complaint: str
 ) -> None:
-    result = command(*arguments)
+    result = command(*filter(None, arguments.split(" ")))
     assert (result.status, result.out) == (2, "")
     assert result.complaint.startswith(f"command line: {complaint}")
 

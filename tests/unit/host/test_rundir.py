@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,22 +78,20 @@ def test_a_child_does_not_keep_the_lock(runtime: Path) -> None:
         child.communicate()
 
 
-@pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids=oct)
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """What whoever starts the agent takes away from the modes of its files."""
-    before = os.umask(request.param)
-    yield request.param
-    os.umask(before)
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-@pytest.mark.usefixtures("umask")
-def test_whatever_the_umask_others_may_read_the_names_and_write_nothing(runtime: Path) -> None:
-    with only_one("run"):
-        remember_names(frozenset({"A"}))
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777], ids=oct)
+def test_whatever_the_umask_others_may_read_the_names_and_write_nothing(
+    runtime: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with only_one("run"):
+            remember_names(frozenset({"A"}))
+    finally:
+        os.umask(before)
     found = {path.name: mode(path) for path in (runtime.parent, runtime, *runtime.iterdir())}
     assert found == {"run": 0o755, "ipvs-node-agent": 0o755, "lock": 0o600, "chains": 0o644}
 

@@ -165,9 +165,14 @@ def test_a_traceback_is_of_one_level() -> None:
     assert all(line.startswith("<7>") for line in lines)
 
 
-def failing_start(directory: Path, stream: str) -> str:
-    """What `run` writes to a file where the configuration is missing."""
-    with (directory / "errors").open("w+") as errors:
+@pytest.mark.parametrize(
+    ("stream", "sign"), [("{}", "<3>"), ("", ""), ("0:0", ""), ("nonsense", "")]
+)
+def test_why_a_start_failed_has_a_level_where_it_goes_to_the_journal(
+    tmp_path: Path, stream: str, sign: str
+) -> None:
+    """A service's children inherit the variable, and may write somewhere else."""
+    with (tmp_path / "errors").open("w+") as errors:
         status = os.fstat(errors.fileno())
         named = stream.format(f"{status.st_dev}:{status.st_ino}")
         done = subprocess.run(
@@ -178,20 +183,10 @@ def failing_start(directory: Path, stream: str) -> str:
             check=False,
             timeout=60,
         )
-        assert done.returncode == 2
         errors.seek(0)
-        return errors.read()
-
-
-@pytest.mark.parametrize(
-    ("stream", "sign"), [("{}", "<3>"), ("", ""), ("0:0", ""), ("nonsense", "")]
-)
-def test_why_a_start_failed_has_a_level_where_it_goes_to_the_journal(
-    tmp_path: Path, stream: str, sign: str
-) -> None:
-    """A service's children inherit the variable, and may write somewhere else."""
-    why = "ipvs-node-agent: configuration /none.yaml: no such file (name a file that exists"
-    assert failing_start(tmp_path, stream).startswith(f"{sign}{why}")
+        said = errors.read()
+    assert done.returncode == 2
+    assert said.startswith(f"{sign}ipvs-node-agent: configuration /none.yaml: no such file (name")
 
 
 def test_without_a_standard_error_there_is_no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
