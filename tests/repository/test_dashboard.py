@@ -11,7 +11,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import yaml
 
 from tests.observe.dashboard import COLUMNS, PATH, Panel, filled, panels, read, variables
 from tests.observe.draw import draw
@@ -19,7 +18,7 @@ from tests.observe.scene import QUICK, run
 from tests.support.exposed import series
 from tests.support.places import REPOSITORY
 from tests.support.promql import metrics, unknown
-from tests.support.promtool import need_prometheus, promtool
+from tests.support.promtool import check_queries, need_prometheus
 
 # What Grafana knows by itself.
 BUILT_IN = {"__rate_interval"}
@@ -97,18 +96,9 @@ def test_every_metric_has_a_panel() -> None:
 
 
 def test_promtool_takes_the_queries(tmp_path: Path) -> None:
-    need_prometheus()
     values = {"instance": "worker-1:10273|worker-2:10273", "__rate_interval": "4m"}
-    rules = [
-        {"record": f"panel_{place}_{number}", "expr": filled(target.expr, **values)}
-        for place, panel in enumerate(PANELS)
-        for number, target in enumerate(panel.targets)
-    ]
-    path = tmp_path / "queries.yaml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
-    status, said = promtool("check", "rules", str(path))
-    assert status == 0, said
-    assert f"{len(rules)} rules found" in said
+    queries = [filled(target.expr, **values) for panel in PANELS for target in panel.targets]
+    check_queries(queries, tmp_path)
 
 
 # 3. The picture of it
