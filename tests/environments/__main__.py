@@ -61,7 +61,6 @@ class Recipe:
     """What an environment is made of; a requirement file in `pip` is seen from the repository."""
 
     release: str
-    python: str
     apt: str
     pip: str = ""
 
@@ -70,13 +69,12 @@ class Recipe:
 RECIPES = {
     "newest": Recipe(
         "sid",
-        "newest",
         f"{TOOLS} python3-all-venv shellcheck",
         f"{FROM_PYPI} types-PyYAML -r tests/environments/lint.txt",
     ),
-    "oldest": Recipe("bullseye", "3.9", f"{TOOLS} python3-venv", FROM_PYPI),
-    "debian12": Recipe("bookworm", "3.11", f"{TOOLS} {FROM_DEBIAN}"),
-    "debian13": Recipe("trixie", "3.13", f"{TOOLS} {FROM_DEBIAN}"),
+    "oldest": Recipe("bullseye", f"{TOOLS} python3-venv", FROM_PYPI),
+    "debian12": Recipe("bookworm", f"{TOOLS} {FROM_DEBIAN}"),
+    "debian13": Recipe("trixie", f"{TOOLS} {FROM_DEBIAN}"),
 }
 
 # Run last of all in a new environment: its presence says that the environment is whole.
@@ -273,15 +271,12 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help=f"use environments older than {MAX_AGE_DAYS} days too"
     )
-    parser.add_argument("name", choices=["list", *RECIPES, "all"], metavar="list|all|NAME")
+    parser.add_argument("name", choices=[*RECIPES, "all"], metavar="all|NAME")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] COMMAND [ARG...]")
     options = parser.parse_args()
     command: list[str] = options.command
     if command[:1] == ["--"]:
         del command[0]
-    if options.name == "list":
-        print_table([[name, it.release, f"Python {it.python}"] for name, it in RECIPES.items()])
-        return 0
     if options.make_only == bool(command):
         parser.error("give either a command or --make-only before the name")
     prepare_host()

@@ -34,29 +34,21 @@ def alerts() -> list[dict[str, Any]]:
 NAMES = [alert["alert"] for alert in alerts()]
 
 
-@pytest.fixture
-def prometheus() -> None:
-    need_prometheus()
-
-
 # 1. The rules
 
 
-@pytest.mark.usefixtures("prometheus")
 def test_promtool_takes_the_rules() -> None:
+    need_prometheus()
     status, said = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES, directory=HERE)
     assert status == 0, said
     assert f"{len(NAMES)} rules found" in said
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=NAMES)
-def test_an_alert_is_on_what_the_agent_exposes(alert: dict[str, Any]) -> None:
+def test_an_alert_is_complete_and_on_what_the_agent_exposes(alert: dict[str, Any]) -> None:
     shown = re.findall(r"\$labels\.(\w+)", str(alert["annotations"]))
     assert not unknown(alert["expr"], *shown)
-
-
-@pytest.mark.parametrize("alert", alerts(), ids=NAMES)
-def test_an_alert_is_complete(alert: dict[str, Any]) -> None:
+    assert NAMES.count(alert["alert"]) == 1
     assert alert["alert"].startswith("IpvsNodeAgent")
     assert alert["labels"].keys() == {"severity"}
     assert alert["labels"]["severity"] in ("critical", "warning")
@@ -64,10 +56,6 @@ def test_an_alert_is_complete(alert: dict[str, Any]) -> None:
     # What happened once is over before it alerts.
     windows = re.findall(r"\[(\d+)m\]", alert["expr"]) if "increase(" in alert["expr"] else []
     assert int(alert["for"].rstrip("m")) > max(map(int, windows), default=0)
-
-
-def test_alerts_differ() -> None:
-    assert len(set(NAMES)) == len(NAMES)
 
 
 # 2. Their cases
@@ -80,16 +68,16 @@ def test_an_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not(name
     assert set(fires) == {True, False}
 
 
-@pytest.mark.usefixtures("prometheus")
 def test_alerts_fire_when_they_should_and_only_then() -> None:
+    need_prometheus()
     status, said = promtool("test", "rules", CASES, directory=HERE)
     assert status == 0, said
 
 
 @pytest.mark.once("debian12")
-@pytest.mark.usefixtures("prometheus")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cases_notice_an_alert_that_is_wrong(name: str, tmp_path: Path) -> None:
+    need_prometheus()
     rules, cases = read(RULES), read(CASES)
     (alert,) = (rule for rule in rules["groups"][0]["rules"] if rule["alert"] == name)
     cases["tests"] = [case for case in cases["tests"] if name in str(case["alert_rule_test"])]
@@ -115,20 +103,26 @@ def test_the_cases_notice_an_alert_that_is_wrong(name: str, tmp_path: Path) -> N
 # 3. What they are on
 
 
-@pytest.mark.usefixtures("prometheus")
 def test_promtool_takes_the_metrics() -> None:
+    need_prometheus()
     assert promtool("check", "metrics", stdin=text()) == (0, "")
 
 
-def test_a_metric_or_a_label_that_no_agent_has_is_noticed() -> None:
-    for expr, fault in (
+@pytest.mark.parametrize(
+    ("expr", "fault"),
+    [
         ("ipvs_node_agent_rulez > 0", "ipvs_node_agent_rulez"),
         ('ipvs_node_agent_rules{family="IPv4"}', "ipvs_node_agent_rules{family}"),
         ("sum by (family) (ipvs_node_agent_rules)", "family in "),
         ('ipvs_node_agent_rules{ip_family=~"IPv4|IPv5"}', 'ipvs_node_agent_rules{ip_family="IPv5'),
         ("vector(1)", "no metric in "),
-    ):
-        (found,) = unknown(expr)
-        assert found.startswith(fault)
+    ],
+)
+def test_a_metric_or_a_label_that_no_agent_has_is_noticed(expr: str, fault: str) -> None:
+    (found,) = unknown(expr)
+    assert found.startswith(fault)
+
+
+def test_what_an_agent_has_is_known_and_a_label_that_is_shown_is_looked_for() -> None:
     assert unknown('sum by (job, ip_family) (ipvs_node_agent_rules{ip_family="IPv4"}) + up') == []
     assert unknown("ipvs_node_agent_rules", "family")

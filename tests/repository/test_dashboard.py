@@ -11,7 +11,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import yaml
 
 from tests.observe.dashboard import COLUMNS, PATH, Panel, filled, panels, read, variables
 from tests.observe.draw import draw
@@ -19,7 +18,7 @@ from tests.observe.scene import QUICK, run
 from tests.support.exposed import series
 from tests.support.places import REPOSITORY
 from tests.support.promql import metrics, unknown
-from tests.support.promtool import need_prometheus, promtool
+from tests.support.promtool import check_queries, need_prometheus
 
 # What Grafana knows by itself.
 BUILT_IN = {"__rate_interval"}
@@ -28,11 +27,6 @@ NOT_SHOWN = {"ipvs_node_agent_service_bytes_total"}
 
 PANELS = panels()
 TITLES = [panel.title for panel in PANELS]
-
-
-@pytest.fixture
-def prometheus() -> None:
-    need_prometheus()
 
 
 # 1. The file
@@ -84,14 +78,9 @@ def test_every_variable_is_one_that_there_is() -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=TITLES)
-def test_a_query_is_for_what_the_agent_exposes(panel: Panel) -> None:
+def test_a_query_is_for_what_the_agents_of_the_chosen_nodes_expose(panel: Panel) -> None:
     for target in panel.targets:
         assert not unknown(target.expr, *re.findall(r"\{\{(\w+)\}\}", target.legend))
-
-
-@pytest.mark.parametrize("panel", PANELS, ids=TITLES)
-def test_a_query_is_about_the_chosen_nodes(panel: Panel) -> None:
-    for target in panel.targets:
         assert '{instance=~"$instance"}' in target.expr
 
 
@@ -106,19 +95,10 @@ def test_every_metric_has_a_panel() -> None:
     assert {name for name in own if not is_shown(name)} == NOT_SHOWN
 
 
-@pytest.mark.usefixtures("prometheus")
 def test_promtool_takes_the_queries(tmp_path: Path) -> None:
     values = {"instance": "worker-1:10273|worker-2:10273", "__rate_interval": "4m"}
-    rules = [
-        {"record": f"panel_{place}_{number}", "expr": filled(target.expr, **values)}
-        for place, panel in enumerate(PANELS)
-        for number, target in enumerate(panel.targets)
-    ]
-    path = tmp_path / "queries.yaml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
-    status, said = promtool("check", "rules", str(path))
-    assert status == 0, said
-    assert f"{len(rules)} rules found" in said
+    queries = [filled(target.expr, **values) for panel in PANELS for target in panel.targets]
+    check_queries(queries, tmp_path)
 
 
 # 3. The picture of it
@@ -126,8 +106,8 @@ def test_promtool_takes_the_queries(tmp_path: Path) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.once("debian12")
-@pytest.mark.usefixtures("prometheus")
 def test_a_run_has_something_to_show_in_each_panel() -> None:
+    need_prometheus()
     recorded = run(QUICK)
     picture = draw(recorded)
     texts = {element.text for element in ElementTree.fromstring(picture).iter() if element.text}

@@ -63,19 +63,22 @@ FOR_PREDECESSORS = [
 ] + [f"{_DELETE} daemonset {MANAGER}"]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_every_command_of_a_document_is_run_somewhere(document: Document) -> None:
-    prompts = re.findall(r"^ *[#$] \S.*$", "".join(document.consoles), re.MULTILINE)
-    assert len(document.examples) == len(prompts) >= document.text.count("```console")
-    known = {*ELSEWHERE, *(FOR_PREDECESSORS if document is MIGRATION else ())}
-    here = {example.command for example in document.examples if is_run_here(example)}
-    assert {example.command for example in document.examples} <= known | here
-    assert {(document.name, name) for name in document.scripts} <= set(SCRIPTS)
+EXAMPLES = [example for document in DOCUMENTS for example in document.examples]
 
 
-def test_no_command_is_listed_that_no_document_has() -> None:
-    shown = {example.command for document in DOCUMENTS for example in document.examples}
-    assert {*ELSEWHERE, *FOR_PREDECESSORS} <= shown
+def is_run_here(example: Example) -> bool:
+    """Whether it is a command of ours that needs nothing but a file."""
+    ours = example.command.startswith("ipvs-node-agent ")
+    return ours and bool(example.output) and example.command not in ELSEWHERE
+
+
+def test_every_command_of_a_document_is_run_somewhere_and_no_others_are_listed() -> None:
+    for document in DOCUMENTS:
+        prompts = re.findall(r"^ *[#$] \S.*$", "".join(document.consoles), re.MULTILINE)
+        assert len(document.examples) == len(prompts) >= document.text.count("```console")
+    not_here = {example.command for example in EXAMPLES if not is_run_here(example)}
+    assert not_here == {*ELSEWHERE, *FOR_PREDECESSORS}
+    assert {example.command for example in MIGRATION.examples} >= {*FOR_PREDECESSORS}
     assert set(SCRIPTS) == {(d.name, script) for d in DOCUMENTS for script in d.scripts}
 
 
@@ -96,15 +99,9 @@ def test_the_place_that_runs_a_script_names_it(script: tuple[str, str], place: s
     assert f'"{script[1]}"' in (REPOSITORY / place).read_text()
 
 
-def is_run_here(example: Example) -> bool:
-    """Whether it is a command of ours that needs nothing but a file."""
-    ours = example.command.startswith("ipvs-node-agent ")
-    return ours and bool(example.output) and example.command not in ELSEWHERE
-
-
 @pytest.mark.parametrize(
     ("command", "output"),
-    [example for document in DOCUMENTS for example in document.examples if is_run_here(example)],
+    [example for example in EXAMPLES if is_run_here(example)],
     ids=lambda value: value.split("\n")[0][:60],
 )
 def test_a_command_prints_what_is_shown(command: str, output: str) -> None:
@@ -121,22 +118,18 @@ def test_a_command_prints_what_is_shown(command: str, output: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_every_file_that_a_document_points_to_is_there(document: Document) -> None:
+def test_every_file_and_chapter_that_a_document_points_to_is_there(document: Document) -> None:
     folder = (REPOSITORY / document.name).parent
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", document.text)
-    named = re.findall(r"`((?:tests|packaging|docs)/[\w./-]+)`", document.text)
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document.text)
     assert links
-    assert not [link for link in links if not (folder / link).exists()]
+    for link, anchor in links:
+        path = folder / link if link else REPOSITORY / document.name
+        assert path.exists()
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            assert anchor in {title.lower().replace(" ", "-").replace(",", "") for title in titles}
+    named = re.findall(r"`((?:tests|packaging|docs)/[\w./-]+)`", document.text)
     assert not [name for name in named if not (REPOSITORY / name).exists()]
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_every_chapter_that_a_document_points_to_is_there(document: Document) -> None:
-    folder = (REPOSITORY / document.name).parent
-    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.text):
-        text = (folder / link).read_text() if link else document.text
-        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        assert anchor in {title.lower().replace(" ", "-").replace(",", "") for title in titles}
 
 
 def test_the_readme_has_the_ten_most_likely_troubles_and_no_more() -> None:

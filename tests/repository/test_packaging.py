@@ -6,7 +6,6 @@ What a package manager and systemd make of it is tests/packaging's and tests/nod
 from __future__ import annotations
 
 import argparse
-import configparser
 import re
 import shutil
 import subprocess
@@ -18,10 +17,11 @@ import pytest
 from ipvs_node_agent import __version__, cli
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config import file as config
+from ipvs_node_agent.host.systemd import _SILENCE
+from ipvs_node_agent.iptables.command import TIME_LIMIT
 from tests.support.places import PACKAGING, REPOSITORY
 
 PLACES = ("ipvs_node_agent/__init__.py", "CHANGELOG.md", "debian/changelog")
-MAN = PACKAGING / "man"
 
 
 def needs(there: object, package: str) -> None:
@@ -48,17 +48,13 @@ def check_versions(tree: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_all_versions_agree() -> None:
-    assert check_versions(REPOSITORY) == (0, "")
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_a_version_that_differs_is_one_line_and_fails_the_build(place: str, tree: Path) -> None:
+    assert check_versions(tree) == (0, "")
     path = tree / place
     path.write_text(path.read_text().replace(__version__, "9.9.9", 1))
     status, said = check_versions(tree)
-    assert status == 1
-    assert said.count("\n") == 1
+    assert (status, said.count("\n")) == (1, 1)
     assert f"9.9.9 in {place}" in said
     assert "check-versions" in (REPOSITORY / "debian" / "rules").read_text()
 
@@ -87,9 +83,9 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return found
 
 
-def options(command: str) -> list[str]:
+def options(parser: argparse.ArgumentParser) -> list[str]:
     """The options of a command, short and long."""
-    return [option for action in parsers()[command]._actions for option in action.option_strings]
+    return [option for action in parser._actions for option in action.option_strings]
 
 
 def keys() -> Iterator[str]:
@@ -109,53 +105,42 @@ def keys() -> Iterator[str]:
 # 3. Man pages
 
 
-@pytest.fixture
-def groff() -> None:
+def groff(*arguments: str) -> tuple[str, str]:
+    """What groff makes of a man page, and what it says about it."""
     needs(shutil.which("groff"), "groff")
+    command = ["groff", "-man", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, cwd=PACKAGING / "man"
+    )
+    return done.stdout, done.stderr
 
 
 def page(name: str) -> str:
     """A man page as one reads it."""
-    formatted = subprocess.run(
-        ["groff", "-man", "-Tascii", "-P-cbou", str(MAN / name)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return formatted.stdout
+    return groff("-Tascii", "-P-cbou", name)[0]
 
 
-@pytest.mark.usefixtures("groff")
 @pytest.mark.parametrize("name", ["ipvs-node-agent.8", "ipvs-node-agent.yaml.5"])
 def test_groff_has_nothing_to_say_about_a_page(name: str) -> None:
-    command = ["groff", "-man", "-ww", "-z", "-Tutf8", str(MAN / name)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert groff("-ww", "-z", "-Tutf8", name)[1] == ""
 
 
-@pytest.mark.usefixtures("groff")
-def test_the_page_has_every_command_and_option() -> None:
+def test_the_page_has_every_command_option_and_exit_status() -> None:
     text = page("ipvs-node-agent.8")
-    for command in parsers():
+    for command, parser in parsers().items():
         if command:
             assert re.search(rf"^ +ipvs-node-agent .*\b{command}\b", text, re.MULTILINE)
             assert re.search(rf"^ {{7}}{command}\b", text, re.MULTILINE), command
-        for option in options(command):
+        for option in options(parser):
             assert re.search(rf"^ {{7}}(-\w, )?{option}\b", text, re.MULTILINE), option
-
-
-@pytest.mark.usefixtures("groff")
-def test_the_page_has_every_exit_status() -> None:
-    text = page("ipvs-node-agent.8").partition("EXIT STATUS")[2]
+    statuses = text.partition("EXIT STATUS")[2]
     for status in (output.OK, output.PENDING, 2, 3, output.INTERNAL_ERROR):
-        assert re.search(rf"^ {{7}}{status}\b", text, re.MULTILINE), status
+        assert re.search(rf"^ {{7}}{status}\b", statuses, re.MULTILINE), status
 
 
-@pytest.mark.usefixtures("groff")
 def test_the_page_has_every_key_with_its_default() -> None:
     text = " ".join(page("ipvs-node-agent.yaml.5").split())
-    shown = (REPOSITORY / "packaging" / "config.yaml").read_text()
+    shown = (PACKAGING / "config.yaml").read_text()
     names = list(keys())
     assert len(names) == 17
     assert {name.partition(".")[0] for name in names} == set(vars(config)["_KEYS"])
@@ -169,6 +154,7 @@ def test_the_page_has_every_key_with_its_default() -> None:
 
 def completions(*words: str, directory: Path = REPOSITORY) -> list[str]:
     """What bash completes the last of `words` to, after ipvs-node-agent."""
+    needs(Path("/usr/share/bash-completion/bash_completion").exists(), "bash-completion")
     line = " ".join(("ipvs-node-agent", *words))
     script = f"""
         . /usr/share/bash-completion/bash_completion
@@ -191,24 +177,16 @@ def completions(*words: str, directory: Path = REPOSITORY) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.fixture
-def bash_completion() -> None:
-    needs(Path("/usr/share/bash-completion/bash_completion").exists(), "bash-completion")
-
-
-@pytest.mark.usefixtures("bash_completion")
 def test_commands_and_their_options_are_completed() -> None:
-    for command in parsers():
-        wanted = {option for option in options(command) if option.startswith("--")}
-        words = [command] if command else []
-        assert set(completions(*words, "--")) == wanted, command
+    for command, parser in parsers().items():
+        wanted = {option for option in options(parser) if option.startswith("--")}
+        assert set(completions(*command.split(), "--")) == wanted, command
     commands = {command for command in parsers() if command}
     assert {word for word in completions("") if not word.startswith("-")} == commands
     assert completions("ren") == ["render"]
     assert completions("--log-level", "debug", "ren") == ["render"]
 
 
-@pytest.mark.usefixtures("bash_completion")
 def test_values_are_completed(tmp_path: Path) -> None:
     (tmp_path / "services.yaml").touch()
     assert completions("--log-level", "") == ["debug", "info", "warning", "error"]
@@ -220,19 +198,10 @@ def test_values_are_completed(tmp_path: Path) -> None:
 # 5. The unit
 
 
-def unit() -> configparser.RawConfigParser:
-    parser = configparser.RawConfigParser(strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(REPOSITORY / "systemd" / "ipvs-node-agent.service")
-    return parser
-
-
 def test_the_watchdog_waits_for_longer_than_any_command_may_take() -> None:
-    from ipvs_node_agent.host.systemd import _SILENCE
-    from ipvs_node_agent.iptables.command import TIME_LIMIT
-
     longest = TIME_LIMIT + 60  # lockWaitSeconds' upper bound
-    assert unit()["Service"]["WatchdogSec"] == "2min"
+    unit = (REPOSITORY / "systemd" / "ipvs-node-agent.service").read_text()
+    assert "WatchdogSec=2min\n" in unit
     # A sign of life may be as late as a quarter of the time before the command began.
     assert longest <= _SILENCE * 3 / 4
 

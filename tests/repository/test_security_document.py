@@ -9,14 +9,11 @@ from tests.support.places import PROGRAM, REPOSITORY, TESTS
 TEXT = (REPOSITORY / "docs" / "security.md").read_text(encoding="utf-8")
 
 
-def test_every_test_that_it_names_exists() -> None:
+def test_every_test_and_every_file_that_it_names_exists() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("**/test_*.py"))
     tests = re.findall(r"`(test_\w+)`", TEXT)
     assert len(tests) > 20
     assert not [name for name in tests if f"def {name}(" not in code]
-
-
-def test_every_file_that_it_names_exists() -> None:
     named = set(re.findall(r"`([\w./-]+\.(?:py|service|tmpfiles))`", TEXT))
     places = (REPOSITORY, TESTS, PROGRAM)
     assert not [name for name in named if not any((place / name).exists() for place in places)]

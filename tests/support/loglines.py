@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class LogCall(NamedTuple):
         return f"{self.module}: {self.text}"
 
 
+@functools.cache
 def trees() -> dict[str, ast.Module]:
     """The program's modules, by their path in it."""
     return {name: ast.parse(path.read_text("utf-8")) for name, path in modules().items()}

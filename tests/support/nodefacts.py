@@ -55,16 +55,14 @@ def healthy_host() -> HostFacts:
         holder=AGENT,
         agents=(Process(AGENT, "ipvs-node-agent"),),
         units={UNIT: RUNNING, "nftables.service": Unit("loaded", "inactive", "disabled")},
-        settings={
-            "ipv4/ip_forward": "1",
-            "ipv6/conf/all/forwarding": "1",
-            "ipv4/vs/conntrack": "1",
-        },
+        settings=dict.fromkeys(
+            ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack"), "1"
+        ),
     )
 
 
 def cluster(**fields: Any) -> ClusterFacts:
-    services = {s.key: s for s in (read_service(WEB),)}
+    web = read_service(WEB)
     healthy = ClusterFacts(
         server=SERVER,
         user="system:node:worker-1",
@@ -72,20 +70,17 @@ def cluster(**fields: Any) -> ClusterFacts:
         validity=Validity(NOW - 30 * DAY, NOW + 300 * DAY),
         node_name="worker-1",
         node=read_node(node(*POD_CIDRS)),
-        services=services,
+        services={web.key: web},
     )
     return replace(healthy, **fields)
 
 
 def facts(**fields: Any) -> Facts:
     """A healthy node's, but for `fields`; those of its host by their own names."""
-    configuration = ConfigFacts("/etc/x.yaml", fields.pop("config", Config()))
-    parts = {name: fields.pop(name) for name in ("cluster", "changes") if name in fields}
-    configuration = fields.pop("configuration", configuration)
-    host = replace(healthy_host(), **fields)
-    return Facts(
-        configuration, parts.get("cluster", cluster()), host, NOW, parts.get("changes", ())
-    )
+    config = ConfigFacts("/etc/x.yaml", fields.pop("config", Config()))
+    configuration = fields.pop("configuration", config)
+    seen, changes = fields.pop("cluster", cluster()), fields.pop("changes", ())
+    return Facts(configuration, seen, replace(healthy_host(), **fields), NOW, changes)
 
 
 def bad(found: Facts) -> list[Finding]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.examples import ENVIRONMENT
 
@@ -33,3 +35,14 @@ def promtool(*arguments: str, stdin: str = "", directory: Path | None = None) ->
         cwd=directory,
     )
     return done.returncode, done.stdout
+
+
+def check_queries(queries: Sequence[str], directory: Path) -> None:
+    """Holds that Prometheus takes each of `queries`, as the expression of a rule."""
+    need_prometheus()
+    rules = [{"record": f"query_{n}", "expr": query} for n, query in enumerate(queries)]
+    groups = {"groups": [{"name": "queries", "rules": rules}]}
+    (directory / "queries.yaml").write_text(yaml.safe_dump(groups))
+    status, said = promtool("check", "rules", "queries.yaml", directory=directory)
+    assert status == 0, said
+    assert f"{len(queries)} rules found" in said

@@ -14,14 +14,17 @@ def delays(backoff: Backoff, times: int) -> list[float]:
     return [backoff.next() for _ in range(times)]
 
 
-def test_delays_double_up_to_half_a_minute() -> None:
-    backoff = Backoff(Clock(), chance=lambda: 0.0)
-    assert delays(backoff, 8) == [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
-
-
-def test_jitter_at_most_doubles_a_delay() -> None:
-    backoff = Backoff(Clock(), chance=lambda: 1.0)
-    assert delays(backoff, 3) == [1.6, 3.2, 6.4]
+@pytest.mark.parametrize(
+    ("chance", "wanted"),
+    [
+        (0.0, [0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]),
+        (1.0, [1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60.0, 60.0]),
+    ],
+)
+def test_delays_double_up_to_half_a_minute_and_jitter_at_most_doubles_them(
+    chance: float, wanted: list[float]
+) -> None:
+    assert delays(Backoff(Clock(), chance=lambda: chance), 8) == wanted
 
 
 def test_jitter_spreads_the_delays() -> None:
@@ -52,11 +55,9 @@ def test_seldom_is_once_in_a_while() -> None:
     seldom = Seldom(30.0, clock)
     assert seldom.due
     seldom.done()
-    assert not seldom.due
-    clock.now += 29.9
-    assert not seldom.due
-    clock.now += 0.1
-    assert seldom.due
+    for seconds, due in ((0.0, False), (29.9, False), (0.1, True)):
+        clock.now += seconds
+        assert seldom.due is due
 
 
 def test_what_is_past_has_no_time_left() -> None:

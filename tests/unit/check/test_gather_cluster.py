@@ -43,11 +43,13 @@ def test_a_server_is_asked_for_all_that_the_agent_will_ask(
     ]
 
 
-def test_without_credentials_nobody_is_asked(server: ApiServer, tmp_path: Path) -> None:
+def test_without_credentials_nobody_is_asked(server: ApiServer, tmp_path: Path, pki: Pki) -> None:
     (tmp_path / "kubelet.conf").unlink()
     found = gathered(tmp_path)
     assert isinstance(found.error, MissingError)
     assert (found.node_name, found.node, found.services) == ("worker-1", None, None)
+    pki.write_kubeconfig(tmp_path / "kubelet.conf", "https://127.0.0.1:1", tmp_path / "none.pem")
+    assert isinstance(gathered(tmp_path).error, MissingError)
     assert not server.requests
 
 
@@ -68,8 +70,3 @@ def test_a_refusal_does_not_end_the_asking(
     (refused,) = found.refused
     assert f"{verb} {resource}" in str(refused)
     assert {request.resource for request in server.requests} == {"nodes", "services"}
-
-
-def test_a_certificate_that_is_not_there_is_missing(tmp_path: Path, pki: Pki) -> None:
-    pki.write_kubeconfig(tmp_path / "kubelet.conf", "https://127.0.0.1:1", tmp_path / "none.pem")
-    assert isinstance(gathered(tmp_path).error, MissingError)

@@ -42,13 +42,9 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     texts = {"/proc/self/status": UNPRIVILEGED}
     monkeypatch.setattr(gather_host, "_text", lambda path: texts.get(path, ""))
     monkeypatch.setattr(gather_host, "_said", lambda *_: "")
-    for name, answer in (
-        ("proxy_mode", None),
-        ("process_called", None),
-        ("lock_holder", None),
-        ("agent_processes", ()),
-    ):
-        monkeypatch.setattr(gather_host, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(gather_host, "agent_processes", tuple)
+    for name in ("proxy_mode", "process_called", "lock_holder"):
+        monkeypatch.setattr(gather_host, name, lambda *_: None)
     monkeypatch.setattr(Path, "is_dir", lambda path: str(path) in texts)
     return texts
 
@@ -76,11 +72,6 @@ def test_units_are_read_in_the_words_of_systemctl(
     assert found.proxy.nftables
 
 
-def test_pods_are_single_addresses_with_a_route_to_a_pods_device(files: dict[str, str]) -> None:
-    files["/proc/net/route"] = ROUTES
-    assert gathered().pods == (parse_address("10.240.130.5"),)
-
-
 @pytest.mark.parametrize(
     ("path", "text", "fact", "value"),
     [
@@ -88,6 +79,8 @@ def test_pods_are_single_addresses_with_a_route_to_a_pods_device(files: dict[str
         ("/etc/nftables.conf", "# flush ruleset\n", "flushing_file", False),
         ("/etc/iptables/rules.v6", "*nat\n:IPVS_OUTPUT - [0:0]\n", "saved_rules", True),
         ("/etc/iptables/rules.v4", "*nat\n:IPVS_OUTPUT2 - [0:0]\n", "saved_rules", False),
+        # Of pods, only single addresses with a route to a pod's device.
+        ("/proc/net/route", ROUTES, "pods", (parse_address("10.240.130.5"),)),
         ("/proc/sys/net/ipv4/ip_forward", "0\n", "settings", {"ipv4/ip_forward": "0"}),
     ],
 )

@@ -63,7 +63,7 @@ def unasked(found: ClusterFacts, config: Config | None = None) -> dict[str, Any]
     return {"cluster": found, "config": config or Config(), "changes": None, "tables": (nat(),)}
 
 
-def without_credentials(why: str, hint: str = "", missing: bool = False) -> dict[str, Any]:
+def unread(why: str, hint: str = "", missing: bool = False) -> dict[str, Any]:
     error = refused(Path("/etc/kubernetes/kubelet.conf"), why, hint, missing)
     return unasked(ClusterFacts(error=error, node_name="worker-1"))
 
@@ -92,92 +92,68 @@ def pods_in(*cidrs: str) -> dict[str, Any]:
 BAD_SERVICE = read_service(service("bad", ["10.231.0.2"], ["127.0.0.1", "x"]))
 
 
-@pytest.mark.parametrize(
-    ("fields", "line"),
-    [
-        (
-            configured("unknown key foo", where=" line 3"),
-            "fail configuration: /etc/x.yaml line 3: unknown key foo => edit /etc/x.yaml",
-        ),
-        (
-            configured("others can write it", "chmod go-w /etc/x.yaml"),
-            "fail configuration: others can write it => chmod go-w /etc/x.yaml",
-        ),
-        (
-            without_credentials("No such file", "is this node's kubelet set up?", missing=True),
-            "fail credentials: No such file => kubeadm join",
-        ),
-        (
-            without_credentials("cannot read /x.pem: No such file", missing=True),
-            "fail credentials: cannot read /x.pem: No such file => kubeadm join",
-        ),
-        (
-            without_credentials("cannot read /x.pem: Permission denied", "run it as root"),
-            "fail credentials: cannot read /x.pem: Permission denied => run it as root",
-        ),
-        (
-            without_credentials("cannot load /x.pem: KEY_VALUES_MISMATCH"),
-            "fail credentials: cannot load /x.pem: KEY_VALUES_MISMATCH => worker-1 >kubelet.conf",
-        ),
-        (
-            valid(-365, -1),
-            "fail credentials: system:node:worker-1 expired on 2026-01-04 08:00 UTC => kubeadm",
-        ),
-        (
-            valid(1, 365),
-            "fail credentials: not valid before 2026-01-06 08:00 UTC => timedatectl set-ntp true",
-        ),
-        (
-            valid(-350, 15),
-            "warn credentials: expires on 2026-01-20 08:00 UTC and should"
-            " => systemctl restart kubelet",
-        ),
-        (
-            {"cluster": cluster(warning="the certificate of the API server is not verified")},
-            "warn credentials: is not verified => certificate-authority",
-        ),
-        (
-            unreachable("cannot be reached: Connection refused"),
-            f"fail API server: {SERVER}: cannot be reached: Connection refused"
-            f" => curl -k {SERVER}/livez",
-        ),
-        (
-            unreachable("CERTIFICATE_VERIFY_FAILED", "the CA is another"),
-            f"fail API server: {SERVER}: CERTIFICATE_VERIFY_FAILED => the CA is another",
-        ),
-        (refused_with(401), "fail permission: 401 => kubeadm kubeconfig user"),
-        (refused_with(403), "fail permission: 403 => kubeadm kubeconfig user"),
-        (
-            refused_with(403, kubeconfig="/x.conf"),
-            "fail permission: 403 => kubeconfig: /etc/kubernetes/kubelet.conf in",
-        ),
-        (
-            refused_with(403, node_name="other"),
-            "fail permission: 403 => no nodeName in /etc/x.yaml",
-        ),
-        (refused_with(500), f"fail permission: 500 => see the log of {SERVER}"),
-        (unasked(cluster(node=None)), "fail Node: knows no Node worker-1 => nodeName: "),
-        (
-            {"cluster": cluster(node=read_node(node())), "changes": None},
-            "fail pod CIDRs: has none yet => podCIDRs: [CIDR] in /etc/x.yaml",
-        ),
-        (
-            {"pods": (parse_address("10.240.2.130"), parse_address("172.31.0.9"))},
-            "warn pod CIDRs: other addresses: 172.31.0.9 => podCIDRs: ",
-        ),
-        (
-            pods_in("10.0.0.0/8", "fd00::/8"),
-            "fail external IPs: all 2 are refused => podCIDRs: [this node's own]",
-        ),
-        (
-            pods_in("10.0.0.0/8", "fd00:10:240:2::/64"),
-            "warn external IPs: 1 of 2 are refused => podCIDRs: [this node's own]",
-        ),
-        (
-            {"cluster": cluster(services={"default/bad": BAD_SERVICE})},
-            "warn external IPs: default/bad:  => kubectl -n default edit service bad",
-        ),
-    ],
-)
-def test_what_is_wrong_is_found_and_nothing_else(fields: dict[str, Any], line: str) -> None:
+WRONG: dict[str, dict[str, Any]] = {
+    "fail configuration: /etc/x.yaml line 3: unknown key foo => edit /etc/x.yaml": configured(
+        "unknown key foo", where=" line 3"
+    ),
+    "fail configuration: others can write it => chmod go-w /etc/x.yaml": configured(
+        "others can write it", "chmod go-w /etc/x.yaml"
+    ),
+    "fail credentials: No such file => kubeadm join": unread(
+        "No such file", "is this node's kubelet set up?", missing=True
+    ),
+    "fail credentials: cannot read /x.pem: No such file => kubeadm join": unread(
+        "cannot read /x.pem: No such file", missing=True
+    ),
+    "fail credentials: cannot read /x.pem: Permission denied => run it as root": unread(
+        "cannot read /x.pem: Permission denied", "run it as root"
+    ),
+    "fail credentials: cannot load /x.pem: KEY_VALUES_MISMATCH => worker-1 >kubelet.conf": unread(
+        "cannot load /x.pem: KEY_VALUES_MISMATCH"
+    ),
+    "fail credentials: system:node:worker-1 expired on 2026-01-04 08:00 UTC => kubeadm": valid(
+        -365, -1
+    ),
+    "fail credentials: not valid before 2026-01-06 08:00 UTC => timedatectl set-ntp true": valid(
+        1, 365
+    ),
+    "warn credentials: expires on 2026-01-20 08:00 UTC and should"
+    " => systemctl restart kubelet": valid(-350, 15),
+    "warn credentials: is not verified => certificate-authority": {
+        "cluster": cluster(warning="the certificate of the API server is not verified")
+    },
+    f"fail API server: {SERVER}: cannot be reached: Connection refused"
+    f" => curl -k {SERVER}/livez": unreachable("cannot be reached: Connection refused"),
+    f"fail API server: {SERVER}: CERTIFICATE_VERIFY_FAILED => the CA is another": unreachable(
+        "CERTIFICATE_VERIFY_FAILED", "the CA is another"
+    ),
+    "fail permission: 401 => kubeadm kubeconfig user": refused_with(401),
+    "fail permission: 403 => kubeadm kubeconfig user": refused_with(403),
+    "fail permission: 403 => kubeconfig: /etc/kubernetes/kubelet.conf in": refused_with(
+        403, kubeconfig="/x.conf"
+    ),
+    "fail permission: 403 => no nodeName in /etc/x.yaml": refused_with(403, node_name="other"),
+    f"fail permission: 500 => see the log of {SERVER}": refused_with(500),
+    "fail Node: knows no Node worker-1 => nodeName: ": unasked(cluster(node=None)),
+    "fail pod CIDRs: has none yet => podCIDRs: [CIDR] in /etc/x.yaml": {
+        "cluster": cluster(node=read_node(node())),
+        "changes": None,
+    },
+    "warn pod CIDRs: other addresses: 172.31.0.9 => podCIDRs: ": {
+        "pods": (parse_address("10.240.2.130"), parse_address("172.31.0.9"))
+    },
+    "fail external IPs: all 2 are refused => podCIDRs: [this node's own]": pods_in(
+        "10.0.0.0/8", "fd00::/8"
+    ),
+    "warn external IPs: 1 of 2 are refused => podCIDRs: [this node's own]": pods_in(
+        "10.0.0.0/8", "fd00:10:240:2::/64"
+    ),
+    "warn external IPs: default/bad:  => kubectl -n default edit service bad": {
+        "cluster": cluster(services={"default/bad": BAD_SERVICE})
+    },
+}
+
+
+@pytest.mark.parametrize(("line", "fields"), WRONG.items())
+def test_what_is_wrong_is_found_and_nothing_else(line: str, fields: dict[str, Any]) -> None:
     says(facts(**fields), line)

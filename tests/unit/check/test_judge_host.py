@@ -80,223 +80,165 @@ OUT_OF_SYNC = "iptables-nft: 2 chains to write, 1 chains to remove, 1 jumps to s
 OUR_WORK = {"holder": AGENT, "agents": (OURSELVES,)}
 
 
-@pytest.mark.parametrize(
-    ("fields", "line"),
-    [
-        (UNPRIVILEGED, "fail privileges: CAP_NET_ADMIN => sudo ipvs-node-agent check"),
-        # kube-proxy
-        *(
-            ({"proxy": proxy}, f"fail kube-proxy: {text} => apt purge ipvs-node-agent")
-            for proxy, text in (
-                (KubeProxy("iptables"), "in iptables mode, by its own word: the agent is not"),
-                (KubeProxy("nftables"), "in nftables mode, by its own word: the agent is not"),
-                (KubeProxy(nftables=True), "in nftables mode, by its nftables table kube-proxy"),
-                (KubeProxy("winkernel"), "in winkernel mode"),
-            )
-        ),
-        (
-            {"proxy": KubeProxy(), **holding("KUBE-SVC-TCOU7JCQXEZGVUNU")},
-            "fail kube-proxy: in iptables mode => apt purge",
-        ),
-        (
-            {"proxy": KubeProxy(process=77)},
-            "warn kube-proxy: runs as process 77 => curl http://127.0.0.1:10249/proxyMode",
-        ),
-        ({"proxy": KubeProxy()}, "fail kube-proxy: no sign of it => spec.nodeName=worker-1"),
-        # iptables
-        (beside_legacy(PROXYS_ALONE), "warn iptables backend: in legacy and nft => reboot"),
-        (beside_legacy(Found(OURS)), "warn iptables backend: left in iptables-legacy => restart"),
-        (
-            unreadable("nft", "not found", "apt install iptables"),
-            "fail nat table, IPv4: iptables-nft-save: not found => apt install iptables",
-        ),
-        (
-            unreadable("nft", "does not work"),
-            "fail nat table, IPv4: iptables-nft-save: does not work => nft list table ip nat",
-        ),
-        (
-            unreadable("legacy", "does not work"),
-            "fail nat table, IPv4: iptables-legacy-save: does not work => modprobe iptable_nat",
-        ),
-        (NO_MARK_CHAIN, "warn KUBE-MARK-MASQ, IPv4: no such chain => delete pod"),
-        (
-            table(empty={"KUBE-MARK-MASQ"}),
-            "warn KUBE-MARK-MASQ, IPv4: has no rule => delete pod",
-        ),
-        (
-            table(masquerading=False),
-            "warn KUBE-MARK-MASQ, IPv4: nothing in POSTROUTING => delete pod",
-        ),
-        (
-            BEHIND,
-            "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
-            " => systemctl restart ipvs-node-agent",
-        ),
-        (
-            holding(jumps={"OUTPUT": JUMPS["OUTPUT"]}),
-            "fail jumps, IPv4: PREROUTING does not jump to IPVS_PREROUTING"
-            " => systemctl restart ipvs-node-agent",
-        ),
-        (CHANGES, f"fail rules: {OUT_OF_SYNC} => systemctl restart ipvs-node-agent"),
-        (
-            {**CHANGES, "holder": None},
-            f"fail rules: {OUT_OF_SYNC} => systemctl start ipvs-node-agent",
-        ),
-        # The agent
-        (unit("loaded", "inactive", "enabled"), "fail agent: is inactive => systemctl start"),
-        (unit("loaded", "failed", "enabled", 0, "Oh"), "fail agent: failed: Oh => journalctl -u"),
-        (
-            {**unit("loaded", "active", "disabled", AGENT), **OUR_WORK},
-            "warn agent: disabled => systemctl enable",
-        ),
-        (
-            {**unit("loaded", "activating", "enabled", AGENT, "Waiting"), **OUR_WORK},
-            "warn agent: is starting: Waiting => systemctl status",
-        ),
-        (
-            {"units": None, "holder": None, "agents": ()},
-            "fail agent: does not run => systemctl start ipvs-node-agent",
-        ),
-        (unit(), "fail agent: does not run => systemctl start ipvs-node-agent"),
-        (
-            unit("loaded", "activating", "enabled", holder=12, agents=(STRANGER,)),
-            "fail agent: process 12 keeps the service from starting => kill 12",
-        ),
-        (
-            {"agents": (OURSELVES, STRANGER)},
-            "fail agent: a second one runs as process 12 => kill 12",
-        ),
-        # Predecessors and neighbours
-        *(
-            (
-                {"agents": (OURSELVES, Process(12, program))},
-                f"{level} {program}: runs as process 12"
-                f" => kubectl -n kube-system delete daemonset {program}",
-            )
-            for level, program in (
-                ("warn", "network-node-manager"),
-                ("fail", "ipvs-node-controller"),
-            )
-        ),
-        (
-            holding("NMANAGER_PREROUTING"),
-            "warn network-node-manager: left chains NMANAGER_"
-            " =>  | iptables-nft-restore -w 5 --noflush",
-        ),
-        (
-            {"listener": Listener(12, "nc")},
-            "fail metrics: process 12 (nc) listens on 127.0.0.1:10273 => metricsBindAddress: ",
-        ),
-        (
-            {"listener": Listener(0, "")},
-            "fail metrics: somebody listens on 127.0.0.1:10273 => metricsBindAddress: ",
-        ),
-        *(
-            (fields, f"warn other firewalls: {text}")
-            for fields, text in (
-                (beside("nftables", flushing_file=True), "within 2 s => /etc/nftables.conf"),
-                (
-                    beside("ufw"),
-                    "empties PREROUTING and OUTPUT => systemctl disable --now ufw",
-                ),
-                (beside("firewalld"), "may flush => systemctl disable --now firewalld"),
-                (
-                    beside("netfilter-persistent"),
-                    "by saved ones; => disable netfilter-persistent",
-                ),
-                (
-                    beside("netfilter-persistent", saved_rules=True),
-                    "stale ones => sed -i '/IPVS_/d'",
-                ),
-            )
-        ),
-        ({"conntrack": False}, "warn conntrack: UDP => apt install conntrack"),
-        *(
-            (
-                without(name.replace(".", "/")),
-                f"fail kernel: net.{name} is 0 => sysctl -w net.{name}=1",
-            )
-            for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding", "ipv4.vs.conntrack")
-        ),
-    ],
-)
-def test_what_is_wrong_is_found_and_nothing_else(fields: dict[str, Any], line: str) -> None:
+WRONG: dict[str, dict[str, Any]] = {
+    "fail privileges: CAP_NET_ADMIN => sudo ipvs-node-agent check": UNPRIVILEGED,
+    # kube-proxy
+    **{
+        f"fail kube-proxy: in {mode} mode, by its own word: the agent is not"
+        " => apt purge ipvs-node-agent": {"proxy": KubeProxy(mode)}
+        for mode in ("iptables", "nftables")
+    },
+    "fail kube-proxy: in nftables mode, by its nftables table kube-proxy"
+    " => apt purge ipvs-node-agent": {"proxy": KubeProxy(nftables=True)},
+    "fail kube-proxy: in winkernel mode => apt purge ipvs-node-agent": {
+        "proxy": KubeProxy("winkernel")
+    },
+    "fail kube-proxy: in iptables mode => apt purge": {
+        "proxy": KubeProxy(),
+        **holding("KUBE-SVC-TCOU7JCQXEZGVUNU"),
+    },
+    "warn kube-proxy: runs as process 77 => curl http://127.0.0.1:10249/proxyMode": {
+        "proxy": KubeProxy(process=77)
+    },
+    "fail kube-proxy: no sign of it => spec.nodeName=worker-1": {"proxy": KubeProxy()},
+    # iptables
+    "warn iptables backend: in legacy and nft => reboot": beside_legacy(PROXYS_ALONE),
+    "warn iptables backend: left in iptables-legacy => restart": beside_legacy(Found(OURS)),
+    "fail nat table, IPv4: iptables-nft-save: not found => apt install iptables": unreadable(
+        "nft", "not found", "apt install iptables"
+    ),
+    "fail nat table, IPv4: iptables-nft-save: does not work => nft list table ip nat": unreadable(
+        "nft", "does not work"
+    ),
+    "fail nat table, IPv4: iptables-legacy-save: does not work => modprobe iptable_nat": unreadable(
+        "legacy", "does not work"
+    ),
+    "warn KUBE-MARK-MASQ, IPv4: no such chain => delete pod": NO_MARK_CHAIN,
+    "warn KUBE-MARK-MASQ, IPv4: has no rule => delete pod": table(empty={"KUBE-MARK-MASQ"}),
+    "warn KUBE-MARK-MASQ, IPv4: nothing in POSTROUTING => delete pod": table(masquerading=False),
+    "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
+    " => systemctl restart ipvs-node-agent": BEHIND,
+    "fail jumps, IPv4: PREROUTING does not jump to IPVS_PREROUTING"
+    " => systemctl restart ipvs-node-agent": holding(jumps={"OUTPUT": JUMPS["OUTPUT"]}),
+    f"fail rules: {OUT_OF_SYNC} => systemctl restart ipvs-node-agent": CHANGES,
+    f"fail rules: {OUT_OF_SYNC} => systemctl start ipvs-node-agent": {**CHANGES, "holder": None},
+    # The agent
+    "fail agent: is inactive => systemctl start": unit("loaded", "inactive", "enabled"),
+    "fail agent: failed: Oh => journalctl -u": unit("loaded", "failed", "enabled", 0, "Oh"),
+    "warn agent: disabled => systemctl enable": {
+        **unit("loaded", "active", "disabled", AGENT),
+        **OUR_WORK,
+    },
+    "warn agent: is starting: Waiting => systemctl status": {
+        **unit("loaded", "activating", "enabled", AGENT, "Waiting"),
+        **OUR_WORK,
+    },
+    "fail agent: does not run => systemctl start ipvs-node-agent": {
+        "units": None,
+        "holder": None,
+        "agents": (),
+    },
+    "fail agent: does not run => systemctl start ipvs-node": unit(),
+    "fail agent: process 12 keeps the service from starting => kill 12": unit(
+        "loaded", "activating", "enabled", holder=12, agents=(STRANGER,)
+    ),
+    "fail agent: a second one runs as process 12 => kill 12": {"agents": (OURSELVES, STRANGER)},
+    # Predecessors and neighbours
+    **{
+        f"{level} {program}: runs as process 12"
+        f" => kubectl -n kube-system delete daemonset {program}": {
+            "agents": (OURSELVES, Process(12, program))
+        }
+        for level, program in (
+            ("warn", "network-node-manager"),
+            ("fail", "ipvs-node-controller"),
+        )
+    },
+    "warn network-node-manager: left chains NMANAGER_"
+    " =>  | iptables-nft-restore -w 5 --noflush": holding("NMANAGER_PREROUTING"),
+    "fail metrics: process 12 (nc) listens on 127.0.0.1:10273 => metricsBindAddress: ": {
+        "listener": Listener(12, "nc")
+    },
+    "fail metrics: somebody listens on 127.0.0.1:10273 => metricsBindAddress: ": {
+        "listener": Listener(0, "")
+    },
+    "warn other firewalls: within 2 s => /etc/nftables.conf": beside(
+        "nftables", flushing_file=True
+    ),
+    "warn other firewalls: empties PREROUTING and OUTPUT => systemctl disable --now ufw": beside(
+        "ufw"
+    ),
+    "warn other firewalls: may flush => systemctl disable --now firewalld": beside("firewalld"),
+    "warn other firewalls: by saved ones; => disable netfilter-persistent": beside(
+        "netfilter-persistent"
+    ),
+    "warn other firewalls: stale ones => sed -i '/IPVS_/d'": beside(
+        "netfilter-persistent", saved_rules=True
+    ),
+    "warn conntrack: UDP => apt install conntrack": {"conntrack": False},
+    **{
+        f"fail kernel: net.{name} is 0 => sysctl -w net.{name}=1": without(name.replace(".", "/"))
+        for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding", "ipv4.vs.conntrack")
+    },
+}
+
+
+@pytest.mark.parametrize(("line", "fields"), WRONG.items())
+def test_what_is_wrong_is_found_and_nothing_else(line: str, fields: dict[str, Any]) -> None:
     says(facts(**fields), line)
 
 
-OWN_MARK = Config(chains=Chains(mark_masquerade="MARK-IT"))
-MARKS_OF_HIS_OWN = tuple(
-    nat(family, found=Found(OURS, JUMPS, PROXYS_CHAINS | {"MARK-IT"}), masquerading=False)
-    for family in FAMILIES
-)
-NOT_SPOKEN = nat(IPV6, error=TableError("ip6tables-nft-save", "no such table"))
+MARKED = Found(OURS, JUMPS, PROXYS_CHAINS | {"MARK-IT"})
+IPV4_ALONE = read_node(node("10.240.2.128/25"))._replace(addresses=())
+RIGHT: dict[str, dict[str, Any]] = {
+    "the device gives IPVS away": {"proxy": KubeProxy(device=True)},
+    "the kubelet left no trace": {"kubelet_backend": None},
+    "a family that the node does not speak": {
+        "cluster": cluster(node=IPV4_ALONE),
+        "tables": (nat(), nat(IPV6, error=TableError("ip6tables-nft-save", "no such table"))),
+    },
+    "a mark chain of a user's own": {
+        "config": Config(chains=Chains(mark_masquerade="MARK-IT")),
+        "tables": tuple(nat(family, found=MARKED, masquerading=False) for family in FAMILIES),
+    },
+    "a process without systemd": {"units": None},
+    "a process without a service": {"units": {UNIT: Unit()}},
+    "the agent's own port": {"listener": Listener(AGENT, "python3")},
+    "the agent's own answer": {"listener": Listener(0, "", ours=True)},
+    "a port that nobody wants": {
+        "config": Config(metrics_bind_address=""),
+        "listener": Listener(12, "nc"),
+    },
+    "an nftables that flushes no foreign rules": beside("nftables"),
+}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"proxy": KubeProxy(device=True)}, id="the device gives IPVS away"),
-        pytest.param({"kubelet_backend": None}, id="the kubelet left no trace"),
-        pytest.param(
-            {
-                "cluster": cluster(node=read_node(node("10.240.2.128/25"))._replace(addresses=())),
-                "tables": (nat(), NOT_SPOKEN),
-            },
-            id="a family that the node does not speak",
-        ),
-        pytest.param(
-            {"config": OWN_MARK, "tables": MARKS_OF_HIS_OWN}, id="a mark chain of a user's own"
-        ),
-        pytest.param({"units": None}, id="a process without systemd"),
-        pytest.param({"units": {UNIT: Unit()}}, id="a process without a service"),
-        pytest.param({"listener": Listener(AGENT, "python3")}, id="the agent's own port"),
-        pytest.param({"listener": Listener(0, "", ours=True)}, id="the agent's own answer"),
-        pytest.param(
-            {"config": Config(metrics_bind_address=""), "listener": Listener(12, "nc")},
-            id="a port that nobody wants",
-        ),
-        pytest.param(beside("nftables"), id="an nftables that flushes no foreign rules"),
-    ],
-)
+@pytest.mark.parametrize("fields", RIGHT.values(), ids=[*RIGHT])
 def test_what_is_as_it_may_be_gives_only_ok(fields: dict[str, Any]) -> None:
     assert bad(facts(**fields)) == []
 
 
-THEIRS_NOT_OURS = (
-    nat(backend="legacy", found=PROXYS_ALONE),
-    nat(found=Found(OURS, JUMPS, frozenset({"KUBE-X"}))),
-)
+PROXY_ON_LEGACY = nat(backend="legacy", found=PROXYS_ALONE)
+OTHER_BACKEND: dict[str, dict[str, Any]] = {
+    "and the kubelet iptables-nft => {backend: auto} in /etc/x.yaml": {
+        "backend": "legacy",
+        "kubelet_backend": "nft",
+        "tables": (nat(backend="legacy"), nat(backend="legacy")),
+    },
+    "and kube-proxy iptables-legacy => {backend: legacy} in /etc/x.yaml": {
+        "kubelet_backend": None,
+        "tables": (PROXY_ON_LEGACY, nat(found=Found(OURS, JUMPS, frozenset({"KUBE-X"})))),
+    },
+    "and kube-proxy iptables-legacy => iptables: {backend: auto} in /etc/x.yaml": {
+        "config": Config(iptables=IptablesOptions("nft")),
+        "kubelet_backend": None,
+        "tables": (PROXY_ON_LEGACY, nat(found=Found())),
+    },
+}
 
 
-@pytest.mark.parametrize(
-    ("fields", "text", "mend"),
-    [
-        (
-            {
-                "backend": "legacy",
-                "kubelet_backend": "nft",
-                "tables": (nat(backend="legacy"), nat(backend="legacy")),
-            },
-            "and the kubelet iptables-nft",
-            "{backend: auto} in /etc/x.yaml",
-        ),
-        (
-            {"kubelet_backend": None, "tables": THEIRS_NOT_OURS},
-            "and kube-proxy iptables-legacy",
-            "{backend: legacy} in /etc/x.yaml",
-        ),
-        (
-            {
-                "config": Config(iptables=IptablesOptions("nft")),
-                "kubelet_backend": None,
-                "tables": (nat(backend="legacy", found=PROXYS_ALONE), nat(found=Found())),
-            },
-            "and kube-proxy iptables-legacy",
-            "iptables: {backend: auto} in /etc/x.yaml",
-        ),
-    ],
-    ids=["than the kubelet", "than kube-proxy", "by the configuration"],
-)
-def test_another_backend_than_theirs(fields: dict[str, Any], text: str, mend: str) -> None:
+@pytest.mark.parametrize(("line", "fields"), OTHER_BACKEND.items())
+def test_another_backend_than_theirs_fails(line: str, fields: dict[str, Any]) -> None:
     (found,) = [f for f in bad(facts(**fields)) if f.what == "iptables backend"]
+    text, _, mend = line.partition(" => ")
     assert (found.level, text in found.text, mend in found.mend) == (FAIL, True, True)

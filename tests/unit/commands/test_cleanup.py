@@ -28,17 +28,13 @@ def cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_what_was_removed_is_told_in_a_line_each(command: Command, cleaned: list[Any]) -> None:
-    assert command("cleanup") == (0, "one\ntwo\n", "")
-
-
-def test_chains_under_all_names_that_there_ever_were_are_removed(
+def test_chains_under_all_names_that_there_ever_were_are_removed_and_that_is_told(
     command: Command, cleaned: list[Any]
 ) -> None:
     with only_one("test"):
         remember_names(frozenset({"OLD_OUTPUT"}))
     file = written("config", {"chains": {"output": "NEW_OUTPUT"}})
-    assert command("cleanup", "--config", file).status == 0
+    assert command("cleanup", "--config", file) == (0, "one\ntwo\n", "")
     (names,) = cleaned
     assert {"OLD_OUTPUT", "NEW_OUTPUT", "IPVS_PREROUTING"} <= names
 

@@ -67,16 +67,11 @@ def nothing_noted(text: str) -> None:
 
 def test_a_snapshot_is_what_the_server_tells_now(config: Config, server: ApiServer) -> None:
     server.put(node("10.240.9.0/24", name="worker-2"))
-    seen = diff.snapshot(config, nothing_noted)
-    assert set(seen.services) == {"default/web"}
-    assert seen.node.name == "worker-1"
-    assert [request.verb for request in server.requests] == ["list", "list"]
-
-
-def test_a_snapshot_passes_over_what_is_no_service(config: Config, server: ApiServer) -> None:
     server.put_raw("Service", "default", "odd", {"metadata": {"name": "ODD"}})
     notes: list[str] = []
-    assert set(diff.snapshot(config, notes.append).services) == {"default/web"}
+    seen = diff.snapshot(config, notes.append)
+    assert (set(seen.services), seen.node.name) == ({"default/web"}, "worker-1")
+    assert [request.verb for request in server.requests] == ["list", "list"]
     (note,) = notes
     assert note.startswith("passed over in the services of the API server: ")
 
@@ -84,29 +79,20 @@ def test_a_snapshot_passes_over_what_is_no_service(config: Config, server: ApiSe
 @pytest.mark.parametrize(
     ("happens", "error", "why"),
     [
-        pytest.param(
+        (
             lambda server: server.delete("Node", "", "worker-1"),
             RefusedError,
             r"^API server: knows no Node worker-1 \(set nodeName if it has another\)$",
-            id="no Node",
         ),
-        pytest.param(
+        (
             lambda server: server.fail(403, resource="services"),
             ApiError,
             "lacks the permission to list services",
-            id="Services are not allowed",
         ),
-        pytest.param(
-            lambda server: server.fail(403, resource="nodes"),
-            ApiError,
-            "lacks the permission to list nodes",
-            id="Nodes are not allowed",
-        ),
-        pytest.param(
-            lambda server: server.truncate_lists(), RefusedError, "broke", id="a list breaks off"
-        ),
-        pytest.param(lambda server: server.stop(), ApiError, "Connection refused", id="no server"),
+        (lambda server: server.truncate_lists(), RefusedError, "broke"),
+        (lambda server: server.stop(), ApiError, "Connection refused"),
     ],
+    ids=["no Node", "Services are not allowed", "a list breaks off", "no server"],
 )
 def test_a_snapshot_that_cannot_be_had_says_why(
     happens: Callable[[ApiServer], object],

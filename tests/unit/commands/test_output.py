@@ -14,25 +14,26 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-
-
-def test_a_terminal_takes_colours_and_a_pipe_does_not() -> None:
-    assert takes_colours(Terminal())
-    assert not takes_colours(io.StringIO())
-
-
-@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_a_terminal_whose_user_wants_none_gets_none(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stream", "term", "no_color", "taken"),
+    [
+        (Terminal(), "xterm", None, True),
+        (Terminal(), "xterm", "", True),
+        (Terminal(), "xterm", "1", False),
+        (Terminal(), "dumb", None, False),
+        (Terminal(), None, None, False),
+        (io.StringIO(), "xterm", None, False),
+    ],
+)
+def test_a_terminal_takes_colours_whose_user_wants_them_and_a_pipe_takes_none(
+    stream: io.StringIO,
+    term: str | None,
+    no_color: str | None,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(name, value)
-    assert not takes_colours(Terminal())
-
-
-def test_an_empty_no_color_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "")
-    assert takes_colours(Terminal())
+    for name, value in (("TERM", term), ("NO_COLOR", no_color)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert takes_colours(stream) is taken

@@ -36,39 +36,16 @@ from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, ser
 from tests.support.pki import Pki, plain_kubeconfig
 from tests.support.promlint import fetch, value
 from tests.support.sockets import free_port
-from tests.support.standinkernel import StandInKernel, fresh_kernel
+from tests.support.standinkernel import fresh_kernel
 from tests.support.tables import ours
 from tests.support.waiting import eventually
 from tests.support.watching import Watch
-
-pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 
 WEB = service("web", ["10.231.42.164"], ["10.19.20.201"])
 OTHER = service("other", ["10.231.2.62"], ["10.19.22.57"])
 WEB_ENTRY = ("10.19.20.201", "web", "10.231.42.164")
 OTHER_ENTRY = ("10.19.22.57", "other", "10.231.2.62")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> type[StandInKernel]:
-    made = fresh_kernel()
-    monkeypatch.setattr(run, "Kernel", made)
-    return made
-
-
-def rules(kernel: type[StandInKernel], family: Family = IPV4, backend: str = "nft") -> list[str]:
-    """The agent's lines in a table."""
-    lines = kernel.backends[backend][family].save().splitlines()
-    return by_chain(ours([re.sub(r" \[0:0\]$", "", line) for line in lines]))
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as running:
-        running.put(node(*POD_CIDRS))
-        running.put(WEB)
-        yield running
 
 
 class Told(ServiceManager):
@@ -81,56 +58,66 @@ class Told(ServiceManager):
     def _send(self, state: str) -> None:
         self.messages.append(state)
 
-    @property
-    def sentences(self) -> list[str]:
-        """Each sentence about the state, in order."""
-        return [m[len("STATUS=") :] for m in self.messages if m.startswith("STATUS=")]
-
 
 class Setting:
-    """A configuration, and the agent run with it."""
+    """A configuration, a kernel, and the agent run with them."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
         self.path = directory / "config.yaml"
         self.kubeconfig = directory / "kubelet.conf"
+        self.kernel = fresh_kernel()
         self.told = Told()
-        self._values: dict[str, Any] = {
-            "kubeconfig": str(self.kubeconfig),
-            "nodeName": "worker-1",
-            "metricsBindAddress": "",
-        }
+        self._log = caplog
         self.configure()
 
     def configure(self, **values: Any) -> None:
         """Writes the configuration with `values` on top."""
-        self.write(yaml.safe_dump({**self._values, **values}))
+        usual = {
+            "kubeconfig": str(self.kubeconfig),
+            "nodeName": "worker-1",
+            "metricsBindAddress": "",
+        }
+        self.write(yaml.safe_dump({**usual, **values}))
 
     def write(self, text: str) -> None:
         self.path.write_text(text)
         self.path.chmod(0o600)
 
-    def connect(self, server: ApiServer) -> None:
-        plain_kubeconfig(self.kubeconfig, server.url, "worker-1")
+    def reload(self, **values: Any) -> None:
+        """Has the agent read a configuration with `values` on top."""
+        self.configure(**values)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    def rules(self, family: Family = IPV4, backend: str = "nft") -> list[str]:
+        """The agent's lines in a table."""
+        lines = self.kernel.backends[backend][family].save().splitlines()
+        return by_chain(ours([re.sub(r" \[0:0\]$", "", line) for line in lines]))
+
+    def holds(self, *entries: tuple[str, str, str], backend: str = "nft") -> None:
+        """Waits until the IPv4 table holds exactly these rules of the agent's."""
+        wanted = expected_rules(entries, POD_CIDRS[:1])
+        eventually(lambda: self.rules(backend=backend) == wanted, f"the rules for {entries}")
+
+    @property
+    def restores(self) -> dict[Family, int]:
+        """How often each table was written."""
+        return {family: table.restores for family, table in self.kernel.backends["nft"].items()}
 
     @property
     def ready(self) -> int:
         """How often it said to be ready."""
         return self.told.messages.count("READY=1")
 
-    def run(self) -> None:
-        run.run(self.path, self.told)
+    def said(self, pattern: str) -> list[str]:
+        """What was logged that has `pattern`."""
+        lines = [record.getMessage() for record in self._log.records]
+        return [line for line in lines if re.search(pattern, line)]
 
     def command(self) -> int:
-        """The same by the command line."""
+        """Runs it to its end; the exit status."""
         return cli.main(["run", "--config", str(self.path)])
 
-    def run_while(
-        self,
-        script: Callable[[], object],
-        runs: Callable[[], Any] | None = None,
-        end: signal.Signals = signal.SIGTERM,
-    ) -> Any:
+    def run_while(self, script: Callable[[], object], end: signal.Signals = signal.SIGTERM) -> None:
         """Runs the agent while `script` runs in another thread, and stops it by a signal."""
         failures: list[BaseException] = []
 
@@ -146,23 +133,53 @@ class Setting:
         thread = threading.Thread(target=steps, daemon=True)
         thread.start()
         try:
-            result = (runs or self.run)()
+            assert self.command() == 0
         finally:
             thread.join(30)
             if failures:
                 raise failures[0]
-        return result
 
 
 def _handled(number: signal.Signals) -> bool:
     return getattr(signal.getsignal(number), "__module__", "") == run.__name__
 
 
+def _unexpected(number: int, _: object) -> None:
+    raise AssertionError(f"signal {number} outside of the agent's time")
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer() as running:
+        running.put(node(*POD_CIDRS))
+        running.put(WEB)
+        yield running
+
+
+@pytest.fixture
+def second() -> Iterator[ApiServer]:
+    """Another cluster's, whose versions mean nothing to the first."""
+    with ApiServer() as running:
+        running.put(node(*POD_CIDRS))
+        running.put(OTHER)
+        running.compact()
+        yield running
+
+
 @pytest.fixture
 def setting(
-    tmp_path: Path, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    server: ApiServer,
+    kubeconfig_read_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Setting]:
+    caplog.set_level(logging.INFO)
+    made = Setting(tmp_path, caplog)
+    plain_kubeconfig(made.kubeconfig, server.url, "worker-1")
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(run, "Kernel", made.kernel)
+    monkeypatch.setattr(run, "ServiceManager", lambda _: made.told)
     monkeypatch.setattr(run, "_CREDENTIALS_PERIOD", 0.05)
     monkeypatch.setattr(run, "_GUESSED_PERIOD", 0.05)
     # It would take the log away from pytest.
@@ -183,8 +200,6 @@ def setting(
         # A signal that comes before or after the agent's own time ends no more than the test.
         signal.signal(number, _unexpected)
     try:
-        made = Setting(tmp_path)
-        made.connect(server)
         yield made
     finally:
         for following in started:
@@ -195,50 +210,22 @@ def setting(
             signal.signal(number, handler)
 
 
-def _unexpected(number: int, _: object) -> None:
-    raise AssertionError(f"signal {number} outside of the agent's time")
-
-
-@pytest.fixture(autouse=True)
-def _log_level(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-
-
-def said(caplog: pytest.LogCaptureFixture, pattern: str) -> list[str]:
-    return [m for m in (r.getMessage() for r in caplog.records) if re.search(pattern, m)]
-
-
-def holds(
-    kernel: type[StandInKernel], *entries: tuple[str, str, str], backend: str = "nft"
-) -> None:
-    """Waits until the IPv4 table holds exactly these rules of the agent's."""
-    wanted = expected_rules(entries, POD_CIDRS[:1])
-    eventually(lambda: rules(kernel, backend=backend) == wanted, f"the rules for {entries}")
-
-
-Kernel = type[StandInKernel]
-
-
 # 1. From the start to the end
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_with_status_0_and_leaves_the_rules(
-    end: signal.Signals,
-    setting: Setting,
-    kernel: Kernel,
-    caplog: pytest.LogCaptureFixture,
+    end: signal.Signals, setting: Setting
 ) -> None:
-    assert setting.run_while(lambda: holds(kernel, WEB_ENTRY), setting.command, end) == 0
-    holds(kernel, WEB_ENTRY)
-    assert said(caplog, "stopped; the rules stay in place")
+    setting.run_while(lambda: setting.holds(WEB_ENTRY), end)
+    setting.holds(WEB_ENTRY)
+    assert setting.said("stopped; the rules stay in place")
 
 
 @pytest.mark.parametrize("what", ["Kernel.choose", "StatusSocket.start"])
 def test_a_start_that_fails_ends_with_its_own_reason(
     what: str,
     setting: Setting,
-    kernel: Kernel,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -255,7 +242,7 @@ def test_a_start_that_fails_ends_with_its_own_reason(
 
 @pytest.mark.once("oldest")
 @pytest.mark.parametrize("timeout", [0.0, 1e-5])
-def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting, kernel: Kernel) -> None:
+def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting) -> None:
     """Behind a `get` that need not wait, Python 3.9's SimpleQueue may wait for ever."""
     loop = run._Loop(setting.path, Config(kubeconfig=str(setting.kubeconfig)), setting.told)
     late: list[bool] = []
@@ -276,7 +263,7 @@ def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting, kernel: K
 
 
 def test_an_agent_that_is_only_constructed_does_nothing(
-    setting: Setting, server: ApiServer, kernel: Kernel
+    setting: Setting, server: ApiServer
 ) -> None:
     threads = threading.active_count()
     config = Config(kubeconfig=str(setting.kubeconfig), node_name="worker-1")
@@ -284,86 +271,60 @@ def test_an_agent_that_is_only_constructed_does_nothing(
     assert threading.active_count() == threads
     assert not directory().exists()
     assert (server.requests, setting.told.messages) == ([], [])
-    assert not any(table.restores for table in kernel.backends["nft"].values())
+    assert setting.restores == {IPV4: 0, IPV6: 0}
 
 
 def test_readiness_is_said_once_and_not_before_the_rules_are_there(
-    setting: Setting, server: ApiServer, kernel: Kernel, caplog: pytest.LogCaptureFixture
+    setting: Setting, server: ApiServer
 ) -> None:
     def script() -> None:
         eventually(lambda: setting.ready)
-        assert rules(kernel) == expected_rules([WEB_ENTRY], POD_CIDRS[:1])
+        assert setting.rules() == expected_rules([WEB_ENTRY], POD_CIDRS[:1])
         server.put(OTHER)
-        holds(kernel, WEB_ENTRY, OTHER_ENTRY)
+        setting.holds(WEB_ENTRY, OTHER_ENTRY)
 
     setting.run_while(script)
     assert setting.ready == 1
-    assert said(caplog, "^ready") == ["ready: the kernel (iptables-nft) holds all rules"]
-
-
-def test_the_other_backend_is_cleaned_when_this_one_holds_all_rules(
-    setting: Setting, kernel: Kernel
-) -> None:
-    setting.run_while(lambda: eventually(lambda: kernel.cleaned))
-    (table,) = kernel.cleaned
-    assert "10.19.20.201" in table
-
-
-def test_a_server_that_is_away_is_said_once_and_waited_for(
-    setting: Setting, server: ApiServer, kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
-    server.stop()
-
-    def script() -> None:
-        eventually(lambda: said(caplog, "Connection refused"))
-        server.start()
-        holds(kernel, WEB_ENTRY)
-
-    setting.run_while(script)
-    assert len(said(caplog, "Connection refused")) == 1
-    assert said(caplog, "answers again")
+    assert setting.said("^ready") == ["ready: the kernel (iptables-nft) holds all rules"]
 
 
 def test_a_server_that_goes_away_is_said_once_and_the_rules_stay(
-    setting: Setting, server: ApiServer, kernel: Kernel, caplog: pytest.LogCaptureFixture
+    setting: Setting, server: ApiServer
 ) -> None:
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
+        setting.holds(WEB_ENTRY)
         server.wait_for(lambda: server.watches("services") and server.watches("nodes"))
         server.stop()
-        eventually(lambda: said(caplog, "Connection refused"))
-        assert rules(kernel) == expected_rules([WEB_ENTRY], POD_CIDRS[:1])
+        eventually(lambda: setting.said("Connection refused"))
+        assert setting.rules() == expected_rules([WEB_ENTRY], POD_CIDRS[:1])
         server.start()
         server.put(OTHER)
-        holds(kernel, WEB_ENTRY, OTHER_ENTRY)
-        eventually(lambda: said(caplog, "answers again"))
+        setting.holds(WEB_ENTRY, OTHER_ENTRY)
+        eventually(lambda: setting.said("answers again"))
 
     setting.run_while(script)
-    assert len(said(caplog, "Connection refused")) == 1
-    assert len(said(caplog, "answers again")) == 1
+    assert len(setting.said("Connection refused")) == 1
+    assert len(setting.said("answers again")) == 1
 
 
-def test_an_agent_without_a_server_can_be_stopped(
-    setting: Setting, server: ApiServer, kernel: Kernel
-) -> None:
+def test_an_agent_without_a_server_can_be_stopped(setting: Setting, server: ApiServer) -> None:
     server.stop()
     setting.run_while(lambda: None)
-    assert not rules(kernel)
+    assert not setting.rules()
 
 
-def test_a_second_agent_on_the_node_is_refused(setting: Setting, kernel: Kernel) -> None:
-    def script() -> None:
+def test_a_second_agent_on_the_node_is_refused(setting: Setting) -> None:
+    def second() -> None:
         with pytest.raises(RefusedError, match="already running"):
-            run.run(setting.path, Told())
+            run.run(setting.path, setting.told)
 
-    setting.run_while(script)
+    setting.run_while(second)
 
 
 @pytest.mark.parametrize("name", ["read_service", "read_node"])
 def test_a_mistake_of_the_programs_own_in_a_follower_ends_the_process(
     name: str,
     setting: Setting,
-    kernel: Kernel,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -373,68 +334,75 @@ def test_a_mistake_of_the_programs_own_in_a_follower_ends_the_process(
     monkeypatch.setattr(resources, name, broken)
     assert setting.command() == 70
     assert "internal error: ZeroDivisionError: a bug" in capsys.readouterr().err
-    assert not rules(kernel)
-
-
-def test_the_next_agent_finds_nothing_to_do(setting: Setting, kernel: Kernel) -> None:
-    setting.run_while(lambda: holds(kernel, WEB_ENTRY))
-    writes = {family: table.restores for family, table in kernel.backends["nft"].items()}
-    setting.run_while(lambda: eventually(lambda: setting.ready == 2))
-    assert writes == {f: table.restores for f, table in kernel.backends["nft"].items()}
+    assert not setting.rules()
 
 
 # 2. Reloading
 
 
-def reload() -> None:
-    os.kill(os.getpid(), signal.SIGHUP)
-
-
-def test_another_configuration_is_put_to_work(
-    setting: Setting, kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_neither_a_restart_nor_a_reload_that_changes_nothing_writes(setting: Setting) -> None:
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
-        setting.configure(podCIDRs=["10.1.0.0/16"])
-        reload()
-        wanted = expected_rules([WEB_ENTRY], ["10.1.0.0/16"])
-        eventually(lambda: rules(kernel) == wanted)
-        eventually(lambda: said(caplog, "read the configuration again"))
+        ready = setting.ready
+        setting.holds(WEB_ENTRY)
+        eventually(lambda: setting.ready > ready)
+        for _ in range(3):
+            before = len(setting.said("read the configuration again"))
+            setting.reload()
+            eventually(lambda b=before: len(setting.said("read the configuration again")) > b)  # type: ignore[misc]
+
+    for _ in range(2):
+        setting.run_while(script)
+    assert setting.restores == {IPV4: 1, IPV6: 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "cidr"),
+    [({"podCIDRs": ["10.1.0.0/16"]}, "10.1.0.0/16"), ({"nodeName": "worker-2"}, "10.240.9.0/24")],
+    ids=["pod CIDRs", "another Node"],
+)
+def test_another_configuration_is_put_to_work(
+    values: dict[str, Any], cidr: str, setting: Setting, server: ApiServer
+) -> None:
+    server.put(node("10.240.9.0/24", name="worker-2"))
+
+    def script() -> None:
+        setting.holds(WEB_ENTRY)
+        setting.reload(**values)
+        eventually(lambda: setting.rules() == expected_rules([WEB_ENTRY], [cidr]))
+        eventually(lambda: setting.said("read the configuration again"))
 
     setting.run_while(script)
+    assert "fd00:10:240" not in "".join(setting.rules(IPV6))
     # Once at first, and once at the reload's end.
     assert setting.ready == 2
     assert len([m for m in setting.told.messages if m.startswith("RELOADING=1\n")]) == 1
 
 
-def test_metrics_move_with_the_configuration(
-    setting: Setting, kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, second = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+def test_metrics_move_with_the_configuration(setting: Setting) -> None:
+    first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
     setting.configure(metricsBindAddress=first)
 
+    def stale(address: str) -> float:
+        text = fetch(f"http://{address}/metrics")[1]
+        return value(text, "ipvs_node_agent_config_stale")
+
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
+        setting.holds(WEB_ENTRY)
         eventually(lambda: fetch(f"http://{first}/readyz") == (200, "ok\n"))
         text = fetch(f"http://{first}/metrics")[1]
         assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 1
-        setting.write("masquerade: Some\n")
-        reload()
-        eventually(
-            lambda: "ipvs_node_agent_config_stale 1.0" in fetch(f"http://{first}/metrics")[1]
-        )
-        setting.configure(metricsBindAddress=second)
-        reload()
-        eventually(lambda: said(caplog, f"served at {second}"))
+        setting.reload(masquerade="Some")
+        eventually(lambda: stale(first) == 1)
+        setting.reload(metricsBindAddress=second)
+        eventually(lambda: setting.said(f"served at {second}"))
         assert fetch(f"http://{second}/healthz") == (200, "ok\n")
-        assert "ipvs_node_agent_config_stale 0.0" in fetch(f"http://{second}/metrics")[1]
+        assert stale(second) == 0
         eventually(lambda: refused(first))
-        setting.configure()
-        reload()
+        setting.reload()
         eventually(lambda: refused(second))
 
     setting.run_while(script)
-    assert not said(caplog, "cannot serve")
+    assert not setting.said("cannot serve")
 
 
 def refused(address: str) -> bool:
@@ -447,22 +415,17 @@ def refused(address: str) -> bool:
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["remembered", "full disk"])
-def test_chains_by_other_names_replace_the_old_ones(
-    setting: Setting, kernel: Kernel, kept: bool
-) -> None:
+def test_chains_by_other_names_replace_the_old_ones(setting: Setting, kept: bool) -> None:
     if not kept:
         # Nothing can be written in its place.
         (directory() / "chains").mkdir(parents=True)
 
-    def table() -> str:
-        return kernel.backends["nft"][IPV4].save()
-
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
-        setting.configure(chains={"prerouting": "NEW_PREROUTING", "output": "NEW_OUTPUT"})
-        reload()
-        eventually(lambda: "NEW_PREROUTING" in table())
-        assert "IPVS_" not in table()
+        setting.holds(WEB_ENTRY)
+        setting.reload(chains={"prerouting": "NEW_PREROUTING", "output": "NEW_OUTPUT"})
+        table = setting.kernel.backends["nft"][IPV4]
+        eventually(lambda: "NEW_PREROUTING" in table.save())
+        assert "IPVS_" not in table.save()
 
     setting.run_while(script)
 
@@ -477,201 +440,62 @@ def test_chains_by_other_names_replace_the_old_ones(
     ids=["a bad value", "no YAML", "no file"],
 )
 def test_a_bad_configuration_is_said_and_the_old_one_goes_on(
-    text: str | None,
-    complaint: str,
-    setting: Setting,
-    server: ApiServer,
-    kernel: Kernel,
-    caplog: pytest.LogCaptureFixture,
+    text: str | None, complaint: str, setting: Setting, server: ApiServer
 ) -> None:
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
+        setting.holds(WEB_ENTRY)
         if text is None:
             setting.path.unlink()
         else:
             setting.write(text)
-        reload()
-        eventually(lambda: said(caplog, "going on with the old configuration: "))
+        os.kill(os.getpid(), signal.SIGHUP)
+        eventually(lambda: setting.said("going on with the old configuration: "))
         server.put(OTHER)
-        holds(kernel, WEB_ENTRY, OTHER_ENTRY)
+        setting.holds(WEB_ENTRY, OTHER_ENTRY)
 
     setting.run_while(script)
-    (line,) = said(caplog, "going on with the old configuration")
+    (line,) = setting.said("going on with the old configuration")
     assert complaint in line
     assert "\n" not in line
 
 
-def test_another_kubeconfig_leads_to_another_server(
-    setting: Setting, server: ApiServer, kernel: Kernel
+# 3. The credentials
+
+
+@pytest.mark.parametrize("how", ["another file", "the same file"])
+def test_another_server_is_followed_instead(
+    how: str, setting: Setting, server: ApiServer, second: ApiServer, tmp_path: Path
 ) -> None:
-    with ApiServer() as second:
-        second.put(node(*POD_CIDRS))
-        second.put(OTHER)
-        plain_kubeconfig(setting.directory / "second.conf", second.url, "worker-1")
-
-        def script() -> None:
-            holds(kernel, WEB_ENTRY)
-            setting.configure(kubeconfig=str(setting.directory / "second.conf"))
-            reload()
-            holds(kernel, OTHER_ENTRY)
-            server.wait_for(lambda: not server.watches("services") and not server.watches("nodes"))
-
-        setting.run_while(script)
-
-
-def test_another_node_name_leads_to_another_node(
-    setting: Setting, server: ApiServer, kernel: Kernel
-) -> None:
-    server.put(node("10.240.9.0/24", name="worker-2"))
+    """After a reload that names another file; without one where the file itself has changed."""
 
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
-        setting.configure(nodeName="worker-2")
-        reload()
-        wanted = expected_rules([WEB_ENTRY], ["10.240.9.0/24"])
-        eventually(lambda: rules(kernel) == wanted)
-        assert not rules(kernel, IPV6) or "fd00:10:240" not in "".join(rules(kernel, IPV6))
+        setting.holds(WEB_ENTRY)
+        if how == "the same file":
+            plain_kubeconfig(setting.kubeconfig, second.url, "worker-1")
+        else:
+            plain_kubeconfig(tmp_path / "second.conf", second.url, "worker-1")
+            setting.reload(kubeconfig=str(tmp_path / "second.conf"))
+        setting.holds(OTHER_ENTRY)
+        server.wait_for(lambda: not server.watches("services") and not server.watches("nodes"))
 
     setting.run_while(script)
 
 
-def test_a_reload_that_changes_nothing_writes_nothing(
-    setting: Setting, kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
-    def script() -> None:
-        holds(kernel, WEB_ENTRY)
-        eventually(lambda: setting.ready)
-        for times in range(1, 4):
-            reload()
-            eventually(lambda t=times: len(said(caplog, "read the configuration again")) == t)  # type: ignore[misc]
-
-    setting.run_while(script)
-    assert {f: table.restores for f, table in kernel.backends["nft"].items()} == {IPV4: 1, IPV6: 1}
-
-
-# 3. What changes by itself
-
-
-def test_other_credentials_are_followed_without_a_signal(
-    setting: Setting, server: ApiServer, kernel: Kernel
-) -> None:
-    with ApiServer() as second:
-        second.put(node(*POD_CIDRS))
-
-        def script() -> None:
-            holds(kernel, WEB_ENTRY)
-            # The old server's versions mean nothing to this one.
-            second.put(OTHER)
-            second.compact()
-            setting.connect(second)
-            holds(kernel, OTHER_ENTRY)
-            server.wait_for(lambda: not server.watches("services") and not server.watches("nodes"))
-
-        setting.run_while(script)
-
-
-def test_credentials_that_come_late_are_used_at_once(
-    setting: Setting, kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_credentials_that_come_late_are_used_at_once(setting: Setting) -> None:
     aside = setting.kubeconfig.with_suffix(".aside")
     setting.kubeconfig.rename(aside)
 
     def script() -> None:
-        eventually(lambda: said(caplog, "is this node's kubelet set up"))
+        eventually(lambda: setting.said("is this node's kubelet set up"))
         aside.rename(setting.kubeconfig)
-        holds(kernel, WEB_ENTRY)
+        setting.holds(WEB_ENTRY)
 
     setting.run_while(script)
-    assert len(said(caplog, "is this node's kubelet set up")) == 1
-
-
-def test_the_rules_move_to_the_backend_that_the_node_turns_out_to_use(
-    setting: Setting, kernel: Kernel, caplog: pytest.LogCaptureFixture
-) -> None:
-    setting.configure(driftCheckPeriod="1h")
-
-    def script() -> None:
-        holds(kernel, WEB_ENTRY)
-        eventually(lambda: len(kernel.cleaned) == 1)
-        kernel.found = "legacy"
-        eventually(lambda: len(kernel.cleaned) == 2)
-
-    setting.run_while(script)
-    # The old backend must not be cleaned before the new one holds the rules.
-    assert "10.19.20.201" in kernel.cleaned[1]
-    holds(kernel, WEB_ENTRY, backend="legacy")
-    assert said(caplog, "moving there") == ["the node uses iptables-legacy; moving there"]
-
-
-def test_the_rules_move_once_more_where_the_kubelet_does(
-    setting: Setting, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "_BACKEND_PERIOD", 0.05)
-
-    def script() -> None:
-        for found in ("nft", "legacy", "nft"):
-            kernel.found = found
-            holds(kernel, WEB_ENTRY, backend=found)
-            eventually(lambda: kernel.cleaned)
-            kernel.cleaned.clear()
-
-    setting.run_while(script)
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"garbage", id="half a line"),
-        pytest.param(b'{"type":"ERROR","object":{"code":500}}\n', id="an error event"),
-        pytest.param(b'{"type":"ERROR","object":{"code":410}}\n', id="gone"),
-        pytest.param(None, id="a reset"),
-    ],
-)
-def test_watches_that_end_as_soon_as_they_begin_do_not_hurry_each_other(
-    sent: bytes | None,
-    setting: Setting,
-    server: ApiServer,
-    kernel: Kernel,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def end_at_once(watch: Watch, _: object) -> None:
-        await (watch.reset() if sent is None else watch.write(sent))
-
-    monkeypatch.setattr(Watch, "run", end_at_once)
-    monkeypatch.setattr(Backoff, "FIRST", 0.8)
-    monkeypatch.setattr(Backoff, "CAP", 30.0)
-
-    def script() -> None:
-        holds(kernel, WEB_ENTRY)
-        end = time.monotonic() + 1.5
-        eventually(lambda: time.monotonic() > end)
-
-    setting.run_while(script)
-    requests = [(request.verb, request.resource) for request in server.requests]
-    for request in requests:
-        assert requests.count(request) <= 5
-
-
-# 4. Whom the agent asks, and for what
-
-
-def test_a_nodes_own_credentials_are_enough(
-    setting: Setting, kernel: Kernel, tmp_path: Path
-) -> None:
-    pki = Pki()
-    with ApiServer(pki=pki, streaming_lists=True) as secure:
-        secure.put(node(*POD_CIDRS))
-        secure.put(WEB)
-        pki.write_node_client(tmp_path / "node.pem", "worker-1")
-        pki.write_kubeconfig(setting.kubeconfig, secure.url, tmp_path / "node.pem")
-        setting.configure(nodeName=None)
-        setting.run_while(lambda: holds(kernel, WEB_ENTRY))
-        assert {request.status for request in secure.requests} == {200}
+    assert len(setting.said("is this node's kubelet set up")) == 1
 
 
 def test_changes_do_not_wait_while_new_credentials_are_read(
-    setting: Setting, server: ApiServer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with an exec plugin that takes its time."""
     reading, go_on = threading.Event(), threading.Event()
@@ -682,14 +506,82 @@ def test_changes_do_not_wait_while_new_credentials_are_read(
         return load_credentials(reader)
 
     def script() -> None:
-        holds(kernel, WEB_ENTRY)
+        setting.holds(WEB_ENTRY)
         monkeypatch.setattr(client, "load_credentials", slow)
         setting.kubeconfig.write_text(setting.kubeconfig.read_text() + "# changed\n")
         try:
             assert reading.wait(10)
             server.put(OTHER)
-            holds(kernel, WEB_ENTRY, OTHER_ENTRY)
+            setting.holds(WEB_ENTRY, OTHER_ENTRY)
         finally:
             go_on.set()
 
     setting.run_while(script)
+
+
+def test_a_nodes_own_credentials_are_enough(setting: Setting, tmp_path: Path) -> None:
+    pki = Pki()
+    with ApiServer(pki=pki, streaming_lists=True) as secure:
+        secure.put(node(*POD_CIDRS))
+        secure.put(WEB)
+        pki.write_node_client(tmp_path / "node.pem", "worker-1")
+        pki.write_kubeconfig(setting.kubeconfig, secure.url, tmp_path / "node.pem")
+        setting.configure(nodeName=None)
+        setting.run_while(lambda: setting.holds(WEB_ENTRY))
+        assert {request.status for request in secure.requests} == {200}
+
+
+# 4. What changes by itself
+
+
+def test_the_rules_move_with_the_kubelet_and_then_the_other_backend_is_cleaned(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_BACKEND_PERIOD", 0.05)
+    setting.configure(driftCheckPeriod="1h")
+
+    def script() -> None:
+        for found, backend in ((None, "nft"), ("legacy", "legacy"), ("nft", "nft")):
+            setting.kernel.found = found
+            setting.holds(WEB_ENTRY, backend=backend)
+            # The old backend must not be cleaned before the new one holds the rules.
+            eventually(lambda: setting.kernel.cleaned)
+            assert "10.19.20.201" in setting.kernel.cleaned.pop()
+
+    setting.run_while(script)
+    assert setting.kernel.cleaned == []
+    assert setting.said("moving there") == [
+        f"the node uses iptables-{backend}; moving there" for backend in ("legacy", "nft")
+    ]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"half a line",
+        b'{"type":"ERROR","object":{"code":500}}\n',
+        b'{"type":"ERROR","object":{"code":410}}\n',
+        None,
+    ],
+    ids=["nothing", "half a line", "an error event", "gone", "a reset"],
+)
+def test_watches_that_end_as_soon_as_they_begin_do_not_hurry_each_other(
+    sent: bytes | None, setting: Setting, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def end_at_once(watch: Watch, _: object) -> None:
+        await (watch.reset() if sent is None else watch.write(sent))
+
+    monkeypatch.setattr(Watch, "run", end_at_once)
+    monkeypatch.setattr(Backoff, "FIRST", 0.8)
+    monkeypatch.setattr(Backoff, "CAP", 30.0)
+
+    def script() -> None:
+        setting.holds(WEB_ENTRY)
+        end = time.monotonic() + 1.5
+        eventually(lambda: time.monotonic() > end)
+
+    setting.run_while(script)
+    requests = [(request.verb, request.resource) for request in server.requests]
+    for request in requests:
+        assert requests.count(request) <= 5

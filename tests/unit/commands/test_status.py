@@ -37,26 +37,21 @@ default/bad: 127.0.0.1 is refused: it is a loopback address (Loopback)
 # 1. Text
 
 
-def test_the_text_is_a_headline_a_summary_and_tables() -> None:
+def test_the_text_is_a_headline_a_summary_and_tables_and_a_terminal_has_colours_too() -> None:
     assert as_text(WHOLE, NOON + 300) == TEXT
-
-
-def test_colours_are_all_that_a_terminal_adds() -> None:
     shown = as_text(WHOLE, NOON + 300, colours=True)
     assert shown.startswith("\x1b[32mIn sync\x1b[0m since ")
-    for code in ("\x1b[32m", "\x1b[33m", "\x1b[0m"):
-        shown = shown.replace(code, "")
-    assert shown == TEXT
+    assert re.sub(r"\x1b\[(32|33|0)m", "", shown) == TEXT
 
 
-@pytest.mark.parametrize(
-    ("state", "shown"),
-    [
-        (status.NOT_IN_SYNC, "NOT IN SYNC"),
-        (status.HANGING, "HANGING"),
-        (status.NOT_RUNNING, "NOT RUNNING"),
-    ],
-)
+CAPITALS = {
+    status.NOT_IN_SYNC: "NOT IN SYNC",
+    status.HANGING: "HANGING",
+    status.NOT_RUNNING: "NOT RUNNING",
+}
+
+
+@pytest.mark.parametrize(("state", "shown"), CAPITALS.items())
 def test_what_is_not_well_is_in_capitals_and_red(state: str, shown: str) -> None:
     made = replace(WHOLE, state=state)
     assert as_text(made, NOON).startswith(f"{shown} since ")
@@ -88,21 +83,21 @@ def test_an_agent_in_sync_that_follows_no_changes_says_so() -> None:
     assert f"\x1b[33m{sentence}\x1b[0m" in as_text(made, NOON, colours=True)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0, "0 s"),
-        (119, "119 s"),
-        (120, "2 min"),
-        (7199, "120 min"),
-        (7200, "2 h"),
-        (1e6, "12 days"),
-    ],
-)
+# A clock that went back makes nothing negative.
+AGO = {
+    -5: "0 s",
+    0: "0 s",
+    119: "119 s",
+    120: "2 min",
+    7199: "120 min",
+    7200: "2 h",
+    1e6: "12 days",
+}
+
+
+@pytest.mark.parametrize(("seconds", "shown"), AGO.items())
 def test_times_are_told_as_one_would(seconds: float, shown: str) -> None:
     assert f"({shown} ago)" in as_text(WHOLE, NOON + seconds).splitlines()[0]
-    # A clock that went back makes nothing negative.
-    assert "(0 s ago)" in as_text(WHOLE, NOON - 5).splitlines()[0]
 
 
 def test_nothing_told_can_steer_a_terminal() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -22,29 +22,6 @@ from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import parse_network
 from ipvs_node_agent.nat.chains import stem
 from tests.support.configs import FILE, at, nested, refusal
-
-EVERY_KEY_AT_ITS_DEFAULT = """\
-kubeconfig: /etc/kubernetes/kubelet.conf
-nodeName: null
-podCIDRs: null
-chains:
-  prerouting: IPVS_PREROUTING
-  output: IPVS_OUTPUT
-  markMasquerade: KUBE-MARK-MASQ
-  servicesPerChain: 16
-masquerade: All
-services:
-  externalIPs: false
-  externalTrafficPolicy: Any
-  allowedExternalCIDRs: []
-  matchPorts: Shared
-iptables:
-  backend: auto
-  lockWaitSeconds: 5
-driftCheckPeriod: 2s
-metricsBindAddress: 127.0.0.1:10273
-serviceMetrics: true
-"""
 
 # Every key with another value than its default.
 EVERY_KEY = """\
@@ -83,21 +60,21 @@ EVERY_VALUE = Config(
 )
 
 
+# That the file which is shipped shows the defaults is tests/repository/test_documents.py's.
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("", id="empty"),
-        pytest.param("# a comment\n\n", id="comments"),
-        pytest.param("---\n...\n", id="an-empty-document"),
-        pytest.param("null\n", id="null"),
-        pytest.param("~", id="tilde"),
-        pytest.param("{}", id="an-empty-mapping"),
-        pytest.param("chains:\nservices:\niptables:\n", id="empty-sections"),
-        pytest.param("\ufeff# a byte order mark\n", id="BOM"),
-        pytest.param(EVERY_KEY_AT_ITS_DEFAULT, id="every-key-at-its-default"),
+        "",
+        "# a comment\n\n",
+        "---\n...\n",
+        "null\n",
+        "~",
+        "{}",
+        "chains:\nservices:\niptables:\n",
+        "\ufeff# a byte order mark\n",
     ],
 )
-def test_a_file_that_says_nothing_new_means_the_defaults(text: str) -> None:
+def test_a_file_that_says_nothing_means_the_defaults(text: str) -> None:
     assert parse(text, FILE) == DEFAULTS
 
 
@@ -110,51 +87,39 @@ def test_a_key_alone_leaves_the_others_at_their_defaults() -> None:
     assert parse("chains: {output: LB_OUT}", FILE) == expected
 
 
-ABSOLUTE = "an absolute path"
-NODE_NAME = "a Node's name (lower-case letters, digits, - and .)"
-CHARACTERS = "a chain name of letters, digits and _ . - (no - in front)"
-BUILT_IN = "a chain of its own, not one that is built in"
-A_TARGET = "a chain name that is no target of iptables"
+A_PATH = "an absolute path"
+A_NODE = "a Node's name (lower-case letters, digits, - and .)"
+A_NAME = "a chain name of letters, digits and _ . - (no - in front)"
+SHORT = "a chain name of at most 28 characters"
+OWN = "a chain of its own, not one that is built in"
+NO_TARGET = "a chain name that is no target of iptables"
 OTHER_USE = "a name that the agent does not use for something else"
-KUBE = "a name without KUBE- in front, which belongs to Kubernetes"
-MINE = "the addresses of this node's pods, not every address"
+NOT_KUBES = "a name without KUBE- in front, which belongs to Kubernetes"
+PRE, OUT, MARK = "chains.prerouting", "chains.output", "chains.markMasquerade"
+REFUSED = [
+    ([PRE, OUT, MARK], SHORT, ["A" * 29]),
+    ([PRE], A_NAME, ["", "-A", "!A", "A B", "Ä", "A'B", "A,B"]),
+    ([PRE], OWN, ["PREROUTING"]),
+    ([OUT], OWN, ["FORWARD"]),
+    ([MARK], OWN, ["POSTROUTING"]),
+    ([PRE], NO_TARGET, ["ACCEPT"]),
+    ([OUT], NO_TARGET, ["DNAT"]),
+    ([MARK], NO_TARGET, ["MASQUERADE"]),
+    ([PRE], NOT_KUBES, ["KUBE-SERVICES"]),
+    ([OUT], NOT_KUBES, ["KUBE-MARK-MASQ"]),
+    ([PRE, OUT, MARK], OTHER_USE, ["IPVS_MARK_MASQ", "IPVS_POSTROUTING"]),
+    (["kubeconfig"], A_PATH, ["", "kubelet.conf", "~/.kube/config"]),
+    (["nodeName"], A_NODE, ["", "Worker-1", "worker_1", "a b"]),
+]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
-    [
-        ("kubeconfig", '""', ABSOLUTE),
-        ("kubeconfig", '"kubelet.conf"', ABSOLUTE),
-        ("kubeconfig", '"~/.kube/config"', ABSOLUTE),
-        ("nodeName", '""', NODE_NAME),
-        ("nodeName", '"Worker-1"', NODE_NAME),
-        ("nodeName", '"worker_1"', NODE_NAME),
-        ("nodeName", '"a b"', NODE_NAME),
-        ("chains.prerouting", '""', CHARACTERS),
-        ("chains.prerouting", f'"{"A" * 29}"', "a chain name of at most 28 characters"),
-        ("chains.output", f'"{"A" * 29}"', "a chain name of at most 28 characters"),
-        ("chains.markMasquerade", f'"{"A" * 29}"', "a chain name of at most 28 characters"),
-        ("chains.prerouting", '"-A"', CHARACTERS),
-        ("chains.prerouting", '"!A"', CHARACTERS),
-        ("chains.prerouting", '"A B"', CHARACTERS),
-        ("chains.prerouting", '"Ä"', CHARACTERS),
-        ("chains.prerouting", '"A\'B"', CHARACTERS),
-        ("chains.prerouting", '"A,B"', CHARACTERS),
-        ("chains.prerouting", '"PREROUTING"', BUILT_IN),
-        ("chains.output", '"FORWARD"', BUILT_IN),
-        ("chains.markMasquerade", '"POSTROUTING"', BUILT_IN),
-        ("chains.prerouting", '"ACCEPT"', A_TARGET),
-        ("chains.output", '"DNAT"', A_TARGET),
-        ("chains.markMasquerade", '"MASQUERADE"', A_TARGET),
-        ("chains.prerouting", '"KUBE-SERVICES"', KUBE),
-        ("chains.output", '"KUBE-MARK-MASQ"', KUBE),
-        ("chains.prerouting", '"IPVS_MARK_MASQ"', OTHER_USE),
-        ("chains.output", '"IPVS_POSTROUTING"', OTHER_USE),
-        ("chains.markMasquerade", '"IPVS_MARK_MASQ"', OTHER_USE),
-    ],
+    [(key, value, wanted) for keys, wanted, values in REFUSED for key in keys for value in values],
 )
 def test_a_value_that_does_not_fit_its_key_is_refused(key: str, value: str, wanted: str) -> None:
-    assert refusal(nested(key, value)) == f"{at(1)}{key}: wanted {wanted}, got {value}"
+    message = refusal(nested(key, f'"{value}"'))
+    assert message == f'{at(1)}{key}: wanted {wanted}, got "{value}"'
 
 
 @pytest.mark.parametrize("path", ["/etc/a\\nb", "/etc/\\0", "/etc/\\e[2J", "/etc/\\uD800"])
@@ -165,7 +130,8 @@ def test_a_path_that_no_log_line_can_show_is_refused(path: str) -> None:
 @pytest.mark.parametrize("everything", ["0.0.0.0/0", "::/0"])
 def test_not_every_address_is_a_pods(everything: str) -> None:
     message = refusal(f'podCIDRs: [10.0.0.0/8, "{everything}"]')
-    assert message == f'{at(1)}podCIDRs[1]: wanted {MINE}, got "{everything}"'
+    wanted = "the addresses of this node's pods, not every address"
+    assert message == f'{at(1)}podCIDRs[1]: wanted {wanted}, got "{everything}"'
 
 
 def test_every_address_may_be_an_external_one() -> None:
@@ -223,69 +189,56 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def file_refusal(path: Path | None) -> str:
-    with pytest.raises(UsageError) as caught:
-        load(path)
-    return str(caught.value)
+@pytest.fixture
+def default(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, at the default place."""
+    monkeypatch.setattr(config_file, "DEFAULT_PATH", file)
+    return file
 
 
-def test_a_file_is_read(file: Path) -> None:
-    assert load(file) == replace(DEFAULTS, masquerade="HostOnly")
-
-
-def test_a_file_is_named_in_what_is_wrong_with_it(file: Path) -> None:
-    file.write_text("\nmasquerade: 1\n")
-    message = f"configuration {file} line 2: masquerade: wanted All or HostOnly, got 1"
-    assert file_refusal(file) == message
-
-
-def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
-    missing = tmp_path / "missing.yaml"
-    hint = "(name a file that exists, or leave --config out)"
-    assert file_refusal(missing) == f"configuration {missing}: no such file {hint}"
-
-
-def test_the_default_file_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "missing.yaml")
+def test_the_default_file_may_be_missing_and_is_read_where_it_is_not(default: Path) -> None:
+    assert load(None) == replace(DEFAULTS, masquerade="HostOnly")
+    default.unlink()
     assert load(None) == DEFAULTS
 
 
-def test_the_default_file_is_read_where_it_exists(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+def no_utf_8(file: Path) -> None:
+    file.write_bytes(b"masquerade: All\n# caf\xe9\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (Path.unlink, ": no such file (name a file that exists, or leave --config out)"),
+        (no_utf_8, " line 2: is no UTF-8 text"),
+        (
+            lambda file: file.write_text("\nmasquerade: 1\n"),
+            " line 2: masquerade: wanted All or HostOnly, got 1",
+        ),
+        (
+            lambda file: file.chmod(0o646),
+            ": others than its owner can write it (chmod go-w {file}, and read it again)",
+        ),
+    ],
+    ids=["missing", "no UTF-8", "a bad value", "others can write it"],
+)
+def test_a_file_that_cannot_be_taken_is_refused_by_its_name(
+    default: Path, spoil: Callable[[Path], object], why: str
 ) -> None:
-    monkeypatch.setattr(config_file, "DEFAULT_PATH", file)
-    assert load(None).masquerade == "HostOnly"
-
-
-def test_a_default_file_that_is_bad_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_file, "DEFAULT_PATH", file)
-    file.chmod(0o666)
-    assert "others than its owner can write it" in file_refusal(None)
-
-
-def test_a_file_that_others_can_change_is_refused(file: Path) -> None:
-    file.chmod(0o646)
-    hint = f"(chmod go-w {file}, and read it again)"
-    message = f"configuration {file}: others than its owner can write it {hint}"
-    assert file_refusal(file) == message
+    spoil(default)
+    message = f"configuration {default}{why.format(file=default)}"
+    for path in (default, *([None] if default.exists() else [])):
+        with pytest.raises(UsageError) as caught:
+            load(path)
+        assert str(caught.value) == message
 
 
 def test_a_file_that_only_root_may_read_is_asked_for_as_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(*_: Any) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    message = r"x\.yaml: Permission denied \(run it as root\)$"
     monkeypatch.setattr("ipvs_node_agent.config.regularfile.os.open", denied)
-    with pytest.raises(UsageError, match=message):
-        load(tmp_path / "x.yaml")
-
-
-def test_text_that_is_no_utf_8_is_refused_with_its_line(file: Path) -> None:
-    file.write_bytes(b"masquerade: All\n# caf\xe9\n")
-    assert file_refusal(file) == f"configuration {file} line 2: is no UTF-8 text"
-
-
-def test_a_line_break_in_the_files_name_is_escaped(tmp_path: Path) -> None:
-    assert file_refusal(tmp_path / "a\nb").startswith(f"configuration {tmp_path}/a\\nb: no such")
+    with pytest.raises(UsageError, match=r"\.yaml: Permission denied \(run it as root\)$"):
+        load(file)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain, repeat
 
 import pytest
 
@@ -14,22 +16,34 @@ from ipvs_node_agent.host.kubeproxy import page
 from tests.support.dripping import dripping
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """Knows no method, and says so at length."""
+def answered(answer: Iterable[bytes]) -> str:
+    """The page of a server that gives `answer` to a request."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
 
-    def log_message(self, *_: object) -> None:
-        pass
+        def serve() -> None:
+            one, _ = server.accept()
+            with one, suppress(OSError):  # It may have seen enough.
+                one.recv(65536)
+                for piece in answer:
+                    one.sendall(piece)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        found = page(server.getsockname(), "/proxyMode")
+        thread.join()
+        return found
 
 
 def test_an_error_is_no_page_whatever_it_says_and_neither_is_silence() -> None:
-    server = HTTPServer(("127.0.0.1", 0), Refusing)
-    address = ("127.0.0.1", server.server_port)
-    thread = threading.Thread(target=server.handle_request)
-    thread.start()
-    assert page(address, "/proxyMode") == ""
-    thread.join()
-    server.server_close()
-    assert page(address, "/proxyMode") == ""
+    assert answered([b"HTTP/1.1 200 OK\r\n\r\nipvs"]) == "ipvs"
+    assert answered([b"HTTP/1.1 501 Unsupported\r\n\r\nipvs"]) == ""
+    assert answered([]) == ""
+    assert page(("127.0.0.1", 1), "/proxyMode") == ""
+
+
+def test_an_answer_without_an_end_has_so_many_bytes() -> None:
+    endless = chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"x" * 65536))
+    assert len(answered(endless)) in range(60_000, 65_537)
 
 
 @pytest.mark.parametrize(
@@ -58,22 +72,3 @@ def test_an_answer_that_drips_has_no_more_time_than_any_other(
             began = time.monotonic()
             assert page(slow.getsockname(), "/") == ""
             assert time.monotonic() - began < 2
-
-
-def test_an_answer_without_an_end_has_so_many_bytes() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as endless:
-
-        def answer() -> None:
-            one, _ = endless.accept()
-            with one:
-                one.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                try:
-                    while True:
-                        one.sendall(b"x" * 65536)
-                except OSError:  # It has seen enough.
-                    pass
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        assert len(page(endless.getsockname(), "/")) in range(60_000, 65_537)
-        thread.join()
