@@ -313,7 +313,7 @@ class Judge:
             if line.strip() and not attempt.dead:
                 self._read_line(attempt, line)
 
-    def _read_list(self, body: bytes) -> bool:
+    def _read_list(self, body: bytearray) -> bool:
         """Whether it is one that can be watched from."""
         try:
             document = json.loads(body)
