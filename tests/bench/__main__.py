@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from ipvs_node_agent.iptables.table import BACKENDS
 from tests.bench import measures
@@ -18,20 +19,12 @@ from tests.bench.measures import FULL, QUICK, Figures
 
 def machine() -> Figures:
     """What the figures were measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    memory = int(Path("/proc/meminfo").read_text().split()[1])
-    cores = Path("/proc/cpuinfo").read_text().count("\nprocessor") + 1
+    models = re.findall(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "processor": model,
-        "cores": cores,
-        "memory_gib": round(memory / (1 << 20)),
+        "processor": models[0].strip() if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / (1 << 30)),
         "kernel": platform.release(),
         "versions": json.loads(Path("/versions.json").read_text()),
     }
@@ -44,9 +37,7 @@ def full() -> Figures:
         "walks": measures.walks(50_000),
         "agent": [measures.agent(FULL, backend) for backend in BACKENDS],
         "latency": [
-            {"backend": backend, **measures.latency(backend, count, 10)}
-            for backend in BACKENDS
-            for count in (10, 100, 1_000)
+            measures.latency(backend, count) for backend in BACKENDS for count in (10, 100, 1_000)
         ],
         "connections": measures.connections(FULL),
         "prior_art": measures.prior_arts(FULL),
@@ -84,7 +75,7 @@ def quick() -> Figures:
 
 def main(arguments: list[str]) -> int:
     """Measures, or reports; gives the exit status."""
-    commands: dict[str, Any] = {"full": full, "start": start, "quick": quick}
+    commands = {"full": full, "start": start, "quick": quick}
     if arguments[:1] == ["report"] and len(arguments) == 2:
         from tests.bench.report import report
 

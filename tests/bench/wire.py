@@ -2,7 +2,8 @@
 
 A packet is worked off by the kernel before the call that sends it returns, so the time of many
 sends is the time that their way through the node takes: veth, routing, connection tracking and nat.
-Each packet has a destination port of its own, and so is a new connection. The sink drops them all.
+Each packet has a destination port of its own, and so is a new connection. The sink, the topology's
+backend, drops them all.
 """
 
 from __future__ import annotations
@@ -17,16 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.netns import Namespace, link, namespaces
+from tests.support.netns import Namespace
+from tests.support.topology import BACKEND, POD_GATEWAY, Topology, topology
 from tests.support.waiting import eventually
 
-POD = {4: "10.240.2.130", 6: "fd00:10:240:2::130"}
-_GATEWAY = {4: "10.240.2.129", 6: "fd00:10:240:2::1"}
-_OUT = {4: "10.200.0.1", 6: "fd00:10:200::1"}
-_SINK = {4: "10.200.0.2", 6: "fd00:10:200::2"}
-_LENGTH = {4: (25, 24), 6: (64, 64)}
-
 _BATCH = 512
+_FIRST_PORT = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,40 +47,31 @@ class _Message(ctypes.Structure):
     _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
 
 
-class Wire:
-    """The three namespaces, and how to send through them."""
+def cost(wired: Topology, address: str, connections: int) -> float:
+    """Microseconds that a new connection from the pod to `address` takes, over so many."""
+    wired.node.run("conntrack", "-F")
+    ports = range(_FIRST_PORT, _FIRST_PORT + connections)
+    batches = [_messages(address, ports[at : at + _BATCH]) for at in range(0, connections, _BATCH)]
+    with wired.pod.enter():
+        sock = socket.socket(_socket_family(address), socket.SOCK_DGRAM)
+    with sock:
+        sock.bind(("", 0))
+        before = _arrived(wired)
+        descriptor = sock.fileno()
+        started = time.perf_counter()
+        for batch, _keep in batches:
+            sent = _libc.sendmmsg(descriptor, batch, len(batch), 0)
+            if sent != len(batch):
+                raise OSError(ctypes.get_errno(), f"sent {sent} of {len(batch)}")
+        took = time.perf_counter() - started
+    eventually(lambda: _arrived(wired) - before >= connections, "all packets at the sink")
+    return took / connections * 1e6
 
-    def __init__(self, pod: Namespace, node: Namespace, sink: Namespace) -> None:
-        self._pod, self.node, self._sink = pod, node, sink
 
-    def cost(self, address: str, connections: int) -> float:
-        """Microseconds that a new connection from the pod to `address` takes, over so many."""
-        self.node.run("conntrack", "-F")
-        first = 1024
-        messages = [
-            _messages(address, range(first + at, first + min(at + _BATCH, connections)))
-            for at in range(0, connections, _BATCH)
-        ]
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with self._pod.enter():
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-        with sock:
-            sock.bind(("", 0))
-            before = self._arrived()
-            descriptor = sock.fileno()
-            started = time.perf_counter()
-            for batch, _keep in messages:
-                sent = _libc.sendmmsg(descriptor, batch, len(batch), 0)
-                if sent != len(batch):
-                    raise OSError(ctypes.get_errno(), f"sent {sent} of {len(batch)}")
-            took = time.perf_counter() - started
-        eventually(lambda: self._arrived() - before >= connections, "all packets at the sink")
-        return took / connections * 1e6
-
-    def _arrived(self) -> int:
-        with self._sink.enter():
-            lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
-        return next(int(line.split()[2]) for line in lines if line.strip().startswith("eth0:"))
+def _arrived(wired: Topology) -> int:
+    with wired.backend.enter():
+        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
+    return next(int(line.split()[2]) for line in lines if line.strip().startswith("eth0:"))
 
 
 def _messages(address: str, ports: range) -> tuple[ctypes.Array[_Message], list[object]]:
@@ -92,40 +80,34 @@ def _messages(address: str, ports: range) -> tuple[ctypes.Array[_Message], list[
     vector = _Vector(ctypes.addressof(payload), 16)
     keep: list[object] = [payload, vector]
     batch = (_Message * len(ports))()
-    for index, port in enumerate(ports):
-        if ":" in address:
-            packed = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, 0)
-            packed += socket.inet_pton(socket.AF_INET6, address) + struct.pack("=I", 0)
-        else:
-            packed = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port)
-            packed += socket.inet_pton(socket.AF_INET, address) + bytes(8)
-        name = ctypes.create_string_buffer(packed, len(packed))
+    family = _socket_family(address)
+    # Between port and address IPv6 has the flow, and behind them the scope.
+    flow, behind = (bytes(4), bytes(4)) if family == socket.AF_INET6 else (b"", bytes(8))
+    packed = flow + socket.inet_pton(family, address) + behind
+    for message, port in zip(batch, ports):
+        start = struct.pack("=H", family) + struct.pack("!H", port)
+        name = ctypes.create_string_buffer(start + packed, len(start + packed))
         keep.append(name)
-        header = batch[index].header
-        header.name, header.name_length = ctypes.addressof(name), len(packed)
+        header = message.header
+        header.name, header.name_length = ctypes.addressof(name), len(name)
         header.vectors, header.vector_count = ctypes.addressof(vector), 1
     return batch, keep
 
 
+def _socket_family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 @contextmanager
-def wire() -> Iterator[Wire]:
-    """The namespaces, wired up, with nothing in their tables."""
-    with namespaces("pod", "node", "sink") as (pod, node, sink):
-        link(node, pod, "to-pod", "eth0")
-        link(node, sink, "to-sink", "eth0")
-        node.forward()
-        for version, (inside, outside) in _LENGTH.items():
-            node.add_address("to-pod", f"{_GATEWAY[version]}/{inside}")
-            pod.add_address("eth0", f"{POD[version]}/{inside}")
-            node.add_address("to-sink", f"{_OUT[version]}/{outside}")
-            sink.add_address("eth0", f"{_SINK[version]}/{outside}")
-            default = "default" if version == 4 else "::/0"
-            pod.add_route(default, _GATEWAY[version])
-            node.add_route(default, _SINK[version])
+def wire() -> Iterator[Topology]:
+    """A node that sends to the sink whatever it knows no other way for."""
+    with topology() as wired:
+        for version, default in ((4, "default"), (6, "::/0")):
+            wired.node.add_route(default, BACKEND[version])
             # Neighbours that are asked for in the middle of a measurement would be part of it.
-            _know(pod, "eth0", _GATEWAY[version], node, "to-pod")
-            _know(node, "to-sink", _SINK[version], sink, "eth0")
-        yield Wire(pod, node, sink)
+            _know(wired.pod, "eth0", POD_GATEWAY[version], wired.node, "to-pod")
+            _know(wired.node, "to-backend", BACKEND[version], wired.backend, "eth0")
+        yield wired
 
 
 def _know(here: Namespace, device: str, address: str, there: Namespace, its: str) -> None:

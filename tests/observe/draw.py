@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent import __version__
 from tests.observe.dashboard import COLUMNS, Panel
+from tests.observe.prometheus import Points
 from tests.observe.scene import Drawn, Run
 
 _COLUMN, _ROW, _GAP = 50, 28, 8
@@ -97,7 +98,7 @@ def _stat(panel: Panel, series: Sequence[Drawn], box: Box) -> Iterator[str]:
 
 
 def _graph(panel: Panel, series: Sequence[Drawn], box: Box, run: Run) -> Iterator[str]:
-    series = [each for each in series if _finite(each)]
+    series = [finite for finite in map(_finite, series) if finite.points]
     legend = list(_legend(series, box))
     inside = Box(box.x + 62, box.y + 30, box.width - 76, box.height - 52 - legend[-1][1] - _LINE)
     scale = _Scale(inside, run, panel, series)
@@ -137,9 +138,8 @@ class _Scale:
         top = 1.05 * max(values) or 1.0
         self._logarithmic = panel.logarithmic
         if panel.logarithmic:
-            low, high = (math.log10(value) for value in (min(filter(None, values)), top))
-            powers = range(math.floor(low), math.ceil(high) + 1)
-            self.ticks = [10.0**power for power in powers]
+            low, high = math.log10(min(filter(None, values))), math.log10(top)
+            self.ticks = [10.0**power for power in range(math.floor(low), math.ceil(high) + 1)]
         else:
             # Memory in the units that it is counted in.
             unit = float(1 << 20) if panel.unit == "bytes" else 1.0
@@ -161,10 +161,10 @@ class _Scale:
 
 def _heights(panel: Panel, series: Sequence[Drawn]) -> Iterable[float]:
     if not panel.bars:
-        return (value for each in series for _, value in _finite(each))
+        return (value for each in series for _, value in each.points)
     sums: defaultdict[float, float] = defaultdict(float)
     for each in series:
-        for moment, value in _finite(each):
+        for moment, value in each.points:
             sums[moment] += value
     return sums.values()
 
@@ -192,7 +192,7 @@ def _grid(panel: Panel, scale: _Scale, run: Run) -> Iterator[str]:
 def _lines(series: Drawn, scale: _Scale, colour: str) -> Iterator[str]:
     """Lines as far as there are values, and dots where one stands alone."""
     path, alone = [], []
-    for stretch in _stretches(_finite(series), scale.step):
+    for stretch in _stretches(series.points, scale.step):
         places = _bends([(scale.x(moment), scale.y(value)) for moment, value in stretch])
         if len(places) == 1:
             alone.append(places[0])
@@ -206,7 +206,7 @@ def _bars(series: Drawn, scale: _Scale, floor: defaultdict[float, float]) -> str
     """A bar for each value, upon those of the series before."""
     width = scale.inside.width * scale.step / scale.length
     path = []
-    for moment, value in _finite(series):
+    for moment, value in series.points:
         low, high = scale.y(floor[moment]), scale.y(floor[moment] + value)
         floor[moment] += value
         path.append(
@@ -215,21 +215,18 @@ def _bars(series: Drawn, scale: _Scale, floor: defaultdict[float, float]) -> str
     return "".join(path)
 
 
-def _finite(series: Drawn) -> list[tuple[float, float]]:
-    return [(moment, value) for moment, value in series.points if math.isfinite(value)]
+def _finite(series: Drawn) -> Drawn:
+    return series._replace(points=tuple(each for each in series.points if math.isfinite(each[1])))
 
 
-def _stretches(
-    points: Iterable[tuple[float, float]], step: float
-) -> Iterator[list[tuple[float, float]]]:
-    stretch: list[tuple[float, float]] = []
-    for point in points:
-        if stretch and point[0] - stretch[-1][0] > 1.5 * step:
-            yield stretch
-            stretch = []
-        stretch.append(point)
-    if stretch:
-        yield stretch
+def _stretches(points: Points, step: float) -> Iterable[Sequence[tuple[float, float]]]:
+    """The points, anew where one or more are missing."""
+    stretches = [[points[0]]]
+    for before, point in zip(points, points[1:]):
+        if point[0] - before[0] > 1.5 * step:
+            stretches.append([])
+        stretches[-1].append(point)
+    return stretches
 
 
 def _bends(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import urllib.error
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -18,18 +17,13 @@ from tests.support.promlint import fetch
 from tests.support.waiting import eventually
 
 ADDRESS = "127.0.0.1:9090"
-JOB = "ipvs-node-agent"
 
-
-class Series(NamedTuple):
-    """A series of a query's answer: the times are seconds since the epoch."""
-
-    labels: Mapping[str, str]
-    points: tuple[tuple[float, float], ...]
+# The times are seconds since the epoch.
+Points = tuple[tuple[float, float], ...]
 
 
 class Prometheus:
-    """It scrapes `target` each `period` seconds."""
+    """It scrapes the agent each `period` seconds."""
 
     def __init__(self, namespace: Namespace, period: float) -> None:
         self._namespace, self.period = namespace, period
@@ -56,16 +50,13 @@ class Prometheus:
         yield
         self.reaches(counter, before + by, timeout)
 
-    def range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
-        """The series of `expr` from `start` to `end`."""
-        parameters = {"start": start, "end": end, "step": step}
-        return [
-            Series(found["metric"], tuple((float(t), float(v)) for t, v in found["values"]))
-            for found in self._ask("query_range", query=expr, **parameters)
-        ]
+    def range(self, expr: str, start: float, end: float) -> Iterator[tuple[dict[str, str], Points]]:
+        """The series of `expr` from `start` to `end`, with their labels."""
+        parameters = {"query": expr, "start": start, "end": end, "step": self.period}
+        for found in self._ask("query_range", **parameters):
+            yield found["metric"], tuple((float(t), float(v)) for t, v in found["values"])
 
     def ready(self) -> bool:
-        """Whether it answers queries."""
         try:
             with self._namespace.enter():
                 return fetch(f"http://{ADDRESS}/-/ready")[0] == 200
@@ -92,7 +83,7 @@ def prometheus(
         "global": {"scrape_interval": milliseconds, "scrape_timeout": milliseconds},
         "scrape_configs": [
             {
-                "job_name": JOB,
+                "job_name": "ipvs-node-agent",
                 "static_configs": [{"targets": [target], "labels": {"instance": instance}}],
             }
         ],
@@ -105,18 +96,15 @@ def prometheus(
         f"--web.listen-address={ADDRESS}",
         "--log.level=warn",
     ]
-    with (directory / "log").open("wb") as log:
-        process = namespace.popen(command, stdout=log, stderr=log)
+    log = directory / "log"
+    with log.open("wb") as file:
+        process = namespace.popen(command, stdout=file, stderr=file)
     made = Prometheus(namespace, period)
     try:
         eventually(made.ready, "Prometheus", timeout=30)
         yield made
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{(directory / 'log').read_text()}") from error
+        raise AssertionError(f"{error}\n{log.read_text()}") from error
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=10)
+        process.kill()
+        process.wait(timeout=10)

@@ -11,15 +11,15 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from tests.observe.dashboard import Panel, filled, panels
-from tests.observe.prometheus import Prometheus, prometheus
+from tests.observe.prometheus import Points, Prometheus, prometheus
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import service
@@ -71,10 +71,10 @@ class Moment(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A series with its name; the times are seconds since the epoch."""
+    """A series with its name."""
 
     name: str
-    points: tuple[tuple[float, float], ...]
+    points: Points
 
 
 class Run(NamedTuple):
@@ -98,9 +98,7 @@ class Scene:
     prometheus: Prometheus
     directory: Path
     pki: Pki
-
-    def __post_init__(self) -> None:
-        self.moments: list[Moment] = []
+    moments: list[Moment] = field(default_factory=list)
 
     def pause(self) -> None:
         """Lets some scrapes go by in which nothing happens."""
@@ -146,12 +144,9 @@ class Scene:
         self.api.delete("Service", "default", "bad")
 
     def _drift(self) -> None:
-        for reason, text in (
-            ("ChainFlushed", "-F IPVS_PREROUTING"),
-            ("JumpMissing", "-D OUTPUT -j IPVS_OUTPUT"),
-            ("JumpNotFirst", "-I PREROUTING 1 -i eth9 -j RETURN"),
-        ):
-            self._meddle(reason, text)
+        self._meddle("ChainFlushed", "-F IPVS_PREROUTING")
+        self._meddle("JumpMissing", "-D OUTPUT -j IPVS_OUTPUT")
+        self._meddle("JumpNotFirst", "-I PREROUTING 1 -i eth9 -j RETURN")
 
     def _fight(self) -> None:
         for _ in range(self.size.fights):
@@ -187,26 +182,25 @@ class Scene:
         with self.prometheus.growing("ipvs_node_agent_credentials_expiry_timestamp_seconds", 86400):
             point_to(self.directory / "client.pem", renewed)
 
-    @contextmanager
-    def _programmed(self, changes: int = 1) -> Iterator[None]:
+    def _programmed(self, changes: int = 1) -> AbstractContextManager[None]:
         """Waits at its end until so many changes more are in the kernel."""
-        counter = "ipvs_node_agent_programming_latency_seconds_count"
-        with self.prometheus.growing(counter, changes):
-            yield
+        return self.prometheus.growing("ipvs_node_agent_programming_latency_seconds_count", changes)
 
     def record(self, start: float) -> Run:
         """What Prometheus answers to each panel's queries."""
-        end, step = time.time(), self.prometheus.period
+        end = time.time()
         values = {"instance": ".*", "__rate_interval": self.prometheus.rate_interval}
         found = []
         for panel in panels():
             series = [
-                Drawn(target.name(each.labels), each.points)
+                Drawn(target.name(labels), points)
                 for target in panel.targets
-                for each in self.prometheus.range(filled(target.expr, **values), start, end, step)
+                for labels, points in self.prometheus.range(
+                    filled(target.expr, **values), start, end
+                )
             ]
             found.append((panel, tuple(series)))
-        return Run(start, end, step, tuple(self.moments), tuple(found))
+        return Run(start, end, self.prometheus.period, tuple(self.moments), tuple(found))
 
 
 def _one(name: str, number: int) -> dict[str, object]:

@@ -7,8 +7,14 @@ would drown in an even mixture ("swarm testing", Groce and others, 2012).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Union
+from collections.abc import Sequence
+from typing import Callable
+
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
+from ipvs_node_agent.model.events import NODES as THE_NODE
+from ipvs_node_agent.model.events import SERVICES
+from tests.simulation.objects import CONFIGS, MEDDLING, NODES, Put
+from tests.simulation.search import Step, step
 
 NAMES = tuple("abcdefgh")
 # Neighbours, so that chains of few Services have to be told apart by the last bits, and far ones.
@@ -21,194 +27,53 @@ IPS_6 = ("fd00:19::1", "fd00:19::2", "fd00:19:1::1")
 ODD_IPS = ("127.0.0.1", "192.168.7.11", "10.240.2.130", "10.231.0.2", "no address")
 CLUSTER_IPS = tuple(f"10.231.0.{number}" for number in range(1, 9))
 RANGES = ("10.240.2.128/26", "192.168.0.0/16", "203.0.113.0/24")
-NODES = (
-    *("plain", "other CIDR", "one family", "other address", "IPv4 alone", "no CIDRs"),
-    *("no addresses", "gone"),
-)
-CONFIGS = (
-    *("plain", "HostOnly", "by port", "external IPs", "Local only", "CIDR by hand"),
-    *("other names", "other mark", "short chains", "long chains", "allowed few"),
-)
 MODES = (None, "ipvs", "iptables", "nftables")
-FAULTS = ("locked", "hangs", "busy", "late")
+FAULTS = {"locked": 4, "hangs": 1, "busy": 4, "late": 2}
 MOMENTS = ("", "", "", "before save", "after save", "before restore", "after restore")
-CHAINS = ("IPVS_PREROUTING", "IPVS_OUTPUT", "IPVS_MARK_MASQ", "IPVS_POSTROUTING")
-BUILT_IN = ("PREROUTING", "OUTPUT", "POSTROUTING")
-
-
-class Backend(NamedTuple):
-    """First of all: whether the kernel tells of others' changes, as nft's does."""
-
-    tells: bool
-
-
-class Put(NamedTuple):
-    """A Service comes or changes at the API server; `told` says whether the agent hears at once."""
-
-    name: str
-    ips: tuple[str, ...]
-    cluster_ip: str
-    ports: tuple[int, ...] = (80,)
-    protocol: str = "TCP"
-    external_ips: tuple[str, ...] = ()
-    ranges: tuple[str, ...] = ()
-    ignored: bool = False
-    local: bool = True
-    created: int = 1
-    told: bool = True
-
-
-class Delete(NamedTuple):
-    """A Service goes."""
-
-    name: str
-    told: bool = True
-
-
-class Swap(NamedTuple):
-    """Two Services swap their external IPs, or their ClusterIPs."""
-
-    one: str
-    other: str
-    what: str
-    told: bool = True
-
-
-class NodeBecomes(NamedTuple):
-    """The Node is another one, or gone."""
-
-    what: str
-    told: bool = True
-
-
-class Deliver(NamedTuple):
-    """The agent hears of so many changes that it had not heard of."""
-
-    events: int
-
-
-class List(NamedTuple):
-    """The agent is told everything anew."""
-
-    resource: str
-
-
-class Others(NamedTuple):
-    """Somebody else changes a table, in the midst of the agent's next call if there is a moment."""
-
-    what: str
-    family: int
-    chain: str
-    told: bool = True
-    moment: str = ""
-
-
-class Refuse(NamedTuple):
-    """The kernel refuses all rules for an address from now on, and says or does not say which."""
-
-    ip: str
-    names_it: bool
-
-
-class Accept(NamedTuple):
-    """The kernel refuses nothing any more."""
-
-
-class Fail(NamedTuple):
-    """The next commands fail."""
-
-    family: int
-    faults: tuple[str, ...]
-
-
-class Reload(NamedTuple):
-    """The configuration becomes another one."""
-
-    config: str
-
-
-class Mode(NamedTuple):
-    """kube-proxy tells its mode."""
-
-    mode: str | None
-
-
-class Trouble(NamedTuple):
-    """A resource cannot be followed, or can again."""
-
-    resource: str
-    over: bool
-
-
-class Pass(NamedTuple):
-    """Time passes, with as many ticks as are asked for, or with one at its end, or without."""
-
-    seconds: float
-    ticks: str
-
-
-class Calm(NamedTuple):
-    """The agent hears of everything, and time passes in which nothing happens."""
-
-
-Step = Union[
-    Backend,
-    Put,
-    Delete,
-    Swap,
-    NodeBecomes,
-    Deliver,
-    List,
-    Others,
-    Refuse,
-    Accept,
-    Fail,
-    Reload,
-    Mode,
-    Trouble,
-    Pass,
-    Calm,
-]
-
-OTHERS = (
-    *("flush table", "flush chain", "delete chain", "delete jump", "double jump", "push back"),
-    *("append rule", "stray chain", "refer", "empty mark", "fill mark", "remove mark", "rename"),
-    *("native on", "native off", "foreign chain"),
-)
+CHAINS = ("IPVS_PREROUTING", "IPVS_OUTPUT", "IPVS_MARK_MASQ", "IPVS_POSTROUTING", "#0", "#3", "#7")
+PAUSES = (0.0, 0.01, 0.03, 0.071, 0.2, 0.5, 1.0, 2.1, 5.0, 12.0, 70.0, 310.0)
 
 
 def history(seed: int) -> list[Step]:
-    """The steps that `seed` stands for."""
+    """The steps that `seed` stands for: calls of `World`'s methods."""
     chance = random.Random(seed)
+    choice = chance.choice
     # With few addresses Services share them.
-    pool = chance.sample(IPS, chance.choice((1, 3, len(IPS), len(IPS))))
-    kinds: Sequence[tuple[Callable[[random.Random], Step], float]] = [
-        (lambda c: _put(c, pool), 8.0),
-        (_delete, 2.0),
-        (_swap, 1.0),
-        (_node, 1.0),
-        (lambda c: Deliver(c.choice((1, 1, 2, 50))), 2.0),
-        (lambda c: List(c.choice(("services", "services", "nodes"))), 0.5),
-        (_others, 4.0),
-        (lambda c: Refuse(c.choice(pool), c.random() < 0.5), 1.0),
-        (lambda _: Accept(), 0.5),
-        (_fail, 1.0),
-        (lambda c: Reload(c.choice(CONFIGS)), 1.0),
-        (lambda c: Mode(c.choice(MODES)), 0.5),
-        (lambda c: Trouble(c.choice(("services", "nodes")), c.random() < 0.5), 0.3),
-        (_pass, 12.0),
-        (lambda _: Calm(), 0.5),
+    pool = chance.sample(IPS, choice((1, 3, len(IPS), len(IPS))))
+
+    def often(share: float = 0.8) -> bool:
+        return chance.random() < share
+
+    kinds: list[tuple[Callable[[], Step], float]] = [
+        (lambda: step("put", _put(chance, pool), often()), 8.0),
+        (lambda: step("delete", choice(NAMES), often()), 2.0),
+        (lambda: step("swap", *chance.sample(NAMES, 2), choice(_SWAPPED), often()), 1.0),
+        (lambda: step("node_becomes", choice(tuple(NODES)), often()), 1.0),
+        (lambda: step("deliver", choice((1, 1, 2, 50))), 2.0),
+        (lambda: step("list_anew", choice((SERVICES, SERVICES, THE_NODE))), 0.5),
+        (lambda: _others(chance), 4.0),
+        (lambda: step("refuse", choice(pool), often(0.5)), 1.0),
+        (lambda: step("accept"), 0.5),
+        (lambda: _fail(chance), 1.0),
+        (lambda: step("reload", choice(tuple(CONFIGS))), 1.0),
+        (lambda: step("proxy_becomes", choice(MODES)), 0.5),
+        (lambda: step("trouble", choice((SERVICES, THE_NODE)), often(0.5)), 0.3),
+        (lambda: _pass(chance), 12.0),
+        (lambda: step("calm"), 0.5),
     ]
     # In some worlds a few kinds happen, and in some nothing but what Services do.
-    often = chance.choice(((0.0, 1.0, 1.0, 4.0), (0.0, 0.0, 0.0, 1.0), (0.0,)))
-    weights = [weight * chance.choice(often) for _, weight in kinds]
+    factors = choice(((0.0, 1.0, 1.0, 4.0), (0.0, 0.0, 0.0, 1.0), (0.0,)))
+    weights = [weight * choice(factors) for _, weight in kinds]
     # Something has to be there, and time has to pass.
     weights[0], weights[-2] = max(weights[0], 6.0), max(weights[-2], 2.0)
     makers = chance.choices([make for make, _ in kinds], weights, k=chance.randint(5, 60))
-    return [Backend(chance.random() < 0.7), *(make(chance) for make in makers)]
+    return [step("backend", often(0.7)), *(make() for make in makers)]
 
 
-def _put(chance: random.Random, pool: Sequence[str]) -> Step:
+_SWAPPED = ("load_balancer_ips", "cluster_ips")
+
+
+def _put(chance: random.Random, pool: Sequence[str]) -> Put:
     odd = chance.random()
     ips = chance.sample(pool, min(len(pool), chance.choice((1, 1, 2, 3))))
     if odd < 0.1:
@@ -229,42 +94,25 @@ def _put(chance: random.Random, pool: Sequence[str]) -> Step:
         ignored=0.3 < seldom < 0.4,
         local=not 0.4 < seldom < 0.5,
         created=chance.randint(1, 3),
-        told=chance.random() < 0.8,
     )
-
-
-def _delete(chance: random.Random) -> Step:
-    return Delete(chance.choice(NAMES), chance.random() < 0.8)
-
-
-def _swap(chance: random.Random) -> Step:
-    one, other = chance.sample(NAMES, 2)
-    return Swap(one, other, chance.choice(("ips", "cluster_ip")), chance.random() < 0.8)
-
-
-def _node(chance: random.Random) -> Step:
-    return NodeBecomes(chance.choice(NODES), chance.random() < 0.8)
 
 
 def _others(chance: random.Random) -> Step:
-    what = chance.choice(OTHERS)
+    what = chance.choice(tuple(MEDDLING))
     if what.startswith("native") and chance.random() < 0.7:
         what = chance.choice(("empty mark", "fill mark"))
-    return Others(
-        what,
-        chance.choice((4, 4, 4, 6)),
-        chance.choice((*CHAINS, "#0", "#3", "#7")),
-        chance.random() < 0.9,
-        chance.choice(MOMENTS),
-    )
+    family = chance.choice((IPV4, IPV4, *FAMILIES))
+    chain, told = chance.choice(CHAINS), chance.random() < 0.9
+    return step("others", what, family, chain, told, chance.choice(MOMENTS))
 
 
 def _fail(chance: random.Random) -> Step:
-    faults = chance.choices(FAULTS, (4, 1, 4, 2), k=chance.choice((1, 1, 2, 5)))
-    return Fail(chance.choice((4, 4, 6)), tuple(faults))
+    count = chance.choice((1, 1, 2, 5))
+    faults = chance.choices(tuple(FAULTS), tuple(FAULTS.values()), k=count)
+    return step("fail", chance.choice((IPV4, *FAMILIES)), faults)
 
 
 def _pass(chance: random.Random) -> Step:
-    seconds = chance.choice((0.0, 0.01, 0.03, 0.071, 0.2, 0.5, 1.0, 2.1, 5.0, 12.0, 70.0, 310.0))
+    seconds = chance.choice(PAUSES)
     ticks = chance.choice(("due", "due", "one", "none"))
-    return Pass(seconds, "one" if ticks == "due" and seconds > 5 else ticks)
+    return step("let_pass", seconds, "one" if ticks == "due" and seconds > 5 else ticks)

@@ -11,12 +11,13 @@ import functools
 import ipaddress
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import Address, Family
+from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
 from ipvs_node_agent.rules.planner import Plan, plan
 from tests.simulation.search import Violation
@@ -29,7 +30,7 @@ _DESTINATION = re.compile(r"-d (\S+)(?: -p (\w+)(?: -m \w+ --dport (\S+))?)?")
 _COMMENT = re.compile(r'--comment "([^"]*)"')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """Everything that the rules depend on; None for what is not known."""
 
@@ -46,45 +47,12 @@ class State:
             return True
         return self.config.pod_cidrs is None and not node.pod_cidrs
 
-    def planned(self, family: Family, own_mark: bool, without: frozenset[str]) -> Plan:
-        """What is wanted, but for the rules of the Services `without`."""
-        services = dict(self.services or {}) if self.mode not in ("iptables", "nftables") else {}
-        for key in without & services.keys():
-            services[key] = services[key]._replace(skipped=True)
-        assert self.node is not None
-        return plan(self.config, Snapshot(services, self.node), family, own_mark)
-
-
-class Judge:
-    """Plans for the states of one history, each once."""
-
-    def __init__(self) -> None:
-        self._plans: dict[tuple[int, int, bool, frozenset[str]], Plan] = {}
-        self._meanings: dict[tuple[int, int, bool, frozenset[str]], Meaning] = {}
-        # Kept, or the numbers of states would be used again.
-        self._states: list[State] = []
-
-    def plan(self, state: State, family: Family, own_mark: bool, without: frozenset[str]) -> Plan:
-        """What is wanted in `state`, tree shape included."""
-        key = (id(state), family.version, own_mark, without)
-        if key not in self._plans:
-            self._states.append(state)
-            self._plans[key] = state.planned(family, own_mark, without)
-        return self._plans[key]
-
-    def meaning(
-        self, state: State, family: Family, own_mark: bool, without: frozenset[str]
-    ) -> Meaning:
-        """What becomes of packets where the table is as wanted in `state`."""
-        key = (id(state), family.version, own_mark, without)
-        if key not in self._meanings:
-            ruleset = self.plan(state, family, own_mark, without).ruleset
-            chains: Chains = {name: [] for name in BUILT_IN}
-            chains.update({name: list(rules) for name, rules in ruleset.chains.items()})
-            for built_in, target in ruleset.jumps.items():
-                chains[built_in] = [f"-j {target}"]
-            self._meanings[key] = meaning(chains)
-        return self._meanings[key]
+    @property
+    def problems(self) -> frozenset[Problem]:
+        """What is wrong with the Services and the Node as they were told."""
+        of_node = self.node.problems if self.node is not None else ()
+        of_services = (service.problems for service in (self.services or {}).values())
+        return frozenset(of_node).union(*of_services)
 
 
 class Meaning(NamedTuple):
@@ -92,6 +60,25 @@ class Meaning(NamedTuple):
 
     first: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+
+@functools.lru_cache(maxsize=2000)
+def planned(state: State, family: Family, own_mark: bool, without: frozenset[str]) -> Plan:
+    """What is wanted in `state`, but for the rules of the Services `without`."""
+    services = dict(state.services or {}) if state.mode not in ("iptables", "nftables") else {}
+    for key in without & services.keys():
+        services[key] = services[key]._replace(skipped=True)
+    assert state.node is not None
+    return plan(state.config, Snapshot(services, state.node), family, own_mark)
+
+
+@functools.lru_cache(maxsize=2000)
+def meant(state: State, family: Family, own_mark: bool, without: frozenset[str]) -> Meaning:
+    """What becomes of packets where the table is as wanted in `state`."""
+    ruleset = planned(state, family, own_mark, without).ruleset
+    chains = {name: list(rules) for name, rules in ruleset.chains.items()}
+    jumps = {built_in: [f"-j {target}"] for built_in, target in ruleset.jumps.items()}
+    return meaning({**chains, **jumps})
 
 
 def own(chains: Chains) -> Chains:
@@ -142,7 +129,7 @@ def _is_jump_to_own(rule: str) -> bool:
 
 
 def _met(chains: Chains, tops: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = defaultdict(list)
     for top in tops:
         _descend(chains, top, "", found)
     return {destination: tuple(rules) for destination, rules in found.items()}
@@ -159,7 +146,7 @@ def _descend(chains: Chains, name: str, within: str, found: dict[str, list[str]]
         destination = matched[0] if matched else ""
         if within and matched and not _inside(within, destination):
             raise Violation(f"the rule {rule!r} stands behind the jump {within!r}")
-        found.setdefault(destination, []).append(rule)
+        found[destination].append(rule)
 
 
 @functools.lru_cache(maxsize=50_000)
@@ -182,23 +169,4 @@ def with_rules(chains: Iterable[Iterable[str]]) -> frozenset[str]:
     """The Services that have a rule."""
     return frozenset(
         found[1] for rules in chains for rule in rules if (found := _COMMENT.search(rule))
-    )
-
-
-def external_ips(service: Service) -> Iterable[Address]:
-    """All that it asks for, in one way or the other."""
-    return (*service.load_balancer_ips, *service.external_ips)
-
-
-def told_problems(state: State) -> frozenset[Problem]:
-    """What is wrong with the Services and the Node as they were told."""
-    of_node = state.node.problems if state.node is not None else ()
-    of_services = (service.problems for service in (state.services or {}).values())
-    return frozenset(of_node).union(*of_services)
-
-
-def kept(node: Node, last: Node) -> Node:
-    """`node` as the agent has to take it after `last`: what a Node lost, it keeps."""
-    return node._replace(
-        pod_cidrs=node.pod_cidrs or last.pod_cidrs, addresses=node.addresses or last.addresses
     )

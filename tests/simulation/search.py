@@ -1,8 +1,9 @@
 """Finds seeds under which a simulation fails, and the shortest history that still does.
 
 A history is a list of steps, made from a seed and from nothing else, and each step is a plain value
-that says all that happens in it. So a history can be played again, printed, and shortened: what is
-left of it after some steps are taken away is a history too.
+that says all that happens in it: a method of the simulated world, and what it is called with. So a
+history can be played again, printed, and shortened: what is left of it after some steps are taken
+away is a history too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Callable, NamedTuple
 
 # So many histories at most are played to find a shorter one that fails.
 _SHRINKS = 2000
@@ -22,20 +22,32 @@ class Violation(AssertionError):
     """Something that has to hold at every moment did not."""
 
 
-class Simulation(Protocol):
-    """A world that a seed decides, with an oracle that watches it."""
+class Step(NamedTuple):
+    """A method of a world, and its arguments."""
 
     name: str
+    arguments: tuple[Any, ...]
 
-    def history(self, seed: int) -> Sequence[Any]:
-        """The steps that `seed` stands for."""
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(repr, self.arguments))})"
 
-    def play(self, steps: Sequence[Any]) -> None:
-        """Lets `steps` happen. Raises Violation, or whatever the program raises."""
+    def happen(self, world: object) -> None:
+        getattr(world, self.name)(*self.arguments)
 
 
-@dataclass(frozen=True)
-class Failure:
+def step(name: str, *arguments: object) -> Step:
+    return Step(name, arguments)
+
+
+class Simulation(NamedTuple):
+    """A world that a seed decides; `play` raises Violation, or whatever the program raises."""
+
+    name: str
+    history: Callable[[int], Sequence[Any]]
+    play: Callable[[Sequence[Any]], None]
+
+
+class Failure(NamedTuple):
     """A seed that fails, its shortest history, and what that ends in."""
 
     seed: int
@@ -44,7 +56,7 @@ class Failure:
 
     def text(self, simulation: Simulation) -> str:
         """For people: the story, and how to see it again."""
-        story = "".join(f"\n  {number:3} {step}" for number, step in enumerate(self.steps, 1))
+        story = "".join(f"\n  {number:3} {each}" for number, each in enumerate(self.steps, 1))
         again = f"python3 -m tests.simulation {simulation.name} --seed {self.seed}"
         return f"seed {self.seed} fails; see it again with `{again}`{story}\n{self.why}"
 

@@ -1,7 +1,7 @@
 """An API server in simulated time, all of whose moves are steps of a history.
 
 It keeps objects, tells of them in lists and watches as a real one does, and does to its answers
-what the steps say. Whoever asks it is watched by a `Witness`.
+what the steps say. A `Judge` sees all that the server and its client tell each other.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, Callable
 
 from ipvs_node_agent.apiserver.answer import Superseded
 from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.errors import AgentError, RefusedError
-from tests.simulation.search import Violation
+from tests.simulation.judge import Judge, Request
+from tests.simulation.search import Step, Violation
 
 SPARING = {"fieldSelector": "spec.type!=ExternalName"}
 # How long a request takes to reach the server.
@@ -25,39 +27,8 @@ _WAY = 0.005
 _FUTURE = 10**9
 _MARK = {"k8s.io/initial-events-end": "true"}
 
-
-class Request(NamedTuple):
-    """What was asked for, and when."""
-
-    at: float
-    kind: str  # list, stream or watch
-    version: str | None
-    sparing: bool
-
-
-class Witness(Protocol):
-    """Sees everything that the server and its client tell each other."""
-
-    def asked(self, request: Request) -> None:
-        """The client asks."""
-
-    def seen(self) -> None:
-        """The client looks whether anybody takes connections, and finds somebody."""
-
-    def well(self) -> None:
-        """The server has been well for long."""
-
-    def begun(self) -> None:
-        """The answer begins."""
-
-    def resumed(self) -> None:
-        """The client has taken in all that it got, and reads on."""
-
-    def got(self, piece: bytes) -> None:
-        """The client is given a piece of the body."""
-
-    def ended(self, error: BaseException | None) -> None:
-        """The request is over."""
+# A step, and how many seconds after the last one it comes.
+Timed = tuple[float, Step]
 
 
 class Body:
@@ -80,19 +51,19 @@ class Body:
             return
         for kind, version, raw in self._server.log:
             if version > self._position:
-                self.ready += self._server.spoilt(kind, version, raw)
+                self.ready += self._server.line(kind, version, raw)
         self._position = self._server.version
 
     def pieces(self) -> Iterator[bytes]:
         server = self._server
         while True:
-            server.witness.resumed()
+            server.judge.resumed()
             self._wait()
             if self.superseded:
                 raise Superseded
             piece = b"" if self.silent else self._cut()
             if piece:
-                server.witness.got(piece)
+                server.judge.got(piece)
                 yield piece
             elif self.silent:
                 raise OSError("timed out")
@@ -133,89 +104,195 @@ class Body:
 class Server:
     """The server, the time, and the one client's view of both."""
 
-    def __init__(self, steps: Sequence[Any], witness: Witness) -> None:
+    # Its client.
+    follower: Follower
+
+    def __init__(self, history: Sequence[Timed]) -> None:
         self.now = 1000.0
-        self.witness = witness
-        self._steps = deque(steps)
-        self._due = self.now + (steps[0].after if steps else 0.0)
-        # What may happen to the client.
-        self.hurry: Callable[[], None] = lambda: None
-        self.stop: Callable[[], None] = lambda: None
+        self.judge = Judge(self.clock)
+        self.stopped = Event(self)
+        self._steps = deque(history)
+        self._due = self.now + (history[0][0] if history else 0.0)
         # What there is, and all that ever happened.
-        self.objects: dict[str, Any] = {}
-        self.odd = False
+        self._objects: dict[str, Any] = {}
+        self._odd = False
         self.version = 10
-        self.oldest = 0
+        self._oldest = 0
         # The newest version before the server was another one.
-        self.newest = 0
+        self._newest = 0
         self.log: list[tuple[str, int, Any]] = []
         # Whether a client may have missed something through no fault of its own.
-        self.lossy = False
+        self._lossy = False
         # How it behaves.
-        self.streaming = self.selecting = True
-        self.gone_as_event = False
-        self.spoils: deque[str] = deque()
-        self.refusals: deque[tuple[Any, float]] = deque()
-        self.keyless = False
+        self._streaming = self._selecting = True
+        self._gone_as_event = False
+        self._spoils: deque[str] = deque()
+        self._refusals: deque[tuple[Any, float]] = deque()
+        self._keyless = False
         self.sizes: Iterator[int] = itertools.repeat(1 << 16)
         self.limit: tuple[int, bool] | None = None
         # What comes in a streaming list in the place of its end, and in the place of a list.
-        self.unmarked: bytes | None = None
-        self.no_list: bytes | None = None
-        self.body: Body | None = None
+        self._unmarked: bytes | None = None
+        self._no_list: bytes | None = None
+        self._body: Body | None = None
         # Whether the last look found anybody; a server that flaps is seen every other time.
         self._seen = True
 
     # Time
 
-    def pass_until(self, moment: float, done: Callable[[], bool]) -> None:
+    def clock(self) -> float:
+        return self.now
+
+    def pass_until(self, moment: float, done: Callable[[], bool] = lambda: False) -> None:
         """Lets time pass until `moment`, or until `done` after a step."""
         while self.now < moment and not done():
             if self._steps and self._due <= moment:
                 self.now = max(self.now, self._due)
-                step = self._steps.popleft()
+                _, step = self._steps.popleft()
                 if self._steps:
-                    self._due = self.now + self._steps[0].after
+                    self._due = self.now + self._steps[0][0]
                 step.happen(self)
             else:
                 self.now = moment
 
-    def clock(self) -> float:
-        return self.now
+    # What happens: the steps of a history
 
-    # Objects
+    def dice(self, seed: int) -> None:
+        """First of all: those of the back-off. `follower` has thrown them then."""
+
+    def knows(self, streaming: bool, selecting: bool) -> None:
+        """Whether it knows streaming lists, and field selectors."""
+        self._streaming, self._selecting = streaming, selecting
+
+    def pieces(self, sizes: Sequence[int]) -> None:
+        """Bodies arrive in pieces of these sizes from now on."""
+        self.sizes = itertools.cycle(sizes)
 
     def put(self, name: str, value: int) -> None:
-        """Makes or changes an object."""
+        """An object is made or changed."""
         self.version += 1
-        kind = "MODIFIED" if name in self.objects else "ADDED"
-        self.objects[name] = self._raw(name, value)
-        self.log.append((kind, self.version, self.objects[name]))
-        self.pump()
+        kind = "MODIFIED" if name in self._objects else "ADDED"
+        metadata = {"name": name, "namespace": "default", "resourceVersion": str(self.version)}
+        self._objects[name] = {"kind": "Service", "metadata": metadata, "value": value}
+        self._log(kind, self._objects[name])
 
     def delete(self, name: str) -> None:
-        """Removes an object, where there is one."""
-        raw = self.objects.pop(name, None)
-        if raw is not None:
+        """An object is removed, where there is one."""
+        if name in self._objects:
             self.version += 1
-            gone = {**raw, "metadata": {**raw["metadata"], "resourceVersion": str(self.version)}}
-            self.log.append(("DELETED", self.version, gone))
-            self.pump()
+            raw = self._objects.pop(name)
+            self._log("DELETED", _altered(raw, resourceVersion=str(self.version)))
 
-    def pump(self) -> None:
-        """Has the open watch send what is new."""
-        if self.body is not None:
-            self.body.pump()
+    def odd(self) -> None:
+        """Lists have items that are no objects, and streaming lists some that go at once."""
+        self._odd = True
 
-    def _raw(self, name: str, value: int) -> Any:
-        metadata = {"name": name, "namespace": "default", "resourceVersion": str(self.version)}
-        return {"kind": "Service", "metadata": metadata, "value": value}
+    def bookmark(self) -> None:
+        """The open watch gets a bookmark."""
+        self.send(self._bookmark())
+
+    def send(self, data: bytes) -> None:
+        """The open watch gets these bytes."""
+        if self._body is not None and not self._body.closed:
+            self._body.ready += data
+
+    def spoil(self, how: str) -> None:
+        """Something happens to the next event's line."""
+        self._spoils.append(how)
+
+    def cut(self, size: int, reset: bool) -> None:
+        """The body that comes, or the next one, ends after so many bytes more."""
+        self.limit = (size, reset)
+
+    def late(self, data: bytes) -> None:
+        """The next streaming list has this in the place of its end, and stops."""
+        self._unmarked = data
+
+    def no_list(self, data: bytes) -> None:
+        """The next list is this."""
+        self._no_list = data
+
+    def close(self, reset: bool) -> None:
+        """The open answer ends behind what was sent."""
+        if self._body is not None and not self._body.closed:
+            self._body.closed, self._body.reset = True, reset
+
+    def silence(self) -> None:
+        """Nothing more comes over the open connection, not even its end."""
+        if self._body is not None:
+            self._body.silent = True
+
+    def compact(self, as_event: bool) -> None:
+        """Versions before now are gone."""
+        self._oldest, self._gone_as_event = self.version, as_event
+
+    def restore(self) -> None:
+        """The server is another one, with versions that were seen before."""
+        self._newest = max(self._newest, self.version)
+        self.version = max(self._oldest, 10, self.version - 5)
+        self.log = [entry for entry in self.log if entry[1] <= self.version]
+        self._lossy = True
+        self.close(reset=True)
+
+    def refuse(self, what: Any, times: int, retry_after: float) -> None:
+        """The next requests are refused: with a status, no connection, or no answer.
+
+        A server that is "flapping" takes connections only to break them.
+        """
+        self._refusals.extend([(what, retry_after)] * times)
+
+    def mend(self) -> None:
+        """Requests are no longer refused, and there are credentials."""
+        self._refusals.clear()
+        self._keyless = False
+
+    def keyless(self) -> None:
+        """There are no credentials any more."""
+        self._keyless = True
+
+    def rotate(self) -> None:
+        """There are other credentials, which ends the open answer."""
+        if self._body is not None:
+            self._body.superseded = True
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Something else has reached the server."""
+        self.judge.hurried()
+        self.follower.hurry()
+
+    def heal(self) -> None:
+        """All is well from now on; only connections that are dead stay so."""
+        self.mend()
+        self._spoils.clear()
+        self.limit = self._unmarked = self._no_list = None
+        if self._lossy:
+            # What a client could not know of, it gets with a list.
+            self.close(reset=False)
+            self.version = max(self.version, self._newest)
+            self.put("healed", 0)
+            self._oldest = self.version
+
+    def agree(self) -> None:
+        """The client must know all that there is."""
+        self.judge.well(self._objects)
+
+    def stop(self) -> None:
+        """Everything ends."""
+        self.judge.over = True
+        self.stopped.set()
+        self.rotate()
 
     # Lines
 
-    def spoilt(self, kind: str, version: int, raw: Any) -> bytes:
+    def _log(self, kind: str, raw: Any) -> None:
+        self.log.append((kind, self.version, raw))
+        if self._body is not None:
+            self._body.pump()
+
+    def line(self, kind: str, version: int, raw: Any) -> bytes:
         """The line of an event, with what is to be done to the next one."""
-        how = self.spoils.popleft() if self.spoils else ""
+        how = self._spoils.popleft() if self._spoils else ""
         versions = {
             "no version": None,
             "a number": version,
@@ -226,61 +303,30 @@ class Server:
             "future": str(_FUTURE + version),
         }
         if how in versions:
-            raw = {**raw, "metadata": {**raw["metadata"], "resourceVersion": versions[how]}}
+            raw = _altered(raw, resourceVersion=versions[how])
         elif how == "unknown type":
-            kind, self.lossy = "FROBNICATED", True
+            kind, self._lossy = "FROBNICATED", True
         elif how == "unknown kind":
-            raw, self.lossy = {**raw, "kind": "Pod"}, True
+            raw, self._lossy = {**raw, "kind": "Pod"}, True
         elif how == "unknown name":
-            raw = {**raw, "metadata": {**raw["metadata"], "name": "NO\nNAME"}}
-            self.lossy = True
+            raw, self._lossy = _altered(raw, name="NO\nNAME"), True
         line = event(kind, raw)
         if how == "twice":
             return line * 2
         return line[: len(line) // 2] + b"\n" if how == "cut" else line
 
-    def bookmark(self, annotations: Mapping[str, str] | None = None) -> bytes:
-        """A bookmark at the present version."""
-        metadata = {"resourceVersion": str(self.version), "annotations": annotations or {}}
+    def _bookmark(self, **annotations: str) -> bytes:
+        metadata = {"resourceVersion": str(self.version), "annotations": annotations}
         return event("BOOKMARK", {"kind": "Service", "metadata": metadata})
-
-    def send(self, data: bytes) -> None:
-        """Sends bytes into the open watch."""
-        if self.body is not None and not self.body.closed:
-            self.body.ready += data
-
-    def close(self, reset: bool) -> None:
-        """Ends the open answer behind what was sent."""
-        if self.body is not None and not self.body.closed:
-            self.body.closed, self.body.reset = True, reset
-
-    def supersede(self) -> None:
-        """Ends the open answer from the client's side."""
-        if self.body is not None:
-            self.body.superseded = True
-        self.hurry()
-
-    def heal(self) -> None:
-        """Is well from now on; only connections that are dead stay so."""
-        self.refusals.clear()
-        self.spoils.clear()
-        self.keyless, self.limit = False, None
-        self.unmarked = self.no_list = None
-        if self.lossy:
-            # What a client could not know of, it gets with a list.
-            self.close(reset=False)
-            self.version = max(self.version, self.newest)
-            self.put("healed", 0)
-            self.oldest = self.version
 
     # Requests, in the place of `kube.Api`
 
     def answers(self) -> bool:
         """Whether anybody takes connections."""
-        what = self.refusals[0][0] if self.refusals else None
+        what = self._refusals[0][0] if self._refusals else None
         self._seen = what != "connection" and not (what == "flapping" and self._seen)
         if self._seen:
-            self.witness.seen()
+            self.judge.seen()
         return self._seen
 
     @contextmanager
@@ -291,12 +337,12 @@ class Server:
         watching = "watch" in parameters
         kind = "stream" if "sendInitialEvents" in parameters else "watch" if watching else "list"
         version = parameters.get("resourceVersion")
-        self.witness.asked(Request(self.now, kind, version, "fieldSelector" in parameters))
+        self.judge.asked(Request(self.now, kind, version, "fieldSelector" in parameters))
         error: BaseException | None = None
         try:
-            self.body = self._answer(kind, parameters, read_timeout)
-            self.witness.begun()
-            yield self.body
+            self._body = self._answer(kind, parameters, read_timeout)
+            self.judge.begun()
+            yield self._body
         except OSError as broken:
             error = _unreachable(str(broken))
             raise error from None
@@ -304,22 +350,22 @@ class Server:
             error = caught
             raise
         finally:
-            self.body = None
-            self.witness.ended(error)
+            self._body = None
+            self.judge.ended(error)
 
     def _answer(self, kind: str, parameters: Mapping[str, str], read_timeout: float) -> Body:
-        if self.keyless:
-            self.pass_until(self.now + _WAY, lambda: False)
+        if self._keyless:
+            self.pass_until(self.now + _WAY)
             raise RefusedError("kubeconfig", "No such file")
         # So that what ends everything under way also ends what has no answer yet.
-        self.body = Body(self, read_timeout, None, self.now + 1e9)
-        self.pass_until(self.now + _WAY, lambda: False)
+        self._body = Body(self, read_timeout, None, self.now + 1e9)
+        self.pass_until(self.now + _WAY)
         self._refuse_if_told(read_timeout)
-        if self.body.superseded:
+        if self._body.superseded:
             raise Superseded
-        if kind == "stream" and not self.streaming:
+        if kind == "stream" and not self._streaming:
             raise refusal(422)
-        if "fieldSelector" in parameters and not self.selecting:
+        if "fieldSelector" in parameters and not self._selecting:
             raise refusal(400)
         if kind == "list":
             return self._list(read_timeout)
@@ -329,13 +375,13 @@ class Server:
         return self._watch(parameters["resourceVersion"], read_timeout, end)
 
     def _refuse_if_told(self, read_timeout: float) -> None:
-        if not self.refusals:
+        if not self._refusals:
             return
-        what, retry_after = self.refusals.popleft()
+        what, retry_after = self._refusals.popleft()
         if what in ("connection", "flapping"):
             raise _unreachable("Connection refused")
         if what == "silence":
-            body = self.body
+            body = self._body
             self.pass_until(self.now + read_timeout, lambda: body is None or body.superseded)
             if body is not None and body.superseded:
                 raise Superseded
@@ -344,25 +390,25 @@ class Server:
 
     def _list(self, patience: float) -> Body:
         body = Body(self, patience, None, self.now + 1e9)
-        odd = [{"metadata": {"name": "NO NAME"}}, 7, None] if self.odd else []
-        items = [*odd, *self.objects.values()]
+        odd = [{"metadata": {"name": "NO NAME"}}, 7, None] if self._odd else []
+        items = [*odd, *self._objects.values()]
         document = {"items": items, "metadata": {"resourceVersion": str(self.version)}}
-        body.ready += json.dumps(document).encode() if self.no_list is None else self.no_list
-        body.closed, self.no_list = True, None
+        body.ready += json.dumps(document).encode() if self._no_list is None else self._no_list
+        body.closed, self._no_list = True, None
         return body
 
     def _stream(self, patience: float, end: float) -> Body:
         body = Body(self, patience, self.version, end)
-        for raw in self.objects.values():
-            body.ready += self.spoilt("ADDED", int(raw["metadata"]["resourceVersion"]), raw)
-        if self.odd:
+        for raw in self._objects.values():
+            body.ready += self.line("ADDED", int(raw["metadata"]["resourceVersion"]), raw)
+        if self._odd:
             ghost = {"kind": "Service", "metadata": {"name": "ghost"}}
             body.ready += event("ADDED", ghost) + event("ADDED", 7) + event("DELETED", ghost)
-        if self.unmarked is None:
-            body.ready += self.bookmark(_MARK)
+        if self._unmarked is None:
+            body.ready += self._bookmark(**_MARK)
         else:
-            body.ready += self.unmarked
-            body.closed, self.unmarked = True, None
+            body.ready += self._unmarked
+            body.closed, self._unmarked = True, None
         return body
 
     def _watch(self, version: str, patience: float, end: float) -> Body:
@@ -370,8 +416,8 @@ class Server:
             raise refusal(400)
         if int(version) > self.version:
             raise refusal(504)
-        if int(version) < self.oldest:
-            if not self.gone_as_event:
+        if int(version) < self._oldest:
+            if not self._gone_as_event:
                 raise refusal(410)
             body = Body(self, patience, None, self.now + 1e9)
             body.ready += event("ERROR", {"kind": "Status", "code": 410})
@@ -388,6 +434,10 @@ def event(kind: Any, raw: Any) -> bytes:
 def refusal(status: int, retry_after: float = 0.0) -> ApiError:
     """An answer with an error status."""
     return ApiError("API server", f"refused: {status}", "", status, retry_after)
+
+
+def _altered(raw: Any, **metadata: Any) -> Any:
+    return {**raw, "metadata": {**raw["metadata"], **metadata}}
 
 
 def _unreachable(why: str) -> ApiError:

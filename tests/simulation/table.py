@@ -33,7 +33,7 @@ class Wrote(NamedTuple):
 
 
 class SimTable(FakeTable):
-    """The table of `family`; with `tells`, others' changes are told of, as nft's are.
+    """The table of `family`; where it `tells`, others' changes are told of, as nft's are.
 
     `advance` lets time pass, and `wrote` is called after each restore of the agent's.
     """
@@ -41,12 +41,11 @@ class SimTable(FakeTable):
     def __init__(
         self,
         family: Family,
-        tells: bool,
         advance: Callable[[float], None],
         wrote: Callable[[SimTable, Wrote], None],
     ) -> None:
         super().__init__(MARK_MASQ)
-        self.family, self.tells = family, tells
+        self.family, self.tells = family, False
         self._advance, self._wrote = advance, wrote
         self.seen: Chains = self.copy()
         self.native = False

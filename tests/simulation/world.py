@@ -15,8 +15,9 @@ agent says just that.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +29,11 @@ from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import Agent
-from tests.simulation import history as story
-from tests.simulation import oracle
-from tests.simulation.objects import CONFIGS, KEY, MEDDLING, node, service
-from tests.simulation.oracle import Judge, State
-from tests.simulation.search import Violation
+from tests.simulation import objects, oracle
+from tests.simulation.history import history
+from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put
+from tests.simulation.oracle import State
+from tests.simulation.search import Simulation, Step, Violation
 from tests.simulation.table import SimTable, Wrote
 from tests.support.agentnode import NAMES
 
@@ -48,188 +49,199 @@ SLOW = 400.0
 class World:
     """An API server's truth, a kernel's tables, a clock, and an agent between them."""
 
-    def __init__(self, tells: bool) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
-        self.config, self.mode = CONFIGS["plain"], None
         # The API server's truth, and what of it the agent has not heard yet.
         self.services: dict[str, Service] = {}
-        self.node: Node | None = node("plain")
+        self.node: Node | None = objects.NODES["plain"]
         self.pending: list[events.Event] = []
         self.listed: set[str] = set()
-        self.judge = Judge()
-        self.told = State(self.config)
+        self.told = State(objects.PLAIN)
         # For each family the states that a write may be made of, the oldest first.
         self.states: dict[Family, list[State]] = {family: [self.told] for family in FAMILIES}
         self.ever_refused: set[str] = set()
-        self.disturbed = self.slow = self.unsaid = -math.inf
-        self.tables = {
-            family: SimTable(family, tells, self.advance, self._wrote) for family in FAMILIES
-        }
-        self.agent = Agent(self.config, self.programmers(), lambda: self.now)
+        self.slow = self.unsaid = -math.inf
+        self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
+        self.agent = Agent(self.told.config, self._programmers(), lambda: self.now)
 
-    def programmers(self) -> dict[Family, Programmer]:
-        names = NAMES - {self.config.chains.mark_masquerade}
+    def _programmers(self) -> dict[Family, Programmer]:
+        names = NAMES - {self.told.config.chains.mark_masquerade}
         return {f: Programmer(table, owner(names), str(f)) for f, table in self.tables.items()}
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
         self.slow = self.now
 
-    # What happens
+    # What happens: the steps of a history
 
-    def do(self, step: story.Step) -> None:
-        """Lets `step` happen."""
-        getattr(self, f"_{type(step).__name__.lower()}")(step)
+    def backend(self, tells: bool) -> None:
+        """First of all: whether the kernel tells of others' changes, as nft's does."""
+        for table in self.tables.values():
+            table.tells = tells
 
-    def _backend(self, step: story.Backend) -> None:
-        pass  # It is told at the beginning.
-
-    def _put(self, step: story.Put) -> None:
-        self._changed(service(step), step.told)
+    def put(self, put: Put, told: bool) -> None:
+        """A Service comes or changes at the API server; `told`: the agent hears at once."""
+        self._changed(objects.service(put), told)
 
     def _changed(self, item: Service, told: bool) -> None:
         self.services[item.key] = item
         self._tell(events.Changed(SERVICES, item, self.now), told)
 
-    def _delete(self, step: story.Delete) -> None:
-        key = KEY.format(step.name)
+    def delete(self, name: str, told: bool) -> None:
+        """A Service goes."""
+        key = KEY.format(name)
         self.services.pop(key, None)
-        self._tell(events.Deleted(SERVICES, key, self.now), step.told)
+        self._tell(events.Deleted(SERVICES, key, self.now), told)
 
-    def _swap(self, step: story.Swap) -> None:
-        one, other = (self.services.get(KEY.format(name)) for name in (step.one, step.other))
-        if one is None or other is None:
-            return
-        if step.what == "ips":
-            ips = one.load_balancer_ips
-            one = one._replace(load_balancer_ips=other.load_balancer_ips)
-            other = other._replace(load_balancer_ips=ips)
-        else:
-            ips = one.cluster_ips
-            one = one._replace(cluster_ips=other.cluster_ips)
-            other = other._replace(cluster_ips=ips)
-        self._changed(one, False)
-        self._changed(other, step.told)
+    def swap(self, name: str, other_name: str, field: str, told: bool) -> None:
+        """Two Services swap their external IPs, or their ClusterIPs."""
+        one, other = (self.services.get(KEY.format(each)) for each in (name, other_name))
+        if one is not None and other is not None:
+            self._changed(one._replace(**{field: getattr(other, field)}), False)
+            self._changed(other._replace(**{field: getattr(one, field)}), told)
 
-    def _nodebecomes(self, step: story.NodeBecomes) -> None:
-        before, self.node = self.node, node(step.what)
+    def node_becomes(self, what: str, told: bool) -> None:
+        """The Node is another one, or gone."""
+        before, self.node = self.node, objects.NODES[what]
         if self.node is not None:
-            self._tell(events.Changed(NODES, self.node, self.now), step.told)
+            self._tell(events.Changed(NODES, self.node, self.now), told)
         elif before is not None:
-            self._tell(events.Deleted(NODES, before.name, self.now), step.told)
+            self._tell(events.Deleted(NODES, before.name, self.now), told)
 
-    def _deliver(self, step: story.Deliver) -> None:
-        due, self.pending = self.pending[: step.events], self.pending[step.events :]
+    def deliver(self, count: int | None = None) -> None:
+        """The agent hears of so many changes that it had not heard of, or of all."""
+        count = len(self.pending) if count is None else count
+        due, self.pending = self.pending[:count], self.pending[count:]
         for event in due:
             self._take(event)
 
-    def _list(self, step: story.List) -> None:
+    def list_anew(self, resource: str) -> None:
+        """The agent is told everything anew."""
         # What was on its way is in the list.
-        self.pending = [e for e in self.pending if e.resource != step.resource]
+        self.pending = [e for e in self.pending if e.resource != resource]
         items: tuple[Any, ...] = tuple(self.services.values())
-        if step.resource == NODES:
+        if resource == NODES:
             items = (self.node,) if self.node is not None else ()
-        self._take(events.Listed(step.resource, items, self.now))
+        self._take(events.Listed(resource, items, self.now))
 
     def _tell(self, event: events.Event, at_once: bool) -> None:
         self.pending.append(event)
         if at_once:
-            self._deliver(story.Deliver(len(self.pending)))
+            self.deliver()
 
     def _take(self, event: events.Event) -> None:
         if event.resource not in self.listed and not isinstance(event, events.Listed):
             # Nobody hears of a change before the first list, which has it.
-            self._list(story.List(event.resource))
+            self.list_anew(event.resource)
             return
         self.listed.add(event.resource)
         self.agent.take(event)
-        services, own = self.told.services, self.told.node
         if event.resource == NODES:
-            found: Node | None = None
-            if isinstance(event, events.Listed):
-                found = event.items[0] if event.items else None
-            elif isinstance(event, events.Changed):
-                found = event.item
-            own = found if own is None else own if found is None else oracle.kept(found, own)
-        elif isinstance(event, events.Listed):
-            services = {item.key: item for item in event.items}
-        elif isinstance(event, events.Changed):
-            services = {**(services or {}), event.item.key: event.item}
-        elif isinstance(event, events.Deleted):
-            services = {key: item for key, item in (services or {}).items() if key != event.key}
-        self._told(replace(self.told, services=services, node=own))
-
-    def _told(self, state: State) -> None:
-        self.told = state
-        for states in self.states.values():
-            states.append(state)
-
-    def _others(self, step: story.Others) -> None:
-        table = self.tables[FAMILIES[0] if step.family == 4 else FAMILIES[1]]
-        if step.moment:
-            table.meanwhile.append((step.moment, lambda: self._meddle(table, step)))
+            self._become(node=self._node_after(event))
         else:
-            self._meddle(table, step)
+            self._become(services=self._services_after(event))
 
-    def _meddle(self, table: SimTable, step: story.Others) -> None:
-        """Somebody else does something to `table`."""
-        if not step.told or not table.tells:
+    def _node_after(self, event: events.Event) -> Node | None:
+        """What a Node lost, it keeps."""
+        found: Node | None = None
+        if isinstance(event, events.Listed):
+            found = event.items[0] if event.items else None
+        elif isinstance(event, events.Changed):
+            found = event.item
+        last = self.told.node
+        if found is None or last is None:
+            return found or last
+        return found._replace(
+            pod_cidrs=found.pod_cidrs or last.pod_cidrs,
+            addresses=found.addresses or last.addresses,
+        )
+
+    def _services_after(self, event: events.Event) -> Mapping[str, Service]:
+        if isinstance(event, events.Listed):
+            return {item.key: item for item in event.items}
+        services = dict(self.told.services or {})
+        if isinstance(event, events.Changed):
+            services[event.item.key] = event.item
+        elif isinstance(event, events.Deleted):
+            services.pop(event.key, None)
+        return services
+
+    def _become(self, **told: Any) -> None:
+        self.told = replace(self.told, **told)
+        for states in self.states.values():
+            states.append(self.told)
+
+    def others(self, what: str, family: Family, chain: str, told: bool, moment: str) -> None:
+        """Somebody else changes a table, in the midst of the agent's next call if at a moment."""
+        table = self.tables[family]
+
+        def meddle() -> None:
+            self._meddle(table, what, chain, told)
+
+        if moment:
+            table.meanwhile.append((moment, meddle))
+        else:
+            meddle()
+
+    def _meddle(self, table: SimTable, what: str, chain: str, told: bool) -> None:
+        if not told or not table.tells:
             self.unsaid = self.now
-        self.disturbed = self.now
         there = sorted(oracle.own(table.copy()))
-        chain = step.chain
         if chain.startswith("#"):
             chain = there[int(chain[1:]) % len(there)] if there else "IPVS_OUTPUT"
         built_in = "PREROUTING" if "PREROUTING" in chain else "OUTPUT"
-        told = step.told
-        if step.what == "flush table":
+        if what == "flush table":
             table.flush(told)
-        elif step.what == "rename":
+        elif what == "rename":
             table.rename(chain, "GONE", told)
-        elif step.what.startswith("native"):
-            table.native = step.what == "native on" and table.tells
+        elif what.startswith("native"):
+            table.native = what == "native on" and table.tells
             table.note(told)
         else:
-            table.change(MEDDLING[step.what].format(chain=chain, built_in=built_in), told)
+            table.change(MEDDLING[what].format(chain=chain, built_in=built_in), told)
 
-    def _refuse(self, step: story.Refuse) -> None:
-        self.disturbed = self.now
-        self.ever_refused.add(step.ip)
+    def refuse(self, ip: str, names_it: bool) -> None:
+        """The kernel refuses all rules for `ip` from now on, and says or does not say which."""
+        self.ever_refused.add(ip)
         for table in self.tables.values():
-            table.refused[step.ip] = step.names_it
+            table.refused[ip] = names_it
 
-    def _accept(self, step: story.Accept) -> None:
-        self.disturbed = self.unsaid = self.now
+    def accept(self) -> None:
+        """The kernel refuses nothing any more."""
+        self.unsaid = self.now
         for table in self.tables.values():
             table.refused.clear()
 
-    def _fail(self, step: story.Fail) -> None:
-        self.disturbed = self.now
-        self.tables[FAMILIES[0] if step.family == 4 else FAMILIES[1]].faults += step.faults
+    def fail(self, family: Family, faults: Sequence[str]) -> None:
+        """The next commands fail."""
+        self.tables[family].faults += faults
 
-    def _reload(self, step: story.Reload) -> None:
-        self.config = CONFIGS[step.config]
-        self.agent.reconfigure(self.config, self.programmers())
-        self._told(replace(self.told, config=self.config))
+    def reload(self, config: str) -> None:
+        """The configuration becomes another one."""
+        self._become(config=CONFIGS[config])
+        self.agent.reconfigure(self.told.config, self._programmers())
 
-    def _mode(self, step: story.Mode) -> None:
-        self.agent.take_proxy_mode(step.mode)
-        self._told(replace(self.told, mode=step.mode))
+    def proxy_becomes(self, mode: str | None) -> None:
+        """kube-proxy tells its mode."""
+        self.agent.take_proxy_mode(mode)
+        self._become(mode=mode)
 
-    def _trouble(self, step: story.Trouble) -> None:
-        if step.over:
-            self.agent.take(events.Recovered(step.resource))
+    def trouble(self, resource: str, over: bool) -> None:
+        """A resource cannot be followed, or can again."""
+        if over:
+            self.agent.take(events.Recovered(resource))
         else:
-            self.agent.take(events.Trouble(step.resource, AgentError("API server", "is away")))
+            self.agent.take(events.Trouble(resource, AgentError("API server", "is away")))
 
     # Time
 
-    def _pass(self, step: story.Pass) -> None:
-        end = self.now + step.seconds
-        if step.ticks == "due":
+    def let_pass(self, seconds: float, ticks: str) -> None:
+        """Time passes, with all ticks that are due, or with one at its end, or without."""
+        end = self.now + seconds
+        if ticks == "due":
             self._tick_until(end)
         self.now = max(self.now, end)
-        if step.ticks == "one":
+        if ticks == "one":
             self._tick()
 
     def _tick_until(self, end: float) -> None:
@@ -246,9 +258,9 @@ class World:
         self._look()
         return due
 
-    def _calm(self, step: story.Calm) -> None:
+    def calm(self) -> None:
         """Where nothing is wrong any more, a few seconds are enough for everything."""
-        self._deliver(story.Deliver(len(self.pending)))
+        self.deliver()
         began = self.now
         self._tick_until(began + CALM)
         tables = self.tables.values()
@@ -265,8 +277,8 @@ class World:
         """Everything is told, all faults end, and a long time passes."""
         for resource in (SERVICES, NODES):
             if resource not in self.listed:
-                self._list(story.List(resource))
-        self._deliver(story.Deliver(len(self.pending)))
+                self.list_anew(resource)
+        self.deliver()
         for table in self.tables.values():
             table.faults.clear()
             table.meanwhile.clear()
@@ -311,11 +323,12 @@ class World:
         refused = [
             key
             for key, item in (state.services or {}).items()
-            if key not in served and self.ever_refused & {*map(str, oracle.external_ips(item))}
+            if key not in served
+            and self.ever_refused & {*map(str, (*item.load_balancer_ips, *item.external_ips))}
         ]
         for count in range(len(refused) + 1):
             for some in itertools.combinations(refused, count):
-                yield self.judge.meaning(state, table.family, own_mark, frozenset(some))
+                yield oracle.meant(state, table.family, own_mark, frozenset(some))
 
     def _look(self) -> None:
         """After each tick: what the agent says of itself is so."""
@@ -343,7 +356,7 @@ class World:
             return
         if not self.agent.in_sync:
             raise Violation(f"not in sync in a quiet world: {self.agent.sentence()}")
-        problems = set(oracle.told_problems(self.told))
+        problems = set(self.told.problems)
         counts = {}
         for family, table in self.tables.items():
             plan, refused = self._expected(family, table)
@@ -363,12 +376,12 @@ class World:
     def _expected(self, family: Family, table: SimTable) -> tuple[Any, frozenset[str]]:
         """The plan of what was told without what the kernel refuses, and who that is."""
         there = table.copy()
-        own_mark = not there.get(self.config.chains.mark_masquerade)
+        own_mark = not there.get(self.told.config.chains.mark_masquerade)
         # What the kernel took before it began to refuse the like is there and stays.
         served = oracle.with_rules(oracle.own(there).values())
         refused: frozenset[str] = frozenset()
         while True:
-            plan = self.judge.plan(self.told, family, own_mark, refused)
+            plan = oracle.planned(self.told, family, own_mark, refused)
             rules = (rule for chain in plan.ruleset.chains.values() for rule in chain)
             bad = [r for r in rules if any(f"-d {ip}/" in r for ip in table.refused)]
             more = oracle.with_rules([bad]) - served
@@ -409,3 +422,18 @@ class World:
         got = self.agent.sentence().partition("; not following")[0]
         if got != wanted:
             raise Violation(f"it says {got!r}, wanted {wanted!r}")
+
+
+def play(steps: Sequence[Step]) -> None:
+    """Lets all of it happen, and then waits until the world has been quiet for long."""
+    logging.disable(logging.CRITICAL)
+    try:
+        world = World()
+        for each in steps:
+            each.happen(world)
+        world.end()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+SIMULATION = Simulation("mind", history, play)
