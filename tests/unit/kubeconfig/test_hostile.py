@@ -32,10 +32,9 @@ from ipvs_node_agent.kubeconfig.contents import fingerprint
 from ipvs_node_agent.kubeconfig.credentials import Credentials
 from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
 from tests.support.examples import examples
+from tests.support.kubeconfigs import SECRET, document
 from tests.support.pki import Pki
 from tests.support.rawobjects import mapping, mostly, spoilt
-
-SECRET = "s3cret-s3cret"
 
 # Files
 
@@ -84,26 +83,19 @@ def urls(draw: st.DrawFn, hosts: st.SearchStrategy[str] = hosts) -> str:
     return f"{scheme}{user}{draw(hosts)}{port}{end}"
 
 
-# What the values of a document may be replaced by.
-def optional(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.fixed_dictionaries({}, optional=values)
-
-
-cluster = st.builds(
-    lambda server, rest: {"server": server, **rest},
-    urls(),
-    optional(
-        **{
-            "certificate-authority": named,
-            "certificate-authority-data": inline,
-            "insecure-skip-tls-verify": st.booleans(),
-            "tls-server-name": hosts,
-            "proxy-url": urls(),
-        }
-    ),
+cluster = st.fixed_dictionaries(
+    {"server": urls()},
+    optional={
+        "certificate-authority": named,
+        "certificate-authority-data": inline,
+        "insecure-skip-tls-verify": st.booleans(),
+        "tls-server-name": hosts,
+        "proxy-url": urls(),
+    },
 )
-user = optional(
-    **{
+user = st.fixed_dictionaries(
+    {},
+    optional={
         "client-certificate": named,
         "client-certificate-data": inline,
         "client-key": named,
@@ -116,21 +108,29 @@ user = optional(
         "auth-provider": mapping(
             name=st.sampled_from(["oidc", "azure", "none"]), config=mapping(**{"id-token": text})
         ),
-    }
+    },
 )
 
 
-def document(cluster: Any, user: Any) -> dict[str, Any]:
-    """A kubeconfig of these two."""
-    return {
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": cluster}],
-        "users": [{"name": "u", "user": user}],
-    }
+good = st.builds(lambda cluster, user: document(user, **cluster), cluster, user)
+TAGS = (
+    *("bool", "int", "float", "binary", "timestamp", "null", "set"),
+    *("omap", "pairs", "map", "seq", "str", "python/none", "x"),
+)
+PIECES = [
+    *(f"!!{tag} ".encode() for tag in TAGS),
+    *(b"&a ", b"*a ", b"&a {a: *a} ", b"<<: *a\n", b"? ", b"- "),
+    *(b"[", b"{", b'"', b"'", b"|", b">", b"\t", b"#", b"\0", b"\xff", b"\xc3", b"\xe2\x80\xa8"),
+    *(b"---\n", b"...\n", b"%YAML 9.9\n---\n"),
+    *(b"1:1:1.5 ", b"2026-99-99 ", b'"\\UFFFFFFFF" ', b'"\\uD800" ', b"9" * 5000, b"[" * 200),
+]
 
 
-good = st.builds(document, cluster, user)
+def spliced(draw: st.DrawFn, data: bytes, starts: list[int]) -> bytes:
+    """`data` with something else put in at one of `starts`, or in the place of what is there."""
+    start = draw(st.sampled_from(starts))
+    piece = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
+    return data[:start] + piece + data[start + draw(st.sampled_from([0, 0, 1, 1000])) :]
 
 
 @st.composite
@@ -140,45 +140,8 @@ def kubeconfigs(draw: st.DrawFn) -> bytes:
     data = written.encode("utf-8", "surrogatepass")
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         starts = [place + 1 for place in range(len(data)) if data[place : place + 1] in b" \n"]
-        start = draw(st.sampled_from([0, *starts]))
-        piece = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
-        data = data[:start] + piece + data[start + draw(st.sampled_from([0, 0, 1, 1000])) :]
+        data = spliced(draw, data, [0, *starts])
     return data
-
-
-PIECES = [
-    *(
-        f"!!{tag} ".encode()
-        for tag in ("bool", "int", "float", "binary", "timestamp", "null", "set")
-    ),
-    *(f"!!{tag} ".encode() for tag in ("omap", "pairs", "map", "seq", "str", "python/none", "x")),
-    *(
-        b"&a ",
-        b"*a ",
-        b"&a {a: *a} ",
-        b"<<: *a\n",
-        b"? ",
-        b"- ",
-        b"[",
-        b"{",
-        b'"',
-        b"'",
-        b"|",
-        b">",
-    ),
-    *(
-        b"---\n",
-        b"...\n",
-        b"%YAML 9.9\n---\n",
-        b"\t",
-        b"#",
-        b"\0",
-        b"\xff",
-        b"\xc3",
-        b"\xe2\x80\xa8",
-    ),
-    *(b"1:1:1.5 ", b"2026-99-99 ", b'"\\UFFFFFFFF" ', b'"\\uD800" ', b"9" * 5000, b"[" * 200),
-]
 
 
 class Here(Reader):
@@ -251,7 +214,7 @@ def test_whoever_is_to_be_asked_is_or_is_refused(
     server: str, proxy: str | None, name: str | None
 ) -> None:
     cluster = {"server": server, "proxy-url": proxy, "tls-server-name": name}
-    loaded_or_refused(yaml.safe_dump(document(cluster, {"token": "abc"})).encode())
+    loaded_or_refused(yaml.safe_dump(document({"token": "abc"}, **cluster)).encode())
 
 
 @examples(200)
@@ -267,8 +230,7 @@ def test_certificates_and_keys_are_loaded_or_refused(
     data = {"certificate-authority": ca, "client-certificate": certificate, "client-key": key}
     entry: dict[str, str] = {f"{k}-data": base64.b64encode(data[k]).decode() for k in keys}
     entry = {**{k: f"{k}.pem" for k in data}, **entry}
-    cluster = {"server": "https://127.0.0.1:6443", **entry}
-    said = loaded_or_refused(yaml.safe_dump(document(cluster, entry)).encode(), **data)
+    said = loaded_or_refused(yaml.safe_dump(document(entry, **entry)).encode(), **data)
     assert "cannot load" in said or said.endswith("cannot be reached: Name or service not known")
 
 
@@ -297,9 +259,7 @@ def configurations(draw: st.DrawFn) -> bytes:
     """A configuration with a few pieces of its text replaced."""
     data = CONFIG
     for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(data)))
-        piece = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
-        data = data[:start] + piece + data[start + draw(st.sampled_from([0, 0, 1, 1000])) :]
+        data = spliced(draw, data, [*range(len(data) + 1)])
     return data
 
 
