@@ -27,17 +27,11 @@ class Watch:
         stream: web.StreamResponse,
         store: Store,
         kind: str,
-        namespace: str,
         selector: Selector,
         bookmarks: bool,
     ) -> None:
-        self._http = http
-        self._stream = stream
-        self._store = store
-        self._kind = kind
-        self._namespace = namespace
-        self._selector = selector
-        self._bookmarks = bookmarks
+        self._http, self._stream, self._store = http, stream, store
+        self._kind, self._selector, self._bookmarks = kind, selector, bookmarks
         self._position = 0
         self._ended = False
         self._actions: asyncio.Queue[Action] = asyncio.Queue()
@@ -65,15 +59,11 @@ class Watch:
 
     async def send_state(self, mark_end: bool) -> None:
         """Begin with an event for each object there is, and a mark if asked for."""
-        objects, self._position = self._store.items(self._kind, self._namespace)
+        objects, self._position = self._store.items(self._kind)
         for obj in filter(self._selector.matches, objects):
-            await self.write(event("ADDED", obj))
+            await self._stream.write(event("ADDED", obj))
         if mark_end and self._bookmarks:
-            await self.write(self._bookmark(INITIAL_EVENTS_END))
-
-    async def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        await self._stream.write(data)
+            await self._stream.write(self._bookmark(INITIAL_EVENTS_END))
 
     async def look(self) -> None:
         """Nothing but a reason to look for changes."""
@@ -81,7 +71,7 @@ class Watch:
     async def bookmark(self) -> None:
         """Tell the client how far it has seen, if it wants to know."""
         if self._bookmarks:
-            await self.write(self._bookmark({}))
+            await self._stream.write(self._bookmark({}))
 
     async def end(self) -> None:
         """End the stream as a server does when the time is over."""
@@ -90,7 +80,7 @@ class Watch:
     async def truncate(self) -> None:
         """End the stream in the middle of a line."""
         line = self._bookmark({})
-        await self.write(line[: len(line) // 2])
+        await self._stream.write(line[: len(line) // 2])
         self._ended = True
 
     async def reset(self) -> None:
@@ -100,11 +90,11 @@ class Watch:
             reset(self._http.transport)
 
     async def _send_changes(self) -> None:
-        changes, self._position = self._store.changes(self._position, self._kind, self._namespace)
+        changes, self._position = self._store.changes(self._position, self._kind)
         for change in changes:
             line = self._translate(change)
             if line:
-                await self.write(line)
+                await self._stream.write(line)
 
     def _translate(self, change: Change) -> bytes | None:
         was = change.old is not ABSENT and self._selector.matches(change.old)
@@ -114,14 +104,10 @@ class Watch:
         return event("DELETED", at_version(change.old, change.version)) if was else None
 
     def _bookmark(self, annotations: dict[str, str]) -> bytes:
-        metadata: dict[str, Any] = {
-            "resourceVersion": str(self._position),
-            "creationTimestamp": None,
-        }
+        metadata: dict[str, Any] = {"resourceVersion": str(self._position)}
         if annotations:
             metadata["annotations"] = annotations
-        body = {"kind": self._kind, "apiVersion": "v1", "metadata": metadata}
-        return event("BOOKMARK", {**body, "spec": {}, "status": {}})
+        return event("BOOKMARK", {"kind": self._kind, "apiVersion": "v1", "metadata": metadata})
 
 
 def event(name: str, obj: Any) -> bytes:

@@ -29,7 +29,9 @@ def inline(data: bytes) -> str:
 def shown(credentials: Credentials, pki: Pki) -> tuple[str | None, int | None]:
     """Whom a server sees: the user, and the serial number of the certificate."""
     with ApiServer(pki=pki) as server:
-        credentials.pool.request("GET", f"{server.url}/version", headers=credentials.headers())
+        credentials.pool.request(
+            "GET", f"{server.url}/api/v1/services", headers=credentials.headers()
+        )
         return server.requests[-1].user, server.requests[-1].serial
 
 
@@ -120,7 +122,7 @@ def test_a_server_is_only_taken_unseen_where_the_kubeconfig_says_so(
     credentials = load(write(tmp_path / "kubeconfig", content))
     assert ("is not verified" in credentials.warning) == (not verify)
     with ApiServer(host="0.0.0.0", pki=Pki()) as server:
-        url = f"https://127.0.0.1:{server.port}/version"
+        url = f"https://127.0.0.1:{server.port}/api/v1/services"
         if verify:
             with pytest.raises(urllib3.exceptions.SSLError):
                 credentials.pool.request("GET", url)
@@ -136,10 +138,10 @@ def test_a_server_may_be_asked_for_under_another_name(
     content = naming(**keys, **{"tls-server-name": "kubernetes"})
     credentials = load(write(tmp_path / "kubeconfig", content))
     with ApiServer(host="0.0.0.0", pki=pki, names=["kubernetes"]) as server:
-        url = f"https://127.0.0.1:{server.port}/version"
+        url = f"https://127.0.0.1:{server.port}/api/v1/services"
         assert credentials.pool.request("GET", url).status == 200
     with ApiServer(pki=pki) as server, pytest.raises(urllib3.exceptions.SSLError):
-        credentials.pool.request("GET", f"{server.url}/version")
+        credentials.pool.request("GET", f"{server.url}/api/v1/services")
 
 
 @pytest.mark.parametrize(
