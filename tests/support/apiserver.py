@@ -85,7 +85,8 @@ class ApiServer:
 
     `netns` is the path of a network namespace to listen in. `pki` turns on TLS and everything
     about users; without it the server is plain HTTP and lets anybody do anything. `names` are
-    further names for the server's certificate, `tokens` maps bearer tokens to users.
+    further names for the server's certificate, `tokens` maps bearer tokens to users. Its objects
+    are changed as in a `Store`.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class ApiServer:
         self._host = host
         self._tokens = dict(tokens or {})
         self._streaming_lists = streaming_lists
-        self._store = Store(self._store_changed)
+        self._store = store = Store(self._store_changed)
+        self.put, self.put_raw, self.delete = store.put, store.put_raw, store.delete
+        self.compact = store.compact
         self._netns = netns
         self._tls = pki.server_context([host, "localhost", *names]) if pki else None
         self._changed = threading.Condition()
@@ -142,25 +145,7 @@ class ApiServer:
             self._thread.join()
         self._thread = None
 
-    # Objects
-
-    def put(self, obj: dict[str, Any]) -> dict[str, Any]:
-        """Create or replace an object; see `Store.put`."""
-        return self._store.put(obj)
-
-    def put_raw(self, kind: str, namespace: str, name: str, obj: Any) -> None:
-        """Store anything at all; see `Store.put_raw`."""
-        self._store.put_raw(kind, namespace, name, obj)
-
-    def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Remove an object; KeyError if there is none."""
-        self._store.delete(kind, namespace, name)
-
     # Faults
-
-    def compact(self) -> None:
-        """Make all versions before now too old to watch from."""
-        self._store.compact()
 
     def fail(
         self,

@@ -61,9 +61,13 @@ class Watch:
         """Begin with an event for each object there is, and a mark if asked for."""
         objects, self._position = self._store.items(self._kind)
         for obj in filter(self._selector.matches, objects):
-            await self._stream.write(event("ADDED", obj))
+            await self.write(event("ADDED", obj))
         if mark_end and self._bookmarks:
-            await self._stream.write(self._bookmark(INITIAL_EVENTS_END))
+            await self.write(self._bookmark(INITIAL_EVENTS_END))
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        await self._stream.write(data)
 
     async def look(self) -> None:
         """Nothing but a reason to look for changes."""
@@ -71,7 +75,7 @@ class Watch:
     async def bookmark(self) -> None:
         """Tell the client how far it has seen, if it wants to know."""
         if self._bookmarks:
-            await self._stream.write(self._bookmark({}))
+            await self.write(self._bookmark({}))
 
     async def end(self) -> None:
         """End the stream as a server does when the time is over."""
@@ -80,7 +84,7 @@ class Watch:
     async def truncate(self) -> None:
         """End the stream in the middle of a line."""
         line = self._bookmark({})
-        await self._stream.write(line[: len(line) // 2])
+        await self.write(line[: len(line) // 2])
         self._ended = True
 
     async def reset(self) -> None:
@@ -94,7 +98,7 @@ class Watch:
         for change in changes:
             line = self._translate(change)
             if line:
-                await self._stream.write(line)
+                await self.write(line)
 
     def _translate(self, change: Change) -> bytes | None:
         was = change.old is not ABSENT and self._selector.matches(change.old)

@@ -384,9 +384,3 @@ def test_junk_costs_no_more_than_its_own_field(field: str, junk: Any) -> None:
 def test_junk_for_a_whole_part_does_no_harm(part: str, junk: Any) -> None:
     assert read_service({**raw(), part: junk}).key == "default/web"
     assert read_node(node(**{part: junk})) == Node("worker-1", (), (), ())
-
-
-@every_junk
-def test_junk_for_the_metadata_is_no_service(junk: Any) -> None:
-    with pytest.raises(UnknownObject):
-        read_service({**raw(), "metadata": junk})

@@ -20,6 +20,10 @@ pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 # What the fixture `node_pem` leaves beside a kubeconfig.
 NODE_PEM = "kubelet-client-current.pem"
 NODE_USER = "system:node:worker-1"
+FORMS = {
+    "PKCS8": serialization.PrivateFormat.PKCS8,
+    "traditional": serialization.PrivateFormat.TraditionalOpenSSL,
+}
 
 
 def inline(data: bytes) -> str:
@@ -198,13 +202,10 @@ def odd_pems(node_pem: Path, pki: Pki) -> None:
     (node_pem.parent / "alone").write_text("".join(certificate))
     pki.write_node_client(node_pem.parent / "other", "worker-2")
     key = serialization.load_pem_private_key(node_pem.read_bytes(), None)
-    for form in (
-        serialization.PrivateFormat.PKCS8,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-    ):
+    for name, form in FORMS.items():
         encryption = serialization.BestAvailableEncryption(SECRET.encode())
         encrypted = key.private_bytes(serialization.Encoding.PEM, form, encryption)
-        (node_pem.parent / form.name).write_bytes(encrypted)
+        (node_pem.parent / name).write_bytes(encrypted)
 
 
 @pytest.mark.usefixtures("odd_pems")
@@ -222,7 +223,7 @@ def odd_pems(node_pem: Path, pki: Pki) -> None:
         # Nobody is asked for its password.
         *(
             pytest.param({"client-certificate": NODE_PEM, "client-key": form}, "", id=form)
-            for form in ("PKCS8", "TraditionalOpenSSL")
+            for form in FORMS
         ),
     ],
 )
