@@ -45,5 +45,5 @@ def authorize(request: Request) -> None:
     if prefix != "system:node" or request.verb not in verbs:
         raise forbidden(request)
     myself = Term("metadata.name", True, node)
-    if request.resource == "nodes" and myself not in selector_of(request).terms:
+    if request.resource == "nodes" and myself not in selector_of(request):
         raise forbidden(request, f"node '{node}' cannot read all nodes, only its own Node object")

@@ -43,7 +43,7 @@ from tests.support.rest import (
     no_such_path,
     parse_target,
 )
-from tests.support.selection import selector_of, version_of, wants_initial_events
+from tests.support.selection import matches, selector_of, version_of, wants_initial_events
 from tests.support.sockets import enter_netns
 from tests.support.store import Store
 from tests.support.watching import Action, Watch
@@ -179,9 +179,9 @@ class ApiServer:
         """End open watches as at the end of their time."""
         self._tell_watches(Watch.end, resource)
 
-    def drop_watches(self, resource: str | None = None) -> None:
+    def drop_watches(self) -> None:
         """Reset the connections of open watches."""
-        self._tell_watches(Watch.reset, resource)
+        self._tell_watches(Watch.reset)
 
     def truncate_watches(self, resource: str | None = None) -> None:
         """Send half a line into open watches, then end them."""
@@ -246,7 +246,7 @@ class ApiServer:
         if self._thread and self._thread.is_alive():
             self._loop.call_soon_threadsafe(action)
 
-    def _tell_watches(self, action: Action, resource: str | None) -> None:
+    def _tell_watches(self, action: Action, resource: str | None = None) -> None:
         def post() -> None:
             for watch, watched in list(self._watches.items()):
                 if resource in (None, watched):
@@ -255,10 +255,7 @@ class ApiServer:
         self._in_loop(post)
 
     def _store_changed(self) -> None:
-        self._tell_watches(Watch.look, None)
-        self._notify()
-
-    def _notify(self) -> None:
+        self._tell_watches(Watch.look)
         with self._changed:
             self._changed.notify_all()
 
@@ -270,25 +267,19 @@ class ApiServer:
     # One request
 
     async def _handle(self, http: web.BaseRequest) -> web.StreamResponse:
-        with self._cancelled_with_client(http):
-            request = self._record(http)
-            try:
-                await self._healed.wait()
-                self._fail_if_told(request)
-                if self._tls:
-                    authenticate(request, certificate_of(http))
-                    authorize(request)
-                return await self._answer(http, request)
-            except Refusal as refusal:
-                return self._reply(request, refusal.code, refusal.status)
-
-    @contextlib.contextmanager
-    def _cancelled_with_client(self, http: web.BaseRequest) -> Iterator[None]:
         task = asyncio.current_task()
         assert task
         self._running[http.protocol] = task
+        request = self._record(http)
         try:
-            yield
+            await self._healed.wait()
+            self._fail_if_told(request)
+            if self._tls:
+                authenticate(request, certificate_of(http))
+                authorize(request)
+            return await self._answer(http, request)
+        except Refusal as refusal:
+            return self._reply(request, refusal.code, refusal.status)
         finally:
             del self._running[http.protocol]
 
@@ -359,13 +350,10 @@ class ApiServer:
         selector = selector_of(request)
         kind = KINDS[request.resource]
         objects, version = self._store.items(kind)
+        items = [_as_item(obj) for obj in objects if matches(obj, selector)]
+        metadata = {"resourceVersion": str(version)}
         body = encode(
-            {
-                "kind": f"{kind}List",
-                "apiVersion": "v1",
-                "metadata": {"resourceVersion": str(version)},
-                "items": [_as_item(obj) for obj in objects if selector.matches(obj)],
-            }
+            {"kind": f"{kind}List", "apiVersion": "v1", "metadata": metadata, "items": items}
         )
         stream = await self._open_stream(http, request)
         if self._lists_truncated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tests.support.rest import Request, bad_request, invalid_options, is_true
@@ -24,28 +24,23 @@ class Term(NamedTuple):
     equal: bool
     value: str
 
-    def holds(self, obj: Any) -> bool:
-        """Whether an object meets it."""
-        for key in self.field.split("."):
-            obj = obj.get(key) if isinstance(obj, dict) else None
-        return ((obj if isinstance(obj, str) else "") == self.value) == self.equal
+
+def matches(obj: Any, selector: Sequence[Term]) -> bool:
+    """Whether an object meets all terms."""
+    return all((_field(obj, term.field) == term.value) == term.equal for term in selector)
 
 
-class Selector(NamedTuple):
-    """The terms that an object has to meet, all of them."""
-
-    terms: tuple[Term, ...]
-
-    def matches(self, obj: Any) -> bool:
-        """Whether an object meets all terms."""
-        return all(term.holds(obj) for term in self.terms)
+def _field(obj: Any, path: str) -> str:
+    for key in path.split("."):
+        obj = obj.get(key) if isinstance(obj, dict) else None
+    return obj if isinstance(obj, str) else ""
 
 
-def selector_of(request: Request) -> Selector:
+def selector_of(request: Request) -> list[Term]:
     """What a request selects."""
-    texts = [text for text in request.params.get("fieldSelector", "").split(",") if text]
-    selector = Selector(tuple(_term(text) for text in texts))
-    for term in selector.terms:
+    texts = request.params.get("fieldSelector", "").split(",")
+    selector = [_term(text) for text in texts if text]
+    for term in selector:
         if term.field not in _FIELDS[request.resource]:
             raise bad_request(f"field label not supported: {term.field}")
     return selector

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
 from tests.support.rest import encode
-from tests.support.selection import Selector
+from tests.support.selection import Term, matches
 from tests.support.sockets import reset
 from tests.support.store import ABSENT, Change, Store, at_version
 
@@ -27,7 +27,7 @@ class Watch:
         stream: web.StreamResponse,
         store: Store,
         kind: str,
-        selector: Selector,
+        selector: Sequence[Term],
         bookmarks: bool,
     ) -> None:
         self._http, self._stream, self._store = http, stream, store
@@ -60,8 +60,9 @@ class Watch:
     async def send_state(self, mark_end: bool) -> None:
         """Begin with an event for each object there is, and a mark if asked for."""
         objects, self._position = self._store.items(self._kind)
-        for obj in filter(self._selector.matches, objects):
-            await self.write(event("ADDED", obj))
+        for obj in objects:
+            if matches(obj, self._selector):
+                await self.write(event("ADDED", obj))
         if mark_end and self._bookmarks:
             await self.write(self._bookmark(INITIAL_EVENTS_END))
 
@@ -101,8 +102,8 @@ class Watch:
                 await self.write(line)
 
     def _translate(self, change: Change) -> bytes | None:
-        was = change.old is not ABSENT and self._selector.matches(change.old)
-        now = change.new is not ABSENT and self._selector.matches(change.new)
+        was = change.old is not ABSENT and matches(change.old, self._selector)
+        now = change.new is not ABSENT and matches(change.new, self._selector)
         if now:
             return event("MODIFIED" if was else "ADDED", change.new)
         return event("DELETED", at_version(change.old, change.version)) if was else None
