@@ -85,13 +85,6 @@ def test_items_are_given_before_the_list_ends() -> None:
     assert found == [{"a": 1}, {"a": 2}, 3]
 
 
-def test_every_cut_of_a_list_is_noticed() -> None:
-    text = json.dumps(SERVICES).encode()
-    for length in range(len(text)):
-        with pytest.raises(BrokenList, match=r"^the list breaks off$"):
-            read([text[:length]])
-
-
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [

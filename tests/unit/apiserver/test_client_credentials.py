@@ -86,15 +86,6 @@ def test_each_rotation_ends_the_open_watch_and_puts_the_new_certificate_to_use(
             assert not api.refresh()
 
 
-def test_a_certificate_that_is_written_in_place_is_used(
-    api: Api, server: ApiServer, files: NodeFiles
-) -> None:
-    get(api)
-    files.current.write_bytes(files.issue().read_bytes())
-    assert api.refresh()
-    assert shown(api, server) == files.serial
-
-
 def test_a_new_server_in_the_kubeconfig_is_used(
     api: Api, server: ApiServer, files: NodeFiles, pki: Pki
 ) -> None:
