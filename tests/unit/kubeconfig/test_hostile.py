@@ -23,14 +23,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.apiserver import client
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.config.file import load
-from ipvs_node_agent.config.yamlloader import NotYaml, compose
-from ipvs_node_agent.config.yamlloader import load as load_yaml
 from ipvs_node_agent.errors import AgentError, UsageError
 from ipvs_node_agent.kubeconfig.contents import fingerprint
-from ipvs_node_agent.kubeconfig.credentials import Credentials
-from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
+from ipvs_node_agent.kubeconfig.reader import Reader, settings
 from tests.support.examples import examples
 from tests.support.kubeconfigs import SECRET, document
 from tests.support.pki import Pki
@@ -144,13 +141,6 @@ def kubeconfigs(draw: st.DrawFn) -> bytes:
     return data
 
 
-class Here(Reader):
-    """Reads without a process of its own."""
-
-    def _read_elsewhere(self) -> Settings:
-        return settings(self.path)
-
-
 def unknown(host: Any, *_: Any, **__: Any) -> Any:
     """No host has an address; what comes before that is done as always."""
     if isinstance(host, str):
@@ -160,18 +150,11 @@ def unknown(host: Any, *_: Any, **__: Any) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Nobody is asked for an address, and no program is started."""
+    """Nobody is asked for an address, and no other process is started."""
     nothing = mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError)
-    with nothing, mock.patch.object(socket, "getaddrinfo", unknown):
+    here = mock.patch.object(Reader, "_read_elsewhere", lambda reader: settings(reader.path))
+    with nothing, here, mock.patch.object(socket, "getaddrinfo", unknown):
         yield
-
-
-def judge(credentials: Credentials) -> None:
-    """Whether what was loaded can be shown."""
-    for shown in (credentials.server, credentials.user or "", credentials.warning):
-        assert shown.isprintable()
-        assert SECRET not in shown
-    assert SECRET not in repr(credentials)
 
 
 def loaded_or_refused(kubeconfig: bytes, **pem_files: bytes) -> str:
@@ -183,10 +166,13 @@ def loaded_or_refused(kubeconfig: bytes, **pem_files: bytes) -> str:
         os.mkfifo(path.parent / "fifo")
         path.write_bytes(kubeconfig)
         assert fingerprint(path) == fingerprint(path)
-        with alone(), mock.patch.object(client, "Reader", Here):
-            api = client.Api(path)
+        with alone():
+            api = Api(path)
             try:
-                judge(api.credentials())
+                credentials = api.credentials()
+                shown = f"{credentials.server}{credentials.user or ''}{credentials.warning}"
+                assert shown.isprintable()
+                assert SECRET not in shown + repr(credentials)
                 with api.get("/api", {}, "list services", 1.0):
                     raise AssertionError("somebody answered")
             except AgentError as error:
@@ -232,15 +218,6 @@ def test_certificates_and_keys_are_loaded_or_refused(
     entry = {**{k: f"{k}.pem" for k in data}, **entry}
     said = loaded_or_refused(yaml.safe_dump(document(entry, **entry)).encode(), **data)
     assert "cannot load" in said or said.endswith("cannot be reached: Name or service not known")
-
-
-@examples(300)
-@given(data=kubeconfigs().map(lambda data: data.decode(errors="replace")) | st.text(max_size=40))
-def test_yaml_is_read_or_refused(data: str) -> None:
-    with suppress(NotYaml):
-        compose(data)
-    with suppress(NotYaml):
-        load_yaml(data)
 
 
 CONFIG = b"""kubeconfig: /etc/kubernetes/kubelet.conf
