@@ -22,7 +22,10 @@ from tests.support.pki import Pki
 SERVICES = "/api/v1/services"
 NODES = "/api/v1/nodes"
 EVENTS = "/api/v1/namespaces/default/events"
-STREAMING_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+STREAMING_LIST: dict[str, Any] = {
+    "sendInitialEvents": "true",
+    "resourceVersionMatch": "NotOlderThan",
+}
 
 
 @pytest.fixture
@@ -220,7 +223,7 @@ def test_a_node_may_do_what_a_node_may(pki: Pki, node_pem: Path) -> None:
     with ApiServer(pki=pki) as server:
 
         def status(path: str, **params: Any) -> int:
-            return call(server, path, tls=tls, **params).status
+            return int(call(server, path, tls=tls, **params).status)
 
         assert status(SERVICES) == status(SERVICES, **now) == 200
         assert status(NODES, **myself) == status(NODES, **now, **myself) == 200
