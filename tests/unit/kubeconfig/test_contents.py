@@ -11,7 +11,6 @@ import yaml
 
 from ipvs_node_agent.kubeconfig.contents import fingerprint
 from tests.support.kubeconfigs import HOSTS, SECRET, document, load, naming, refusal, write
-from tests.support.pki import Pki
 
 pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 
@@ -140,16 +139,6 @@ def test_the_fingerprint_changes_when_a_file_goes_or_is_written_in_place(
     with (tmp_path / name).open("a") as file:
         file.write("\n")
     assert fingerprint(path) != there
-
-
-def test_the_fingerprint_changes_when_the_symlink_is_swapped(
-    path: Path, node_pem: Path, pki: Pki, tmp_path: Path
-) -> None:
-    pki.write_node_client(tmp_path / "next.pem", "worker-1")
-    before = fingerprint(path)
-    (tmp_path / "draft").symlink_to("next.pem")
-    (tmp_path / "draft").replace(node_pem)
-    assert fingerprint(path) != before
 
 
 def test_the_fingerprint_changes_when_a_file_is_replaced_by_one_of_the_same_size_and_time(
