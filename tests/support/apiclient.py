@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
 from ipvs_node_agent.apiserver.client import Api, ApiError
+from tests.support.kubeconfigs import document, write
 from tests.support.pki import Pki, plain_kubeconfig, point_to
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ class NodeFiles:
     """A node's kubeconfig and certificate, rotated as the kubelet does it."""
 
     def __init__(self, directory: Path, pki: Pki, url: str) -> None:
-        self._directory, self._pki, self._url = directory, pki, url
+        self._directory, self._pki = directory, pki
         self.kubeconfig = directory / "kubelet.conf"
         self.current = directory / "kubelet-client-current.pem"
         self.serial = 0
         self._issued = 0
-        point_to(self.current, self.issue())
+        self.rotate()
         pki.write_kubeconfig(self.kubeconfig, url, self.current)
 
     def issue(self) -> Path:
@@ -40,10 +41,9 @@ class NodeFiles:
         self.serial = self._pki.write_node_client(dated, "worker-1")
         return dated
 
-    def rotate(self) -> int:
-        """Puts the next certificate in place of the current one, and gives its serial number."""
+    def rotate(self) -> None:
+        """Puts the next certificate in place of the current one."""
         point_to(self.current, self.issue())
-        return self.serial
 
     @property
     def secrets(self) -> list[str]:
@@ -52,11 +52,9 @@ class NodeFiles:
         return [line for text in texts for line in text.partition("PRIVATE KEY")[2].splitlines()]
 
 
-def get(
-    api: Api, watch: bool = False, timeout: float = 10.0, selectors: Mapping[str, str] | None = None
-) -> bytes:
+def get(api: Api, watch: bool = False, timeout: float = 10.0) -> bytes:
     """The whole body of a list or, as soon as it has ended, of a watch."""
-    parameters = {**(selectors or {}), **({"watch": "true"} if watch else {})}
+    parameters = {"watch": "true"} if watch else {}
     with api.get(SERVICES, parameters, f"{'watch' if watch else 'list'} services", timeout) as got:
         return b"".join(got.pieces())
 
@@ -73,32 +71,36 @@ def failure(api: Api, **arguments: Any) -> ApiError:
     return caught.value
 
 
-class Watch:
-    """A watch in a thread of its own, and how it ended."""
+class Asking:
+    """A thread that asks for something, and what it got."""
 
-    def __init__(self, api: Api) -> None:
-        self.outcome: Any = None
-        self._api = api
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._got: Any = None
+        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _run(self, ask: Callable[[], Any]) -> None:
         try:
-            self.outcome = get(self._api, watch=True, timeout=60.0)
+            self._got = ask()
         except Exception as error:
-            self.outcome = error
+            self._got = error
 
-    def ended(self) -> Any:
-        """What the watch ended with."""
-        self._thread.join(10)
+    def got(self) -> Any:
+        """The answer, or the error."""
+        self._thread.join(20)
         assert not self._thread.is_alive()
-        return self.outcome
+        return self._got
+
+
+def watching(api: Api) -> Asking:
+    """A watch in a thread of its own."""
+    return Asking(lambda: get(api, watch=True, timeout=60.0))
 
 
 @contextmanager
-def watching(api: Api, server: ApiServer) -> Iterator[Watch]:
+def watched(api: Api, server: ApiServer) -> Iterator[Asking]:
     """An open watch."""
-    watch = Watch(api)
+    watch = watching(api)
     server.wait_for(lambda: server.watches("services") == 1)
     yield watch
 
@@ -108,12 +110,11 @@ def plain(tmp_path: Path, url: str) -> Api:
     return Api(tmp_path / "plain.conf")
 
 
-def write_token_kubeconfig(path: Path, server: ApiServer, pki: Pki) -> None:
-    pki.write_kubeconfig(path, server.url, path)
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if "client-certificate" not in line]
-    text = "\n".join(kept)
-    path.write_text(text.replace(f"client-key: {path.absolute()}", f"token: {TOKEN}") + "\n")
+def token_kubeconfig(path: Path, server: ApiServer, pki: Pki) -> Path:
+    """Writes a kubeconfig of a user with the token."""
+    pki.write_ca(path.with_name("ca.crt"))
+    cluster = {"server": server.url, "certificate-authority": "ca.crt"}
+    return write(path, document({"token": TOKEN}, **cluster))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -1,7 +1,7 @@
 """A small Kubernetes API server for tests and for the demo.
 
-It knows Services, Nodes and Events, speaks list and watch as the real one does, and breaks in
-all the ways a real one does when it is told to:
+It knows Services, Nodes and Events, and speaks list, watch and create as the real one does. It
+breaks in all the ways a real one does when it is told to:
 
     with ApiServer() as server:
         server.put({"kind": "Service", "metadata": {"name": "web"}, "spec": {}})
@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,25 +30,26 @@ from tests.support.access import (
     certificate_of,
     common_name,
 )
-from tests.support.objects import answer
 from tests.support.pki import Pki
 from tests.support.rest import (
-    DISCOVERY,
     KINDS,
     Refusal,
     Request,
+    bad_request,
     encode,
     expired,
     failure,
-    invalid_options,
     is_true,
     no_such_path,
     parse_target,
 )
-from tests.support.selection import selector_of, version_of, wants_initial_events
-from tests.support.sockets import enter_netns, listen
+from tests.support.selection import matches, selector_of, version_of, wants_initial_events
+from tests.support.sockets import enter_netns
 from tests.support.store import Store
-from tests.support.watching import Action, Watch, event
+from tests.support.watching import Action, Watch
+
+# So often a server tells those who want to know how far they have seen.
+_BOOKMARK_SECONDS = 60.0
 
 
 @dataclass
@@ -82,30 +85,27 @@ class ApiServer:
 
     `netns` is the path of a network namespace to listen in. `pki` turns on TLS and everything
     about users; without it the server is plain HTTP and lets anybody do anything. `names` are
-    further names for the server's certificate, `tokens` maps bearer tokens to users.
-    `service_field_selectors`, `streaming_lists` and `bookmark_interval` may be set at any time.
+    further names for the server's certificate, `tokens` maps bearer tokens to users. Its objects
+    are changed as in a `Store`.
     """
 
     def __init__(
         self,
         host: str = "127.0.0.1",
-        port: int = 0,
         *,
         netns: str | None = None,
         pki: Pki | None = None,
         names: Sequence[str] = (),
         tokens: Mapping[str, str] | None = None,
-        service_field_selectors: bool = True,
         streaming_lists: bool = False,
-        bookmark_interval: float | None = 60.0,
     ) -> None:
-        self.host = host
-        self.port = port
-        self.tokens = dict(tokens or {})
-        self.service_field_selectors = service_field_selectors
-        self.streaming_lists = streaming_lists
-        self.bookmark_interval = bookmark_interval
-        self.store = Store(self._store_changed)
+        self.port = 0
+        self._host = host
+        self._tokens = dict(tokens or {})
+        self._streaming_lists = streaming_lists
+        self._store = store = Store(self._store_changed)
+        self.put, self.put_raw, self.delete = store.put, store.put_raw, store.delete
+        self.compact = store.compact
         self._netns = netns
         self._tls = pki.server_context([host, "localhost", *names]) if pki else None
         self._changed = threading.Condition()
@@ -113,8 +113,6 @@ class ApiServer:
         self._watches: dict[Watch, str] = {}
         self._running: dict[web.RequestHandler, asyncio.Task[Any]] = {}
         self._failures: list[_Failure] = []
-        self._gone_as = "status"
-        self._delay = 0.0
         self._hung = False
         self._lists_truncated = False
         self._thread: threading.Thread | None = None
@@ -131,8 +129,7 @@ class ApiServer:
     @property
     def url(self) -> str:
         """Where clients find the server."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}"
 
     def start(self) -> None:
         """Listen; after a `stop` on the same port, with the same objects."""
@@ -148,30 +145,7 @@ class ApiServer:
             self._thread.join()
         self._thread = None
 
-    # Objects
-
-    def put(self, obj: dict[str, Any]) -> dict[str, Any]:
-        """Create or replace an object; see `Store.put`."""
-        return self.store.put(obj)
-
-    def put_raw(self, kind: str, namespace: str, name: str, obj: Any) -> None:
-        """Store anything at all; see `Store.put_raw`."""
-        self.store.put_raw(kind, namespace, name, obj)
-
-    def delete(self, kind: str, namespace: str, name: str) -> Any:
-        """Remove an object; see `Store.delete`."""
-        return self.store.delete(kind, namespace, name)
-
-    def get(self, kind: str, namespace: str, name: str) -> Any:
-        """A copy of an object; see `Store.get`."""
-        return self.store.get(kind, namespace, name)
-
     # Faults
-
-    def compact(self, gone_as: str = "status") -> None:
-        """Make all versions before now too old, which a watch learns as "status" or "event"."""
-        self._gone_as = gone_as
-        self.store.compact()
 
     def fail(
         self,
@@ -184,10 +158,6 @@ class ApiServer:
         with self._changed:
             self._failures.append(_Failure(status, verb, resource, times))
 
-    def delay(self, seconds: float) -> None:
-        """Wait before each answer."""
-        self._delay = seconds
-
     def hang(self) -> None:
         """Accept requests but answer nothing, and fall silent on open watches too."""
         self._hung = True
@@ -198,10 +168,9 @@ class ApiServer:
         self._lists_truncated = True
 
     def heal(self) -> None:
-        """End what `fail`, `delay`, `hang` and `truncate_lists` began."""
+        """End what `fail`, `hang` and `truncate_lists` began."""
         with self._changed:
             self._failures.clear()
-        self._delay = 0.0
         self._lists_truncated = False
         self._hung = False
         self._in_loop(lambda: self._healed.set())
@@ -210,21 +179,13 @@ class ApiServer:
         """End open watches as at the end of their time."""
         self._tell_watches(Watch.end, resource)
 
-    def drop_watches(self, resource: str | None = None) -> None:
+    def drop_watches(self) -> None:
         """Reset the connections of open watches."""
-        self._tell_watches(Watch.reset, resource)
+        self._tell_watches(Watch.reset)
 
     def truncate_watches(self, resource: str | None = None) -> None:
         """Send half a line into open watches, then end them."""
         self._tell_watches(Watch.truncate, resource)
-
-    def send_raw(self, data: bytes, resource: str = "services") -> None:
-        """Send bytes into open watches."""
-        self._tell_watches(lambda watch: watch.write(data), resource)
-
-    def send_bookmarks(self, resource: str | None = None) -> None:
-        """Send bookmarks into open watches that asked for them."""
-        self._tell_watches(Watch.bookmark, resource)
 
     # Observation
 
@@ -266,7 +227,7 @@ class ApiServer:
         if not self._hung:
             self._healed.set()
         server = _Connections(self._handle, self._client_left)
-        sock = listen(self.host, self.port)
+        sock = socket.create_server((self._host, self.port), backlog=128)
         self.port = sock.getsockname()[1]
         listener = await self._loop.create_server(server, sock=sock, ssl=self._tls)
         listening.set_result(None)
@@ -285,7 +246,7 @@ class ApiServer:
         if self._thread and self._thread.is_alive():
             self._loop.call_soon_threadsafe(action)
 
-    def _tell_watches(self, action: Action, resource: str | None) -> None:
+    def _tell_watches(self, action: Action, resource: str | None = None) -> None:
         def post() -> None:
             for watch, watched in list(self._watches.items()):
                 if resource in (None, watched):
@@ -294,10 +255,7 @@ class ApiServer:
         self._in_loop(post)
 
     def _store_changed(self) -> None:
-        self._tell_watches(Watch.look, None)
-        self._notify()
-
-    def _notify(self) -> None:
+        self._tell_watches(Watch.look)
         with self._changed:
             self._changed.notify_all()
 
@@ -309,43 +267,33 @@ class ApiServer:
     # One request
 
     async def _handle(self, http: web.BaseRequest) -> web.StreamResponse:
-        with self._cancelled_with_client(http):
-            request = self._record(http)
-            try:
-                await self._healed.wait()
-                await asyncio.sleep(self._delay)
-                self._fail_if_told(request)
-                if self._tls:
-                    authenticate(request, certificate_of(http))
-                    authorize(request)
-                return await self._answer(http, request)
-            except Refusal as refusal:
-                return self._reply(request, refusal.code, refusal.status, refusal.headers)
-
-    @contextlib.contextmanager
-    def _cancelled_with_client(self, http: web.BaseRequest) -> Iterator[None]:
         task = asyncio.current_task()
         assert task
         self._running[http.protocol] = task
+        request = self._record(http)
         try:
-            yield
+            await self._healed.wait()
+            self._fail_if_told(request)
+            if self._tls:
+                authenticate(request, certificate_of(http))
+                authorize(request)
+            return await self._answer(http, request)
+        except Refusal as refusal:
+            return self._reply(request, refusal.code, refusal.status)
         finally:
             del self._running[http.protocol]
 
     def _record(self, http: web.BaseRequest) -> Request:
         params = dict(http.query)
-        target = parse_target(http.method, http.path, params)
+        verb, resource, namespace = parse_target(http.method, http.path, params)
         certificate = certificate_of(http)
         request = Request(
-            verb=target.verb,
-            resource=target.resource,
-            namespace=target.namespace,
-            name=target.name,
+            verb=verb,
+            resource=resource,
+            namespace=namespace,
             params=params,
-            user=common_name(certificate) or self.tokens.get(bearer_token(http)),
+            user=common_name(certificate) or self._tokens.get(bearer_token(http)),
             serial=int(certificate["serialNumber"], 16) if certificate else None,
-            status=0,
-            peer_port=_peer_port(http),
         )
         with self._changed:
             self._requests.append(request)
@@ -363,32 +311,31 @@ class ApiServer:
             raise failure(told.status, request)
 
     async def _answer(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
-        if request.resource in DISCOVERY:
-            return self._reply(request, 200, DISCOVERY[request.resource])
-        if request.resource not in KINDS:
-            raise no_such_path()
-        if request.verb == "watch":
+        if request.resource in KINDS and request.verb == "create" and request.namespace:
+            return self._create(request, await http.read())
+        if request.resource in KINDS and request.verb == "watch":
             return await self._watch(http, request)
-        if request.verb == "list":
+        if request.resource in KINDS and request.verb == "list":
             return await self._list(http, request)
-        return self._reply(request, *answer(self.store, request, await http.read()))
+        raise no_such_path()
 
     def _answered(self, request: Request, status: int) -> None:
         with self._changed:
             request.status = status
             self._changed.notify_all()
 
-    def _reply(
-        self,
-        request: Request,
-        status: int,
-        body: Any,
-        headers: Mapping[str, str] | None = None,
-    ) -> web.Response:
+    def _reply(self, request: Request, status: int, body: Any) -> web.Response:
         self._answered(request, status)
-        return web.Response(
-            status=status, body=encode(body), headers=headers, content_type="application/json"
-        )
+        return web.Response(status=status, body=encode(body), content_type="application/json")
+
+    def _create(self, request: Request, body: bytes) -> web.Response:
+        try:
+            obj = json.loads(body)
+            metadata = {**obj["metadata"], "namespace": request.namespace}
+            made = self.put({**obj, "kind": KINDS[request.resource], "metadata": metadata})
+        except (ValueError, LookupError, TypeError):
+            raise bad_request("the object provided is unrecognized") from None
+        return self._reply(request, 201, made)
 
     async def _open_stream(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
         self._answered(request, 200)
@@ -400,19 +347,13 @@ class ApiServer:
     # Lists and watches
 
     async def _list(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
-        if "sendInitialEvents" in request.params:
-            field = "sendInitialEvents"
-            raise invalid_options(field, f"{field} is forbidden for list")
-        selector = selector_of(request, self.service_field_selectors)
+        selector = selector_of(request)
         kind = KINDS[request.resource]
-        objects, version = self.store.items(kind, request.namespace)
+        objects, version = self._store.items(kind)
+        items = [_as_item(obj) for obj in objects if matches(obj, selector)]
+        metadata = {"resourceVersion": str(version)}
         body = encode(
-            {
-                "kind": f"{kind}List",
-                "apiVersion": "v1",
-                "metadata": {"resourceVersion": str(version)},
-                "items": [_as_item(obj) for obj in objects if selector.matches(obj)],
-            }
+            {"kind": f"{kind}List", "apiVersion": "v1", "metadata": metadata, "items": items}
         )
         stream = await self._open_stream(http, request)
         if self._lists_truncated:
@@ -425,18 +366,17 @@ class ApiServer:
 
     async def _watch(self, http: web.BaseRequest, request: Request) -> web.StreamResponse:
         params = request.params
-        selector = selector_of(request, self.service_field_selectors)
-        streaming_list = wants_initial_events(params, self.streaming_lists)
+        selector = selector_of(request)
+        streaming_list = wants_initial_events(params, self._streaming_lists)
         since = version_of(params)
-        if 0 < since < self.store.oldest and not streaming_list:
-            return await self._gone(http, request, since)
+        if 0 < since < self._store.oldest and not streaming_list:
+            raise expired(since, self._store.oldest)
         stream = await self._open_stream(http, request)
         watch = Watch(
             http,
             stream,
-            self.store,
+            self._store,
             KINDS[request.resource],
-            request.namespace,
             selector,
             bookmarks=is_true(params, "allowWatchBookmarks"),
         )
@@ -457,9 +397,7 @@ class ApiServer:
         if "timeoutSeconds" in request.params:
             seconds = float(request.params["timeoutSeconds"])
             timers.callback(self._loop.call_later(seconds, watch.post, Watch.end).cancel)
-        if self.bookmark_interval:
-            ticker = self._loop.create_task(_tick(watch, self.bookmark_interval))
-            timers.callback(ticker.cancel)
+        timers.callback(self._loop.create_task(_tick(watch)).cancel)
         try:
             with timers:
                 yield
@@ -468,20 +406,10 @@ class ApiServer:
                 del self._watches[watch]
                 self._changed.notify_all()
 
-    async def _gone(
-        self, http: web.BaseRequest, request: Request, since: int
-    ) -> web.StreamResponse:
-        refusal = expired(since, self.store.oldest)
-        if self._gone_as == "status":
-            raise refusal
-        stream = await self._open_stream(http, request)
-        await stream.write(event("ERROR", refusal.status))
-        return stream
 
-
-async def _tick(watch: Watch, interval: float) -> None:
+async def _tick(watch: Watch) -> None:
     while True:
-        await asyncio.sleep(interval)
+        await asyncio.sleep(_BOOKMARK_SECONDS)
         watch.post(Watch.bookmark)
 
 
@@ -489,8 +417,3 @@ def _as_item(obj: Any) -> Any:
     if not isinstance(obj, dict):
         return obj
     return {key: value for key, value in obj.items() if key not in ("kind", "apiVersion")}
-
-
-def _peer_port(http: web.BaseRequest) -> int:
-    peer = http.transport.get_extra_info("peername") if http.transport else None
-    return int(peer[1]) if peer else 0

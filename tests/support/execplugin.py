@@ -10,28 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tests.support.kubeconfigs import URL, document, write
 from tests.support.processes import runs
 from tests.support.waiting import eventually
 
-URL = "https://127.0.0.1:6443"
 VERSION = "client.authentication.k8s.io/v1beta1"
-
-
-def kubeconfig(path: Path, user: dict[str, Any], url: str = URL) -> Path:
-    """Writes a kubeconfig of this user."""
-    document = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": user}],
-    }
-    path.write_text(yaml.safe_dump(document))
-    path.chmod(0o600)
-    return path
 
 
 def plugin(directory: Path, body: str) -> dict[str, Any]:
@@ -56,7 +39,8 @@ class Hanging:
         # Renamed, so that nobody reads half of it.
         body = f"sleep 1000 &\necho $$ $! > {directory}/new.$$\n"
         body += f"mv {directory}/new.$$ {directory}/started.$$\nwait"
-        self.path = kubeconfig(directory / "hangs.conf", {**user, **plugin(directory, body)}, url)
+        content = document({**user, **plugin(directory, body)}, server=url)
+        self.path = write(directory / "hangs.conf", content)
 
     def started(self) -> list[int]:
         """The process ids of all so far."""

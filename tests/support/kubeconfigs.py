@@ -17,6 +17,7 @@ URL = "https://127.0.0.1:6443"
 SECRET = "s3cret-s3cret"
 # The keys that say where a cluster is.
 HOSTS = ("server", "proxy-url", "tls-server-name")
+_OF_CLUSTER = (*HOSTS, "certificate-authority", "certificate-authority-data")
 
 
 def document(user: Any = None, **cluster: Any) -> dict[str, Any]:
@@ -29,6 +30,12 @@ def document(user: Any = None, **cluster: Any) -> dict[str, Any]:
         "clusters": [{"name": "k", "cluster": {"server": URL, **cluster}}],
         "users": [{"name": "u", "user": {} if user is None else user}],
     }
+
+
+def naming(**keys: Any) -> dict[str, Any]:
+    """A kubeconfig with these keys, each of the user or the cluster, where it belongs."""
+    cluster = {key: value for key, value in keys.items() if key in _OF_CLUSTER}
+    return document({key: keys[key] for key in keys.keys() - cluster.keys()}, **cluster)
 
 
 def write(path: Path, content: Any) -> Path:

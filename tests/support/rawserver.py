@@ -62,11 +62,16 @@ class _Listener:
 
 
 class RawServer:
-    """Answers each request with `head`; what follows is sent by the test over `asked()`."""
+    """Answers each request with `head`; what follows is sent by the test over `asked()`.
 
-    def __init__(self, head: bytes, tls: ssl.SSLContext | None = None) -> None:
+    Or nothing follows, where it `hangs_up`.
+    """
+
+    def __init__(
+        self, head: bytes, tls: ssl.SSLContext | None = None, hangs_up: bool = False
+    ) -> None:
         self.head = head
-        self._tls = tls
+        self._tls, self._hangs_up = tls, hangs_up
         self._asked: queue.Queue[socket.socket] = queue.Queue()
         # Each request, and the connection that it came by.
         self.connections: list[int] = []
@@ -96,6 +101,9 @@ class RawServer:
             while _head(client):
                 self.connections.append(number)
                 client.sendall(self.head)
+                if self._hangs_up:
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
                 self._asked.put(client)
 
     def _secured(self, connection: socket.socket) -> socket.socket:

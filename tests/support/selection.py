@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tests.support.rest import Request, bad_request, invalid_options, is_true
@@ -14,56 +14,43 @@ _FIELDS = {
     "nodes": {"metadata.name", "spec.unschedulable"},
     "events": _METADATA_FIELDS,
 }
-_FIELD = re.compile(r"(?P<key>[^=!]+)(?P<operator>!=|==|=)(?P<value>.*)")
-_LABEL = re.compile(r"(?P<not>!?)(?P<key>[^=!,\s]+)(?:(?P<operator>!=|==|=)(?P<value>.*))?")
+_TERM = re.compile(r"(?P<field>[^=!]+)(?P<operator>!=|==|=)(?P<value>.*)")
 
 
 class Term(NamedTuple):
-    """One requirement; `operator` is `=`, `!=`, `exists` or `absent`."""
+    """One requirement: that a field has a value, or has not."""
 
-    key: str
-    operator: str
-    value: str = ""
-
-    def holds(self, actual: str | None) -> bool:
-        """Whether a value, or None where there is none, meets the requirement."""
-        if self.operator in ("exists", "absent"):
-            return (actual is not None) == (self.operator == "exists")
-        return (actual == self.value) == (self.operator == "=")
+    field: str
+    equal: bool
+    value: str
 
 
-class Selector(NamedTuple):
-    """The terms that an object has to meet, all of them."""
-
-    fields: tuple[Term, ...] = ()
-    labels: tuple[Term, ...] = ()
-
-    def matches(self, obj: Any) -> bool:
-        """Whether an object meets all terms."""
-        return all(term.holds(_field(obj, term.key)) for term in self.fields) and all(
-            term.holds(_label(obj, term.key)) for term in self.labels
-        )
+def matches(obj: Any, selector: Sequence[Term]) -> bool:
+    """Whether an object meets all terms."""
+    return all((_field(obj, term.field) == term.value) == term.equal for term in selector)
 
 
-def selector_of(request: Request, service_fields: bool) -> Selector:
-    """What a request selects; before 1.31 servers did not know the fields of Services."""
-    params = request.params
-    selector = parse_selector(params.get("fieldSelector", ""), params.get("labelSelector", ""))
-    for term in selector.fields:
-        if request.resource == "services" and not service_fields:
-            if term.key not in _METADATA_FIELDS:
-                known = 'only "metadata.name", "metadata.namespace"'
-                raise bad_request(f'"{term.key}" is not a known field selector: {known}')
-        elif term.key not in _FIELDS[request.resource]:
-            raise bad_request(f"field label not supported: {term.key}")
+def _field(obj: Any, path: str) -> str:
+    for key in path.split("."):
+        obj = obj.get(key) if isinstance(obj, dict) else None
+    return obj if isinstance(obj, str) else ""
+
+
+def selector_of(request: Request) -> list[Term]:
+    """What a request selects."""
+    texts = request.params.get("fieldSelector", "").split(",")
+    selector = [_term(text) for text in texts if text]
+    for term in selector:
+        if term.field not in _FIELDS[request.resource]:
+            raise bad_request(f"field label not supported: {term.field}")
     return selector
 
 
-def parse_selector(field_selector: str, label_selector: str) -> Selector:
-    """Read both query parameters."""
-    fields = tuple(_field_term(text) for text in field_selector.split(",") if text)
-    labels = tuple(_label_term(text.strip()) for text in label_selector.split(",") if text)
-    return Selector(fields, labels)
+def _term(text: str) -> Term:
+    match = _TERM.fullmatch(text)
+    if not match:
+        raise bad_request(f"invalid selector: '{text}'; can't understand '{text}'")
+    return Term(match["field"], match["operator"] != "!=", match["value"])
 
 
 def version_of(params: Mapping[str, str]) -> int:
@@ -86,32 +73,3 @@ def wants_initial_events(params: Mapping[str, str], streaming_lists: bool) -> bo
         problem = f"{field} is forbidden for watch unless the WatchList feature gate is enabled"
         raise invalid_options(field, problem)
     return True
-
-
-def _field_term(text: str) -> Term:
-    match = _FIELD.fullmatch(text)
-    if not match:
-        raise bad_request(f"invalid selector: '{text}'; can't understand '{text}'")
-    return Term(match["key"], match["operator"].replace("==", "="), match["value"])
-
-
-def _label_term(text: str) -> Term:
-    match = _LABEL.fullmatch(text)
-    if not match or (match["not"] and match["operator"]):
-        raise bad_request(f"unable to parse requirement: {text}")
-    if not match["operator"]:
-        return Term(match["key"], "absent" if match["not"] else "exists")
-    return Term(match["key"], match["operator"].replace("==", "="), match["value"])
-
-
-def _field(obj: Any, path: str) -> str:
-    for key in path.split("."):
-        obj = obj.get(key) if isinstance(obj, dict) else None
-    return obj if isinstance(obj, str) else ""
-
-
-def _label(obj: Any, key: str) -> str | None:
-    metadata = obj.get("metadata") if isinstance(obj, dict) else None
-    labels = metadata.get("labels") if isinstance(metadata, dict) else None
-    value = labels.get(key) if isinstance(labels, dict) else None
-    return value if isinstance(value, str) else None

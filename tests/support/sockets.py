@@ -22,19 +22,6 @@ def enter_netns(path: str) -> None:
             raise OSError(error, os.strerror(error), path)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, on a port that may have been in use a moment ago."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(128)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def reset(transport: asyncio.BaseTransport) -> None:
     """Close a connection so that its peer gets a TCP reset."""
     sock = transport.get_extra_info("socket")

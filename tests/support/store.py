@@ -35,24 +35,19 @@ class Change:
 class Store:
     """Objects, their history and one counter of versions; usable from any thread."""
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._lock = threading.RLock()
         self._objects: dict[Key, Any] = {}
         self._changes: list[Change] = []
         # Version 0 means "any" to clients, so it is never a real one.
         self._version = 1
-        self._oldest = 1
-
-    @property
-    def oldest(self) -> int:
-        """The oldest version that a watch can still start from."""
-        return self._oldest
+        # The oldest that a watch can still start from.
+        self.oldest = 1
 
     def put(self, obj: dict[str, Any]) -> dict[str, Any]:
         """Create or replace an object, completing its metadata as a server does."""
-        body: dict[str, Any] = {"kind": obj["kind"], "apiVersion": "v1", "metadata": {}}
-        body.update(copy.deepcopy(obj))
+        body: dict[str, Any] = {"apiVersion": "v1", "metadata": {}, **copy.deepcopy(obj)}
         metadata = body["metadata"]
         if body["kind"] != "Node":
             metadata.setdefault("namespace", "default")
@@ -70,41 +65,33 @@ class Store:
             self._commit(Key(kind, namespace, name), copy.deepcopy(obj))
         self._on_change()
 
-    def delete(self, kind: str, namespace: str, name: str) -> Any:
-        """Remove an object and return it as it was last; KeyError if there is none."""
-        key = Key(kind, namespace, name)
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Remove an object; KeyError if there is none."""
         with self._lock:
-            last = self._objects[key]
-            self._commit(key, ABSENT)
+            self._commit(Key(kind, namespace, name), ABSENT)
         self._on_change()
-        return copy.deepcopy(last)
 
-    def get(self, kind: str, namespace: str, name: str) -> Any:
-        """A copy of an object; KeyError if there is none."""
-        with self._lock:
-            return copy.deepcopy(self._objects[Key(kind, namespace, name)])
-
-    def items(self, kind: str, namespace: str = "") -> tuple[list[Any], int]:
+    def items(self, kind: str) -> tuple[list[Any], int]:
         """The objects of a kind, in the order of their keys, and the store's version.
 
         They are the store's own: only to be read.
         """
         with self._lock:
-            keys = sorted(key for key in self._objects if _within(key, kind, namespace))
+            keys = sorted(key for key in self._objects if key.kind == kind)
             return [self._objects[key] for key in keys], self._version
 
-    def changes(self, since: int, kind: str, namespace: str = "") -> tuple[list[Change], int]:
+    def changes(self, since: int, kind: str) -> tuple[list[Change], int]:
         """What happened to a kind after a version, and the version that this leads to."""
         with self._lock:
             newer = itertools.takewhile(lambda c: c.version > since, reversed(self._changes))
-            found = [change for change in newer if _within(change.key, kind, namespace)]
+            found = [change for change in newer if change.key.kind == kind]
             return found[::-1], self._version
 
     def compact(self) -> None:
         """Make every version that was handed out so far too old to watch from."""
         with self._lock:
             self._version += 1
-            self._oldest = self._version
+            self.oldest = self._version
 
     def _identity(self, key: Key) -> dict[str, str]:
         try:
@@ -115,14 +102,13 @@ class Store:
             return {"uid": str(uuid.uuid4()), "creationTimestamp": now}
 
     def _commit(self, key: Key, new: Any) -> None:
+        old = self._objects[key] if new is ABSENT else self._objects.get(key, ABSENT)
         self._version += 1
-        if new is not ABSENT:
-            _stamp(new, self._version)
-        self._changes.append(Change(self._version, key, self._objects.get(key, ABSENT), new))
+        self._changes.append(Change(self._version, key, old, new))
         if new is ABSENT:
             del self._objects[key]
         else:
-            self._objects[key] = new
+            self._objects[key] = _stamp(new, self._version)
 
 
 def at_version(obj: Any, version: int) -> Any:
@@ -134,7 +120,3 @@ def _stamp(obj: Any, version: int) -> Any:
     if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict):
         obj["metadata"]["resourceVersion"] = str(version)
     return obj
-
-
-def _within(key: Key, kind: str, namespace: str) -> bool:
-    return key.kind == kind and namespace in ("", key.namespace)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
 from tests.support.rest import encode
-from tests.support.selection import Selector
+from tests.support.selection import Term, matches
 from tests.support.sockets import reset
 from tests.support.store import ABSENT, Change, Store, at_version
 
@@ -27,17 +27,11 @@ class Watch:
         stream: web.StreamResponse,
         store: Store,
         kind: str,
-        namespace: str,
-        selector: Selector,
+        selector: Sequence[Term],
         bookmarks: bool,
     ) -> None:
-        self._http = http
-        self._stream = stream
-        self._store = store
-        self._kind = kind
-        self._namespace = namespace
-        self._selector = selector
-        self._bookmarks = bookmarks
+        self._http, self._stream, self._store = http, stream, store
+        self._kind, self._selector, self._bookmarks = kind, selector, bookmarks
         self._position = 0
         self._ended = False
         self._actions: asyncio.Queue[Action] = asyncio.Queue()
@@ -65,9 +59,10 @@ class Watch:
 
     async def send_state(self, mark_end: bool) -> None:
         """Begin with an event for each object there is, and a mark if asked for."""
-        objects, self._position = self._store.items(self._kind, self._namespace)
-        for obj in filter(self._selector.matches, objects):
-            await self.write(event("ADDED", obj))
+        objects, self._position = self._store.items(self._kind)
+        for obj in objects:
+            if matches(obj, self._selector):
+                await self.write(event("ADDED", obj))
         if mark_end and self._bookmarks:
             await self.write(self._bookmark(INITIAL_EVENTS_END))
 
@@ -100,28 +95,24 @@ class Watch:
             reset(self._http.transport)
 
     async def _send_changes(self) -> None:
-        changes, self._position = self._store.changes(self._position, self._kind, self._namespace)
+        changes, self._position = self._store.changes(self._position, self._kind)
         for change in changes:
             line = self._translate(change)
             if line:
                 await self.write(line)
 
     def _translate(self, change: Change) -> bytes | None:
-        was = change.old is not ABSENT and self._selector.matches(change.old)
-        now = change.new is not ABSENT and self._selector.matches(change.new)
+        was = change.old is not ABSENT and matches(change.old, self._selector)
+        now = change.new is not ABSENT and matches(change.new, self._selector)
         if now:
             return event("MODIFIED" if was else "ADDED", change.new)
         return event("DELETED", at_version(change.old, change.version)) if was else None
 
     def _bookmark(self, annotations: dict[str, str]) -> bytes:
-        metadata: dict[str, Any] = {
-            "resourceVersion": str(self._position),
-            "creationTimestamp": None,
-        }
+        metadata: dict[str, Any] = {"resourceVersion": str(self._position)}
         if annotations:
             metadata["annotations"] = annotations
-        body = {"kind": self._kind, "apiVersion": "v1", "metadata": metadata}
-        return event("BOOKMARK", {**body, "spec": {}, "status": {}})
+        return event("BOOKMARK", {"kind": self._kind, "apiVersion": "v1", "metadata": metadata})
 
 
 def event(name: str, obj: Any) -> bytes:

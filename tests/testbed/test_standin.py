@@ -8,7 +8,7 @@ import pytest
 
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kubeconfig.reader import Reader, settings
-from tests.support.execplugin import kubeconfig
+from tests.support.kubeconfigs import document, write
 from tests.support.pki import Pki, plain_kubeconfig
 from tests.support.places import STANDIN
 
@@ -27,7 +27,7 @@ def test_without_a_token_it_gives_the_same(
 
 
 def test_a_token_is_none_of_its_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = kubeconfig(tmp_path / "token.conf", {"token": "some"})
+    path = write(tmp_path / "token.conf", document({"token": "some"}))
     assert settings(path).headers
     monkeypatch.syspath_prepend(str(STANDIN))
     with pytest.raises(RefusedError, match="the stand-in knows no user"):

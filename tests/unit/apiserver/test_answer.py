@@ -8,25 +8,27 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ipvs_node_agent.apiserver.answer import Answer, Superseded
 from ipvs_node_agent.apiserver.client import Api, ApiError
-from tests.support.pki import Pki, plain_kubeconfig
+from tests.support.apiclient import Asking
+from tests.support.kubeconfigs import document, write
+from tests.support.pki import Pki
 from tests.support.rawserver import RawServer, proxied
 
 pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 
 CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+CLOSES = b"\r\nConnection: close\r\n\r\n"
 HEADS = {
     "chunks": CHUNKS,
-    "chunks, then it closes": CHUNKS.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    "chunks, then it closes": CHUNKS.replace(b"\r\n\r\n", CLOSES),
     "a length": LENGTH,
-    "a length, then it closes": LENGTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
-    "neither, then it closes": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+    "a length, then it closes": LENGTH.replace(b"\r\n\r\n", CLOSES),
+    "neither, then it closes": b"HTTP/1.1 200 OK" + CLOSES,
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\n",
 }
 WAYS = ("plain", "TLS", "TLS through a proxy")
@@ -58,21 +60,17 @@ class Asked:
 
 
 @pytest.fixture
-def asked(head: str, way: str, pki: Pki, tmp_path: Path) -> Iterator[Asked]:
-    tls = pki.server_context(["127.0.0.1"])
-    kubeconfig = tmp_path / "kubeconfig"
+def asked(head: str, way: str, pki: Pki, node_pem: Path, tmp_path: Path) -> Iterator[Asked]:
+    tls = None if way == "plain" else pki.server_context(["127.0.0.1"])
+    pki.write_ca(tmp_path / "ca.crt")
+    user = {"client-certificate": node_pem.name}
+    cluster = {"certificate-authority": "ca.crt"}
     with ExitStack() as stack:
-        server = stack.enter_context(RawServer(HEADS[head], None if way == "plain" else tls))
-        if way == "plain":
-            plain_kubeconfig(kubeconfig, server.url, "worker-1")
-        else:
-            pki.write_node_client(tmp_path / "client.pem", "worker-1")
-            pki.write_kubeconfig(kubeconfig, server.url, tmp_path / "client.pem")
+        server = stack.enter_context(RawServer(HEADS[head], tls))
         if "proxy" in way:
-            url = stack.enter_context(proxied(server.port))
-            text = kubeconfig.read_text()
-            kubeconfig.write_text(text.replace("    server:", f"    proxy-url: {url}\n    server:"))
-        yield Asked(server, Api(kubeconfig), HEADS[head])
+            cluster["proxy-url"] = stack.enter_context(proxied(server.port))
+        content = document(user, server=server.url, **cluster)
+        yield Asked(server, Api(write(tmp_path / "kubeconfig", content)), HEADS[head])
 
 
 @pytest.mark.parametrize(("head", "way"), CASES)
@@ -99,26 +97,20 @@ def test_a_pause_may_be_as_long_as_is_said(asked: Asked) -> None:
 
 @pytest.mark.parametrize(("head", "way"), CASES)
 def test_it_can_be_ended_while_it_is_waited_for(asked: Asked) -> None:
-    outcome: list[Any] = []
     reading = threading.Event()
 
-    def read() -> None:
-        try:
-            with asked.get() as answer:
-                pieces = answer.pieces()
-                asked.send(b"ab")
-                next(pieces)
-                reading.set()
-                outcome.extend(pieces)
-        except Exception as error:
-            outcome.append(error)
+    def read() -> list[bytes]:
+        with asked.get() as answer:
+            pieces = answer.pieces()
+            asked.send(b"ab")
+            next(pieces)
+            reading.set()
+            return [*pieces]
 
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
+    asking = Asking(read)
     assert reading.wait(10)
     asked.api.close()
-    thread.join(10)
-    assert [type(one) for one in outcome] == [Superseded]
+    assert isinstance(asking.got(), Superseded)
 
 
 @pytest.mark.parametrize(

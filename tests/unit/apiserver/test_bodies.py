@@ -37,81 +37,39 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
-def byte_by_byte(text: str) -> Iterator[bytes]:
-    return cut(text.encode(), 1)
-
-
-def whole(text: str) -> Iterator[bytes]:
-    return iter([text.encode()])
-
-
 # 1. Lists
-
 
 SERVICES = {
     "kind": "ServiceList",
-    "apiVersion": "v1",
     "metadata": {"resourceVersion": "7"},
     "items": [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}],
 }
 
 
-@pytest.mark.parametrize("pieces", [whole, byte_by_byte])
 @pytest.mark.parametrize(
     "text",
     [
         pytest.param(json.dumps(SERVICES), id="compact"),
-        pytest.param(json.dumps(SERVICES, indent=4), id="indented"),
-        pytest.param(json.dumps(dict(reversed(SERVICES.items()))), id="items-first"),
-        pytest.param(json.dumps(SERVICES) + "\n", id="with-a-line-break-behind"),
-        pytest.param(" \t\r\n" + json.dumps(SERVICES), id="with-white-space-before"),
+        pytest.param(" \t\r\n" + json.dumps(SERVICES, indent=4) + "\n", id="white space"),
+        pytest.param(json.dumps(dict(reversed(SERVICES.items()))), id="items first"),
+        pytest.param('{"items": [null, true, false, [], {}, [[]], {"items": [1]}]}', id="types"),
+        pytest.param('{"items": [0, -1, 12, 1.5, -2.5e-3, 1e5, 1E+5]}', id="numbers"),
+        pytest.param('{"items":[-1.25e-2]}', id="a number to the end"),
+        pytest.param(r'{"items": ["", "\"", "\\", "]}", "\u2028", "\ud800"]}', id="escapes"),
+        pytest.param('{"items": ["é€😀\u2028"]}', id="no ASCII"),
+        pytest.param("{}", id="nothing"),
+        pytest.param('{"items": null, "metadata": null}', id="null"),
+        pytest.param('{"items": {"a": 1}, "metadata": {"continue": "x"}}', id="no list"),
+        pytest.param('{"metadata": 1, "x": [1]}', id="no mapping"),
     ],
 )
-def test_a_list_is_read_whatever_pieces_it_arrives_in(text: str, pieces: Any) -> None:
-    assert read(pieces(text)) == (SERVICES["items"], SERVICES["metadata"])
-
-
-@pytest.mark.parametrize("pieces", [whole, byte_by_byte])
-@pytest.mark.parametrize(
-    "items",
-    [
-        [],
-        [None, True, False],
-        [0, -1, 12, 1.5, -2.5e-3, 1e5, 2e8],
-        ["", '"', "\\", "]}", "é€😀", "\u2028", "\ud800"],
-        [[], {}, [[]], {"a": {"b": [1]}}],
-        [{"items": [1], "metadata": {"x": 1}}],
-    ],
-    ids=repr,
-)
-def test_items_of_every_type_are_read(items: list[Any], pieces: Any) -> None:
-    for ascii_only in (True, False):
-        if not ascii_only and "\ud800" in items:
-            continue
-        text = json.dumps({"items": items}, ensure_ascii=ascii_only)
-        assert read(pieces(text)) == (items, {})
-
-
-@pytest.mark.parametrize("number", ["1.5", "1e5", "1E+5", "-1.25e-2", "12"])
-def test_a_number_may_be_cut_anywhere(number: str) -> None:
-    for at in range(1, len(number)):
-        chunks = [b'{"items":[' + number[:at].encode(), number[at:].encode() + b"]}"]
-        assert read(chunks) == ([json.loads(number)], {})
-
-
-@pytest.mark.parametrize(
-    ("text", "metadata"),
-    [
-        ("{}", {}),
-        ('{"items": []}', {}),
-        ('{"items": null, "metadata": null}', None),
-        ('{"items": {"a": 1}}', {}),
-        ('{"metadata": {"continue": "x"}}', {"continue": "x"}),
-        ('{"metadata": 1, "x": [1]}', 1),
-    ],
-)
-def test_what_is_no_list_of_items_has_none(text: str, metadata: Any) -> None:
-    assert read(whole(text)) == ([], metadata)
+def test_a_list_is_what_the_json_module_reads_wherever_it_is_cut(text: str) -> None:
+    data, document = text.encode(), json.loads(text)
+    items = document.get("items")
+    wanted = (items if isinstance(items, list) else [], document.get("metadata", {}))
+    assert read(cut(data, 1)) == wanted
+    for at in range(len(data) + 1):
+        assert read([data[:at], b"", data[at:]]) == wanted
 
 
 def test_items_are_given_before_the_list_ends() -> None:
@@ -127,27 +85,13 @@ def test_items_are_given_before_the_list_ends() -> None:
     assert found == [{"a": 1}, {"a": 2}, 3]
 
 
-def test_a_list_that_breaks_off_gave_what_came_before() -> None:
-    found: list[Any] = []
-    with pytest.raises(BrokenList, match=r"^the list breaks off$"):
-        read_list([b'{"items": [1, 2, {"a'], found.append)
-    assert found == [1, 2]
-
-
-def test_every_cut_of_a_list_is_noticed() -> None:
-    text = json.dumps(SERVICES).encode()
-    for length in range(len(text)):
-        with pytest.raises(BrokenList, match=r"^the list breaks off$"):
-            read([text[:length]])
-
-
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"", "the list breaks off"),
         (b"   ", "the list breaks off"),
         (b"[]", "wanted '{', got '['"),
         (b"<html>", "wanted '{', got '<'"),
+        (b"{1: 2}", "wanted a key, got '1'"),
         (b'{"a" 1}', "wanted ':', got '1'"),
         (b'{"a": 1 "b": 2}', "wanted ',', got '\"'"),
         (b'{"items": [1 2]}', "wanted ',', got '2'"),
@@ -156,8 +100,8 @@ def test_every_cut_of_a_list_is_noticed() -> None:
         (b'{"items": [nothing]}', "the list breaks off"),
         (b'{"items": ["\xff"]}', "no UTF-8"),
         (b'{"items": ["\xc3"]}', "no UTF-8"),
-        (b'{"items": ' + b"[" * 200000, "nested too deeply"),
-        (b'{"items": [' + b"[" * 200000, "nested too deeply"),
+        pytest.param(b'{"items": ' + b"[" * 200000, "nested too deeply", id="deep items"),
+        pytest.param(b'{"items": [' + b"[" * 200000, "nested too deeply", id="a deep item"),
     ],
 )
 def test_what_is_no_list_is_refused(data: bytes, complaint: str) -> None:
@@ -166,41 +110,12 @@ def test_what_is_no_list_is_refused(data: bytes, complaint: str) -> None:
     assert str(caught.value) == complaint
 
 
-@pytest.mark.parametrize("data", [b"{1: 2}", b"{null: 2}", b"{[]: 2}"])
-def test_a_key_is_text(data: bytes) -> None:
-    with pytest.raises(BrokenList):
-        read([data])
-
-
-def test_a_character_may_be_cut_between_two_pieces() -> None:
-    data = '{"items": ["€"]}'.encode()
-    at = data.index("€".encode()) + 1
-    assert read([data[:at], b"", data[at:]]) == (["€"], {})
-
-
 def test_an_object_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MAX_OBJECT_CHARACTERS", 10_000)
-    taken = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal taken
-        yield b'{"items": ["'
-        while True:
-            taken += 1
-            yield b"x" * 1000
-
+    pieces = iter([b'{"items": ["', *[b"x" * 1000] * 40])
     with pytest.raises(BrokenList, match="too large"):
-        read(endless())
-    assert taken < 40
-
-
-def test_the_errors_of_the_connection_are_passed_on() -> None:
-    def chunks() -> Iterator[bytes]:
-        yield b'{"items": ['
-        raise ConnectionResetError
-
-    with pytest.raises(ConnectionResetError):
-        read(chunks())
+        read(pieces)
+    assert next(pieces)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
@@ -244,9 +159,9 @@ BODY = event("ADDED", {"a": "ü"}) + b"\n \r\n" + event("DELETED", 7)[:-1] + b"\
 LINES = [("ADDED", {"a": "ü"}), ("DELETED", 7)]
 
 
-@pytest.mark.parametrize("size", [*range(1, 12), len(BODY) - 1, len(BODY)])
-def test_events_may_arrive_in_any_pieces(size: int) -> None:
-    assert told(cut(BODY, size)) == LINES
+def test_events_may_arrive_in_any_pieces() -> None:
+    for size in range(1, len(BODY) + 1):
+        assert told(cut(BODY, size)) == LINES
 
 
 def test_an_event_is_given_with_its_last_byte() -> None:
@@ -264,20 +179,18 @@ def test_an_event_is_given_with_its_last_byte() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(b"garbage\n", id="a word"),
-        pytest.param(b"{}\n", id="an empty mapping"),
-        pytest.param(b"[1]\n", id="a list"),
-        pytest.param(b"null\n", id="null"),
-        pytest.param(b'"text"\n', id="text"),
-        pytest.param(b'{"type":"ADDED"}\n', id="no object"),
-        pytest.param(b'{"object":{}}\n', id="no type"),
-        pytest.param(b"\xff\xfe\n", id="no UTF-8"),
-        pytest.param(b"[" * 200_000 + b"\n", id="nested too deeply"),
-        pytest.param(event("ADDED", {})[:20] + b"\n", id="half an event"),
+        pytest.param(b"garbage", id="a word"),
+        pytest.param(b"[1]", id="a list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b'{"type":"ADDED"}', id="no object"),
+        pytest.param(b'{"object":{}}', id="no type"),
+        pytest.param(b"\xff\xfe", id="no UTF-8"),
+        pytest.param(b"[" * 200_000, id="nested too deeply"),
+        pytest.param(event("ADDED", {})[:20], id="half an event"),
     ],
 )
 def test_a_line_that_is_no_event_ends_the_stream(line: bytes) -> None:
-    lines = read_lines([event("ADDED", 1) + line + event("ADDED", 2)], "watch of services")
+    lines = read_lines([event("ADDED", 1) + line + b"\n" + event("ADDED", 2)], "watch of services")
     assert next(lines) == ("ADDED", 1)
     with pytest.raises(BrokenStream, match=r"^a line that is no event$"):
         next(lines)
@@ -292,41 +205,28 @@ def test_every_cut_of_an_event_is_noticed() -> None:
 
 def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_MAX_LINE_BYTES", 1000)
-    taken = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield b"x" * 100
-
+    pieces = iter([b"x" * 100] * 12)
     with pytest.raises(BrokenStream, match=r"^a line that is too long$"):
-        told(endless())
-    assert taken == 11
+        told(pieces)
+    assert len([*pieces]) == 1
 
 
-@pytest.mark.parametrize(
-    "status",
-    [{"code": 410}, {"reason": "Expired"}, {"reason": "Gone"}, {"code": 410, "message": 1}],
-)
+@pytest.mark.parametrize("status", [{"code": 410}, {"reason": "Expired"}, {"reason": "Gone"}])
 def test_an_error_event_may_say_that_the_version_is_gone(status: Any) -> None:
     with pytest.raises(Gone):
-        told([event("ERROR", status)])
+        told([event("ERROR", {**status, "message": 1})])
 
 
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [
         ({"code": 429, "message": "slowly"}, 429, "429 slowly"),
-        ({"code": 500, "message": "etcd is away"}, 500, "500 etcd is away"),
         ({"code": 403, "message": "two\nlines"}, 403, r"403 two\nlines"),
         # Zero would mean that nobody had answered at all.
         ({"code": 0, "message": "odd"}, 500, "0 odd"),
         ({"code": True, "message": "odd"}, 500, "True odd"),
         ({"code": "403", "message": ["odd"]}, 500, "'403' a list"),
-        ({}, 500, "None None"),
         (None, 500, "None None"),
-        ("text", 500, "None None"),
     ],
 )
 def test_an_error_event_is_an_error_with_its_status(status: Any, code: int, said: str) -> None:

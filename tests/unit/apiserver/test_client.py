@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +13,17 @@ import pytest
 
 from ipvs_node_agent.apiserver import client
 from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.errors import RefusedError
-from tests.support.apiclient import (
-    TOKEN,
-    NodeFiles,
-    failure,
-    get,
-    plain,
-    watching,
-    write_token_kubeconfig,
-)
+from tests.support.apiclient import NodeFiles, failure, get, plain, token_kubeconfig
 from tests.support.apiserver import ApiServer
+from tests.support.execplugin import plugin, saying
+from tests.support.kubeconfigs import document, write
 from tests.support.pki import Pki
+from tests.support.rawserver import RawServer
 from tests.support.wire import Response, WiredApi
 
 pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
 
-EXPIRED = datetime(2020, 1, 1, tzinfo=timezone.utc)
+USER = "system:node:worker-1"
 
 
 # 1. Requests
@@ -42,25 +33,28 @@ def test_a_request_carries_certificate_and_parameters(
     api: Api, server: ApiServer, files: NodeFiles
 ) -> None:
     selectors = {"labelSelector": "a=b", "fieldSelector": "spec.type=LoadBalancer"}
-    assert b"ServiceList" in get(api, selectors=selectors)
+    with api.get("/api/v1/services", selectors, "list services", 10.0) as answer:
+        assert b"ServiceList" in b"".join(answer.pieces())
     (request,) = server.requests
     assert request.params == selectors
-    assert (request.user, request.serial) == ("system:node:worker-1", files.serial)
+    assert (request.user, request.serial) == (USER, files.serial)
 
 
 def test_a_request_carries_the_token(server: ApiServer, pki: Pki, tmp_path: Path) -> None:
-    write_token_kubeconfig(tmp_path / "token.conf", server, pki)
-    assert b"ServiceList" in get(Api(tmp_path / "token.conf"))
-    assert server.requests[-1].user == "system:node:worker-1"
+    assert b"ServiceList" in get(Api(token_kubeconfig(tmp_path / "token.conf", server, pki)))
+    assert server.requests[-1].user == USER
 
 
-def test_requests_run_at_the_same_time(api: Api, server: ApiServer) -> None:
-    with watching(api, server):
-        assert b"ServiceList" in get(api)
-        assert server.watches("services") == 1
+def test_whether_anybody_takes_connections_is_told_without_a_request(
+    api: Api, server: ApiServer
+) -> None:
+    assert api.answers()
+    server.stop()
+    assert not api.answers()
+    assert server.requests == []
 
 
-# 2. Errors
+# 2. Refusals
 
 
 class Refusing:
@@ -75,7 +69,6 @@ class Refusing:
         return Response(self._status, [body], headers=self._headers)
 
 
-USER = "system:node:worker-1"
 NOT_ACCEPTED = " (the server does not accept the credentials of {}; have they expired?)"
 NOT_ALLOWED = " ({} lacks the permission to {} services; a node's own credentials have it)"
 
@@ -126,38 +119,19 @@ def test_a_busy_server_says_how_long_it_wants_to_be_left_alone(
 
 
 def test_a_401_has_the_program_that_made_the_credentials_asked_again(tmp_path: Path) -> None:
-    plugin = tmp_path / "plugin"
-    said = {"kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1"}
-    plugin.write_text(f"#!/bin/sh\necho '{json.dumps({**said, 'status': {'token': TOKEN}})}'\n")
-    plugin.chmod(0o755)
-    user = {
-        "apiVersion": said["apiVersion"],
-        "command": str(plugin),
-        "interactiveMode": "Never",
-    }
+    user = plugin(tmp_path, saying(token="abc"))
     with ApiServer() as server:
-        api = plain(tmp_path, server.url)
-        kubeconfig = tmp_path / "plain.conf"
-        text = kubeconfig.read_text()
-        kubeconfig.write_text(text.replace("user: {}", f"user: {json.dumps({'exec': user})}"))
+        api = Api(write(tmp_path / "exec.conf", document(user, server=server.url)))
         before = api.credentials()
-        assert before.short_lived
-        server.fail(403)
+        server.fail(403, times=1)
         failure(api)
         assert api.credentials() is before
-        server.heal()
         server.fail(401)
         failure(api)
         assert api.credentials() is not before
 
 
-def test_an_expired_certificate_is_a_401(
-    api: Api, files: NodeFiles, pki: Pki, server: ApiServer
-) -> None:
-    pki.write_node_client(files.current, "worker-1", EXPIRED)
-    error = failure(api)
-    assert error.status == 401
-    assert "have they expired?" in error.hint
+# 3. Servers that are out of reach, or none
 
 
 def test_a_refused_connection_is_one_short_sentence(api: Api, server: ApiServer) -> None:
@@ -168,25 +142,24 @@ def test_a_refused_connection_is_one_short_sentence(api: Api, server: ApiServer)
     assert str(error).endswith("Connection refused")
 
 
-def test_a_server_of_another_authority_is_one_short_sentence(
-    pki: Pki, files: NodeFiles, tmp_path: Path
+@pytest.mark.parametrize(
+    ("host", "known", "why", "hint"),
+    [
+        ("127.0.0.1", False, "certificate verify failed", "the kubeconfig needs /etc/kubernetes"),
+        ("0.0.0.0", True, "127.0.0.1", "set the kubeconfig's server, or tls-server-name"),
+    ],
+    ids=["authority", "name"],
+)
+def test_a_server_of_another_authority_or_name_is_one_short_sentence(
+    host: str, known: bool, why: str, hint: str, pki: Pki, node_pem: Path, tmp_path: Path
 ) -> None:
-    with ApiServer(pki=Pki()) as stranger:
-        pki.write_kubeconfig(tmp_path / "stranger.conf", stranger.url, files.current)
-        error = failure(Api(tmp_path / "stranger.conf"))
-    assert "certificate verify failed" in error.why
-    assert error.hint.startswith("the kubeconfig needs /etc/kubernetes/pki/ca.crt")
-
-
-def test_a_server_of_another_name_is_one_short_sentence(
-    pki: Pki, files: NodeFiles, tmp_path: Path
-) -> None:
-    with ApiServer(host="0.0.0.0", pki=pki) as server:
+    with ApiServer(host=host, pki=pki if known else Pki()) as server:
         url = f"https://127.0.0.1:{server.port}"
-        pki.write_kubeconfig(tmp_path / "other.conf", url, files.current)
-        error = failure(Api(tmp_path / "other.conf"))
-    assert "127.0.0.1" in error.why
-    assert error.hint.startswith("set the kubeconfig's server, or tls-server-name")
+        pki.write_kubeconfig(tmp_path / "kubelet.conf", url, node_pem)
+        error = failure(Api(tmp_path / "kubelet.conf"))
+    assert why in error.why
+    assert error.hint.startswith(hint)
+    assert server.requests == []
 
 
 def test_a_name_that_cannot_be_resolved_is_one_short_sentence(
@@ -201,13 +174,10 @@ def test_a_name_that_cannot_be_resolved_is_one_short_sentence(
     assert str(error).endswith("Name or service not known")
 
 
-def test_a_server_that_does_not_answer_is_one_short_sentence(api: Api, server: ApiServer) -> None:
+def test_a_server_that_is_silent_is_one_short_sentence(api: Api, server: ApiServer) -> None:
+    assert failure(api, timeout=0.3, watch=True).why.endswith("timed out")
     server.hang()
     assert failure(api, timeout=0.3).why.endswith("timed out")
-
-
-def test_a_stream_that_falls_silent_is_one_short_sentence(api: Api, server: ApiServer) -> None:
-    assert failure(api, timeout=0.3, watch=True).why.endswith("timed out")
 
 
 def test_a_server_that_takes_no_connection_is_one_short_sentence(
@@ -245,36 +215,13 @@ def test_a_server_that_takes_no_connection_is_one_short_sentence(
     ],
 )
 def test_a_server_that_is_none_is_an_error_like_any_other(answer: bytes, tmp_path: Path) -> None:
-    with answering(answer) as url:
-        failure(plain(tmp_path, url))
+    with RawServer(answer, hangs_up=True) as server:
+        failure(plain(tmp_path, server.url))
 
 
 def test_an_error_that_is_compressed_is_not_unpacked(tmp_path: Path) -> None:
     """Nobody asked for that, and a few bytes may unpack to gigabytes."""
     body = gzip.compress(b'{"message": "unpacked"}')
     head = f"HTTP/1.1 403 No\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
-    with answering(head.encode() + body) as url:
-        assert "unpacked" not in str(failure(plain(tmp_path, url)))
-
-
-@contextmanager
-def answering(answer: bytes) -> Iterator[str]:
-    """The URL of a server that sends `answer` and hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(10)
-
-
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1:1", "http://[::1", "http://a b", "nonsense:x"])
-def test_a_server_that_is_no_url_is_an_error_like_any_other(url: str, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError):
-        get(plain(tmp_path, url))
+    with RawServer(head.encode() + body, hangs_up=True) as server:
+        assert "unpacked" not in str(failure(plain(tmp_path, server.url)))

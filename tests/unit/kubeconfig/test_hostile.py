@@ -23,19 +23,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.apiserver import client
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.config.file import load
-from ipvs_node_agent.config.yamlloader import NotYaml, compose
-from ipvs_node_agent.config.yamlloader import load as load_yaml
 from ipvs_node_agent.errors import AgentError, UsageError
 from ipvs_node_agent.kubeconfig.contents import fingerprint
-from ipvs_node_agent.kubeconfig.credentials import Credentials
-from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
+from ipvs_node_agent.kubeconfig.reader import Reader, settings
 from tests.support.examples import examples
+from tests.support.kubeconfigs import SECRET, document
 from tests.support.pki import Pki
 from tests.support.rawobjects import mapping, mostly, spoilt
-
-SECRET = "s3cret-s3cret"
 
 # Files
 
@@ -84,26 +80,19 @@ def urls(draw: st.DrawFn, hosts: st.SearchStrategy[str] = hosts) -> str:
     return f"{scheme}{user}{draw(hosts)}{port}{end}"
 
 
-# What the values of a document may be replaced by.
-def optional(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.fixed_dictionaries({}, optional=values)
-
-
-cluster = st.builds(
-    lambda server, rest: {"server": server, **rest},
-    urls(),
-    optional(
-        **{
-            "certificate-authority": named,
-            "certificate-authority-data": inline,
-            "insecure-skip-tls-verify": st.booleans(),
-            "tls-server-name": hosts,
-            "proxy-url": urls(),
-        }
-    ),
+cluster = st.fixed_dictionaries(
+    {"server": urls()},
+    optional={
+        "certificate-authority": named,
+        "certificate-authority-data": inline,
+        "insecure-skip-tls-verify": st.booleans(),
+        "tls-server-name": hosts,
+        "proxy-url": urls(),
+    },
 )
-user = optional(
-    **{
+user = st.fixed_dictionaries(
+    {},
+    optional={
         "client-certificate": named,
         "client-certificate-data": inline,
         "client-key": named,
@@ -116,21 +105,29 @@ user = optional(
         "auth-provider": mapping(
             name=st.sampled_from(["oidc", "azure", "none"]), config=mapping(**{"id-token": text})
         ),
-    }
+    },
 )
 
 
-def document(cluster: Any, user: Any) -> dict[str, Any]:
-    """A kubeconfig of these two."""
-    return {
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": cluster}],
-        "users": [{"name": "u", "user": user}],
-    }
+good = st.builds(lambda cluster, user: document(user, **cluster), cluster, user)
+TAGS = (
+    *("bool", "int", "float", "binary", "timestamp", "null", "set"),
+    *("omap", "pairs", "map", "seq", "str", "python/none", "x"),
+)
+PIECES = [
+    *(f"!!{tag} ".encode() for tag in TAGS),
+    *(b"&a ", b"*a ", b"&a {a: *a} ", b"<<: *a\n", b"? ", b"- "),
+    *(b"[", b"{", b'"', b"'", b"|", b">", b"\t", b"#", b"\0", b"\xff", b"\xc3", b"\xe2\x80\xa8"),
+    *(b"---\n", b"...\n", b"%YAML 9.9\n---\n"),
+    *(b"1:1:1.5 ", b"2026-99-99 ", b'"\\UFFFFFFFF" ', b'"\\uD800" ', b"9" * 5000, b"[" * 200),
+]
 
 
-good = st.builds(document, cluster, user)
+def spliced(draw: st.DrawFn, data: bytes, starts: list[int]) -> bytes:
+    """`data` with something else put in at one of `starts`, or in the place of what is there."""
+    start = draw(st.sampled_from(starts))
+    piece = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
+    return data[:start] + piece + data[start + draw(st.sampled_from([0, 0, 1, 1000])) :]
 
 
 @st.composite
@@ -140,52 +137,8 @@ def kubeconfigs(draw: st.DrawFn) -> bytes:
     data = written.encode("utf-8", "surrogatepass")
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         starts = [place + 1 for place in range(len(data)) if data[place : place + 1] in b" \n"]
-        start = draw(st.sampled_from([0, *starts]))
-        piece = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
-        data = data[:start] + piece + data[start + draw(st.sampled_from([0, 0, 1, 1000])) :]
+        data = spliced(draw, data, [0, *starts])
     return data
-
-
-PIECES = [
-    *(
-        f"!!{tag} ".encode()
-        for tag in ("bool", "int", "float", "binary", "timestamp", "null", "set")
-    ),
-    *(f"!!{tag} ".encode() for tag in ("omap", "pairs", "map", "seq", "str", "python/none", "x")),
-    *(
-        b"&a ",
-        b"*a ",
-        b"&a {a: *a} ",
-        b"<<: *a\n",
-        b"? ",
-        b"- ",
-        b"[",
-        b"{",
-        b'"',
-        b"'",
-        b"|",
-        b">",
-    ),
-    *(
-        b"---\n",
-        b"...\n",
-        b"%YAML 9.9\n---\n",
-        b"\t",
-        b"#",
-        b"\0",
-        b"\xff",
-        b"\xc3",
-        b"\xe2\x80\xa8",
-    ),
-    *(b"1:1:1.5 ", b"2026-99-99 ", b'"\\UFFFFFFFF" ', b'"\\uD800" ', b"9" * 5000, b"[" * 200),
-]
-
-
-class Here(Reader):
-    """Reads without a process of its own."""
-
-    def _read_elsewhere(self) -> Settings:
-        return settings(self.path)
 
 
 def unknown(host: Any, *_: Any, **__: Any) -> Any:
@@ -197,18 +150,11 @@ def unknown(host: Any, *_: Any, **__: Any) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Nobody is asked for an address, and no program is started."""
+    """Nobody is asked for an address, and no other process is started."""
     nothing = mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError)
-    with nothing, mock.patch.object(socket, "getaddrinfo", unknown):
+    here = mock.patch.object(Reader, "_read_elsewhere", lambda reader: settings(reader.path))
+    with nothing, here, mock.patch.object(socket, "getaddrinfo", unknown):
         yield
-
-
-def judge(credentials: Credentials) -> None:
-    """Whether what was loaded can be shown."""
-    for shown in (credentials.server, credentials.user or "", credentials.warning):
-        assert shown.isprintable()
-        assert SECRET not in shown
-    assert SECRET not in repr(credentials)
 
 
 def loaded_or_refused(kubeconfig: bytes, **pem_files: bytes) -> str:
@@ -220,10 +166,13 @@ def loaded_or_refused(kubeconfig: bytes, **pem_files: bytes) -> str:
         os.mkfifo(path.parent / "fifo")
         path.write_bytes(kubeconfig)
         assert fingerprint(path) == fingerprint(path)
-        with alone(), mock.patch.object(client, "Reader", Here):
-            api = client.Api(path)
+        with alone():
+            api = Api(path)
             try:
-                judge(api.credentials())
+                credentials = api.credentials()
+                shown = f"{credentials.server}{credentials.user or ''}{credentials.warning}"
+                assert shown.isprintable()
+                assert SECRET not in shown + repr(credentials)
                 with api.get("/api", {}, "list services", 1.0):
                     raise AssertionError("somebody answered")
             except AgentError as error:
@@ -251,7 +200,7 @@ def test_whoever_is_to_be_asked_is_or_is_refused(
     server: str, proxy: str | None, name: str | None
 ) -> None:
     cluster = {"server": server, "proxy-url": proxy, "tls-server-name": name}
-    loaded_or_refused(yaml.safe_dump(document(cluster, {"token": "abc"})).encode())
+    loaded_or_refused(yaml.safe_dump(document({"token": "abc"}, **cluster)).encode())
 
 
 @examples(200)
@@ -267,18 +216,8 @@ def test_certificates_and_keys_are_loaded_or_refused(
     data = {"certificate-authority": ca, "client-certificate": certificate, "client-key": key}
     entry: dict[str, str] = {f"{k}-data": base64.b64encode(data[k]).decode() for k in keys}
     entry = {**{k: f"{k}.pem" for k in data}, **entry}
-    cluster = {"server": "https://127.0.0.1:6443", **entry}
-    said = loaded_or_refused(yaml.safe_dump(document(cluster, entry)).encode(), **data)
+    said = loaded_or_refused(yaml.safe_dump(document(entry, **entry)).encode(), **data)
     assert "cannot load" in said or said.endswith("cannot be reached: Name or service not known")
-
-
-@examples(300)
-@given(data=kubeconfigs().map(lambda data: data.decode(errors="replace")) | st.text(max_size=40))
-def test_yaml_is_read_or_refused(data: str) -> None:
-    with suppress(NotYaml):
-        compose(data)
-    with suppress(NotYaml):
-        load_yaml(data)
 
 
 CONFIG = b"""kubeconfig: /etc/kubernetes/kubelet.conf
@@ -297,9 +236,7 @@ def configurations(draw: st.DrawFn) -> bytes:
     """A configuration with a few pieces of its text replaced."""
     data = CONFIG
     for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(data)))
-        piece = draw(st.sampled_from(PIECES) | st.binary(max_size=4))
-        data = data[:start] + piece + data[start + draw(st.sampled_from([0, 0, 1, 1000])) :]
+        data = spliced(draw, data, [*range(len(data) + 1)])
     return data
 
 

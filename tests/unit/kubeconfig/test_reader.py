@@ -8,14 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
-import yaml
 
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.config import regularfile
@@ -23,25 +21,26 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kubeconfig import reader as kubeconfigreader
 from ipvs_node_agent.kubeconfig.credentials import load_credentials
 from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
+from tests.support.apiclient import Asking
 from tests.support.apiserver import ApiServer
-from tests.support.execplugin import (
-    URL,
-    Hanging,
-    hanging_plugin,
-    kubeconfig,
-    plugin,
-    saying,
-)
-from tests.support.pki import Pki, plain_kubeconfig
+from tests.support.execplugin import Hanging, hanging_plugin, plugin, saying
+from tests.support.kubeconfigs import URL, document, naming, write
+from tests.support.pki import Pki
 from tests.support.processes import runs
 from tests.support.waiting import eventually
 
 # Far less than what hangs would take, and enough for a busy machine.
 AT_ONCE = 3
+TOKEN = {"authorization": "Bearer abc"}
 
 
 def read(path: Path) -> Settings:
     return Reader(path).read()
+
+
+def with_plugin(directory: Path, body: str, url: str = URL) -> Path:
+    """A kubeconfig whose credentials this program makes."""
+    return write(directory / "kubelet.conf", document(plugin(directory, body), server=url))
 
 
 @pytest.fixture
@@ -50,32 +49,9 @@ def hanging(tmp_path: Path) -> Iterator[Hanging]:
         yield made
 
 
-class Asking:
-    """A thread that asks for something, and what it got."""
-
-    def __init__(self, ask: Callable[[], Any]) -> None:
-        self._got: Any = None
-        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
-        self._thread.start()
-
-    def _run(self, ask: Callable[[], Any]) -> None:
-        try:
-            self._got = ask()
-        except Exception as error:
-            self._got = error
-
-    def got(self) -> Any:
-        """The answer, or the error."""
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        return self._got
-
-
-def test_both_ways_give_the_same(node_pem: Path, pki: Pki, tmp_path: Path) -> None:
-    pki.write_kubeconfig(tmp_path / "kubelet.conf", URL, node_pem)
-    found = read(tmp_path / "kubelet.conf")
-    here = settings(tmp_path / "kubelet.conf")
-    assert found == here
+def test_both_ways_give_the_same(path: Path, node_pem: Path, pki: Pki) -> None:
+    found = read(path)
+    assert found == settings(path)
     assert found.authority is not None
     assert found.authority.text == pki.ca_pem
     assert found.user == "system:node:worker-1"
@@ -87,32 +63,35 @@ def test_both_ways_give_the_same(node_pem: Path, pki: Pki, tmp_path: Path) -> No
 
 
 def test_both_ways_give_the_same_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "kubelet.conf", naming(tokenFile="missing"))
     texts = []
     for way in (read, settings):
-        with pytest.raises(RefusedError) as caught:
-            way(tmp_path / "missing.conf")
+        with pytest.raises(kubeconfigreader.MissingError) as caught:
+            way(path)
         texts.append(str(caught.value))
-    assert texts[0] == texts[1]
-    assert texts[0].endswith("No such file or directory (is this node's kubelet set up?)")
+    wanted = f"kubeconfig {path}: cannot read {tmp_path}/missing: No such file or directory"
+    assert texts == [wanted] * 2
 
 
-@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o664])
-def test_a_file_that_others_can_write_is_refused(mode: int, tmp_path: Path) -> None:
+def test_a_missing_kubeconfig_is_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(kubeconfigreader.MissingError) as caught:
+        read(tmp_path / "missing.conf")
+    assert str(caught.value).endswith("No such file or directory (is this node's kubelet set up?)")
+
+
+@pytest.mark.parametrize("way", [read, settings])
+def test_a_file_that_others_can_write_is_refused(way: Any, path: Path) -> None:
     """It may name a program, which would run as root."""
-    path = tmp_path / "kubelet.conf"
-    plain_kubeconfig(path, URL, "worker-1")
-    path.chmod(mode)
+    path.chmod(0o620)
     with pytest.raises(RefusedError) as caught:
-        read(path)
+        way(path)
     assert str(caught.value) == (
         f"kubeconfig {path}: others than its owner can write it"
         f" (chmod go-w {path}, and read it again)"
     )
 
 
-def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "kubelet.conf"
-    plain_kubeconfig(path, URL, "worker-1")
+def test_a_file_of_another_user_is_refused(path: Path) -> None:
     os.chown(path, 4711, 4711)
     with pytest.raises(RefusedError, match="belongs to user 4711, who could change it"):
         read(path)
@@ -120,9 +99,8 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["kubelet.conf", "kubelet-client-current.pem"])
 def test_what_only_root_may_read_is_asked_for_as_root(
-    name: str, node_pem: Path, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pki.write_kubeconfig(tmp_path / "kubelet.conf", URL, node_pem)
     plainly = regularfile.read
 
     def denied(path: str | os.PathLike[str], private: bool = False) -> bytes:
@@ -132,7 +110,7 @@ def test_what_only_root_may_read_is_asked_for_as_root(
 
     monkeypatch.setattr(regularfile, "read", denied)
     with pytest.raises(RefusedError, match=r"Permission denied \(run it as root\)$"):
-        settings(tmp_path / "kubelet.conf")
+        settings(path)
 
 
 def test_a_relative_path_and_another_directorys_modules_do_no_harm(
@@ -143,28 +121,29 @@ def test_a_relative_path_and_another_directorys_modules_do_no_harm(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    kubeconfig(tmp_path / "relative.conf", {"token": "abc"})
-    assert read(Path("relative.conf")).headers == {"authorization": "Bearer abc"}
+    write(tmp_path / "relative.conf", naming(token="abc"))
+    assert read(Path("relative.conf")).headers == TOKEN
+
+
+# Programs
+
+
+def counting(directory: Path, seconds: float = 0.0) -> str:
+    """A plugin's body that gives the number of its run as the token."""
+    said = saying(token="$(wc -l < RUNS)").replace("<<'END'", "<<END")
+    body = f"echo noise >&2; echo >> RUNS; sleep {seconds}\n{said}"
+    return body.replace("RUNS", f"{directory}/runs")
 
 
 def test_a_program_is_asked_for_each_request(tmp_path: Path) -> None:
-    (tmp_path / "count").write_text("0")
-    body = (
-        f'n=$(($(cat {tmp_path}/count) + 1)); echo "$n" > {tmp_path}/count; echo "noise" >&2\n'
-        'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1beta1\\",'
-        ' \\"kind\\": \\"ExecCredential\\", \\"status\\": {\\"token\\": \\"token-$n\\"}}"'
-    )
-    credentials = load_credentials(
-        Reader(kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body)))
-    )
+    credentials = load_credentials(Reader(with_plugin(tmp_path, counting(tmp_path))))
     shown = [credentials.headers()["authorization"] for _ in range(2)]
-    assert shown == ["Bearer token-2", "Bearer token-3"]
+    assert shown == ["Bearer 2", "Bearer 3"]
 
 
 def test_a_plugins_certificate_is_used(node_pem: Path, tmp_path: Path) -> None:
     pem = node_pem.read_text()
-    user = plugin(tmp_path, saying(clientCertificateData=pem, clientKeyData=pem))
-    found = read(kubeconfig(tmp_path / "exec.conf", user))
+    found = read(with_plugin(tmp_path, saying(clientCertificateData=pem, clientKeyData=pem)))
     assert found.user == "system:node:worker-1"
     assert found.short_lived
     assert found.certificate is not None
@@ -176,7 +155,7 @@ def test_a_plugins_certificate_is_used(node_pem: Path, tmp_path: Path) -> None:
 def test_a_plugin_runs_where_the_kubeconfig_is(tmp_path: Path) -> None:
     user = plugin(tmp_path, saying(token="abc"))
     user["exec"]["command"] = "./plugin"
-    assert read(kubeconfig(tmp_path / "exec.conf", user)).headers == {"authorization": "Bearer abc"}
+    assert read(write(tmp_path / "exec.conf", document(user))).headers == TOKEN
 
 
 @pytest.mark.parametrize(
@@ -192,9 +171,8 @@ def test_a_plugin_runs_where_the_kubeconfig_is(tmp_path: Path) -> None:
     ],
 )
 def test_a_plugin_that_gives_something_else_is_refused(body: str, tmp_path: Path) -> None:
-    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body))
     with pytest.raises(RefusedError, match="its exec plugin gave no credentials"):
-        settings(path)
+        settings(with_plugin(tmp_path, body))
 
 
 # Programs that hang
@@ -224,21 +202,9 @@ def test_closing_ends_a_reading_at_once_and_all_later_ones(hanging: Hanging) -> 
     assert len(hanging.started()) == 2
 
 
-def test_an_api_is_closed_while_its_credentials_are_read(hanging: Hanging) -> None:
-    api = Api(hanging.path)
-    asking = Asking(api.credentials)
-    eventually(hanging.started)
-    before = time.monotonic()
-    assert api.expires is None
-    api.close()
-    assert time.monotonic() - before < AT_ONCE
-    assert isinstance(asking.got(), RefusedError)
-    hanging.is_over()
-
-
 def test_an_api_is_closed_while_a_token_is_made(tmp_path: Path) -> None:
     """For each request anew, which may hang as well."""
-    path = kubeconfig(tmp_path / "kubelet.conf", plugin(tmp_path, saying(token="abc")))
+    path = with_plugin(tmp_path, saying(token="abc"))
     api = Api(path)
     assert api.credentials().short_lived
     with hanging_plugin(tmp_path) as later:
@@ -250,14 +216,10 @@ def test_an_api_is_closed_while_a_token_is_made(tmp_path: Path) -> None:
         later.is_over()
 
 
-def test_who_needs_no_credentials_waits_for_nobody_who_reads_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_needs_no_credentials_waits_for_nobody_who_reads_them(tmp_path: Path) -> None:
     """Two threads' requests, of which one ends while the other's program hangs."""
-    monkeypatch.setattr(kubeconfigreader, "_TIME_LIMIT", 10)
     with ApiServer() as server, hanging_plugin(tmp_path / "later", server.url) as later:
-        user = plugin(tmp_path, saying(token="abc"))
-        path = kubeconfig(tmp_path / "kubelet.conf", user, server.url)
+        path = with_plugin(tmp_path, saying(token="abc"), server.url)
         api = Api(path)
         with api.get("/api/v1/services", {"watch": "true"}, "watch services", 10):
             server.fail(401, times=1)
@@ -267,9 +229,11 @@ def test_who_needs_no_credentials_waits_for_nobody_who_reads_them(
             asking = Asking(api.credentials)
             eventually(later.started)
             before = time.monotonic()
-        assert time.monotonic() - before < AT_ONCE
+        assert api.expires is None
         api.close()
+        assert time.monotonic() - before < AT_ONCE
         assert isinstance(asking.got(), RefusedError)
+        later.is_over()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -290,7 +254,7 @@ def test_a_program_ends_with_the_process_that_asks_for_it(number: int, hanging: 
 
 def test_a_program_that_goes_on_in_the_background_ends_as_well(tmp_path: Path) -> None:
     body = f"sleep 1000 >/dev/null 2>&1 &\necho $! > {tmp_path}/started\n{saying(token='abc')}"
-    assert read(kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, body))).headers
+    assert read(with_plugin(tmp_path, body)).headers
     number = int((tmp_path / "started").read_text())
     eventually(lambda: not runs(number), timeout=5)
 
@@ -298,30 +262,22 @@ def test_a_program_that_goes_on_in_the_background_ends_as_well(tmp_path: Path) -
 # Several who ask
 
 
-def counting(directory: Path, name: str, seconds: float = 0.0) -> str:
-    """A plugin's body that leaves a line for each time it runs."""
-    return f"echo {name} >> {directory}/runs; sleep {seconds}\n{saying(token=name)}"
-
-
 def test_who_asks_at_the_same_time_gets_the_same(tmp_path: Path) -> None:
-    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, counting(tmp_path, "one", 1)))
-    reader = Reader(path)
+    reader = Reader(with_plugin(tmp_path, counting(tmp_path, seconds=1)))
     asking = [Asking(reader.read) for _ in range(4)]
-    assert [each.got().headers for each in asking] == [{"authorization": "Bearer one"}] * 4
-    assert (tmp_path / "runs").read_text() == "one\n"
-    assert reader.read().headers
-    assert (tmp_path / "runs").read_text() == "one\none\n"
+    assert [each.got().headers for each in asking] == [{"authorization": "Bearer 1"}] * 4
+    assert reader.read().headers == {"authorization": "Bearer 2"}
 
 
 def test_who_asks_for_files_that_have_changed_gets_what_they_say_now(tmp_path: Path) -> None:
-    path = kubeconfig(tmp_path / "exec.conf", plugin(tmp_path, counting(tmp_path, "one", 1)))
+    path = with_plugin(tmp_path, counting(tmp_path, seconds=1))
     reader = Reader(path)
     first = Asking(reader.read)
     eventually(lambda: (tmp_path / "runs").exists())
-    kubeconfig(path, {"token": "two"})
+    write(path, naming(token="abc"))
     second = Asking(reader.read)
-    assert first.got().headers == {"authorization": "Bearer one"}
-    assert second.got().headers == {"authorization": "Bearer two"}
+    assert first.got().headers == {"authorization": "Bearer 1"}
+    assert second.got().headers == TOKEN
 
 
 # Nothing on a disk
@@ -336,18 +292,14 @@ def test_no_key_comes_near_a_file(
     for name in ("mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile"):
         monkeypatch.setattr(f"tempfile.{name}", made)
     pem = node_pem.read_text()
-    inline = base64.b64encode(pem.encode()).decode()
+    inline, authority = (base64.b64encode(text.encode()).decode() for text in (pem, pki.ca_pem))
     users = [
         {"client-certificate-data": inline, "client-key-data": inline},
         plugin(tmp_path, saying(clientCertificateData=pem, clientKeyData=pem)),
     ]
     for user in users:
-        path = kubeconfig(tmp_path / "kubelet.conf", user)
-        document = yaml.safe_load(path.read_text())
-        authority = base64.b64encode(pki.ca_pem.encode()).decode()
-        document["clusters"][0]["cluster"]["certificate-authority-data"] = authority
-        path.write_text(yaml.safe_dump(document))
-        found = settings(path)
+        content = document(user, **{"certificate-authority-data": authority})
+        found = settings(write(tmp_path / "kubelet.conf", content))
         assert found.key is not None
         assert found.key.text == pem
 
@@ -379,5 +331,5 @@ def test_a_reader_that_dies_is_an_error_like_any_other(
 
 
 def test_settings_do_not_show_their_secrets(tmp_path: Path) -> None:
-    found = read(kubeconfig(tmp_path / "kubelet.conf", {"token": "s3cret"}))
+    found = settings(write(tmp_path / "kubelet.conf", naming(token="s3cret")))
     assert "s3cret" not in repr(found)

@@ -32,7 +32,6 @@ LONG_LABEL, LONG_NAME = "a" * 64, ".".join(["a" * 63] * 4)
         "https://10.0.0.1:6443",
         "https://[fd00::1]:6443",
         "https://[fd00::1]",
-        "https://api.example.org",
         "https://api.example.org.:443",
         "https://under_score.example.org:1",
         "http://localhost:65535",
@@ -47,8 +46,7 @@ def test_a_server_is_taken_as_it_is(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "meant"),
     [
-        ("https://10.0.0.1:6443/", "https://10.0.0.1:6443"),
-        ("HTTPS://API.example.org", "https://API.example.org"),
+        ("HTTPS://API.example.org/", "https://API.example.org"),
         ("https://10.0.0.1:", "https://10.0.0.1"),
         ("https://10.0.0.1:06443", "https://10.0.0.1:6443"),
     ],
@@ -57,18 +55,17 @@ def test_a_server_may_be_written_in_another_way(url: str, meant: str) -> None:
     assert server(url) == meant
 
 
+FORM = "is not of the form https://HOST:PORT"
+EMPTY_LABEL = "has a host with an empty label"
+TOO_LONG = "has a host of more than 253 characters, or 63 in a label"
+NO_IPV4 = "has a host that is no IPv4 address"
+NO_IPV6 = "has a host that is no IPv6 address"
+NO_PORT = "has a port that is none of 1 to 65535"
+USER = "holds a user or a password, which no API server takes"
 HOST_FAULTS = [
-    ("a..b", "has a host with an empty label"),
-    (".a", "has a host with an empty label"),
-    ("a..", "has a host with an empty label"),
-    (".", "has a host with an empty label"),
-    (LONG_LABEL, "has a host of more than 253 characters, or 63 in a label"),
-    (LONG_NAME, "has a host of more than 253 characters, or 63 in a label"),
-    ("10.0.0", "has a host that is no IPv4 address"),
-    ("10.0.0.256", "has a host that is no IPv4 address"),
-    ("010.0.0.1", "has a host that is no IPv4 address"),
-    ("0x0a000001", "has a host that is no IPv4 address"),
-    ("167772161", "has a host that is no IPv4 address"),
+    *((name, EMPTY_LABEL) for name in ("a..b", ".a", "a..", ".")),
+    *((name, TOO_LONG) for name in (LONG_LABEL, LONG_NAME)),
+    *((name, NO_IPV4) for name in ("10.0.0", "10.0.0.256", "010.0.0.1", "0x0a000001", "167772161")),
     ("a*b", "has a host with a character that no name has (U+002A)"),
     ("a%41", "has a host with a character that no name has (U+0025)"),
 ]
@@ -78,33 +75,17 @@ HOST_FAULTS = [
     ("url", "why"),
     [
         *((f"https://{name}:6443", why) for name, why in HOST_FAULTS),
-        ("https://", "has no host"),
-        ("https://:6443", "has no host"),
+        *((f"https://{rest}", "has no host") for rest in ("", ":6443")),
         ("https://a\u3002b", "has a character that no URL has (U+3002)"),
-        ("https://b\u00fccher.example", "has a character that no URL has (U+00FC)"),
         ("https://a b", "has a character that no URL has (U+0020)"),
         ("https://a\nb", "has a character that no URL has (U+000A)"),
         ("https://a\\b", "has a character that no URL has (U+005C)"),
         ("https://a\ud800", "has a character that no URL has (U+D800)"),
-        ("https://fd00::1:6443", "is not of the form https://HOST:PORT"),
-        ("https://[fd00::1", "is not of the form https://HOST:PORT"),
-        ("https://[fe80::1%25eth0]", "has a host that is no IPv6 address"),
-        ("https://[10.0.0.1]", "has a host that is no IPv6 address"),
-        ("https://[]", "has a host that is no IPv6 address"),
-        ("https://a:0", "has a port that is none of 1 to 65535"),
-        ("https://a:65536", "has a port that is none of 1 to 65535"),
-        ("https://a:-1", "has a port that is none of 1 to 65535"),
-        ("https://a:b", "has a port that is none of 1 to 65535"),
-        ("https://a:" + "9" * 5000, "has a port that is none of 1 to 65535"),
-        ("a:6443", "is not of the form https://HOST:PORT"),
-        ("//a:6443", "is not of the form https://HOST:PORT"),
-        ("https:a", "is not of the form https://HOST:PORT"),
-        ("ftp://a", "is not of the form https://HOST:PORT"),
-        ("https://a?b", "is not of the form https://HOST:PORT"),
-        ("https://a/#b", "is not of the form https://HOST:PORT"),
-        ("https://u:p@a", "holds a user or a password, which no API server takes"),
-        ("https://@a", "holds a user or a password, which no API server takes"),
-        ("https://u@v@a", "holds a user or a password, which no API server takes"),
+        *((f"https://{rest}", FORM) for rest in ("fd00::1:6443", "[fd00::1", "a?b", "a/#b")),
+        *((url, FORM) for url in ("a:6443", "//a:6443", "https:a", "ftp://a")),
+        *((f"https://[{host}]", NO_IPV6) for host in ("fe80::1%25eth0", "10.0.0.1", "")),
+        *((f"https://a:{port}", NO_PORT) for port in ("0", "65536", "-1", "b", "9" * 5000)),
+        *((f"https://{user}@a", USER) for user in ("u:p", "", "u@v")),
     ],
 )
 def test_anything_else_is_no_server(url: str, why: str) -> None:
