@@ -97,8 +97,8 @@ def test_a_socket_that_a_killed_agent_left_is_replaced(told: Path) -> None:
 
 
 def test_without_an_agent_it_is_not_running(tmp_path: Path) -> None:
-    assert unanswered(tmp_path).state == status.NOT_RUNNING
-    assert unanswered(tmp_path / "not-even-a-directory").state == status.NOT_RUNNING
+    for nothing in (tmp_path, tmp_path / "not-even-a-directory"):
+        assert unanswered(nothing).state == status.NOT_RUNNING
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / NAME))
     error = unanswered(tmp_path)
