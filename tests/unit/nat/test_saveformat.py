@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ipvs_node_agent.nat.chains import owner
-from ipvs_node_agent.nat.ruleset import Change, Found
-from ipvs_node_agent.nat.saveformat import lines, parse_save, restore_input
+from ipvs_node_agent.nat.ruleset import Found
+from ipvs_node_agent.nat.saveformat import lines, parse_save
 
 OURS = owner(frozenset({"IPVS_PREROUTING", "IPVS_OUTPUT"}))
 
@@ -140,7 +140,3 @@ def test_a_line_break_in_quotes_ends_no_line() -> None:
         '-A B "\\"" y',
         "last",
     ]
-
-
-def test_an_empty_change_is_an_input_that_does_nothing() -> None:
-    assert restore_input(Change()) == "*nat\nCOMMIT\n"

@@ -132,19 +132,6 @@ def test_promtool_has_nothing_to_complain_of(bed: Bed) -> None:
     assert "_created" not in text
 
 
-def test_what_promtool_complains_of_is_known() -> None:
-    assert faults("# TYPE a counter\na 1\n") == ["a_total has no help"]
-    for text, fault in (
-        ("# HELP a_total x\n# TYPE a_total gauge\na_total 1\n", "only counters end in _total"),
-        ("# HELP a_count x\n# TYPE a_count gauge\na_count 1\n", "a_count: its end"),
-        ("# HELP a_milliseconds x\n# TYPE a_milliseconds gauge\na_milliseconds 1\n", "base unit"),
-        ("# HELP a_gauge x\n# TYPE a_gauge gauge\na_gauge 1\n", "holds its type"),
-        ('# HELP a x\n# TYPE a gauge\na{aB="c"} 1\n', "aB is not in snake case"),
-        ("a 1\n", "a has no type"),
-    ):
-        assert fault in "\n".join(faults(text))
-
-
 def test_without_series_for_services_nobody_counts(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

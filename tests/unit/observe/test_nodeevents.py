@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -79,50 +80,46 @@ def test_of_many_refusals_the_first_are_told_and_the_number_of_the_others() -> N
 
 
 class Node:
-    """What a node's conditions are, and which of them are told."""
+    """A node's schedule; what it is shown is told where that is due."""
 
     def __init__(self) -> None:
         self.schedule, self.clock = Schedule(), Clock()
 
-    def tells(self, *found: Condition) -> list[str]:
+    def tells(self, *found: Condition) -> list[Condition]:
         due = self.schedule.due(found, self.clock.now)
         for condition in due:
             self.schedule.tell(condition, self.clock.now)
-        return [condition.reason for condition in due]
+        return due
 
 
-FIRST = Condition(REFUSED, "first")
+FIRST, NEEDLESS = Condition(REFUSED, "first"), Condition(NOT_NEEDED, "needless")
 
 
 def test_a_condition_is_told_at_once_and_then_hourly() -> None:
     node = Node()
-    assert node.tells(FIRST) == [REFUSED]
-    for seconds, expected in ((10, []), (3500, []), (90, [REFUSED]), (3599, []), (1, [REFUSED])):
+    for seconds, due in ((0, True), (10, False), (3500, False), (90, True), (3599, False)):
         node.clock.now += seconds
-        assert node.tells(FIRST) == expected
+        assert node.tells(FIRST) == ([FIRST] if due else [])
+    # Reasons do not keep each other waiting.
+    assert node.tells(FIRST, NEEDLESS) == [NEEDLESS]
+    node.clock.now += 1
+    assert node.tells(FIRST, NEEDLESS) == [FIRST]
 
 
-def test_one_that_changes_all_the_time_is_told_every_five_minutes() -> None:
+@pytest.mark.parametrize(
+    "found",
+    [lambda n: [Condition(REFUSED, f"the {n}th")], lambda n: [FIRST][n % 2 :]],
+    ids=["another text", "comes and goes"],
+)
+def test_one_that_changes_all_the_time_is_told_every_five_minutes(
+    found: Callable[[int], list[Condition]],
+) -> None:
     node, times = Node(), []
     for n in range(120):
-        if node.tells(Condition(REFUSED, f"the {n}th")):
+        if node.tells(*found(n)):
             times.append(n * 10)
         node.clock.now += 10
     assert times == [0, 300, 600, 900]
-
-
-def test_one_that_comes_and_goes_is_told_every_five_minutes() -> None:
-    node, count = Node(), 0
-    for _ in range(60):
-        count += len(node.tells(FIRST)) + len(node.tells())
-        node.clock.now += 10
-    assert count == 2
-
-
-def test_reasons_do_not_keep_each_other_waiting() -> None:
-    node = Node()
-    assert node.tells(FIRST) == [REFUSED]
-    assert node.tells(FIRST, Condition(NOT_NEEDED, "needless")) == [NOT_NEEDED]
 
 
 def test_what_could_not_be_told_stays_due() -> None:

@@ -299,7 +299,10 @@ def test_an_address_that_is_taken_is_said_once_and_tried_again(
 def test_a_server_takes_the_place_of_another_at_the_same_port(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served.server.stop()
+    with served.connect() as silent:
+        eventually(lambda: served.connections == 1)
+        served.server.stop()
+        assert rest(silent) == b""
     after = WebServer(f"localhost:{served.address[1]}", pages, served.server)
     after.start()
     eventually(lambda: not served.server._thread.is_alive())

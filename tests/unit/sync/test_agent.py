@@ -371,6 +371,11 @@ def test_a_retry_does_not_wait_after_another_configuration() -> None:
 
 def test_where_kube_proxy_needs_no_agent_no_service_has_rules(log: Log) -> None:
     site = running(web(EXTERNAL_4), other())
+    for mode in (None, "ipvs", "userspace"):
+        site.agent.take_proxy_mode(mode)
+        site.settle()
+        site.holds(WEB_4, OTHER)
+    assert site.restores == {IPV4: 1, IPV6: 1}
     for mode in ("iptables", "iptables", "nftables"):
         site.agent.take_proxy_mode(mode)
         site.settle()
@@ -387,9 +392,12 @@ def test_where_kube_proxy_needs_no_agent_no_service_has_rules(log: Log) -> None:
 
 
 def test_what_changes_there_counts_when_ipvs_is_back(log: Log) -> None:
-    site = running(web(EXTERNAL_4), other())
+    site = Node()
+    # Known before the first list, it keeps rules from being made.
     site.agent.take_proxy_mode("iptables")
+    site.list_all(web(EXTERNAL_4), other())
     site.settle()
+    site.holds()
     log.clear()
     site.put(web(SECOND))
     site.delete("other")
@@ -400,24 +408,6 @@ def test_what_changes_there_counts_when_ipvs_is_back(log: Log) -> None:
     site.settle()
     site.holds(SECOND_4)
     assert log.said("^kube") == ["kube-proxy is in ipvs mode: Services get their rules"]
-
-
-@pytest.mark.parametrize("mode", [None, "ipvs", "userspace"])
-def test_any_other_mode_changes_nothing(mode: str | None) -> None:
-    site = running(web(EXTERNAL_4))
-    before = site.restores
-    site.agent.take_proxy_mode(mode)
-    site.settle()
-    site.holds(WEB_4)
-    assert site.restores == before
-
-
-def test_a_mode_that_is_known_before_the_first_list_keeps_rules_from_being_made() -> None:
-    fresh = Node()
-    fresh.agent.take_proxy_mode("nftables")
-    fresh.list_all(web(EXTERNAL_4))
-    fresh.settle()
-    fresh.holds()
 
 
 # 7. The sentence for an operator
