@@ -31,9 +31,7 @@ def found(*lines: str) -> Found:
     return parse_save(table(*lines), OURS)
 
 
-@pytest.mark.parametrize(
-    "text", [pytest.param("", id="no-table"), pytest.param(EMPTY_TABLE, id="an-empty-one")]
-)
+@pytest.mark.parametrize("text", ["", EMPTY_TABLE], ids=["no table", "an empty one"])
 def test_an_empty_table_holds_nothing(text: str) -> None:
     assert parse_save(text, OURS) == Found()
 

@@ -135,7 +135,7 @@ def test_on_debug_it_tells_what_was_compared(log: Log, caplog: pytest.LogCapture
     # Nothing was looked at that nobody touched.
     assert not log.said("^IPv4")
     started.tables[IPV4].meddle("-F IPVS_OUTPUT")
-    started.pass_time(3)
+    started.pass_time(5)
     assert log.said("^IPv4: compared the table, 2 chains with 2 rules, with 2 chains with 4 ")
 
 
