@@ -137,13 +137,10 @@ class Contested(Table):
         super().restore(text)
 
 
-def test_who_is_overtaken_between_look_and_write_looks_and_writes_again() -> None:
+def test_who_is_overtaken_between_look_and_write_looks_and_writes_again_but_not_for_ever() -> None:
     table = Contested(3)
     assert programming(table).apply(WANTED).written == WANTED.chains
     assert "-A IPVS_OUTPUT -j RETURN" in table.save()
-
-
-def test_who_is_overtaken_all_the_time_says_why() -> None:
     table = Contested(1_000)
     with pytest.raises(TableError, match="does not exist"):
         programming(table).apply(WANTED)

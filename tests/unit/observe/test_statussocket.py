@@ -9,7 +9,7 @@ import select
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable
 
@@ -105,23 +105,16 @@ def test_without_an_agent_it_is_not_running(tmp_path: Path) -> None:
     assert str(error) == "status: the agent is not running (journalctl -u ipvs-node-agent)"
 
 
+@pytest.mark.parametrize("pause", [None, 0.02, 0.0], ids=["silent", "drips", "floods"])
 def test_an_agent_that_does_not_answer_hangs(
-    tmp_path: Path, other: socket.socket, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, other: socket.socket, monkeypatch: pytest.MonkeyPatch, pause: float | None
 ) -> None:
-    monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.2)
-    error = unanswered(tmp_path)
+    monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.3)
+    with nullcontext() if pause is None else dripping(lambda: other.accept()[0], b" ", pause):
+        error = unanswered(tmp_path)
     assert error.state == status.HANGING
     assert "runs and does not answer" in str(error)
     assert "systemctl restart ipvs-node-agent" in error.hint
-
-
-@pytest.mark.parametrize("pause", [0.02, 0.0])
-def test_an_answer_that_drips_is_no_answer(
-    tmp_path: Path, other: socket.socket, monkeypatch: pytest.MonkeyPatch, pause: float
-) -> None:
-    monkeypatch.setattr(statussocket, "_ASKING_SECONDS", 0.3)
-    with dripping(lambda: other.accept()[0], b" ", pause):
-        assert unanswered(tmp_path).state == status.HANGING
 
 
 def test_a_stranger_is_refused(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
