@@ -13,17 +13,8 @@ from ipvs_node_agent.config.settings import Chains, Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import Since
+from ipvs_node_agent.model import events
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
-from ipvs_node_agent.model.events import (
-    NODES,
-    SERVICES,
-    Changed,
-    Deleted,
-    Event,
-    Listed,
-    Recovered,
-    Trouble,
-)
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,
@@ -133,20 +124,21 @@ def test_nothing_is_waited_for_where_the_configuration_has_pod_cidrs(when: str, 
 
 
 GONE = "Node worker-1 is gone from the API server; keeping its rules"
+LOST = "Node worker-1 lost its pod CIDRs; keeping the last ones"
 WITHOUT = read_node(node())
 
 
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        (Deleted(NODES, "worker-1", 1000), GONE),
-        (Listed(NODES, (), 1000), GONE),
-        (Changed(NODES, WITHOUT, 1000), "Node worker-1 lost its pod CIDRs; keeping the last ones"),
+        (events.Deleted(events.NODES, "worker-1", 1000), GONE),
+        (events.Listed(events.NODES, (), 1000), GONE),
+        (events.Changed(events.NODES, WITHOUT, 1000), LOST),
     ],
     ids=["deleted", "not listed", "no pod CIDR"],
 )
 def test_a_node_that_loses_what_it_had_keeps_its_rules(
-    event: Event, message: str, log: Log
+    event: events.Event, message: str, log: Log
 ) -> None:
     started = running(web(EXTERNAL_4))
     for _ in range(3):
@@ -416,9 +408,9 @@ def test_what_changes_there_counts_when_ipvs_is_back(log: Log) -> None:
 def test_the_sentence_tells_the_way_to_the_first_sync() -> None:
     fresh = Node()
     assert fresh.agent.sentence() == "Waiting: the API server has not told everything yet"
-    fresh.agent.take(Trouble(SERVICES, AWAY))
+    fresh.agent.take(events.Trouble(events.SERVICES, AWAY))
     assert fresh.agent.sentence() == f"Waiting: {AWAY}"
-    fresh.agent.take(Recovered(SERVICES))
+    fresh.agent.take(events.Recovered(events.SERVICES))
     fresh.list_services(web(EXTERNAL_4, EXTERNAL_6), other())
     fresh.list_node(node())
     fresh.settle()
@@ -432,9 +424,9 @@ def test_the_sentence_tells_the_way_to_the_first_sync() -> None:
 def test_the_sentence_tells_what_is_wrong_now_and_not_what_was() -> None:
     started = running(web(EXTERNAL_4))
     in_sync = started.agent.sentence()
-    started.agent.take(Trouble(NODES, AWAY))
+    started.agent.take(events.Trouble(events.NODES, AWAY))
     assert started.agent.sentence() == f"{in_sync}; not following changes: {AWAY}"
-    started.agent.take(Recovered(NODES))
+    started.agent.take(events.Recovered(events.NODES))
     assert started.agent.sentence() == in_sync
     started.tables[IPV4].broken = BUSY
     started.put(other())
