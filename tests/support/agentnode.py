@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ipvs_node_agent.model.events import NODES, SERVICES, Changed, Deleted, List
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.state import Meter
+from tests.support.clock import Clock
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.faketable import FakeTable
 from tests.support.tables import MARK_MASQ, foreign, ours
@@ -31,16 +33,6 @@ NAMES = frozenset(
 BUSY = TableError("iptables-nft-restore", "Resource temporarily unavailable")
 
 Entry = tuple[str, str, str]
-
-
-class Clock:
-    """A clock that only moves when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Table(FakeTable):
@@ -226,6 +218,14 @@ def running(*services: Mapping[str, Any], config: Config | None = None) -> Node:
     return made
 
 
-def said(caplog: pytest.LogCaptureFixture, pattern: str = "") -> list[str]:
-    """The messages logged so far that match `pattern`."""
-    return [m for m in (r.getMessage() for r in caplog.records) if re.search(pattern, m)]
+class Log:
+    """What the agent logs from INFO on."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        self.clear = caplog.clear
+        self._caplog = caplog
+
+    def said(self, pattern: str = "") -> list[str]:
+        """The messages so far that match `pattern`."""
+        return [m for m in self._caplog.messages if re.search(pattern, m)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +22,13 @@ def kernel(backend: str = "auto") -> Kernel:
     return Kernel(Launcher({}), IptablesOptions(backend=backend), frozenset(), "KUBE-MARK-MASQ")
 
 
+def given(answer: Any) -> Any:
+    """The answer, or raises it."""
+    if isinstance(answer, TableError):
+        raise answer
+    return answer
+
+
 @pytest.mark.parametrize(
     ("tables", "found"),
     [
@@ -39,10 +45,7 @@ def test_the_kubelets_chains_tell_the_backend(
 ) -> None:
     def saved(_: Launcher, save: str, table: str) -> str:
         assert table == "mangle"
-        content = tables[save.removesuffix("-save")]
-        if isinstance(content, TableError):
-            raise content
-        return str(content)
+        return str(given(tables[save.removesuffix("-save")]))
 
     monkeypatch.setattr(backends, "saved_table", saved)
     monkeypatch.setattr(backends, "may_read", lambda *_: True)
@@ -56,42 +59,30 @@ def test_the_kubelets_chains_tell_the_backend(
         assert detect_backend(Launcher({})) == found
 
 
+# What a look finds, and whether one moves then: to which backend, and whether that is certain.
+SURE, UNSURE, MOVED = ("nft", True, False), ("nft", False, False), ("legacy", True, True)
+
+
 @pytest.mark.parametrize(
-    ("looks", "chosen"),
+    "looks",
     [
-        pytest.param([None], [("nft", False, False)], id="no trace"),
-        pytest.param([BROKEN], [("nft", False, False)], id="cannot be told"),
-        pytest.param(["legacy"], [("legacy", True, True)], id="found"),
-        pytest.param(
-            ["nft", "legacy", "legacy"],
-            [("nft", True, False), ("nft", False, False), ("legacy", True, True)],
-            id="another one is looked at twice",
-        ),
-        pytest.param(
-            ["nft", None, "nft"],
-            [("nft", True, False), ("nft", False, False), ("nft", True, False)],
-            id="flushed for a moment",
-        ),
+        [(None, UNSURE)],
+        [(BROKEN, UNSURE)],
+        [("legacy", MOVED)],
+        [("nft", SURE), ("legacy", UNSURE), ("legacy", MOVED)],
+        [("nft", SURE), (None, UNSURE), ("nft", SURE)],
     ],
+    ids=["no trace", "cannot be told", "found", "another one twice", "flushed for a moment"],
 )
 def test_the_backend_changes_only_for_good(
-    looks: list[Any], chosen: list[tuple[str, bool, bool]], monkeypatch: pytest.MonkeyPatch
+    looks: list[tuple[Any, tuple[str, bool, bool]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: Iterator[Any] = iter(looks)
-
-    def detect(_: Launcher) -> str | None:
-        answer = next(answers)
-        if isinstance(answer, TableError):
-            raise answer
-        return None if answer is None else str(answer)
-
-    monkeypatch.setattr(backends, "detect_backend", detect)
+    answers = iter([answer for answer, _ in looks])
+    monkeypatch.setattr(backends, "detect_backend", lambda _: given(next(answers)))
     choosing = kernel()
-    seen = []
-    for _ in looks:
+    for _, chosen in looks:
         moved = choosing.choose()
-        seen.append((choosing.backend, choosing.certain, moved))
-    assert seen == chosen
+        assert (choosing.backend, choosing.certain, moved) == chosen
 
 
 def test_a_backend_that_is_configured_is_not_looked_for() -> None:

@@ -104,17 +104,23 @@ def test_with_rules_for_many_ports_the_flows_to_an_address_are_one_deletion() ->
 class Kernel:
     """Stands in for the conntrack command: what it lists, and what it was asked."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, listing: str = "") -> None:
-        self.listing, self.now = listing, 0.0
+    def __init__(self) -> None:
+        self.listing = ""
+        self.now = self.slowness = 0.0
         self.asked: list[tuple[str, ...]] = []
-        self.slowness = 0.0
-        monkeypatch.setattr(Conntrack, "_command", self._command)
         self.tracking = Conntrack(lambda: Launcher({}), lambda: self.now)
 
-    def _command(self, launcher: Launcher, family: Family, *arguments: str) -> str:
+    def command(self, launcher: Launcher, family: Family, *arguments: str) -> str:
         self.asked.append(arguments)
         self.now += self.slowness
         return self.listing if arguments[0] == "-L" else ""
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(Conntrack, "_command", lambda _, *asked: made.command(*asked))
+    return made
 
 
 def of_sources(count: int) -> tuple[list[Flows], str]:
@@ -126,24 +132,18 @@ def of_sources(count: int) -> tuple[list[Flows], str]:
     return wanted, "\n".join(entry(f"{source}.9") for source in sources)
 
 
-def test_to_take_note_of_flows_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(monkeypatch)
-    kernel.tracking.forget(IPV4, [flows(True)], [])
-    assert kernel.asked == []
-
-
-def test_what_was_noted_meanwhile_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(monkeypatch, entry("10.240.2.130"))
+def test_what_is_noted_asks_nothing_and_becomes_one_round(kernel: Kernel) -> None:
+    kernel.listing = entry("10.240.2.130")
     for _ in range(50):
         kernel.tracking.forget(IPV4, [flows(True)], [])
+    assert kernel.asked == []
     kernel.tracking.turn()
     listing, deletion = kernel.asked
     assert listing == ("-L", "--orig-dst", "10.19.0.1")
     assert deletion == ("-D", "--orig-src", PODS, "--orig-dst", "10.19.0.1")
 
 
-def test_with_many_addresses_everything_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(monkeypatch)
+def test_with_many_addresses_everything_is_listed_once(kernel: Kernel) -> None:
     wanted = [flows(True)._replace(address=EXTERNAL + number) for number in range(100)]
     kernel.tracking.forget(IPV4, wanted, [])
     kernel.tracking.turn()
@@ -152,28 +152,26 @@ def test_with_many_addresses_everything_is_listed_once(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("slowness", "most"), [(0.0, 64), (5.0, 4)])
 def test_a_round_is_bounded_and_says_where_it_gave_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, slowness: float, most: int
+    kernel: Kernel, caplog: pytest.LogCaptureFixture, slowness: float, most: int
 ) -> None:
-    wanted, listing = of_sources(200)
-    kernel = Kernel(monkeypatch, listing)
+    wanted, kernel.listing = of_sources(200)
     kernel.slowness = slowness
     for _ in range(2):
         kernel.tracking.forget(IPV4, wanted, [])
         kernel.tracking.turn()
     assert len(kernel.asked) == 2 * (1 + most)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert caplog.messages == [
         f"UDP flows may go on as before a change of rules: gave up after {most} deletions,"
         f" {200 - most} left, such as 10.19.0.1"
     ]
 
 
 def test_so_many_flows_are_kept_in_mind_and_no_more(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kernel: Kernel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kernel = Kernel(monkeypatch)
     kernel.tracking.forget(IPV4, (flows(True, port) for port in range(70_000)), [])
     kernel.tracking.turn()
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = caplog.messages
     assert said.endswith("too many changes at once, 4464 left")
 
 
@@ -185,15 +183,13 @@ def test_without_the_conntrack_command_it_says_so_once(
     for _ in range(3):
         tracking.forget(IPV4, [flows(True)], [])
         tracking.turn()
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
+    assert caplog.messages == [
         "UDP flows may go on as before a change of rules: conntrack: not found"
         " (apt install conntrack)"
     ]
 
 
-def test_its_thread_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(monkeypatch)
+def test_its_thread_ends_when_it_is_told_to(kernel: Kernel) -> None:
     thread = threading.Thread(target=kernel.tracking.run)
     thread.start()
     kernel.tracking.stop()

@@ -52,11 +52,12 @@ def shell() -> Iterator[Shell]:
         yield Shell(launcher, files)
 
 
-def test_a_command_has_the_streams_and_the_environment(shell: Shell) -> None:
+def test_a_command_has_the_streams_the_environment_and_a_process_id(shell: Shell) -> None:
     shell.streams[0].write(b"given\n")
     shell.streams[0].seek(0)
-    assert shell.run('read line; echo "$line $TOLD"; echo complaint >&2') == End(0, False)
-    assert shell.printed() == b"given by the launcher\n"
+    running = shell.start('read line; echo "$line $TOLD $$"; echo complaint >&2')
+    assert running.end() == End(0, False)
+    assert shell.printed().decode() == f"given by the launcher {running.process}\n"
     assert shell.printed(2) == b"complaint\n"
 
 
@@ -71,12 +72,6 @@ def test_arguments_pass_no_shell(shell: Shell) -> None:
 )
 def test_how_it_ended_is_told(script: str, status: int, shell: Shell) -> None:
     assert shell.run(script) == End(status, False)
-
-
-def test_the_process_id_is_the_commands_own(shell: Shell) -> None:
-    running = shell.start("echo $$")
-    assert running.end().status == 0
-    assert int(shell.printed()) == running.process
 
 
 def test_what_takes_too_long_is_killed(shell: Shell) -> None:

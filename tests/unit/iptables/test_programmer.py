@@ -23,7 +23,10 @@ class Table(FakeTable):
     def __init__(self) -> None:
         super().__init__()
         self.says = self.says_closely = Since.UNKNOWN
-        self.saves = 0
+        self.saves = self.failed = 0
+        # What each restore ends with, and what is said after it.
+        self.failure: TableError | None = None
+        self.then_says = Since.UNCHANGED
 
     def save(self) -> str:
         self.saves += 1
@@ -33,15 +36,26 @@ class Table(FakeTable):
     def changed(self, closely: bool = False) -> Since:
         return self.says_closely if closely else self.says
 
+    def restore(self, text: str) -> None:
+        if self.failure is not None:
+            self.failed += 1
+            self.says = self.then_says
+            raise self.failure
+        super().restore(text)
+
 
 @pytest.fixture
 def table() -> Table:
     return Table()
 
 
+def programming(table: Table, writes: Writes | None = None) -> Programmer:
+    return Programmer(table, owner(frozenset({"IPVS_OUTPUT"})), writes=writes)
+
+
 @pytest.fixture
 def programmer(table: Table) -> Programmer:
-    made = Programmer(table, owner(frozenset({"IPVS_OUTPUT"})))
+    made = programming(table)
     made.apply(WANTED)
     made.check(WANTED)
     table.saves = 0
@@ -52,37 +66,28 @@ def meddle(table: Table) -> None:
     table.restore("*nat\n-F IPVS_OUTPUT\nCOMMIT\n")
 
 
-def test_a_table_that_nobody_touched_is_not_read(programmer: Programmer, table: Table) -> None:
-    table.says = Since.UNCHANGED
-    assert not programmer.check(WANTED)
-    assert table.saves == 0
-
-
-def test_a_table_that_somebody_touched_is_read_and_mended(
-    programmer: Programmer, table: Table
+@pytest.mark.parametrize(
+    ("says", "closely", "reads"),
+    [
+        (Since.UNCHANGED, Since.UNKNOWN, 0),
+        (Since.CHANGED, Since.UNKNOWN, 1),
+        (Since.UNKNOWN, Since.UNKNOWN, 1),
+        (Since.UNKNOWN, Since.UNCHANGED, 0),
+    ],
+)
+def test_a_table_is_read_where_somebody_may_have_touched_it(
+    programmer: Programmer, table: Table, says: Since, closely: Since, reads: int
 ) -> None:
-    table.says = Since.CHANGED
+    table.says, table.says_closely = says, closely
     assert not programmer.check(WANTED)
-    assert table.saves == 1
-    meddle(table)
-    assert programmer.check(WANTED).written == WANTED.chains
+    assert table.saves == reads
+    # Who is told costs nothing.
+    assert (programmer.check_seconds > 0) == (says is Since.UNKNOWN)
 
 
-def test_a_table_that_tells_nothing_is_read_and_mended(
-    programmer: Programmer, table: Table
-) -> None:
-    assert not programmer.check(WANTED)
-    assert table.saves == 1
-    meddle(table)
-    assert programmer.check(WANTED).written == WANTED.chains
-
-
-def test_a_table_that_is_the_same_is_not_read(programmer: Programmer, table: Table) -> None:
-    table.says_closely = Since.UNCHANGED
-    assert not programmer.check(WANTED)
-    assert table.saves == 0
-    assert programmer.check_seconds > 0
-    table.says_closely = Since.UNKNOWN
+@pytest.mark.parametrize("says", [Since.CHANGED, Since.UNKNOWN])
+def test_what_others_did_is_mended(programmer: Programmer, table: Table, says: Since) -> None:
+    table.says = says
     meddle(table)
     assert programmer.check(WANTED).written == WANTED.chains
 
@@ -105,28 +110,15 @@ def test_a_resync_reads_the_table_whatever_it_says(programmer: Programmer, table
     assert programmer.check(WANTED).written == WANTED.chains
 
 
-@pytest.mark.parametrize(
-    ("locked", "restores"),
-    [pytest.param(True, 1, id="locked"), pytest.param(False, 2, id="anything else")],
-)
+@pytest.mark.parametrize(("locked", "restores"), [(True, 1), (False, 2)])
 def test_a_lock_is_waited_for_once_and_what_else_fails_is_looked_at(
-    programmer: Programmer,
-    table: Table,
-    locked: bool,
-    restores: int,
-    monkeypatch: pytest.MonkeyPatch,
+    programmer: Programmer, table: Table, locked: bool, restores: int
 ) -> None:
     table.says = Since.UNCHANGED
-    attempts: list[str] = []
-
-    def restore(text: str) -> None:
-        attempts.append(text)
-        raise TableError("iptables-restore", "failed", locked=locked)
-
-    monkeypatch.setattr(table, "restore", restore)
+    table.failure = TableError("iptables-restore", "failed", locked=locked)
     with pytest.raises(TableError):
         programmer.apply(OTHER)
-    assert len(attempts) == restores
+    assert table.failed == restores
 
 
 class Contested(Table):
@@ -145,41 +137,26 @@ class Contested(Table):
         super().restore(text)
 
 
-def contested(times: int) -> tuple[Programmer, Contested]:
-    table = Contested(times)
-    return Programmer(table, owner(frozenset({"IPVS_OUTPUT"}))), table
-
-
-def test_who_is_overtaken_between_look_and_write_looks_and_writes_again() -> None:
-    programmer, table = contested(3)
-    assert programmer.apply(WANTED).written == WANTED.chains
+def test_who_is_overtaken_between_look_and_write_looks_and_writes_again_but_not_for_ever() -> None:
+    table = Contested(3)
+    assert programming(table).apply(WANTED).written == WANTED.chains
     assert "-A IPVS_OUTPUT -j RETURN" in table.save()
-
-
-def test_who_is_overtaken_all_the_time_says_why() -> None:
-    programmer, table = contested(1_000)
+    table = Contested(1_000)
     with pytest.raises(TableError, match="does not exist"):
-        programmer.apply(WANTED)
+        programming(table).apply(WANTED)
     assert table.times == 1_000 - 4
 
 
 @pytest.mark.parametrize("says", Since)
 def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
-    table: Table, says: Since, monkeypatch: pytest.MonkeyPatch
+    table: Table, says: Since
 ) -> None:
-    attempts: list[str] = []
-
-    def restore(text: str) -> None:
-        attempts.append(text)
-        table.says = says
-        raise TableError("iptables-restore", "failed")
-
-    monkeypatch.setattr(table, "restore", restore)
-    programmer = Programmer(table, owner(frozenset({"IPVS_OUTPUT"})))
+    table.failure, table.then_says = TableError("iptables-restore", "failed"), says
+    programmer = programming(table)
     for times in (1, 2):
         with pytest.raises(TableError):
             programmer.apply(WANTED)
-        assert len(attempts) == times
+        assert table.failed == times
         # Read before the write, and after it, as somebody may have changed the table.
         assert table.saves == times * 2
         # Who has read it is told of nothing older.
@@ -189,8 +166,7 @@ def test_what_fails_although_nobody_changed_anything_is_not_tried_again(
 def test_writes_are_numbered_on_by_the_next_programmer_of_the_table() -> None:
     table, writes = Table(), Writes()
     for wanted, number in ((WANTED, 1), (OTHER, 2)):
-        owns = owner(frozenset({"IPVS_OUTPUT"}))
-        Programmer(table, owns, writes=writes).apply(wanted)
+        programming(table, writes).apply(wanted)
         assert writes.numbers() == {"IPVS_OUTPUT": number}
 
 

@@ -113,16 +113,17 @@ class Monitor:
         self.closed = True
 
 
-def listen_with(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    made = Monitor()
     monkeypatch.setattr(nftmonitor, "listen", lambda: None)
-    monkeypatch.setattr("ipvs_node_agent.iptables.table.NftMonitor", lambda *_: monitor)
+    monkeypatch.setattr("ipvs_node_agent.iptables.table.NftMonitor", lambda *_: made)
+    return made
 
 
 def test_an_nft_table_tells_what_was_heard_until_it_is_read(
-    printed: list[str], monkeypatch: pytest.MonkeyPatch
+    printed: list[str], monitor: Monitor
 ) -> None:
-    monitor = Monitor()
-    listen_with(monitor, monkeypatch)
     table = made(NFT)
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
     table.save()
@@ -137,10 +138,7 @@ def test_an_nft_table_tells_what_was_heard_until_it_is_read(
     assert monitor.closed
 
 
-def test_a_write_too_large_to_listen_to_is_looked_at(
-    printed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    listen_with(Monitor(), monkeypatch)
+def test_a_write_too_large_to_listen_to_is_looked_at(printed: list[str], monitor: Monitor) -> None:
     table = made(NFT)
     table.save()
     table.restore("#" * (1 << 20) + "#")

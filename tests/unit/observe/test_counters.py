@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -14,6 +15,7 @@ from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count, Ledger, Sampler, Seen, found_in
 from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
 from tests.support.waiting import eventually
@@ -21,63 +23,20 @@ from tests.support.waiting import eventually
 WEB_POD, WEB_HOST = ("default/web", POD), ("default/web", HOST)
 
 
-def rule(
-    chain: str, count: str, key: str = "default/web", source: str = "-s 10.240.2.128/25 "
-) -> str:
-    match = f'{source}-d 10.19.20.201/32 -m comment --comment "{key}"'
+PRE, PART, OUT = "IPVS_PREROUTING", "IPVS_PREROUTING-0a131400/24", "IPVS_OUTPUT"
+
+
+def rule(chain: str, packets: int, key: str = "default/web") -> str:
+    """The rules of a Service, the second of which has seen so many packets of 60 bytes."""
+    match = f'-s 10.240.2.128/25 -d 10.19.20.201/32 -m comment --comment "{key}"'
     return (
         f"[9:9] -A {chain} {match} -j KUBE-MARK-MASQ\n"
-        f"[{count}] -A {chain} {match} -j DNAT --to-destination 10.231.42.164\n"
+        f"[{packets}:{60 * packets}] -A {chain} {match} -j DNAT --to-destination 10.231.42.164\n"
     )
 
 
 def saved(*rules: str) -> str:
     return f"*nat\n:IPVS_PREROUTING - [0:0]\n{''.join(rules)}COMMIT\n"
-
-
-def sums(*rules: str, chains: Chains | None = None) -> Mapping[tuple[str, str], Count]:
-    found = found_in("nft IPv4", saved(*rules), chains or Chains())
-    return Ledger().take({place: Seen(count, 0) for place, count in found.items()})
-
-
-# 1. What is read
-
-
-def test_pods_and_the_host_are_counted_apart() -> None:
-    text = (rule("IPVS_PREROUTING", "3:180"), rule("IPVS_OUTPUT", "5:300", source=""))
-    assert sums(*text) == {WEB_POD: (3, 180), WEB_HOST: (5, 300)}
-
-
-def test_all_rules_of_a_service_count_together() -> None:
-    split = [rule(f"IPVS_PREROUTING-0a13{part}00/24", "3:180") for part in ("14", "15")]
-    assert sums(*split, split[0]) == {WEB_POD: (9, 540)}
-
-
-def test_a_service_that_nobody_used_has_a_count_too() -> None:
-    assert sums(rule("IPVS_PREROUTING", "0:0")) == {WEB_POD: (0, 0)}
-
-
-def test_chains_may_have_other_names() -> None:
-    chains = Chains(prerouting="MY_PRE", output="MY_OUT")
-    text = (rule("MY_PRE", "1:60"), rule("MY_OUT-x", "2:120"), rule("IPVS_OUTPUT", "7:7"))
-    assert sums(*text, chains=chains) == {WEB_POD: (1, 60), WEB_HOST: (2, 120)}
-
-
-@pytest.mark.parametrize(
-    "foreign",
-    [
-        rule("KUBE-SERVICES", "7:7"),
-        rule("IPVS_PREROUTING2", "7:7"),
-        '[7:7] -A POSTROUTING -m comment --comment "a\n[7:7] -A IPVS_OUTPUT '
-        '-m comment --comment x/y -j DNAT --to-destination 1.1.1.1" -j ACCEPT\n',
-        "[7:7] -A IPVS_OUTPUT -j DNAT --to-destination 1.1.1.1\n",
-    ],
-)
-def test_rules_of_others_are_not_counted(foreign: str) -> None:
-    assert sums(foreign, rule("IPVS_PREROUTING", "1:60")) == {WEB_POD: (1, 60)}
-
-
-# 2. What is added up
 
 
 class Kernel:
@@ -87,76 +46,112 @@ class Kernel:
         self.ledger = Ledger()
 
     def shows(
-        self, *rules: str, table: str = "nft IPv4", write: int | None = 0
-    ) -> Mapping[tuple[str, str], Count]:
-        found = found_in(table, saved(*rules), Chains())
-        return self.ledger.take({place: Seen(count, write) for place, count in found.items()})
+        self,
+        *rules: str,
+        table: str = "nft IPv4",
+        write: int | None = 0,
+        chains: Chains | None = None,
+    ) -> dict[tuple[str, str], int]:
+        """The sums of packets after a look."""
+        found = found_in(table, saved(*rules), chains or Chains())
+        sums = self.ledger.take({place: Seen(count, write) for place, count in found.items()})
+        assert all(count.bytes == 60 * count.packets for count in sums.values())
+        return {series: count.packets for series, count in sums.items()}
 
 
-def test_a_rewritten_chain_takes_nothing_away() -> None:
+# 1. What is read
+
+IN_A_COMMENT = (
+    '[7:420] -A POSTROUTING -m comment --comment "a\n[7:420] -A IPVS_OUTPUT '
+    '-m comment --comment x/y -j DNAT --to-destination 1.1.1.1" -j ACCEPT\n'
+)
+NO_SERVICES = "[7:420] -A IPVS_OUTPUT -j DNAT --to-destination 1.1.1.1\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "sums"),
+    [
+        ([rule(PRE, 3), rule(OUT, 5)], {WEB_POD: 3, WEB_HOST: 5}),
+        ([rule(PART, 3), rule(f"{PRE}-0a131500/24", 3), rule(PART, 3)], {WEB_POD: 9}),
+        ([rule(PRE, 0)], {WEB_POD: 0}),
+        ([rule("KUBE-SERVICES", 7), rule(f"{PRE}2", 7), IN_A_COMMENT, NO_SERVICES], {}),
+    ],
+    ids=["pods and the host apart", "all rules together", "unused", "nobody else's"],
+)
+def test_the_packets_of_services_are_counted(
+    rules: list[str], sums: dict[tuple[str, str], int]
+) -> None:
+    assert Kernel().shows(*rules) == sums
+
+
+def test_chains_may_have_other_names() -> None:
+    chains = Chains(prerouting="MY_PRE", output="MY_OUT")
+    rules = (rule("MY_PRE", 1), rule("MY_OUT-x", 2), rule(OUT, 7))
+    assert Kernel().shows(*rules, chains=chains) == {WEB_POD: 1, WEB_HOST: 2}
+
+
+# 2. What is added up
+
+
+class Look(NamedTuple):
+    """What the rule of a Service has counted when one looks, and what that adds up to."""
+
+    seen: int
+    total: int
+    write: int | None = 0
+    chain: str = PRE
+    table: str = "nft IPv4"
+
+
+LOOKS = {
+    "a chain is rewritten": [Look(100, 100), Look(110, 110), Look(0, 110), Look(2, 112)],
+    "counters have caught up": [Look(3, 3, write=1), Look(3, 6, write=2), Look(5, 8, write=2)],
+    "what is written during a look counts with the next": [
+        Look(3, 0, write=None),
+        Look(3, 3, write=1),
+        Look(1, 3, write=None),
+        Look(4, 4, write=1),
+        Look(1, 4, write=None),
+        Look(2, 6, write=2),
+    ],
+    "a rule moves to another chain": [Look(100, 100), Look(1, 101, chain=PART), Look(1, 102)],
+    "the backend changes": [Look(100, 100), Look(100, 200, table="legacy IPv4")],
+}
+
+
+@pytest.mark.parametrize("looks", LOOKS.values(), ids=LOOKS.keys())
+def test_sums_never_go_back(looks: list[Look]) -> None:
     kernel = Kernel()
-    assert kernel.shows(rule("IPVS_PREROUTING", "100:6000"))[WEB_POD] == (100, 6000)
-    assert kernel.shows(rule("IPVS_PREROUTING", "110:6600"))[WEB_POD] == (110, 6600)
-    assert kernel.shows(rule("IPVS_PREROUTING", "0:0"))[WEB_POD] == (110, 6600)
-    assert kernel.shows(rule("IPVS_PREROUTING", "2:120"))[WEB_POD] == (112, 6720)
-
-
-def test_a_rewritten_chain_is_one_also_where_its_counters_have_caught_up() -> None:
-    kernel = Kernel()
-    assert kernel.shows(rule("IPVS_PREROUTING", "3:180"), write=1)[WEB_POD] == (3, 180)
-    assert kernel.shows(rule("IPVS_PREROUTING", "3:180"), write=2)[WEB_POD] == (6, 360)
-    assert kernel.shows(rule("IPVS_PREROUTING", "5:300"), write=2)[WEB_POD] == (8, 480)
-
-
-def test_a_chain_that_is_written_during_a_look_counts_with_the_next() -> None:
-    kernel = Kernel()
-    assert kernel.shows(rule("IPVS_PREROUTING", "3:180"), write=None)[WEB_POD] == (0, 0)
-    assert kernel.shows(rule("IPVS_PREROUTING", "3:180"), write=1)[WEB_POD] == (3, 180)
-    assert kernel.shows(rule("IPVS_PREROUTING", "1:60"), write=None)[WEB_POD] == (3, 180)
-    assert kernel.shows(rule("IPVS_PREROUTING", "4:240"), write=1)[WEB_POD] == (4, 240)
-    assert kernel.shows(rule("IPVS_PREROUTING", "1:60"), write=None)[WEB_POD] == (4, 240)
-    assert kernel.shows(rule("IPVS_PREROUTING", "2:120"), write=2)[WEB_POD] == (6, 360)
-
-
-def test_a_rule_that_moves_to_another_chain_counts_on() -> None:
-    kernel = Kernel()
-    kernel.shows(rule("IPVS_PREROUTING", "100:6000"))
-    assert kernel.shows(rule("IPVS_PREROUTING-0a131400/24", "1:60"))[WEB_POD] == (101, 6060)
-    assert kernel.shows(rule("IPVS_PREROUTING", "1:60"))[WEB_POD] == (102, 6120)
-
-
-def test_a_table_of_another_backend_counts_on() -> None:
-    kernel = Kernel()
-    kernel.shows(rule("IPVS_PREROUTING", "100:6000"))
-    found = kernel.shows(rule("IPVS_PREROUTING", "100:6000"), table="legacy IPv4")
-    assert found[WEB_POD] == (200, 12000)
+    for look in looks:
+        sums = kernel.shows(rule(look.chain, look.seen), table=look.table, write=look.write)
+        assert sums == {WEB_POD: look.total}
 
 
 def test_a_service_without_rules_is_left_out_and_counts_on_when_it_has_some_again() -> None:
     kernel = Kernel()
-    kernel.shows(rule("IPVS_PREROUTING", "100:6000"))
+    kernel.shows(rule(PRE, 100))
     assert kernel.shows() == {}
-    assert kernel.shows(rule("IPVS_PREROUTING", "1:60"))[WEB_POD] == (101, 6060)
+    assert kernel.shows(rule(PRE, 1)) == {WEB_POD: 101}
 
 
 def test_what_was_given_stays_as_it_was() -> None:
-    kernel = Kernel()
-    first = kernel.shows(rule("IPVS_PREROUTING", "100:6000"))
-    kernel.shows(rule("IPVS_PREROUTING", "200:12000"), rule("IPVS_OUTPUT", "1:60"))
-    kernel.shows()
+    ledger = Ledger()
+    place = ("nft IPv4", PRE, *WEB_POD)
+    first = ledger.take({place: Seen(Count(100, 6000), 0)})
+    ledger.take({place: Seen(Count(200, 12000), 0)})
     assert first == {WEB_POD: (100, 6000)}
 
 
 def test_of_services_that_went_only_so_many_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.observe.counters._MAX_GONE", 2)
+    monkeypatch.setattr(counters, "_MAX_GONE", 2)
     kernel = Kernel()
     for name in "abc":
-        kernel.shows(rule("IPVS_OUTPUT", "5:5", f"default/{name}"))
+        kernel.shows(rule(OUT, 5, f"default/{name}"))
     kernel.shows()
-    again = kernel.shows(*(rule("IPVS_OUTPUT", "1:1", f"default/{name}") for name in "abc"))
-    assert [again[f"default/{name}", HOST].packets for name in "abc"] == [1, 6, 6]
+    again = kernel.shows(*(rule(OUT, 1, f"default/{name}") for name in "abc"))
+    assert [again[f"default/{name}", HOST] for name in "abc"] == [1, 6, 6]
 
 
 # 3. When one looks
@@ -180,13 +175,13 @@ class Tables:
         if self.broken:
             raise TableError("iptables-nft-save", "no")
         self.looks += 1
-        return saved(rule("IPVS_OUTPUT", f"{self.looks}:{self.looks}"))
+        return saved(rule(OUT, self.looks))
 
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
-    monkeypatch.setattr("ipvs_node_agent.observe.counters._PERIOD", 0.0)
-    monkeypatch.setattr("ipvs_node_agent.observe.counters._REST", 0.0)
+    monkeypatch.setattr(counters, "_PERIOD", 0.0)
+    monkeypatch.setattr(counters, "_REST", 0.0)
     return Tables()
 
 
@@ -200,38 +195,32 @@ def sampler(tables: Tables) -> Iterator[Sampler]:
     made.stop()
 
 
-def test_nobody_looks_unless_asked(sampler: Sampler, tables: Tables) -> None:
+def test_nobody_looks_unless_asked_and_a_look_that_fails_leaves_the_last_sums(
+    sampler: Sampler, tables: Tables
+) -> None:
     assert tables.looks == 0
-    assert sampler.sums(5)[WEB_HOST] == (1, 1)
-    assert sampler.sums(5)[WEB_HOST] == (2, 2)
-    assert tables.looks == 2
+    for broken, packets in ((False, 1), (True, 1), (False, 2)):
+        tables.broken = broken
+        assert sampler.sums(5)[WEB_HOST].packets == packets
 
 
 def test_who_asks_waits_no_longer_than_he_wants(sampler: Sampler, tables: Tables) -> None:
     sampler.sums(5)
     tables.release.clear()
     started = time.monotonic()
-    assert sampler.sums(0.05)[WEB_HOST] == (1, 1)
+    assert sampler.sums(0.05)[WEB_HOST].packets == 1
     assert time.monotonic() - started < 2
     tables.release.set()
     eventually(lambda: sampler.sums(0)[WEB_HOST].packets > 1)
-
-
-def test_a_look_that_fails_leaves_the_last_sums(sampler: Sampler, tables: Tables) -> None:
-    sampler.sums(5)
-    tables.broken = True
-    assert sampler.sums(5)[WEB_HOST] == (1, 1)
-    tables.broken = False
-    assert sampler.sums(5)[WEB_HOST] == (2, 2)
 
 
 def test_a_look_waits_for_the_end_of_a_write_and_who_asks_does_not(
     sampler: Sampler, tables: Tables
 ) -> None:
     sampler.sums(5)
-    with tables.writes.under_way(Change({"IPVS_OUTPUT": ()})):
+    with tables.writes.under_way(Change({OUT: ()})):
         tables.starts.clear()
-        assert sampler.sums(0.05)[WEB_HOST] == (1, 1)
+        assert sampler.sums(0.05)[WEB_HOST].packets == 1
         assert tables.starts.wait(5)
     # What it found of that chain may be of before or after, and counts later.
     eventually(lambda: sampler.sums(5)[WEB_HOST].packets == 1 + tables.looks)
@@ -240,8 +229,8 @@ def test_a_look_waits_for_the_end_of_a_write_and_who_asks_does_not(
 def test_what_a_look_waits_for_a_write_keeps_nobody_from_the_next(
     sampler: Sampler, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.observe.counters._REST", 100.0)
-    with tables.writes.under_way(Change({"IPVS_OUTPUT": ()})):
+    monkeypatch.setattr(counters, "_REST", 100.0)
+    with tables.writes.under_way(Change({OUT: ()})):
         sampler.sums(0.5)
     # Not by asking, which would be for another look.
     eventually(lambda: sampler._sums)
@@ -251,7 +240,7 @@ def test_what_a_look_waits_for_a_write_keeps_nobody_from_the_next(
 def test_who_asks_again_and_again_is_shown_the_same(
     sampler: Sampler, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.observe.counters._PERIOD", 60.0)
+    monkeypatch.setattr(counters, "_PERIOD", 60.0)
     for _ in range(5):
-        assert sampler.sums(5)[WEB_HOST] == (1, 1)
+        assert sampler.sums(5)[WEB_HOST].packets == 1
     assert tables.looks == 1

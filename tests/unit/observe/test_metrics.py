@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 import tracemalloc
 
@@ -10,42 +11,31 @@ import pytest
 from ipvs_node_agent import __version__
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import IPV4, IPV6
-from ipvs_node_agent.model.events import RESTART_REASONS, Restarted
-from ipvs_node_agent.nat.ruleset import DRIFT
+from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count
+from ipvs_node_agent.observe.metrics import CONTENT_TYPE
+from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
-from tests.support.agentnode import (
-    BUSY,
-    EXTERNAL_4,
-    EXTERNAL_6,
-    Node,
-    other,
-    running,
-    web,
-)
-from tests.support.monitored import Bed, metered
-from tests.support.promlint import faults, read
+from tests.support.agentnode import BUSY, EXTERNAL_4, Node, other, web
+from tests.support.promlint import faults, read, value
 
-# Every metric of the agent's own: its type and its labels.
-METRICS = {
-    "build_info": ("gauge", {"version", "python_version"}),
-    "sync_duration_seconds": ("histogram", {"ip_family", "le"}),
-    "programming_latency_seconds": ("histogram", {"ip_family", "le"}),
-    "sync_failures_total": ("counter", {"ip_family"}),
-    "last_sync_timestamp_seconds": ("gauge", {"ip_family"}),
-    "last_queued_timestamp_seconds": ("gauge", {"ip_family"}),
-    "services": ("gauge", {"ip_family"}),
-    "rules": ("gauge", {"ip_family"}),
-    "chains": ("gauge", {"ip_family"}),
-    "drift_repairs_total": ("counter", {"reason"}),
-    "refused_external_ips": ("gauge", {"reason"}),
-    "watch_restarts_total": ("counter", {"reason"}),
-    "config_stale": ("gauge", set()),
-    "credentials_expiry_timestamp_seconds": ("gauge", set()),
-    "service_packets_total": ("counter", {"namespace", "service", "path"}),
-    "service_bytes_total": ("counter", {"namespace", "service", "path"}),
-}
+
+class Bed:
+    """Monitoring with the packets of Services that are the test's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monitoring = Monitoring()
+        self.sums: dict[tuple[str, str], Count] = {}
+        monkeypatch.setattr(counters.Sampler, "sums", lambda *_: self.sums)
+
+    def text(self) -> str:
+        page = self.monitoring.page("/metrics")
+        assert (page.status, page.content_type) == (200, CONTENT_TYPE)
+        return page.body.decode()
+
+    def measured(self, name: str, ip_family: str = "IPv4") -> float:
+        return value(self.text(), f"ipvs_node_agent_{name}", ip_family=ip_family)
 
 
 @pytest.fixture
@@ -53,175 +43,93 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
     return Bed(monkeypatch)
 
 
-# 1. The names
+# 1. What is read of the agent
 
 
-def whole(bed: Bed) -> str:
+def full(bed: Bed) -> str:
     """All metrics, with a sample of each."""
-    bed.watch(running(web("127.0.0.1", EXTERNAL_4)))
+    now = time.monotonic()
+    loopback, link_local = (
+        Problem("default/web", kind, "no") for kind in ("Loopback", "LinkLocal")
+    )
     bed.monitoring.published = Published(
-        **{**vars(bed.monitoring.published), "expires": 1_900_000_000, "config_stale": True}
+        now,
+        agent=AgentState(
+            families={
+                IPV4: FamilyState(2, 8, 3, failures=4, synced=now - 10, queued=now - 20),
+                IPV6: FamilyState(),
+            },
+            repairs={"JumpMissing": 5, "TableFlushed": 0},
+            refusals=frozenset({loopback, link_local, link_local._replace(text="neither")}),
+            restarts={"Expired": 6},
+        ),
+        config_stale=True,
+        expires=1_900_000_000,
     )
     bed.sums = {("default/web", POD): Count(3, 180), ("default/web", HOST): Count(5, 300)}
     return bed.text()
 
 
-def test_every_metric_has_its_type_and_labels(bed: Bed) -> None:
+def by_family(ipv4: object) -> dict[str, object]:
+    return {"ip_family=IPv4": ipv4, "ip_family=IPv6": 0}
+
+
+WEB = "namespace=default,path={},service=web"
+
+
+def test_every_metric_has_its_type_labels_and_values(bed: Bed) -> None:
     found = {
         name.replace("ipvs_node_agent_", ""): (
             metric.kind,
-            {label for _, labels in metric.samples for label, _ in labels},
+            {
+                ",".join(sorted("=".join(label) for label in labels)): number
+                for (_, labels), number in metric.samples.items()
+            },
         )
-        for name, metric in read(whole(bed)).items()
-        if not name.startswith("process_")
+        for name, metric in read(full(bed)).items()
+        if metric.kind != "histogram" and not name.startswith("process_")
     }
-    assert found == METRICS
+
+    def ago(seconds: float) -> object:
+        return pytest.approx(time.time() - seconds, abs=1)
+
+    assert found == {
+        "build_info": (
+            "gauge",
+            {f"python_version={platform.python_version()},version={__version__}": 1},
+        ),
+        "sync_failures_total": ("counter", by_family(4)),
+        "last_sync_timestamp_seconds": ("gauge", by_family(ago(10))),
+        "last_queued_timestamp_seconds": ("gauge", by_family(ago(20))),
+        "services": ("gauge", by_family(2)),
+        "rules": ("gauge", by_family(8)),
+        "chains": ("gauge", by_family(3)),
+        "drift_repairs_total": ("counter", {"reason=JumpMissing": 5, "reason=TableFlushed": 0}),
+        "refused_external_ips": ("gauge", {"reason=Loopback": 1, "reason=LinkLocal": 2}),
+        "watch_restarts_total": ("counter", {"reason=Expired": 6}),
+        "config_stale": ("gauge", {"": 1}),
+        "credentials_expiry_timestamp_seconds": ("gauge", {"": 1_900_000_000}),
+        "service_packets_total": ("counter", {WEB.format(POD): 3, WEB.format(HOST): 5}),
+        "service_bytes_total": ("counter", {WEB.format(POD): 180, WEB.format(HOST): 300}),
+    }
+
+
+def test_every_duration_is_a_histogram_by_family(bed: Bed) -> None:
+    found = {
+        name: {label for _, labels in metric.samples for label, _ in labels}
+        for name, metric in read(bed.text()).items()
+        if metric.kind == "histogram"
+    }
+    assert found == {
+        f"ipvs_node_agent_{name}_seconds": {"ip_family", "le"}
+        for name in ("sync_duration", "programming_latency")
+    }
 
 
 def test_promtool_has_nothing_to_complain_of(bed: Bed) -> None:
-    text = whole(bed)
+    text = full(bed)
     assert not faults(text)
     assert "_created" not in text
-
-
-def test_what_promtool_complains_of_is_known() -> None:
-    assert faults("# TYPE a counter\na 1\n") == ["a_total has no help"]
-    for text, fault in (
-        ("# HELP a_total x\n# TYPE a_total gauge\na_total 1\n", "only counters end in _total"),
-        ("# HELP a_count x\n# TYPE a_count gauge\na_count 1\n", "a_count: its end"),
-        ("# HELP a_milliseconds x\n# TYPE a_milliseconds gauge\na_milliseconds 1\n", "base unit"),
-        ("# HELP a_gauge x\n# TYPE a_gauge gauge\na_gauge 1\n", "holds its type"),
-        ('# HELP a x\n# TYPE a gauge\na{aB="c"} 1\n', "aB is not in snake case"),
-        ("a 1\n", "a has no type"),
-    ):
-        assert fault in "\n".join(faults(text))
-
-
-def test_every_reason_is_there_before_it_happens(bed: Bed) -> None:
-    bed.watch(Node())
-    assert [bed.value("drift_repairs_total", reason=reason) for reason in DRIFT] == [0] * 8
-    for reason in RESTART_REASONS:
-        assert bed.value("watch_restarts_total", reason=reason) == 0
-
-
-# 2. What they count
-
-
-def test_the_rules_are_counted_by_family(bed: Bed) -> None:
-    bed.watch(running(web(EXTERNAL_4, EXTERNAL_6), other()))
-    for name, counts in (("services", (2, 1)), ("rules", (8, 4)), ("chains", (2, 2))):
-        assert (bed.value(name, ip_family="IPv4"), bed.value(name, ip_family="IPv6")) == counts
-
-
-def test_a_change_is_measured_from_its_arrival_in_the_families_it_is_about(bed: Bed) -> None:
-    made = metered(bed)
-    made.put(web(EXTERNAL_4))
-    made.clock.now += 0.03
-    made.settle()
-    name = "programming_latency_seconds"
-    assert bed.value(f"{name}_count", ip_family="IPv4") == 1
-    assert bed.value(f"{name}_sum", ip_family="IPv4") == pytest.approx(0.03)
-    assert bed.value(f"{name}_count", ip_family="IPv6") == 0
-
-
-def test_a_change_that_fails_first_is_measured_up_to_its_success(bed: Bed) -> None:
-    made = metered(bed)
-    made.tables[IPV4].broken = BUSY
-    made.put(web(EXTERNAL_4))
-    made.pass_time(5)
-    name = "programming_latency_seconds"
-    assert bed.value(f"{name}_count", ip_family="IPv4") == 0
-    made.tables[IPV4].broken = None
-    made.pass_time(11)
-    assert bed.value(f"{name}_count", ip_family="IPv4") == 1
-    assert bed.value(f"{name}_sum", ip_family="IPv4") > 5
-
-
-def test_the_first_list_and_changes_of_no_rule_are_not_measured(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.put(other("10.231.42.164"))
-    made.settle()
-    assert bed.value("programming_latency_seconds_count", ip_family="IPv4") == 0
-
-
-def test_writes_are_measured_and_looks_are_not(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    before = bed.value("sync_duration_seconds_count", ip_family="IPv4")
-    made.pass_time(60)
-    assert bed.value("sync_duration_seconds_count", ip_family="IPv4") == before
-    made.put(other())
-    made.settle()
-    assert bed.value("sync_duration_seconds_count", ip_family="IPv4") == before + 1
-
-
-def test_failures_are_counted(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.tables[IPV4].broken = BUSY
-    made.put(other())
-    made.settle()
-    bed.watch(made)
-    assert bed.value("sync_failures_total", ip_family="IPv4") >= 1
-    assert bed.value("sync_failures_total", ip_family="IPv6") == 0
-
-
-def test_times_are_those_of_the_clock_on_the_wall(bed: Bed) -> None:
-    now = time.monotonic()
-    family = FamilyState(synced=now - 10, queued=now - 20)
-    bed.monitoring.published = Published(now, agent=AgentState({IPV4: family, IPV6: FamilyState()}))
-    for name, ago in (("last_sync", 10), ("last_queued", 20)):
-        moment = bed.value(f"{name}_timestamp_seconds", ip_family="IPv4")
-        assert moment == pytest.approx(time.time() - ago, abs=1)
-        assert bed.value(f"{name}_timestamp_seconds", ip_family="IPv6") == 0
-
-
-def test_a_table_found_right_counts_as_synced(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.pass_time(30)
-    family = made.agent.state().families[IPV4]
-    assert made.clock.now - family.synced <= 2.1
-    assert made.clock.now - family.queued > 29
-
-
-def test_repairs_are_counted_by_reason(bed: Bed) -> None:
-    made = metered(bed, web(EXTERNAL_4))
-    made.tables[IPV4].restore("*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
-    made.pass_time(3)
-    bed.watch(made)
-    assert bed.value("drift_repairs_total", reason="JumpMissing") == 1
-    assert bed.value("drift_repairs_total", reason="TableFlushed") == 0
-
-
-def test_refusals_are_counted_by_reason_for_as_long_as_they_last(bed: Bed) -> None:
-    made = metered(bed, web("127.0.0.1", "169.254.0.1", "169.254.0.2", EXTERNAL_4))
-    bed.watch(made)
-    assert bed.value("refused_external_ips", reason="Loopback") == 1
-    assert bed.value("refused_external_ips", reason="LinkLocal") == 2
-    made.put(web(EXTERNAL_4))
-    made.settle()
-    bed.watch(made)
-    assert "refused_external_ips{" not in bed.text()
-
-
-def test_watches_that_end_are_counted_by_reason(bed: Bed) -> None:
-    made = running()
-    made.agent.take(Restarted("services", "Expired"))
-    made.agent.take(Restarted("nodes", "Expired"))
-    bed.watch(made)
-    assert bed.value("watch_restarts_total", reason="Expired") == 2
-
-
-def test_packets_and_bytes_are_those_of_each_service(bed: Bed) -> None:
-    whole(bed)
-    labels = {"namespace": "default", "service": "web"}
-    assert bed.value("service_packets_total", path="pod", **labels) == 3
-    assert bed.value("service_bytes_total", path="host", **labels) == 300
-
-
-def test_the_configuration_and_the_version_are_told(bed: Bed) -> None:
-    text = whole(bed)
-    assert f'version="{__version__}"' in text
-    assert bed.value("config_stale") == 1
-    assert bed.value("credentials_expiry_timestamp_seconds") == 1_900_000_000
 
 
 def test_without_series_for_services_nobody_counts(
@@ -246,3 +154,53 @@ def test_ten_thousand_services_take_little_time_and_memory(bed: Bed) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30 << 20
+
+
+# 2. What is measured as it happens
+
+
+@pytest.fixture
+def made(bed: Bed) -> Node:
+    """A node whose agent tells `bed` how long things take."""
+    made = Node(meter=bed.monitoring.meters)
+    made.list_all(web("10.19.20.1"))
+    made.settle()
+    return made
+
+
+LATENCY = "programming_latency_seconds"
+
+
+def test_a_change_is_measured_from_its_arrival_in_the_families_it_is_about(
+    bed: Bed, made: Node
+) -> None:
+    # Neither is the first list nor what makes no rule.
+    made.put(other("10.231.42.164"))
+    made.settle()
+    assert bed.measured(f"{LATENCY}_count") == 0
+    made.put(web(EXTERNAL_4))
+    made.clock.now += 0.03
+    made.settle()
+    assert bed.measured(f"{LATENCY}_count") == 1
+    assert bed.measured(f"{LATENCY}_sum") == pytest.approx(0.03)
+    assert bed.measured(f"{LATENCY}_count", "IPv6") == 0
+
+
+def test_a_change_that_fails_first_is_measured_up_to_its_success(bed: Bed, made: Node) -> None:
+    made.tables[IPV4].broken = BUSY
+    made.put(web(EXTERNAL_4))
+    made.pass_time(5)
+    assert bed.measured(f"{LATENCY}_count") == 0
+    made.tables[IPV4].broken = None
+    made.pass_time(11)
+    assert bed.measured(f"{LATENCY}_count") == 1
+    assert bed.measured(f"{LATENCY}_sum") > 5
+
+
+def test_writes_are_measured_and_looks_are_not(bed: Bed, made: Node) -> None:
+    before = bed.measured("sync_duration_seconds_count")
+    made.pass_time(60)
+    assert bed.measured("sync_duration_seconds_count") == before
+    made.put(other())
+    made.settle()
+    assert bed.measured("sync_duration_seconds_count") == before + 1

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -25,8 +26,8 @@ from ipvs_node_agent.observe.nodeevents import (
     event,
 )
 from ipvs_node_agent.sync.state import AgentState, Published
-from tests.support.agentnode import Clock
 from tests.support.apiserver import ApiServer
+from tests.support.clock import Clock
 from tests.support.pki import plain_kubeconfig
 
 NOW = 1000.0
@@ -38,32 +39,34 @@ def having(**known: object) -> Published:
     return replace(WELL, agent=AgentState(**known))  # type: ignore[arg-type]
 
 
-def told(published: Published, now: float = NOW) -> dict[str, str]:
-    return {condition.reason: condition.message for condition in conditions(published, now)}
+def told(published: Published) -> dict[str, str]:
+    return {condition.reason: condition.message for condition in conditions(published, NOW)}
 
 
 # What there is to tell
 
 
-def test_an_agent_that_is_well_has_nothing_to_tell() -> None:
-    assert told(WELL) == {}
-
-
-def test_a_change_that_does_not_reach_the_kernel_for_a_minute_is_told() -> None:
-    stuck = replace(having(waiting_since=NOW), sentence="Cannot program the kernel: IPv4: busy")
-    assert told(replace(stuck, turned=NOW + 60), NOW + 60) == {}
-    assert told(replace(stuck, turned=NOW + 61), NOW + 61) == {
-        PROGRAMMING_FAILED: "no change reaches the kernel: Cannot program the kernel: IPv4: busy"
-    }
-
-
-def test_a_mode_of_kube_proxy_that_needs_no_agent_is_told() -> None:
-    text = "kube-proxy is in nftables mode, which needs no ipvs-node-agent"
-    assert told(having(proxy_mode="nftables")) == {NOT_NEEDED: text}
-
-
-def test_refused_ips_are_told_with_their_service_and_reason() -> None:
-    assert told(having(refusals=frozenset({BAD}))) == {REFUSED: str(BAD)}
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        (WELL, {}),
+        (having(waiting_since=NOW - 60), {}),
+        (
+            having(waiting_since=NOW - 61),
+            {PROGRAMMING_FAILED: f"no change reaches the kernel: {WELL.sentence}"},
+        ),
+        (
+            having(proxy_mode="nftables"),
+            {NOT_NEEDED: "kube-proxy is in nftables mode, which needs no ipvs-node-agent"},
+        ),
+        (having(refusals=frozenset({BAD})), {REFUSED: str(BAD)}),
+    ],
+    ids=["well", "a minute", "stuck", "another mode", "refused"],
+)
+def test_what_an_operator_should_know_is_told(
+    published: Published, expected: dict[str, str]
+) -> None:
+    assert told(published) == expected
 
 
 def test_of_many_refusals_the_first_are_told_and_the_number_of_the_others() -> None:
@@ -77,51 +80,46 @@ def test_of_many_refusals_the_first_are_told_and_the_number_of_the_others() -> N
 
 
 class Node:
-    """What a node's conditions are, and which of them are told."""
+    """A node's schedule; what it is shown is told where that is due."""
 
     def __init__(self) -> None:
         self.schedule, self.clock = Schedule(), Clock()
 
-    def tells(self, *found: Condition) -> list[str]:
+    def tells(self, *found: Condition) -> list[Condition]:
         due = self.schedule.due(found, self.clock.now)
         for condition in due:
             self.schedule.tell(condition, self.clock.now)
-        return [condition.reason for condition in due]
+        return due
 
 
-FIRST, OTHER = Condition(REFUSED, "first"), Condition(REFUSED, "other")
+FIRST, NEEDLESS = Condition(REFUSED, "first"), Condition(NOT_NEEDED, "needless")
 
 
 def test_a_condition_is_told_at_once_and_then_hourly() -> None:
     node = Node()
-    assert node.tells(FIRST) == [REFUSED]
-    for seconds, expected in ((10, []), (3500, []), (90, [REFUSED]), (3599, []), (1, [REFUSED])):
+    for seconds, due in ((0, True), (10, False), (3500, False), (90, True), (3599, False)):
         node.clock.now += seconds
-        assert node.tells(FIRST) == expected
+        assert node.tells(FIRST) == ([FIRST] if due else [])
+    # Reasons do not keep each other waiting.
+    assert node.tells(FIRST, NEEDLESS) == [NEEDLESS]
+    node.clock.now += 1
+    assert node.tells(FIRST, NEEDLESS) == [FIRST]
 
 
-def test_one_that_changes_all_the_time_is_told_every_five_minutes() -> None:
+@pytest.mark.parametrize(
+    "found",
+    [lambda n: [Condition(REFUSED, f"the {n}th")], lambda n: [FIRST][n % 2 :]],
+    ids=["another text", "comes and goes"],
+)
+def test_one_that_changes_all_the_time_is_told_every_five_minutes(
+    found: Callable[[int], list[Condition]],
+) -> None:
     node, times = Node(), []
     for n in range(120):
-        if node.tells(Condition(REFUSED, f"the {n}th")):
+        if node.tells(*found(n)):
             times.append(n * 10)
         node.clock.now += 10
     assert times == [0, 300, 600, 900]
-
-
-def test_one_that_comes_and_goes_is_told_every_five_minutes() -> None:
-    node, count = Node(), 0
-    for _ in range(60):
-        count += len(node.tells(FIRST)) + len(node.tells())
-        node.clock.now += 10
-    assert count == 2
-
-
-def test_reasons_do_not_keep_each_other_waiting() -> None:
-    node = Node()
-    assert node.tells(FIRST) == [REFUSED]
-    needless = Condition(NOT_NEEDED, "needless")
-    assert node.tells(FIRST, needless) == [NOT_NEEDED]
 
 
 def test_what_could_not_be_told_stays_due() -> None:
@@ -148,14 +146,14 @@ def test_a_message_is_no_longer_than_the_api_server_takes() -> None:
 
 
 class Recording:
-    """An `EventRecorder` at an API server, with published and a clock that are the test's."""
+    """An `EventRecorder` at an API server, where one condition is due."""
 
     def __init__(self, server: ApiServer, directory: Path) -> None:
         kubeconfig = directory / "kubelet.conf"
         plain_kubeconfig(kubeconfig, server.url, "worker-1")
-        self.server, self.api, self.clock = server, Api(kubeconfig), Clock()
-        self.published = having(refusals=frozenset({BAD}))
-        self.recorder = EventRecorder(lambda: self.published, self.clock)
+        self.server, self.api = server, Api(kubeconfig)
+        published = having(refusals=frozenset({BAD}))
+        self.recorder = EventRecorder(lambda: published, Clock())
 
     def turn(self) -> bool:
         return self.recorder.turn(self.api, lambda: "worker-1")
@@ -182,9 +180,7 @@ def test_one_that_is_refused_is_said_once_and_made_later(
     recording: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
     recording.server.fail(403, verb="create", times=2)
-    assert not recording.turn()
-    assert not recording.turn()
-    assert recording.turn()
+    assert [recording.turn() for _ in range(3)] == [False, False, True]
     assert recording.statuses == [403, 403, 201]
     (said,) = [record for record in caplog.records if record.name == nodeevents.__name__]
     assert said.levelno == logging.WARNING

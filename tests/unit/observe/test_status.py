@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.observe import status
 from ipvs_node_agent.observe.counters import Count
 from ipvs_node_agent.observe.status import (
     FamilyReport,
+    Happened,
     Report,
     ServiceReport,
     as_json,
@@ -68,35 +70,31 @@ def test_what_is_refused_is_told_and_not_among_the_services() -> None:
     assert [problem.reason for problem in made.refused] == ["Loopback"]
 
 
-def test_in_sync_is_since_the_last_change() -> None:
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, status.IN_SYNC), (BUSY, status.NOT_IN_SYNC)], ids=["well", "busy"]
+)
+def test_a_state_is_since_the_change_that_made_it(error: TableError | None, state: str) -> None:
     node = running(web(EXTERNAL_4))
     node.pass_time(100)
+    node.tables[IPV4].broken = error
     node.put(other())
     changed = node.clock.now
-    node.settle()
     node.pass_time(100)
     made = told(node)
-    assert made.state == status.IN_SYNC
+    assert made.state == state
     assert made.since == pytest.approx(changed + 1000, abs=0.2)
 
 
-def test_not_in_sync_is_since_the_change_that_failed() -> None:
+def test_the_last_error_is_told_also_when_it_is_over() -> None:
     node = running(web(EXTERNAL_4))
-    node.pass_time(100)
     node.tables[IPV4].broken = BUSY
     node.put(other())
-    changed = node.clock.now
-    node.pass_time(30)
-    made = told(node)
-    assert made.state == status.NOT_IN_SYNC
-    assert made.since == pytest.approx(changed + 1000, abs=0.2)
-    assert made.last_error is not None
-    assert made.last_error.text == f"IPv4: {BUSY}"
+    node.tick()
+    error = Happened(node.clock.now + 1000, f"IPv4: {BUSY}")
+    assert told(node).last_error == error
     node.tables[IPV4].broken = None
     node.pass_time(30)
-    again = told(node)
-    assert again.state == status.IN_SYNC
-    assert again.last_error is not None
+    assert (told(node).state, told(node).last_error) == (status.IN_SYNC, error)
 
 
 def test_an_agent_that_knows_nothing_yet_is_not_in_sync() -> None:
@@ -110,16 +108,6 @@ def test_an_agent_that_does_not_answer_is_told_by_its_last_sentence() -> None:
     published = Published(500.0, sentence="In sync; ...", backend="nft")
     made = status.report(published, None, {}, lambda moment: moment + 1000)
     assert (made.state, made.sentence, made.since) == (status.HANGING, "In sync; ...", 1500.0)
-
-
-def test_what_was_told_stays_as_it_was() -> None:
-    node = running(web(EXTERNAL_4))
-    view = node.agent.view()
-    node.delete("web")
-    node.put(other())
-    node.settle()
-    assert set(view.services) == {"default/web"}
-    assert list(view.served.values()) == [("default/web",)]
 
 
 # 2. JSON

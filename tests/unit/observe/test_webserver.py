@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any
 
 import pytest
 
@@ -34,19 +33,22 @@ def pages(path: str) -> Page:
 
 
 class Served:
-    """A server with a port of its own."""
+    """A server with a port of its own, until `stop`."""
 
     def __init__(self, host: str = "127.0.0.1", pages: Pages = pages) -> None:
-        self.port = free_port()
-        self.server = WebServer(f"{host}:{self.port}", pages)
-        self.reach = "::1" if host == "[::1]" else "127.0.0.1"
+        self.address = (host.strip("[]") or "127.0.0.1", free_port())
+        self.server = WebServer(f"{host}:{self.address[1]}", pages)
+        self.server.start()
+        eventually(lambda: self.server._server)
+
+    @property
+    def connections(self) -> int:
+        """How many the server has."""
+        assert self.server._server is not None
+        return len(self.server._server._connections)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection((self.reach, self.port), 10)
-
-    def connect_ex(self) -> int:
-        with socket.socket(socket.AF_INET6 if ":" in self.reach else socket.AF_INET) as one:
-            return one.connect_ex((self.reach, self.port))
+        return socket.create_connection(self.address, 10)
 
     def ask(self, request: bytes) -> bytes:
         with self.connect() as one:
@@ -56,11 +58,8 @@ class Served:
 
 @contextmanager
 def serving(host: str = "127.0.0.1", pages: Pages = pages) -> Iterator[Served]:
-    """One that is up."""
     made = Served(host, pages)
-    made.server.start()
     try:
-        eventually(lambda: made.connect_ex() == 0)
         yield made
     finally:
         made.server.stop()
@@ -90,18 +89,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield made
 
 
-def test_a_page_is_served_with_its_length(served: Served) -> None:
-    head, _, body = served.ask(get("/page?x=1")).partition(b"\r\n\r\n")
+@pytest.mark.parametrize(("method", "body"), [("GET", b"this is /page\n"), ("HEAD", b"")])
+def test_a_page_is_served_with_its_length(served: Served, method: str, body: bytes) -> None:
+    head, _, rest = served.ask(get("/page?x=1", method)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\nContent-Length: 14\r\n" in head
     assert b"\r\nConnection: close" in head
-    assert body == b"this is /page\n"
-
-
-def test_head_is_a_page_without_its_body(served: Served) -> None:
-    head, _, body = served.ask(get("/page", "HEAD")).partition(b"\r\n\r\n")
-    assert b"\r\nContent-Length: 14\r\n" in head
-    assert body == b""
+    assert rest == body
 
 
 @pytest.mark.parametrize(
@@ -126,16 +120,12 @@ def test_what_cannot_be_served_is_an_error(
     assert served.ask(get("/page")).endswith(b"this is /page\n")
 
 
-def test_a_mistake_in_a_page_is_not_shown_to_clients(served: Served) -> None:
-    assert b"mistake" not in served.ask(get("/bug"))
-
-
-def test_a_mistake_in_a_page_is_said_in_one_line_and_once(
+def test_a_mistake_in_a_page_is_not_shown_to_clients_but_said_in_one_line_and_once(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)  # That it serves is said at any moment, by its own thread.
     for _ in range(3):
-        served.ask(get("/bug"))
+        assert b"mistake" not in served.ask(get("/bug"))
     (record,) = caplog.records
     assert record.getMessage() == "cannot make /bug: ValueError: a mistake (please report it)"
     assert (record.levelno, record.exc_info) == (logging.ERROR, None)
@@ -159,10 +149,6 @@ def test_a_request_that_ends_by_half_is_answered(served: Served) -> None:
         assert rest(one).startswith(b"HTTP/1.1 408 ")
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 @contextmanager
 def many(served: Served, count: int) -> Iterator[list[socket.socket]]:
     """Connections that say nothing, unless the test does."""
@@ -179,25 +165,18 @@ def answers_at_once(served: Served, times: int = 20) -> None:
 
 def test_who_is_silent_or_drips_is_in_nobodys_way(served: Served) -> None:
     answers_at_once(served, 1)
-    threads, files = threading.active_count(), open_files()
-    with many(served, 500), many(served, 50) as slow, dripping_all(slow):
-        answers_at_once(served)
-        assert threading.active_count() <= threads + 1  # the one that drips
-        # The server's own ones and the test's.
-        assert open_files() <= files + 550 + MOST_CONNECTIONS
-
-
-@contextmanager
-def dripping_all(slow: list[socket.socket]) -> Iterator[None]:
-    """Each of them says one byte after the other meanwhile."""
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
 
     def drip() -> None:
         for one in slow:
             with suppress(OSError):  # It has lost its place.
                 one.send(b"G")
 
-    with meanwhile(drip, 0.02):
-        yield
+    with many(served, 500), many(served, 50) as slow, meanwhile(drip, 0.02):
+        answers_at_once(served)
+        assert threading.active_count() <= threads + 1  # the one that drips
+        # The server's own ones and the test's.
+        assert len(os.listdir("/proc/self/fd")) <= files + 550 + MOST_CONNECTIONS
 
 
 def test_who_does_not_take_an_answer_is_in_nobodys_way(served: Served) -> None:
@@ -248,15 +227,13 @@ def answers_without_files() -> None:
     with serving() as served, many(served, 100):
         # By then the server has its ends of them all.
         answers_at_once(served, 1)
-        server = served.server._server
-        assert server is not None
-        eventually(lambda: len(server._connections) == 100)
+        eventually(lambda: served.connections == 100)
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
         for _ in range(3):
             with all_files_but_one_taken():
                 # This one's own end takes that, and the server gives somebody up for its own.
                 assert served.ask(get("/page")).endswith(b"this is /page\n")
-        assert len(server._connections) < 100
+        assert served.connections < 100
 
 
 @contextmanager
@@ -281,10 +258,8 @@ def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.MonkeyPatc
     with serving() as hasty, hasty.connect() as one:
         one.sendall(get("/page-of-8-megabytes"))
         assert one.recv(12) == b"HTTP/1.1 200"
-        server = hasty.server._server
-        assert server is not None
         # The end of the connection would come behind what nobody reads.
-        eventually(lambda: not server._connections)
+        eventually(lambda: not hasty.connections)
 
 
 @pytest.mark.parametrize("host", ["[::1]", ""], ids=["IPv6 in brackets", "all addresses"])
@@ -304,7 +279,7 @@ def test_an_address_that_is_taken_is_said_once_and_tried_again(
         address = f"127.0.0.1:{other.getsockname()[1]}"
         real, tries = webserver._listener, []
 
-        def listener(text: str) -> Any:
+        def listener(text: str) -> socket.socket:
             tries.append(text)
             return real(text)
 
@@ -324,11 +299,14 @@ def test_an_address_that_is_taken_is_said_once_and_tried_again(
 def test_a_server_takes_the_place_of_another_at_the_same_port(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served.server.stop()
-    after = WebServer(f"localhost:{served.port}", pages, served.server)
+    with served.connect() as silent:
+        eventually(lambda: served.connections == 1)
+        served.server.stop()
+        assert rest(silent) == b""
+    after = WebServer(f"localhost:{served.address[1]}", pages, served.server)
     after.start()
     eventually(lambda: not served.server._thread.is_alive())
-    eventually(lambda: served.connect_ex() == 0)
+    eventually(lambda: after._server)
     assert served.ask(get("/page")).endswith(b"this is /page\n")
     assert "cannot serve" not in caplog.text
     after.stop()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
+
+from tests.support.agentnode import Log
 
 
 @pytest.fixture(autouse=True)
-def _log_level(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    return Log(caplog)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +13,10 @@ from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
 from ipvs_node_agent.rules.render import MARK_CHAINS
 from ipvs_node_agent.sync.refused import probe, refused_of, services_in
-from tests.support.agentnode import OTHER, WEB_4, Node, Table, other, running, said, web
+from tests.support.agentnode import OTHER, WEB_4, Log, Node, Table, other, running, web
 from tests.support.cluster import service
 
 # 1. What the kernel refuses is left out, and nothing else
-
 
 EXTERNAL = WEB_4[0]
 LATER = ("10.19.77.7", "later", "10.231.7.7")
@@ -57,7 +58,7 @@ def choosy(names_it: bool, *refused: str) -> tuple[Node, Choosy]:
 
 @pytest.mark.parametrize("names_it", [True, False])
 def test_one_that_the_kernel_refuses_is_left_out_named_and_tried_again(
-    caplog: pytest.LogCaptureFixture, names_it: bool
+    log: Log, names_it: bool
 ) -> None:
     made, table = choosy(names_it, EXTERNAL)
     made.holds(OTHER)
@@ -65,12 +66,12 @@ def test_one_that_the_kernel_refuses_is_left_out_named_and_tried_again(
     made.put(LATER_RAW)
     made.pass_time(40)
     made.holds(OTHER, LATER)
-    assert len(said(caplog, "left out")) == 1
-    assert len(said(caplog, "^default/web: its IPv4 rules are left out, trying again: ")) == 1
+    assert len(log.said("left out")) == 1
+    assert len(log.said("^default/web: its IPv4 rules are left out, trying again: ")) == 1
     table.refused.clear()
     made.pass_time(80)
     made.holds(WEB_4, OTHER, LATER)
-    assert said(caplog, "takes its") == ["default/web: the kernel takes its IPv4 rules now"]
+    assert log.said("takes its") == ["default/web: the kernel takes its IPv4 rules now"]
 
 
 def test_it_is_tried_again_when_it_changes_and_can_be_deleted() -> None:
@@ -85,29 +86,34 @@ def test_it_is_tried_again_when_it_changes_and_can_be_deleted() -> None:
     made.holds(OTHER)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param({"by_content": True}, id="no line is named"),
+        pytest.param({"line": 4}, id="a line is named where memory is short"),
+    ],
+)
 def test_a_failure_that_is_nobodys_in_particular_is_no_services(
-    caplog: pytest.LogCaptureFixture,
+    error: dict[str, Any], log: Log
 ) -> None:
     made = running(web(EXTERNAL))
-    made.tables[IPV4].broken = TableError("iptables-restore", "no", by_content=True)
+    made.tables[IPV4].broken = TableError("iptables-restore", "no", **error)
     made.put(other())
     made.pass_time(30)
-    assert not said(caplog, "left out")
-    assert len(said(caplog, "cannot program the kernel")) == 1
+    assert not log.said("left out")
+    assert len(log.said("cannot program the kernel")) == 1
     made.tables[IPV4].broken = None
     made.pass_time(11)
     made.holds(WEB_4, OTHER)
 
 
-def test_one_whose_rules_the_kernel_takes_no_more_does_not_hold_up_the_others(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_one_whose_rules_the_kernel_takes_no_more_does_not_hold_up_the_others(log: Log) -> None:
     """Its rules are in the chain that has to be written for another one."""
     made, table = choosy(False)
     table.refused.add(EXTERNAL)
     made.put(LATER_RAW)
     made.settle()
-    assert len(said(caplog, "default/web: its IPv4 rules are left out")) == 1
+    assert len(log.said("default/web: its IPv4 rules are left out")) == 1
     made.holds(OTHER, LATER)
 
 
@@ -140,38 +146,13 @@ def test_while_the_kernel_is_asked_whose_rules_it_refuses_all_others_stay(
     assert refused == {f"default/bad-{number}" for number in range(count)}
 
 
-def test_a_line_that_is_named_is_no_services_fault_where_the_kernel_is_out_of_memory(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    made, table = choosy(True)
-    table.broken = TableError("iptables-restore", "line 4: Cannot allocate memory", line=4)
-    made.put(LATER_RAW)
-    made.pass_time(1)
-    assert not made.agent.in_sync
-    assert not said(caplog, "left out")
-    table.broken = None
-    made.pass_time(11)
-    made.holds(WEB_4, OTHER, LATER)
-
-
 # 2. Whose rules they are
 
-
 RULE = '-d 10.19.0.1/32 -m comment --comment "default/{}" -j DNAT --to-destination 10.231.0.1'
-
-
 GOOD, BAD = RULE.format("good"), RULE.format("bad")
-
-
 PODS, HOST = "IPVS_PREROUTING", "IPVS_OUTPUT"
-
-
 JUMPS = {"PREROUTING": PODS, "OUTPUT": HOST}
-
-
 HOOKED = {"PREROUTING": ((1, PODS),), "OUTPUT": ((2, HOST),)}
-
-
 WANTED = Ruleset(
     {
         PODS: ("-d 10.19.0.0/24 -j IPVS_PREROUTING-x",),
@@ -180,8 +161,6 @@ WANTED = Ruleset(
     },
     JUMPS,
 )
-
-
 JUMP = "-d 0.0.0.0/32 -j IPVS_{}-probe"
 
 
@@ -243,10 +222,7 @@ def test_the_rules_asked_about_are_where_no_packet_comes() -> None:
         HOST: (JUMP.format("OUTPUT"),),
         **change.written,
     }
-
-
-def test_the_next_question_only_writes_other_rules() -> None:
-    _, after = probe(IPV4, WANTED, Found({PODS: (), HOST: ()}, HOOKED), frozenset())
+    # The next question only writes other rules.
     change, _ = probe(IPV4, WANTED, after, frozenset({"default/good"}))
     assert change.written == {f"{PODS}-probe": (GOOD,), f"{HOST}-probe": ()}
     assert not change.appended

@@ -7,9 +7,9 @@ import pytest
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.model.events import NODES, SERVICES, Trouble
-from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.nat.ruleset import DRIFT, Change
 from ipvs_node_agent.sync.repairs import Repairs
-from tests.support.agentnode import EXTERNAL_4, OTHER, WEB_4, other, running, said, web
+from tests.support.agentnode import EXTERNAL_4, OTHER, WEB_4, Log, other, running, web
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from tests.support.agentnode import EXTERNAL_4, OTHER, WEB_4, other, running, sa
     ],
 )
 def test_drift_is_repaired_at_the_next_check_and_said_with_the_reason(
-    lines: str, reason: str, caplog: pytest.LogCaptureFixture
+    lines: str, reason: str, log: Log
 ) -> None:
     made = running(web(EXTERNAL_4))
     wanted = made.rules(IPV4)
@@ -40,21 +40,23 @@ def test_drift_is_repaired_at_the_next_check_and_said_with_the_reason(
     jumps = [line for line in made.tables[IPV4].lines if line.startswith("-A OUTPUT")]
     assert jumps[0] == "-A OUTPUT -j IPVS_OUTPUT"
     assert made.restores == {IPV4: 2, IPV6: 1}
-    assert len(said(caplog, f"IPv4: repaired .* ms: {reason} \\(")) == 1
+    assert len(log.said(f"IPv4: repaired .* ms: {reason} \\(")) == 1
+    repairs = made.agent.state().repairs
+    assert repairs == {key: int(words in reason) for key, words in DRIFT.items()}
     assert made.agent.in_sync
 
 
-def test_what_is_no_drift_is_no_repair(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_drift_is_no_repair(log: Log) -> None:
     made = running(web(EXTERNAL_4))
-    caplog.clear()
+    log.clear()
     made.pass_time(100)
-    assert not said(caplog)
+    assert not log.said()
     assert made.restores == {IPV4: 1, IPV6: 1}
     made.put(other())
     made.pass_time(600)
     made.delete("web")
     made.pass_time(600)
-    assert not said(caplog, "repaired")
+    assert not log.said("repaired")
 
 
 def test_a_change_after_unseen_drift_still_ends_in_the_wanted_rules() -> None:
@@ -75,19 +77,19 @@ def test_drift_is_repaired_during_an_outage_too() -> None:
     made.holds(WEB_4)
 
 
-def test_who_fights_with_us_is_said_to_do_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_fights_with_us_is_said_to_do_so_once(log: Log) -> None:
     made = running(web(EXTERNAL_4))
     before = made.tables[IPV4].restores
     for _ in range(600):
         made.tables[IPV4]._chains["OUTPUT"] = []
         made.pass_time(0.1)
-    assert len(said(caplog, "repaired")) == 1
+    assert len(log.said("repaired")) == 1
     # One write of ours each two seconds.
     assert 25 <= made.tables[IPV4].restores - before <= 35
     made.pass_time(100)
     made.tables[IPV4]._chains["OUTPUT"] = []
     made.pass_time(3)
-    assert len(said(caplog, "repaired")) == 2
+    assert len(log.said("repaired")) == 2
 
 
 FLUSHED = Change({"IPVS_OUTPUT": ()}, repairs=("ChainFlushed",))
