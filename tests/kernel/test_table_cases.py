@@ -11,8 +11,8 @@ import pytest
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Table
-from ipvs_node_agent.model.addresses import FAMILIES, Family
+from ipvs_node_agent.iptables.table import NFT, KernelTable, Table
+from ipvs_node_agent.model.addresses import Family
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace, namespaces
 
@@ -74,11 +74,9 @@ def play(case: Case, table: Table, family: Family) -> None:
         assert normal(table.save()) == normal(fill(case.then))
 
 
-every_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@every_family
 @every_case
 def test_the_fake_table(case: Case, family: Family) -> None:
     play(case, FakeTable(), family)
@@ -94,8 +92,6 @@ def node() -> Iterator[tuple[Namespace, Launcher]]:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("backend", BACKENDS)
-@every_family
 @every_case
 def test_the_kernels_table(
     case: Case, family: Family, backend: str, node: tuple[Namespace, Launcher]
