@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -94,20 +91,3 @@ def test_health_fails_with_the_kernel_and_recovers_with_it(
     (tmp_path / fault).unlink()
     eventually(lambda: page(bed, "/readyz") == (200, "ok\n"))
     eventually(lambda: page(bed, "/healthz") == (200, "ok\n"))
-
-
-@pytest.mark.parametrize("backend", ["nft"])
-def test_connections_that_are_silent_or_deaf_keep_no_probe_waiting(bed: Bed) -> None:
-    bed.agent.start()
-    eventually(lambda: "are served at" in bed.agent.log)
-    with ExitStack() as stack:
-        for count in range(500):
-            with bed.namespace.enter():
-                one = stack.enter_context(socket.create_connection(("127.0.0.1", 10273), 10))
-            if count % 2:
-                one.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        for _ in range(20):
-            began = time.monotonic()
-            assert page(bed, "/healthz") == (200, "ok\n")
-            assert time.monotonic() - began < 1
-    assert bed.agent.stop() == 0

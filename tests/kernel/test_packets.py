@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from ipvs_node_agent.model.addresses import IPV4, Family
 from tests.kernel.conftest import WEB, WEB6, Bed
-from tests.support.cluster import service
-from tests.support.tables import restore
 from tests.support.topology import (
     CLUSTER_IP,
     EXTERNAL_IP,
     NODE_TO_BACKEND,
     POD,
-    POD_CIDR,
     Topology,
     ask,
 )
@@ -95,12 +90,6 @@ def test_connections_that_exist_outlive_the_agent_and_its_rules(
     expect(wired, NOTHING, NOTHING)
 
 
-def test_host_only_masquerade_keeps_the_pods_own_address(wired: Topology, bed: Bed) -> None:
-    bed.configure(masquerade="HostOnly")
-    bed.agent.start()
-    expect(wired, POD, NODE_TO_BACKEND)
-
-
 def test_other_destinations_are_as_before(wired: Topology, bed: Bed) -> None:
     def others() -> list[str]:
         clients = (wired.pod, wired.node, wired.outside)
@@ -109,26 +98,6 @@ def test_other_destinations_are_as_before(wired: Topology, bed: Bed) -> None:
     before = others()
     bed.agent.start()
     assert others() == before
-
-
-def test_rendered_rules_do_the_same(
-    wired: Topology, bed: Bed, family: Family, tmp_path: Path
-) -> None:
-    """`render` piped into iptables-restore, with no agent at all."""
-    manifest = tmp_path / "service.json"
-    web = service("web", [*CLUSTER_IP.values()], EXTERNAL_IP.values())
-    manifest.write_text(json.dumps(web))
-    done = bed.agent.call(
-        *("render", "-f", str(manifest), "--family", family.name),
-        *("--pod-cidr", POD_CIDR[family.version]),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    restore(wired.node, family, bed.backend, done.stdout)
-    here = {**NOTHING, family.version: NODE_TO_BACKEND[family.version]}
-    expect(wired, here, here)
-    # The agent finds nothing left to do in this family.
-    bed.agent.start()
-    assert f"{family}: wrote" not in bed.agent.log
 
 
 def test_a_packet_walks_into_our_chain_and_no_further_than_it_must(

@@ -16,6 +16,8 @@ from ipvs_node_agent.model.addresses import Family
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace, namespaces
 
+pytestmark = pytest.mark.once("newest", "oldest")
+
 FILLINGS = {
     "IPv4": {"{ip}": "10.19.20.201/32", "{net}": "10.240.2.128/25", "{to}": "10.231.42.164"},
     "IPv6": {"{ip}": "fd00:19::201/128", "{net}": "fd00:10:240::/64", "{to}": "fd00:231::a4"},
@@ -103,15 +105,3 @@ def test_the_kernels_table(
         namespace.run(f"{family.command}-legacy-restore", "-w", "10", stdin="*nat\nCOMMIT\n")
     with namespace.enter():
         play(case, KernelTable(launcher, family, backend, IptablesOptions()), family)
-
-
-def test_the_fake_table_fails_once_when_told_to() -> None:
-    table = FakeTable()
-    table.fail_next(TableError("FakeTable", "the lock is taken"))
-    with pytest.raises(TableError, match="the lock is taken"):
-        table.restore("*nat\n:A - [0:0]\nCOMMIT\n")
-    assert normal(table.save()) == []
-    table.restore("*nat\n:B - [0:0]\nCOMMIT\n")
-    assert normal(table.save()) == [":B -"]
-    assert table.restores == 2
-    assert table.last_input == "*nat\n:B - [0:0]\nCOMMIT\n"

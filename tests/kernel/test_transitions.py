@@ -136,39 +136,6 @@ def test_foreign_rules_stay_byte_for_byte(bed: Bed) -> None:
         assert bed.ours(IPV4) == bed.ours(IPV6) == []
 
 
-def test_the_rules_stay_while_the_api_server_is_away(running: Bed) -> None:
-    running.api.stop()
-    running.agent.said("Connection refused")
-    running.expect(WEB, OTHER)
-    running.iptables("-F", "IPVS_OUTPUT")
-    running.expect(WEB, OTHER)  # Repairs need no API server.
-    running.api.start()
-    running.delete("web")
-    running.expect(OTHER)
-    running.agent.said("answers again")
-    assert running.agent.log.count("Connection refused") == 1
-    assert running.agent.log.count("answers again") == 1
-
-
-def test_reload_takes_new_names_and_leaves_nothing_of_those_that_were(running: Bed) -> None:
-    def lines() -> list[str]:
-        return saved(running.namespace, IPV4, running.backend)
-
-    usual = running.settings
-    names = {"prerouting": "MY_PRE", "output": "MY_OUT"}
-    running.reload(chains=names, masquerade="HostOnly")
-    for family in FAMILIES:
-        running.wait_for_lines(family, [])
-    assert "-A PREROUTING -j MY_PRE" in lines()
-    assert not any("MY_PRE" in line and "KUBE-MARK-MASQ" in line for line in lines())
-    # Down and up again under the first names: the others were remembered, and go.
-    running.agent.stop()
-    running.agent.configure(usual)
-    running.agent.start()
-    running.expect(WEB, OTHER)
-    assert not any("MY_" in line for line in lines())
-
-
 @EVERYWHERE
 def test_diff_shows_what_run_would_change_and_changes_nothing(bed: Bed) -> None:
     bed.put(WEB)
