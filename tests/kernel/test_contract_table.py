@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
-from tests.support.agentprocess import AgentProcess, agent_process
-from tests.support.apiserver import ApiServer
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
+from tests.kernel.conftest import node_bed
+from tests.support.agentprocess import AgentProcess
 from tests.support.netns import Namespace
 from tests.support.pki import Pki
-from tests.support.places import TESTS
+from tests.support.places import STANDIN, TESTS
 from tests.support.tables import add_mark_masq, restore
 
 pytestmark = pytest.mark.kernel
 
-DATA = TESTS / "data"
 
-TABLE = """
+class Shown(NamedTuple):
+    """A cluster with one Node, and the agent's chains of a family there."""
+
+    family: Family
+    objects: list[Any]
+    pod_cidr: str
+    table: str
+
+
+TWO_SERVICES = Shown(
+    IPV4,
+    list(yaml.safe_load_all((TESTS / "data" / "two-services.yaml").read_text())),
+    "10.240.2.128/25",
+    """
 Chain IPVS_OUTPUT (1 references)
 target prot opt in out source destination
 KUBE-MARK-MASQ all -- * * 0.0.0.0/0 10.19.20.201 /* default/lb-service-1 */ ADDRTYPE match src-type LOCAL
@@ -36,23 +47,12 @@ KUBE-MARK-MASQ all -- * * 10.240.2.128/25 10.19.20.201 /* default/lb-service-1 *
 DNAT all -- * * 10.240.2.128/25 10.19.20.201 /* default/lb-service-1 */ to:10.231.42.164
 KUBE-MARK-MASQ all -- * * 10.240.2.128/25 10.19.22.57 /* default/lb-service-2 */
 DNAT all -- * * 10.240.2.128/25 10.19.22.57 /* default/lb-service-2 */ to:10.231.2.62
-"""  # noqa: E501
-
-# The dual-stack Service of dual-stack.yaml, whose IPv4 half has the first Service's addresses.
-TABLE_IPV6 = """
-Chain IPVS_OUTPUT (1 references)
-target prot opt in out source destination
-KUBE-MARK-MASQ all * * ::/0 fd00:19::201 /* default/lb-dual */ ADDRTYPE match src-type LOCAL
-DNAT all * * ::/0 fd00:19::201 /* default/lb-dual */ ADDRTYPE match src-type LOCAL to:fd00:231::164
-
-Chain IPVS_PREROUTING (1 references)
-target prot opt in out source destination
-KUBE-MARK-MASQ all * * fd00:10:240:2::/64 fd00:19::201 /* default/lb-dual */
-DNAT all * * fd00:10:240:2::/64 fd00:19::201 /* default/lb-dual */ to:fd00:231::164
-"""
-
-DUAL_STACK = yaml.safe_load(
-    """
+""",  # noqa: E501
+)
+DUAL_STACK = Shown(
+    IPV6,
+    yaml.safe_load(
+        """
 - apiVersion: v1
   kind: Node
   metadata: {name: worker-1}
@@ -68,18 +68,38 @@ DUAL_STACK = yaml.safe_load(
     ports: [{port: 80, protocol: TCP}]
   status: {loadBalancer: {ingress: [{ip: 10.19.20.202}, {ip: "fd00:19::201"}]}}
 """
+    ),
+    "fd00:10:240:2::/64",
+    """
+Chain IPVS_OUTPUT (1 references)
+target prot opt in out source destination
+KUBE-MARK-MASQ all * * ::/0 fd00:19::201 /* default/lb-dual */ ADDRTYPE match src-type LOCAL
+DNAT all * * ::/0 fd00:19::201 /* default/lb-dual */ ADDRTYPE match src-type LOCAL to:fd00:231::164
+
+Chain IPVS_PREROUTING (1 references)
+target prot opt in out source destination
+KUBE-MARK-MASQ all * * fd00:10:240:2::/64 fd00:19::201 /* default/lb-dual */
+DNAT all * * fd00:10:240:2::/64 fd00:19::201 /* default/lb-dual */ to:fd00:231::164
+""",
 )
+
+
+@pytest.fixture(params=[TWO_SERVICES, DUAL_STACK], ids=["two Services", "dual-stack"])
+def shown(request: pytest.FixtureRequest, namespace: Namespace, backend: str) -> Shown:
+    """What is to be shown on a node with the chain that marks."""
+    for family in FAMILIES:
+        add_mark_masq(namespace, family, backend)
+    chosen: Shown = request.param
+    return chosen
 
 
 def table(namespace: Namespace, family: Family, backend: str) -> str:
     """Our two chains without counters and padding; newer versions print `0` for `all`."""
     shown = ""
     for chain in ("IPVS_OUTPUT", "IPVS_PREROUTING"):
-        text = namespace.run(
-            *(f"{family.command}-{backend}", "-w", "10", "-t", "nat", "-nvL", chain)
-        )
+        command = (f"{family.command}-{backend}", "-w", "10", "-t", "nat", "-nvL", chain)
         shown += "\n"
-        for line in text.splitlines():
+        for line in namespace.run(*command).splitlines():
             words = line.split()
             if re.fullmatch(r"\d+", words[0]) or words[0] == "pkts":
                 words = words[2:]
@@ -92,101 +112,32 @@ def table(namespace: Namespace, family: Family, backend: str) -> str:
     return shown
 
 
-@pytest.fixture
-def backends_ready(namespace: Namespace, backend: str) -> None:
-    for family in (IPV4, IPV6):
-        add_mark_masq(namespace, family, backend)
-
-
-@pytest.fixture
-def run_agent(
-    namespace: Namespace, backend: str, tmp_path: Path, backends_ready: None
-) -> Callable[[list[object]], None]:
-    """Runs the agent once against a TLS API server with these objects, the way kubeadm sets up."""
-
-    def run(objects: list[object]) -> None:
-        pki = Pki()
-        pki.write_node_client(tmp_path / "kubelet-client-current.pem", "worker-1")
-        with ApiServer(netns=str(namespace.path), pki=pki) as api:
-            for item in objects:
-                api.put(item)  # type: ignore[arg-type]
-            kubeconfig = tmp_path / "kubelet.conf"
-            pki.write_kubeconfig(kubeconfig, api.url, tmp_path / "kubelet-client-current.pem")
-            settings = {"kubeconfig": str(kubeconfig), "iptables": {"backend": backend}}
-            with agent_process(namespace, tmp_path / "agent", settings) as agent:
-                agent.start()
-                assert agent.stop() == 0
-
-    return run
-
-
-def two_services() -> list[object]:
-    return list(yaml.safe_load_all((DATA / "two-services.yaml").read_text()))
-
-
 def test_run_gives_the_table(
-    namespace: Namespace, backend: str, run_agent: Callable[[list[object]], None]
+    shown: Shown, namespace: Namespace, backend: str, pki: Pki, tmp_path: Path
 ) -> None:
-    run_agent(two_services())
-    assert table(namespace, IPV4, backend) == TABLE
+    """Set up as kubeadm does it, with the libraries that agents have."""
+    with node_bed(namespace, backend, tmp_path, pki) as bed:
+        bed.agent.path.remove(STANDIN)
+        bed.configure(iptables={"backend": backend})
+        for each in shown.objects:
+            bed.api.put(each)
+        bed.agent.start()
+        assert bed.agent.stop() == 0
+    assert table(namespace, shown.family, backend) == shown.table
 
 
-def test_run_gives_the_ipv6_table(
-    namespace: Namespace, backend: str, run_agent: Callable[[list[object]], None]
-) -> None:
-    run_agent(DUAL_STACK)
-    assert table(namespace, IPV6, backend) == TABLE_IPV6
-    assert "10.19.20.202 /* default/lb-dual */ to:10.231.42.165" in table(namespace, IPV4, backend)
-
-
-@pytest.mark.parametrize("by_node", [False, True], ids=["--pod-cidr", "--node"])
+@pytest.mark.once("newest", "oldest")
+@pytest.mark.parametrize("origin", ["--pod-cidr", "--node"])
 def test_render_gives_the_table(
-    namespace: Namespace, backend: str, tmp_path: Path, backends_ready: None, by_node: bool
+    shown: Shown, namespace: Namespace, backend: str, tmp_path: Path, origin: str
 ) -> None:
-    agent = AgentProcess(namespace, tmp_path, {})
-    objects = two_services()
-    services = tmp_path / "services.yaml"
-    services.write_text(yaml.safe_dump_all(objects[1:]))
-    node = tmp_path / "node.yaml"
-    node.write_text(yaml.safe_dump(objects[0]))
-    origin = ("--node", str(node)) if by_node else ("--pod-cidr", "10.240.2.128/25")
-    done = agent.call("render", "-f", str(services), *origin)
+    node, *others = shown.objects
+    services, node_file = tmp_path / "services.yaml", tmp_path / "node.yaml"
+    services.write_text(yaml.safe_dump_all(others))
+    node_file.write_text(yaml.safe_dump(node))
+    value = str(node_file) if origin == "--node" else shown.pod_cidr
+    arguments = ("-f", str(services), "--family", shown.family.name, origin, value)
+    done = AgentProcess(namespace, tmp_path, {}).call("render", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    restore(namespace, IPV4, backend, done.stdout)
-    assert table(namespace, IPV4, backend) == TABLE
-
-
-def test_render_gives_the_ipv6_table(
-    namespace: Namespace, backend: str, tmp_path: Path, backends_ready: None
-) -> None:
-    agent = AgentProcess(namespace, tmp_path, {})
-    services = tmp_path / "services.json"
-    services.write_text(yaml.safe_dump(DUAL_STACK[1]))
-    done = agent.call(
-        *("render", "-f", str(services), "--family", "IPv6", "--pod-cidr", "fd00:10:240:2::/64")
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    restore(namespace, IPV6, backend, done.stdout)
-    assert table(namespace, IPV6, backend) == TABLE_IPV6
-
-
-@pytest.mark.parametrize("chosen", ["nft", "legacy"])
-def test_the_backend_is_the_one_the_kubelet_uses(
-    namespace: Namespace, chosen: str, tmp_path: Path
-) -> None:
-    """`backend: auto` goes by the kubelet's chains in the mangle table."""
-    hint = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
-    restore(namespace, IPV4, chosen, hint)
-    code = (
-        "import ipvs_node_agent.iptables.backends as b; print(b.detect_backend(b.command.launch()))"
-    )
-    assert namespace.run(sys.executable, "-c", code).strip() == chosen
-
-
-def test_looking_for_the_backend_makes_no_table(namespace: Namespace) -> None:
-    code = (
-        "import ipvs_node_agent.iptables.backends as b; print(b.detect_backend(b.command.launch()))"
-    )
-    assert namespace.run(sys.executable, "-c", code).strip() == "None"
-    assert namespace.run("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names") == ""
-    assert namespace.run("nft", "list", "ruleset") == ""
+    restore(namespace, shown.family, backend, done.stdout)
+    assert table(namespace, shown.family, backend) == shown.table

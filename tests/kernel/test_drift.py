@@ -7,17 +7,14 @@ from functools import partial
 
 import pytest
 
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
-from tests.kernel.conftest import Bed
-from tests.support.cluster import service
+from ipvs_node_agent.model.addresses import IPV4, IPV6
+from tests.kernel.conftest import WEB, Bed
 from tests.support.fleet import LAYOUTS, fleet, raw
 from tests.support.tables import add_mark_masq, saved
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 
-WEB = ("10.19.20.201", "web", "10.231.42.164")
-RULE = "-d 10.19.20.201/32"
 MEDDLING = {
     "our chain flushed": "-F IPVS_OUTPUT",
     "a rule deleted": "-D IPVS_OUTPUT 1",
@@ -32,14 +29,6 @@ MEDDLING = {
 }
 
 
-@pytest.fixture
-def running(bed: Bed) -> Bed:
-    bed.api.put(service("web", [WEB[2]], [WEB[0]]))
-    bed.agent.start()
-    bed.expect([WEB])
-    return bed
-
-
 def state(bed: Bed) -> list[str]:
     """All lines of ours, and the first rule of each built-in chain that jumps to them."""
     lines = [line for line in saved(bed.namespace, IPV4, bed.backend) if line.startswith("-A ")]
@@ -50,19 +39,22 @@ def state(bed: Bed) -> list[str]:
     return [*first, *bed.ours(IPV4)]
 
 
-def test_everything_that_one_can_do_with_iptables_is_undone(running: Bed) -> None:
-    wanted = state(running)
+def test_everything_that_one_can_do_with_iptables_is_undone(bed: Bed) -> None:
+    bed.put(WEB)
+    bed.agent.start()
+    bed.expect(WEB)
+    wanted = state(bed)
     for what, arguments in MEDDLING.items():
-        running.namespace.run(f"iptables-{running.backend}", "-t", "nat", *arguments.split())
+        bed.iptables(*arguments.split())
         if arguments == "-F":
             # As kube-proxy does at its next sync; a chain without a rule marks nothing.
-            add_mark_masq(running.namespace, IPV4, running.backend)
+            add_mark_masq(bed.namespace, IPV4, bed.backend)
         started = time.monotonic()
-        eventually(lambda: state(running) == wanted, f"an end of: {what}")
+        eventually(lambda: state(bed) == wanted, f"an end of: {what}")
         # Two seconds to the next look, and room for a machine that is busy otherwise.
         assert time.monotonic() - started < 4, what
-    assert running.ours(IPV6)
-    assert "cannot" not in running.agent.log
+    assert bed.ours(IPV6)
+    assert "cannot" not in bed.agent.log
 
 
 def repaired(bed: Bed, times: int) -> bool:
@@ -70,22 +62,21 @@ def repaired(bed: Bed, times: int) -> bool:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("count", "limit"), [(1_000, 2.0), (10_000, 10.0)])
+@pytest.mark.parametrize(
+    ("backend", "count", "limit"),
+    [("nft", 10_000, 2.0), ("legacy", 1_000, 2.0), ("legacy", 10_000, 10.0)],
+)
 def test_with_many_services_too(bed: Bed, count: int, limit: float) -> None:
-    if bed.backend == "nft":
-        limit = 2.0
-    for family in FAMILIES:
-        add_mark_masq(bed.namespace, family, bed.backend)
     for each in fleet(LAYOUTS["twenty pools"], count).values():
         bed.api.put(raw(each))
     bed.agent.start(wait=False)
     eventually(lambda: "ready: " in bed.agent.log, f"ready\n{bed.agent.log}", 60)
     wanted = state(bed)
-    took = []
     leaf = next(line.split()[1] for line in wanted if "-d " in line and "DNAT" in line)
+    took = []
     for arguments in (["-D", "OUTPUT", "-j", "IPVS_OUTPUT"], ["-F", leaf]):
         repairs = bed.agent.log.count("repaired") + 1
-        bed.namespace.run(f"iptables-{bed.backend}", "-t", "nat", *arguments)
+        bed.iptables(*arguments)
         began = time.monotonic()
         eventually(partial(repaired, bed, repairs), f"an end of {arguments}", 30)
         took.append(time.monotonic() - began)

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Bed, node_bed
+from tests.kernel.conftest import WEB, WEB6, Bed
 from tests.support import promtool
 from tests.support.agentprocess import altered
-from tests.support.cluster import node, service
 from tests.support.promlint import faults, fetch, value
-from tests.support.topology import (
-    CLUSTER_IP,
-    EXTERNAL_IP,
-    NODE_TO_BACKEND,
-    POD_CIDR,
-    Topology,
-    ask,
-)
+from tests.support.topology import EXTERNAL_IP, NODE_TO_BACKEND, Topology, ask
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 ADDRESS = "127.0.0.1:10273"
-SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
 # A minute is a second here.
 IMPATIENT = altered({"sync.state.PATIENCE": 1.0})
 # An iptables-restore that fails, or hangs, for as long as a file is there.
-STAND_IN = """#!/bin/sh
-while [ -e {directory}/hang ]; do sleep 0.05; done
-[ -e {directory}/fail ] && exit 4
-exec {real} "$@"
+STAND_IN = """
+while [ -e $here/hang ]; do sleep 0.05; done
+[ -e $here/fail ] && exit 4
+exec $real "$@"
 """
 
 
 @pytest.fixture
-def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), SERVICE) as made:
-        made.agent.configure({**made.settings, "metricsBindAddress": ADDRESS})
-        yield made
+def bed(wired_bed: Bed) -> Bed:
+    wired_bed.put(WEB, WEB6)
+    wired_bed.configure(metricsBindAddress=ADDRESS)
+    return wired_bed
 
 
 def page(bed: Bed, path: str) -> tuple[int, str]:
@@ -51,9 +38,12 @@ def page(bed: Bed, path: str) -> tuple[int, str]:
         return fetch(f"http://{ADDRESS}{path}")
 
 
-def connections(bed: Bed, path: str) -> float:
-    labels = {"namespace": "default", "service": "one", "path": path}
-    return value(page(bed, "/metrics")[1], "ipvs_node_agent_service_packets_total", **labels)
+def counted(bed: Bed) -> dict[str, float]:
+    """The connections of the Service, by path."""
+    text = page(bed, "/metrics")[1]
+    labels = {"namespace": "default", "service": "web"}
+    name = "ipvs_node_agent_service_packets_total"
+    return {path: value(text, name, path=path, **labels) for path in ("pod", "host")}
 
 
 def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, bed: Bed) -> None:
@@ -61,22 +51,20 @@ def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, be
     eventually(lambda: "are served at" in bed.agent.log)
     # The first look may take longer than a scrape waits for it.
     eventually(lambda: "service_packets_total{" in page(bed, "/metrics")[1])
-    assert (connections(bed, "pod"), connections(bed, "host")) == (0, 0)
-    expected = {"pod": 0, "host": 0}
+    expected = {"pod": 0.0, "host": 0.0}
+    assert counted(bed) == expected
     for turn in range(2):
         for version, external in EXTERNAL_IP.items():
             for source, path, times in ((wired.pod, "pod", 1), (wired.node, "host", 2)):
                 for _ in range(times):
                     assert ask(source, external) == NODE_TO_BACKEND[version]
                     expected[path] += 1
-        for path, count in expected.items():
-            eventually(lambda path=path, count=count: connections(bed, path) == count)  # type: ignore[misc]
+        eventually(lambda: counted(bed) == expected)
         # The chain that holds both Services is written anew, and the kernel counts from nothing.
         name = f"other-{turn}"
-        bed.api.put(service(name, ["10.231.9.9"], [f"10.19.30.{turn}"]))
+        bed.put((f"10.19.30.{turn}", name, "10.231.9.9"))
         bed.agent.said(f"default/{name}: ")
-        for path, count in expected.items():
-            assert connections(bed, path) == count
+        assert counted(bed) == expected
     text = page(bed, "/metrics")[1]
     assert not faults(text)
     if promtool.THERE:
@@ -91,12 +79,7 @@ def test_health_fails_with_the_kernel_and_recovers_with_it(
 ) -> None:
     bed.agent.program = IMPATIENT
     for command in ("iptables", "ip6tables"):
-        name = f"{command}-{backend}-restore"
-        stand_in = tmp_path / name
-        real = bed.namespace.run("sh", "-c", f"command -v {name}").strip()
-        stand_in.write_text(STAND_IN.format(directory=tmp_path, real=real))
-        stand_in.chmod(0o755)
-    bed.agent.variables["PATH"] = f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"
+        bed.stand_in(tmp_path, f"{command}-{backend}-restore", STAND_IN)
     (tmp_path / fault).touch()
     bed.agent.start(wait=False)
     eventually(lambda: "are served at" in bed.agent.log)
@@ -108,20 +91,3 @@ def test_health_fails_with_the_kernel_and_recovers_with_it(
     (tmp_path / fault).unlink()
     eventually(lambda: page(bed, "/readyz") == (200, "ok\n"))
     eventually(lambda: page(bed, "/healthz") == (200, "ok\n"))
-
-
-@pytest.mark.parametrize("backend", ["nft"])
-def test_connections_that_are_silent_or_deaf_keep_no_probe_waiting(bed: Bed) -> None:
-    bed.agent.start()
-    eventually(lambda: "are served at" in bed.agent.log)
-    with ExitStack() as stack:
-        for count in range(500):
-            with bed.namespace.enter():
-                one = stack.enter_context(socket.create_connection(("127.0.0.1", 10273), 10))
-            if count % 2:
-                one.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        for _ in range(20):
-            began = time.monotonic()
-            assert page(bed, "/healthz") == (200, "ok\n")
-            assert time.monotonic() - began < 1
-    assert bed.agent.stop() == 0

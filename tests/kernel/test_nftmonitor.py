@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,35 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
-OURS = """*nat
-:IPVS_OUTPUT - [0:0]
-:IPVS_OUTPUT-0a000000/8 - [0:0]
--A IPVS_OUTPUT -d 10.0.0.0/8 -j IPVS_OUTPUT-0a000000/8
--I OUTPUT 1 -j IPVS_OUTPUT
-COMMIT
-"""
+LEAF = "IPVS_OUTPUT-0a000000/8"
+JUMP = f"IPVS_OUTPUT -d 10.0.0.0/8 -j {LEAF}"
 owns = owner(frozenset({"IPVS_OUTPUT"}))
+
+
+def nat(*lines: str) -> str:
+    """Input for iptables-restore."""
+    return "\n".join(["*nat", *lines, "COMMIT", ""])
+
+
+OURS = nat(
+    ":IPVS_OUTPUT - [0:0]",
+    f":{LEAF} - [0:0]",
+    f"-A {JUMP}",
+    # An empty chain would be flushed without a word.
+    f"-A {LEAF} -j RETURN",
+    "-I OUTPUT 1 -j IPVS_OUTPUT",
+)
+MARKS = ":KUBE-MARK-MASQ - [0:0]", "-A KUBE-MARK-MASQ -j RETURN"
+
+
+def rules(chain: str, count: int) -> list[str]:
+    return [f"-A {chain} -s 10.{n // 250}.{n % 250}.1 -j RETURN" for n in range(count)]
+
+
+@contextmanager
+def opened(namespace: Namespace, backend: str = NFT, mark: str = "") -> Iterator[KernelTable]:
+    with namespace.enter():
+        yield KernelTable(launch(), IPV4, backend, IptablesOptions(), owns, mark)
 
 
 @pytest.fixture
@@ -40,37 +61,42 @@ def table(namespace: Namespace) -> Iterator[KernelTable]:
     """A table that was just read, with chains of ours and of kube-proxy in it."""
     add_mark_masq(namespace, IPV4, NFT)
     namespace.run("iptables-nft", "-t", "nat", "-N", "KUBE-EMPTY")
-    with namespace.enter():
-        made = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns)
+    with opened(namespace) as made:
         made.restore(OURS)
         made.save()
         yield made
 
 
-def test_nothing_is_heard_where_nothing_happens(table: KernelTable) -> None:
-    assert table.changed() is Since.UNCHANGED
+# Lines for iptables-restore, and commands.
+HEARD = [
+    [f"-F {LEAF}"],
+    [f"-D {JUMP}"],
+    ["-A IPVS_OUTPUT -j RETURN"],
+    ["-I IPVS_OUTPUT 1 -j RETURN"],
+    [":IPVS_OUTPUT-0b000000/8 - [0:0]"],
+    ["-D OUTPUT -j IPVS_OUTPUT"],
+    ["-I OUTPUT 1 -j KUBE-MARK-MASQ"],
+    ["-A PREROUTING -j KUBE-MARK-MASQ"],
+    ["nft flush ruleset"],
+    ["iptables-nft -t nat -F"],
+    # Of a chain that is renamed the kernel tells its new name alone.
+    ["iptables-nft -t nat -E IPVS_OUTPUT GONE"],
+    [f"iptables-nft -t nat -E {LEAF} GONE"],
+    ["iptables-nft -t nat -E KUBE-MARK-MASQ GONE"],
+    # Under the name of a chain that was there at the last look.
+    ["iptables-nft -t nat -X KUBE-EMPTY", "iptables-nft -t nat -E IPVS_OUTPUT KUBE-EMPTY"],
+]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "-F IPVS_OUTPUT-0a000000/8",
-        "-D IPVS_OUTPUT -d 10.0.0.0/8 -j IPVS_OUTPUT-0a000000/8",
-        "-A IPVS_OUTPUT -j RETURN",
-        "-I IPVS_OUTPUT 1 -j RETURN",
-        ":IPVS_OUTPUT-0b000000/8 - [0:0]",
-        "-D OUTPUT -j IPVS_OUTPUT",
-        "-I OUTPUT 1 -j KUBE-MARK-MASQ",
-        "-A PREROUTING -j KUBE-MARK-MASQ",
-    ],
-)
-def test_a_change_of_ours_or_of_a_built_in_chain_is_heard(
-    change: str, table: KernelTable, namespace: Namespace
+@pytest.mark.parametrize("changes", HEARD, ids=" and ".join)
+def test_what_changes_ours_or_a_built_in_chain_or_a_name_is_heard(
+    changes: list[str], table: KernelTable, namespace: Namespace
 ) -> None:
-    # An empty chain is flushed without a word.
-    restore(namespace, IPV4, NFT, "*nat\n-A IPVS_OUTPUT-0a000000/8 -j RETURN\nCOMMIT\n")
-    table.save()
-    restore(namespace, IPV4, NFT, f"*nat\n{change}\nCOMMIT\n")
+    for change in changes:
+        if change[0] in "-:":
+            restore(namespace, IPV4, NFT, nat(change))
+        else:
+            namespace.run(*change.split())
     assert table.changed() is Since.CHANGED
     # It stays so until the table is read.
     assert table.changed() is Since.CHANGED
@@ -78,27 +104,13 @@ def test_a_change_of_ours_or_of_a_built_in_chain_is_heard(
     assert table.changed() is Since.UNCHANGED
 
 
-@pytest.mark.parametrize(
-    "command", [("nft", "flush", "ruleset"), ("iptables-nft", "-t", "nat", "-F")]
-)
-def test_a_flush_of_everything_is_heard(
-    command: tuple[str, ...], table: KernelTable, namespace: Namespace
-) -> None:
-    namespace.run(*command)
-    assert table.changed() is Since.CHANGED
-
-
 def test_what_others_do_in_chains_of_their_own_is_not_heard(
     table: KernelTable, namespace: Namespace
 ) -> None:
     """As kube-proxy does it every thirty seconds."""
+    assert table.changed() is Since.UNCHANGED
     for _ in range(3):
-        restore(
-            namespace,
-            IPV4,
-            NFT,
-            "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j RETURN\nCOMMIT\n",
-        )
+        restore(namespace, IPV4, NFT, nat(*MARKS))
         namespace.run("iptables-nft", "-A", "INPUT", "-j", "ACCEPT")
     namespace.run("iptables-nft", "-t", "nat", "-X", "KUBE-EMPTY")
     add_mark_masq(namespace, IPV6, NFT)
@@ -106,24 +118,31 @@ def test_what_others_do_in_chains_of_their_own_is_not_heard(
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "heard"),
     [
-        ["-E IPVS_OUTPUT GONE"],
-        ["-E IPVS_OUTPUT-0a000000/8 GONE"],
-        ["-E KUBE-MARK-MASQ GONE"],
-        # Under the name of a chain that was there at the last look.
-        ["-X KUBE-EMPTY", "-E IPVS_OUTPUT KUBE-EMPTY"],
+        (["-F KUBE-MARK-MASQ"], Since.CHANGED),
+        (["-A KUBE-MARK-MASQ -j RETURN"], Since.CHANGED),
+        (["-F KUBE-MARK-MASQ", "-X KUBE-MARK-MASQ"], Since.CHANGED),
+        (MARKS, Since.UNCHANGED),
     ],
+    ids=["emptied", "filled", "removed", "written anew, as with each sync of kube-proxy"],
 )
-def test_a_chain_that_is_renamed_is_heard(
-    changes: list[str], table: KernelTable, namespace: Namespace
+def test_of_the_chain_that_marks_it_is_heard_whether_it_has_rules(
+    changes: list[str], heard: Since, namespace: Namespace
 ) -> None:
-    """The kernel tells its new name alone."""
-    for change in changes:
-        namespace.run("iptables-nft", "-t", "nat", *change.split())
-    assert table.changed() is Since.CHANGED
-    table.save()
-    assert table.changed() is Since.UNCHANGED
+    restore(namespace, IPV4, NFT, nat(*MARKS))
+    with opened(namespace, mark="KUBE-MARK-MASQ") as table:
+        table.save()
+        restore(namespace, IPV4, NFT, nat(*changes))
+        assert table.changed() is heard
+
+
+def test_nobody_tells_about_a_legacy_table(namespace: Namespace) -> None:
+    with opened(namespace, LEGACY) as table:
+        assert table.changed() is Since.UNKNOWN
+        table.restore(OURS)
+        table.save()
+        assert table.changed() is Since.UNKNOWN
 
 
 def test_a_closed_table_listens_no_more(table: KernelTable) -> None:
@@ -139,37 +158,15 @@ def test_a_closed_table_listens_no_more(table: KernelTable) -> None:
     assert listening() == before - 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "heard"),
-    [
-        (["-F KUBE-MARK-MASQ"], Since.CHANGED),
-        (["-A KUBE-MARK-MASQ -j RETURN"], Since.CHANGED),
-        (["-F KUBE-MARK-MASQ", "-X KUBE-MARK-MASQ"], Since.CHANGED),
-        ([":KUBE-MARK-MASQ - [0:0]", "-A KUBE-MARK-MASQ -j RETURN"], Since.UNCHANGED),
-    ],
-    ids=["emptied", "filled", "removed", "written anew, as with each sync of kube-proxy"],
-)
-def test_of_the_chain_that_marks_it_is_heard_whether_it_has_rules(
-    changes: list[str], heard: Since, namespace: Namespace
+def test_of_our_own_writes_and_others_just_before_only_these_are_heard(
+    table: KernelTable, namespace: Namespace
 ) -> None:
-    restore(
-        namespace, IPV4, NFT, "*nat\n:KUBE-MARK-MASQ - [0:0]\n-A KUBE-MARK-MASQ -j RETURN\nCOMMIT\n"
-    )
-    with namespace.enter():
-        table = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns, "KUBE-MARK-MASQ")
-        table.save()
-        restore(namespace, IPV4, NFT, "\n".join(["*nat", *changes, "COMMIT", ""]))
-        assert table.changed() is heard
-
-
-def test_what_the_table_itself_wrote_is_not_heard(table: KernelTable) -> None:
-    table.restore(":".join(["*nat\n", "IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n"]))
+    new = ":IPVS_OUTPUT-0b000000/8 - [0:0]"
+    own = nat(":IPVS_OUTPUT - [0:0]", new, "-A IPVS_OUTPUT -j RETURN")
+    table.restore(own)
     assert table.changed() is Since.UNCHANGED
-
-
-def test_a_change_just_before_our_own_is_heard(table: KernelTable, namespace: Namespace) -> None:
-    restore(namespace, IPV4, NFT, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
-    table.restore("*nat\n:IPVS_OUTPUT - [0:0]\n-A IPVS_OUTPUT -j RETURN\nCOMMIT\n")
+    restore(namespace, IPV4, NFT, nat("-D OUTPUT -j IPVS_OUTPUT"))
+    table.restore(own)
     assert table.changed() is Since.CHANGED
 
 
@@ -178,49 +175,28 @@ def test_more_than_can_be_told_counts_as_a_change(
 ) -> None:
     monkeypatch.setattr(nftmonitor, "_BUFFER", 1 << 16)
     add_mark_masq(namespace, IPV4, NFT)
-    with namespace.enter():
-        table = KernelTable(launch(), IPV4, NFT, IptablesOptions(), owns)
+    with opened(namespace) as table:
         table.save()
-    rules = "".join(
-        f"-A KUBE-MARK-MASQ -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(20000)
-    )
-    restore(namespace, IPV4, NFT, f"*nat\n{rules}COMMIT\n")
-    assert table.changed() is Since.CHANGED
+        restore(namespace, IPV4, NFT, nat(*rules("KUBE-MARK-MASQ", 20000)))
+        assert table.changed() is Since.CHANGED
 
 
 def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
-    rules = "".join(
-        f"-A IPVS_OUTPUT -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(30000)
-    )
-    table.restore(f"*nat\n{rules}COMMIT\n")
+    table.restore(nat(*rules("IPVS_OUTPUT", 30000)))
     assert table.changed() is Since.CHANGED
     table.save()
     assert table.changed() is Since.UNCHANGED
 
 
-def test_nobody_tells_about_a_legacy_table(namespace: Namespace) -> None:
-    with namespace.enter():
-        table = KernelTable(launch(), IPV4, LEGACY, IptablesOptions(), owns)
-        assert table.changed() is Since.UNKNOWN
-        table.restore(OURS)
-        table.save()
-        assert table.changed() is Since.UNKNOWN
-
-
-def busy_rules(count: int) -> str:
-    """Input that fills our second chain, so that freeing its rules later takes a while."""
-    rules = "".join(
-        f"-A IPVS_OUTPUT-0a000000/8 -s 10.{n // 250}.{n % 250}.1 -j RETURN\n" for n in range(count)
-    )
-    return f"*nat\n:IPVS_OUTPUT-0a000000/8 - [0:0]\n{rules}COMMIT\n"
+# That the old rules have to be freed keeps the process of a write busy for a while.
+BUSY = nat(f":{LEAF} - [0:0]", *rules(LEAF, 8000))
 
 
 def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: Namespace) -> None:
-    """Its process goes on for a while, since it waits for the old rules to be freed."""
     before = descendants()
 
     def still_running_when_done() -> bool:
-        table.restore(busy_rules(8000))
+        table.restore(BUSY)
         return bool(descendants() - before)
 
     eventually(still_running_when_done, timeout=60)
@@ -233,7 +209,7 @@ def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> No
     before = descendants()
 
     def killed_at_its_end() -> bool:
-        table.restore(busy_rules(8000))
+        table.restore(BUSY)
         for number in descendants() - before:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -262,7 +238,7 @@ def test_a_write_that_a_firewalls_start_overtakes_is_made_anew(
 
     monkeypatch.setattr(table, "restore", overtaken)
     # What is to be written names a chain that is there at the look.
-    restore(namespace, IPV4, NFT, "*nat\n-D OUTPUT -j IPVS_OUTPUT\nCOMMIT\n")
+    restore(namespace, IPV4, NFT, nat("-D OUTPUT -j IPVS_OUTPUT"))
     assert programmer.check(wanted).written == wanted.chains
     (failure,) = failures
     assert "IPVS_OUTPUT" in failure

@@ -3,65 +3,58 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
-from tests.kernel.conftest import Bed, node_bed
-from tests.support.cluster import node, service
-from tests.support.tables import restore
+from ipvs_node_agent.model.addresses import IPV4, Family
+from tests.kernel.conftest import WEB, WEB6, Bed
 from tests.support.topology import (
     CLUSTER_IP,
     EXTERNAL_IP,
     NODE_TO_BACKEND,
     POD,
-    POD_CIDR,
     Topology,
     ask,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
+pytestmark = [pytest.mark.kernel, pytest.mark.once("oldest")]
 
 REFUSED = "ConnectionRefusedError"
-SOCKETS = {4: socket.AF_INET, 6: socket.AF_INET6}
-
-SERVICE = service("one", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
+VERSIONS = (4, 6)
 
 
 @pytest.fixture
-def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    """The node's API server and agent; the Service is known, the agent is not started."""
-    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), SERVICE) as made:
-        yield made
+def bed(wired_bed: Bed) -> Bed:
+    wired_bed.put(WEB, WEB6)
+    return wired_bed
 
 
-def test_without_the_agent_the_external_ip_is_unreachable(wired: Topology, family: Family) -> None:
-    external = EXTERNAL_IP[family.version]
-    assert ask(wired.pod, external) == REFUSED
-    assert ask(wired.node, external) == REFUSED
-    assert ask(wired.outside, external) == REFUSED
-    # The ClusterIP itself works, so that nothing else is to blame.
-    assert ask(wired.pod, CLUSTER_IP[family.version]) == POD[family.version]
+def expect(wired: Topology, pod: dict[int, str], host: dict[int, str]) -> None:
+    """What the pod and the host get at the external IP; outsiders are left alone."""
+    for version, external in EXTERNAL_IP.items():
+        got = [ask(client, external) for client in (wired.pod, wired.node, wired.outside)]
+        assert got == [pod[version], host[version], REFUSED]
 
 
+NOTHING = dict.fromkeys(VERSIONS, REFUSED)
+
+
+@pytest.mark.once("debian13", "oldest")
 def test_pod_and_host_reach_the_service_and_outsiders_are_left_alone(
-    wired: Topology, bed: Bed, family: Family
+    wired: Topology, bed: Bed
 ) -> None:
-    external, seen = EXTERNAL_IP[family.version], NODE_TO_BACKEND[family.version]
+    expect(wired, NOTHING, NOTHING)
+    # The ClusterIP itself works, so that nothing else is to blame.
+    for version, cluster in CLUSTER_IP.items():
+        assert ask(wired.pod, cluster) == POD[version]
     bed.agent.start()
-    assert ask(wired.pod, external) == seen
-    assert ask(wired.node, external) == seen
-    assert ask(wired.outside, external) == REFUSED
+    expect(wired, NODE_TO_BACKEND, NODE_TO_BACKEND)
     # Stopping interrupts nothing; cleaning up takes the way back.
     bed.agent.stop()
-    assert ask(wired.pod, external) == seen
-    assert ask(wired.node, external) == seen
+    expect(wired, NODE_TO_BACKEND, NODE_TO_BACKEND)
     assert bed.agent.call("cleanup").returncode == 0
-    assert ask(wired.pod, external) == REFUSED
-    assert ask(wired.node, external) == REFUSED
+    expect(wired, NOTHING, NOTHING)
 
 
 def test_connections_that_exist_outlive_the_agent_and_its_rules(
@@ -70,8 +63,8 @@ def test_connections_that_exist_outlive_the_agent_and_its_rules(
     bed.agent.start()
     with ExitStack() as stack:
         with wired.backend.enter():
-            address = (CLUSTER_IP[family.version], 81)
-            listener = socket.create_server(address, family=SOCKETS[family.version])
+            kind = socket.AF_INET if family is IPV4 else socket.AF_INET6
+            listener = socket.create_server((CLUSTER_IP[family.version], 81), family=kind)
         stack.callback(listener.close)
         pairs = []
         for client in (wired.pod, wired.node):
@@ -94,50 +87,17 @@ def test_connections_that_exist_outlive_the_agent_and_its_rules(
         they_talk()
         assert bed.agent.call("cleanup").returncode == 0
         they_talk()
-    assert ask(wired.node, EXTERNAL_IP[family.version]) == REFUSED
+    expect(wired, NOTHING, NOTHING)
 
 
-def test_host_only_masquerade_keeps_the_pods_own_address(
-    wired: Topology, bed: Bed, family: Family
-) -> None:
-    bed.agent.configure({**bed.settings, "masquerade": "HostOnly"})
-    bed.agent.start()
-    assert ask(wired.pod, EXTERNAL_IP[family.version]) == POD[family.version]
-    assert ask(wired.node, EXTERNAL_IP[family.version]) == NODE_TO_BACKEND[family.version]
-
-
-def test_other_destinations_are_as_before(wired: Topology, bed: Bed, family: Family) -> None:
-    version = family.version
-
+def test_other_destinations_are_as_before(wired: Topology, bed: Bed) -> None:
     def others() -> list[str]:
         clients = (wired.pod, wired.node, wired.outside)
-        return [ask(client, CLUSTER_IP[version], timeout=0.5) for client in clients]
+        return [ask(one, to, timeout=0.5) for one in clients for to in CLUSTER_IP.values()]
 
     before = others()
     bed.agent.start()
     assert others() == before
-
-
-def test_rendered_rules_do_the_same(
-    wired: Topology, bed: Bed, family: Family, tmp_path: Path
-) -> None:
-    """`render` piped into iptables-restore, with no agent at all."""
-    import json
-
-    manifest = tmp_path / "service.json"
-    manifest.write_text(json.dumps(SERVICE))
-    done = bed.agent.call(
-        *("render", "-f", str(manifest), "--family", family.name),
-        *("--pod-cidr", POD_CIDR[family.version]),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    restore(wired.node, family, bed.backend, done.stdout)
-    assert ask(wired.pod, EXTERNAL_IP[family.version]) == NODE_TO_BACKEND[family.version]
-    assert ask(wired.node, EXTERNAL_IP[family.version]) == NODE_TO_BACKEND[family.version]
-    assert ask(wired.outside, EXTERNAL_IP[family.version]) == REFUSED
-    # The agent finds nothing left to do in this family.
-    bed.agent.start()
-    assert f"{family}: wrote" not in bed.agent.log
 
 
 def test_a_packet_walks_into_our_chain_and_no_further_than_it_must(
@@ -145,11 +105,10 @@ def test_a_packet_walks_into_our_chain_and_no_further_than_it_must(
 ) -> None:
     """The counters of the pod's rules rise by one for a connection, the host's by none."""
     bed.agent.start()
-    ask(wired.pod, EXTERNAL_IP[IPV4.version])
+    ask(wired.pod, EXTERNAL_IP[4])
     lines = wired.node.run(f"iptables-{bed.backend}-save", "-c", "-t", "nat").splitlines()
     counts = {
         chain: [line.split(":")[0] for line in lines if f"] -A {chain} " in line]
         for chain in ("IPVS_PREROUTING", "IPVS_OUTPUT")
     }
     assert counts == {"IPVS_PREROUTING": ["[1", "[1"], "IPVS_OUTPUT": ["[0", "[0"]}
-    assert ask(wired.pod, EXTERNAL_IP[IPV6.version]) == NODE_TO_BACKEND[IPV6.version]

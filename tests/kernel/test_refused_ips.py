@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ipvs_node_agent.model.addresses import FAMILIES
-from tests.kernel.conftest import Bed, node_bed
-from tests.support.cluster import node, service
+from tests.kernel.conftest import WEB, WEB6, Bed
+from tests.support.agentnode import with_metadata
+from tests.support.cluster import service
 from tests.support.topology import (
     CLUSTER_IP,
     EXTERNAL_IP,
     NODE,
     NODE_TO_BACKEND,
     POD,
-    POD_CIDR,
     Topology,
     ask,
     own,
@@ -26,7 +24,7 @@ from tests.support.topology import (
 )
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("oldest")]
 
 SSH = 22
 GREEDY = {4: "10.231.66.6", 6: "fd00:231::66:6"}
@@ -58,114 +56,101 @@ def wired(wired: Topology) -> Iterator[Topology]:
 
 
 @pytest.fixture
-def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
+def bed(wired_bed: Bed) -> Bed:
     """A node with one honest Service; the agent is down."""
-    honest = service("honest", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
-    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), honest) as made:
-        yield made
+    wired_bed.put(WEB, WEB6)
+    return wired_bed
 
 
 def greedy(*external: str, **labels: str) -> dict[str, Any]:
-    made = service("greedy", list(GREEDY.values()), external)
-    made["metadata"]["labels"] = labels
-    return made
+    return with_metadata(service("greedy", [*GREEDY.values()], external), labels=labels)
 
 
 def answers(wired: Topology) -> list[str]:
     """What the clients get where the greedy Service would like to be asked."""
     asked = [
-        (client, address)
+        (client, addresses[version])
         for version in (4, 6)
-        for client, address in (
-            (wired.pod, NODE[version]),
-            (wired.node, NODE[version]),
-            (wired.node, LOOPBACK[version]),
-            (wired.node, POD[version]),
-            (wired.outside, NODE[version]),
-            (wired.pod, CLUSTER_IP[version]),
-            (wired.pod, EXTERNAL_IP[version]),
-            (wired.node, EXTERNAL_IP[version]),
+        for client, addresses in (
+            (wired.pod, NODE),
+            (wired.node, NODE),
+            (wired.node, LOOPBACK),
+            (wired.node, POD),
+            (wired.outside, NODE),
+            (wired.pod, CLUSTER_IP),
+            (wired.pod, EXTERNAL_IP),
+            (wired.node, EXTERNAL_IP),
         )
     ]
     return [ask(client, address) for client, address in asked]
 
 
+@pytest.mark.once("debian13", "oldest")
 def test_refused_ips_divert_nothing_hold_up_nobody_and_are_said_once(
     wired: Topology, bed: Bed
 ) -> None:
     bed.agent.start()
     before = answers(wired)
     assert set(before).isdisjoint(GREEDY.values())
-    bed.api.put(greedy(*REFUSED, *HARMLESS.values()))
-    for version in (4, 6):
-        for client in (wired.pod, wired.node):
-            eventually(
-                lambda: ask(client, HARMLESS[version]) == GREEDY[version],  # noqa: B023
-                "the Service having its harmless IP",
-            )
-    assert answers(wired) == before
     # However often it changes, and whatever else does, each refusal is said once.
-    for attempt in ("a", "b", "c"):
-        bed.api.put(greedy(*REFUSED, *HARMLESS.values(), attempt=attempt))
-        bed.api.put(service("later", ["10.231.1.1"], [f"10.19.30.{ord(attempt)}"]))
-        eventually(
-            lambda: any(f"10.19.30.{ord(attempt)}/32" in r for r in bed.ours(FAMILIES[0]))  # noqa: B023
-        )
+    for attempt in range(3):
+        bed.api.put(greedy(*REFUSED, *HARMLESS.values(), attempt=f"a{attempt}"))
+        later = f"10.19.30.{attempt}"
+        bed.put((later, "later", "10.231.1.1"))
+        eventually(lambda ip=later: bed.has(ip))  # type: ignore[misc]
+    for client in (wired.pod, wired.node):
+        assert [ask(client, ip) for ip in HARMLESS.values()] == [*GREEDY.values()]
     for address in REFUSED:
         assert bed.agent.log.count(f"default/greedy: {address} is refused: it is ") == 1, address
     assert answers(wired) == before
 
 
-@pytest.mark.once("oldest")
 def test_a_cluster_ip_that_appears_later_takes_the_external_ip_away_while_it_is_there(
     wired: Topology, bed: Bed
 ) -> None:
     """The Service behind it can be reached at its ClusterIP, and others keep their rules."""
     bed.api.put(greedy(*GREEDY.values()))
-    bed.api.put(service("taken", ["10.231.5.5"], [HARMLESS[4]]))
+    bed.put((HARMLESS[4], "taken", "10.231.5.5"))
     bed.agent.start()
     bed.agent.said(f"default/greedy: {GREEDY[4]} is refused: it is the ClusterIP of default/greedy")
-    eventually(lambda: any(HARMLESS[4] in line for line in bed.ours(FAMILIES[0])))
+    eventually(lambda: bed.has(HARMLESS[4]))
     bed.api.put(service("other", [HARMLESS[4]], []))
-    eventually(lambda: not any(HARMLESS[4] in line for line in bed.ours(FAMILIES[0])))
+    eventually(lambda: not bed.has(HARMLESS[4]))
     assert ask(wired.pod, EXTERNAL_IP[4]) == NODE_TO_BACKEND[4]
-    bed.api.delete("Service", "default", "other")
-    eventually(lambda: any(HARMLESS[4] in line for line in bed.ours(FAMILIES[0])))
+    bed.delete("other")
+    eventually(lambda: bed.has(HARMLESS[4]))
 
 
-@pytest.mark.once("oldest")
 def test_the_nodes_own_address_may_be_had_by_port_and_its_other_ports_stay_its_own(
     wired: Topology, bed: Bed
 ) -> None:
-    bed.agent.configure({**bed.settings, "services": {"matchPorts": "Always"}})
+    bed.configure(services={"matchPorts": "Always"})
     bed.api.put(greedy(*NODE.values()))
     bed.agent.start()
-    for version in (4, 6):
+    for version, address in NODE.items():
         for client in (wired.pod, wired.node):
-            assert ask(client, NODE[version]) == GREEDY[version]
-            assert ask(client, NODE[version], SSH) == NODE[version]
-        assert ask(wired.outside, NODE[version]) == NODE[version], "outsiders are left alone"
+            assert [ask(client, address, port) for port in (80, SSH)] == [GREEDY[version], address]
+        assert ask(wired.outside, address) == address, "outsiders are left alone"
 
 
-@pytest.mark.once("oldest")
 def test_only_allowed_cidrs_are_programmed_where_they_are_set(wired: Topology, bed: Bed) -> None:
-    bed.api.put(greedy(*HARMLESS.values()))
     narrow = {"allowedExternalCIDRs": ["10.19.20.0/24", "fd00:19::/112"]}
-    bed.agent.configure({**bed.settings, "services": narrow})
+    wide = {"allowedExternalCIDRs": ["10.19.0.0/16", "fd00:19::/32"]}
+    bed.api.put(greedy(*HARMLESS.values()))
+    bed.configure(services=narrow)
     bed.agent.start()
 
-    def diverted(version: int) -> bool:
-        return any(HARMLESS[version] in r for f in FAMILIES for r in bed.ours(f))
+    def expect(diverted: bool) -> None:
+        eventually(lambda: [*map(bed.has, HARMLESS.values())] == [diverted, diverted])
+        for version, external in EXTERNAL_IP.items():
+            assert ask(wired.pod, external) == NODE_TO_BACKEND[version]
 
+    expect(diverted=False)
     refusal = "is refused: it is outside services.allowedExternalCIDRs"
-    for version in (4, 6):
-        assert ask(wired.pod, EXTERNAL_IP[version]) == NODE_TO_BACKEND[version]
-        assert not diverted(version)
-        assert bed.agent.log.count(f"default/greedy: {HARMLESS[version]} {refusal}") == 1
-    bed.reload(services={"allowedExternalCIDRs": ["10.19.0.0/16", "fd00:19::/32"]})
-    for version in (4, 6):
-        eventually(lambda: ask(wired.pod, HARMLESS[version]) == GREEDY[version])  # noqa: B023
+    for address in HARMLESS.values():
+        assert bed.agent.log.count(f"default/greedy: {address} {refusal}") == 1
+    bed.reload(services=wide)
+    expect(diverted=True)
+    assert [ask(wired.pod, ip) for ip in HARMLESS.values()] == [*GREEDY.values()]
     bed.reload(services=narrow)
-    for version in (4, 6):
-        eventually(lambda: not diverted(version))  # noqa: B023
-        assert ask(wired.pod, EXTERNAL_IP[version]) == NODE_TO_BACKEND[version]
+    expect(diverted=False)

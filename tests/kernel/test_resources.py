@@ -13,25 +13,20 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent.model.addresses import IPV4
-from tests.kernel.conftest import Bed
-from tests.support.cluster import service
+from tests.kernel.conftest import OTHER, WEB, Bed
 from tests.support.faults import ANY_BACKEND
 from tests.support.tables import saved
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
-ONE = ("10.19.20.201", "one", "10.231.42.164")
-TWO = ("10.19.22.57", "two", "10.231.2.62")
 
-
-def put(bed: Bed, *entries: tuple[str, str, str]) -> None:
-    for external, name, cluster in entries:
-        bed.api.put(service(name, [cluster], [external]))
-
-
-def mount(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True)
+@pytest.fixture
+def working(bed: Bed) -> Bed:
+    """A node whose agent has been told of a Service."""
+    bed.put(WEB)
+    bed.agent.start()
+    return bed
 
 
 # 1. The file system below /run
@@ -41,7 +36,8 @@ def mount(*arguments: str) -> None:
 def mounted(directory: Path, options: str) -> Iterator[None]:
     """An empty file system at `directory`, before whatever is there."""
     directory.mkdir(exist_ok=True)
-    mount("-t", "tmpfs", "-o", options, "none", str(directory))
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(directory)]
+    subprocess.run(mount, check=True)
     try:
         yield
     finally:
@@ -50,53 +46,50 @@ def mounted(directory: Path, options: str) -> Iterator[None]:
 
 @ANY_BACKEND
 def test_with_a_full_disk_everything_but_the_memory_of_names_works(bed: Bed) -> None:
-    put(bed, ONE)
     with mounted(bed.agent.runtime, "size=4k"):
         (bed.agent.runtime / "filler").write_bytes(b"x" * 4096)
+        bed.put(WEB)
         bed.agent.start()
-        bed.expect([ONE])
-        put(bed, TWO)
-        bed.expect([ONE, TWO])
+        bed.put(OTHER)
+        bed.expect(WEB, OTHER)
         assert bed.agent.log.count("cannot remember the chains' names") == 1
         # Even so the old names are known as long as the agent lives.
         bed.reload(chains={"prerouting": "MY_PRE", "output": "MY_OUT"})
         bed.wait_for_lines(IPV4, [])
         assert "-A PREROUTING -j MY_PRE" in saved(bed.namespace, IPV4, bed.backend)
         bed.reload(chains={})
-        bed.expect([ONE, TWO])
+        bed.expect(WEB, OTHER)
         eventually(lambda: not any("MY_" in x for x in saved(bed.namespace, IPV4, bed.backend)))
         # Killed, and started again on the full disk.
         bed.agent.stop(signal.SIGKILL)
         bed.agent.start()
-        bed.expect([ONE, TWO])
+        bed.expect(WEB, OTHER)
 
 
 @ANY_BACKEND
-def test_on_a_read_only_run_a_running_agent_goes_on_and_a_new_one_says_why_not(bed: Bed) -> None:
-    put(bed, ONE)
-    bed.agent.start()
-    with mounted(bed.agent.runtime, "ro"):
-        put(bed, TWO)
-        bed.expect([ONE, TWO])
-        bed.reload(masquerade="HostOnly")
-        bed.expect([ONE, TWO], masquerade="HostOnly")
-        assert bed.agent.stop() == 0
-        done = bed.agent.call("run")
-        assert (done.returncode, done.stderr) == (
-            3,
-            f"ipvs-node-agent: run: cannot open {bed.agent.runtime}/lock: Read-only file system\n",
-        )
-        bed.expect([ONE, TWO], masquerade="HostOnly")
-    bed.api.delete("Service", "default", "two")
-    bed.agent.start()
-    bed.expect([ONE], masquerade="HostOnly")
+def test_on_a_read_only_run_a_running_agent_goes_on_and_a_new_one_says_why_not(
+    working: Bed,
+) -> None:
+    with mounted(working.agent.runtime, "ro"):
+        working.put(OTHER)
+        working.expect(WEB, OTHER)
+        working.reload(masquerade="HostOnly")
+        working.expect(WEB, OTHER, masquerade="HostOnly")
+        assert working.agent.stop() == 0
+        done = working.agent.call("run")
+        why = f"cannot open {working.agent.runtime}/lock: Read-only file system"
+        assert (done.returncode, done.stderr) == (3, f"ipvs-node-agent: run: {why}\n")
+        working.expect(WEB, OTHER, masquerade="HostOnly")
+    working.delete("other")
+    working.agent.start()
+    working.expect(WEB, masquerade="HostOnly")
 
 
 def test_where_iptables_cannot_lock_on_a_read_only_run_it_goes_on_when_it_can(bed: Bed) -> None:
     """iptables-nft has no lock."""
-    put(bed, ONE)
     own_run = 'mount --bind /run /run && exec "$@"'
     bed.agent.wrapper = ["unshare", "--mount", "sh", "-c", own_run, "sh"]
+    bed.put(WEB)
     bed.agent.start()
 
     def remount(how: str) -> None:
@@ -106,14 +99,14 @@ def test_where_iptables_cannot_lock_on_a_read_only_run_it_goes_on_when_it_can(be
     # One that is there already can be locked all the same.
     Path("/run/xtables.lock").unlink(missing_ok=True)
     remount("ro")
-    put(bed, TWO)
+    bed.put(OTHER)
     if bed.backend == "legacy":
         bed.agent.said("IPv4: cannot program the kernel, trying again: iptables-legacy-restore: ")
         bed.agent.said("Read-only file system")
-        bed.expect([ONE])
+        bed.expect(WEB)
         assert bed.agent.log.count("ERROR") == 1
         remount("rw")
-    bed.expect([ONE, TWO])
+    bed.expect(WEB, OTHER)
 
 
 # 2. Descriptors and memory
@@ -127,49 +120,56 @@ def limit(bed: Bed, which: int, soft: int) -> None:
 
 @ANY_BACKEND
 def test_without_file_descriptors_the_rules_stay_and_it_goes_on_when_there_are_some(
-    bed: Bed,
+    working: Bed,
 ) -> None:
-    put(bed, ONE)
-    bed.agent.start()
-    used = {int(name) for name in os.listdir(f"/proc/{bed.agent.pid}/fd")}
+    used = {int(name) for name in os.listdir(f"/proc/{working.agent.pid}/fd")}
     free = min(set(range(len(used) + 1)) - used)
-    limit(bed, resource.RLIMIT_NOFILE, free)
-    put(bed, TWO)
-    bed.agent.said("IPv4: cannot program the kernel, trying again: iptables")
-    bed.agent.said("Too many open files")
-    bed.expect([ONE])
+    limit(working, resource.RLIMIT_NOFILE, free)
+    working.put(OTHER)
+    working.agent.said("IPv4: cannot program the kernel, trying again: iptables")
+    working.agent.said("Too many open files")
+    working.expect(WEB)
     # Another connection cannot be made either.
-    bed.api.drop_watches()
-    bed.agent.said("trying again; the rules stay as they are")
-    assert bed.agent.running
-    limit(bed, resource.RLIMIT_NOFILE, -1)
-    bed.agent.said("IPv4: works again")
-    bed.expect([ONE, TWO])
-    bed.api.delete("Service", "default", "one")
-    bed.expect([TWO])
+    working.api.drop_watches()
+    working.agent.said("trying again; the rules stay as they are")
+    assert working.agent.running
+    limit(working, resource.RLIMIT_NOFILE, -1)
+    working.agent.said("IPv4: works again")
+    working.expect(WEB, OTHER)
+    working.delete("web")
+    working.expect(OTHER)
 
 
 @ANY_BACKEND
-def test_without_memory_it_ends_or_goes_on_and_the_rules_stay(bed: Bed) -> None:
-    put(bed, ONE)
-    bed.agent.start()
-    size = int(Path(f"/proc/{bed.agent.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-    limit(bed, resource.RLIMIT_AS, size + (1 << 20))
+def test_without_memory_it_ends_or_goes_on_and_the_rules_stay(working: Bed) -> None:
+    statm = Path(f"/proc/{working.agent.pid}/statm").read_text()
+    size = int(statm.split()[0]) * resource.getpagesize()
+    limit(working, resource.RLIMIT_AS, size + (1 << 20))
     many = [(f"10.20.{n // 250}.{n % 250 + 1}", f"many-{n}", "10.231.7.7") for n in range(300)]
-    put(bed, *many)
+    working.put(*many)
     last = many[-1][0]
-    eventually(
-        lambda: not bed.agent.running or any(last in line for line in bed.ours(IPV4)),
-        "the end of one of them",
-    )
-    assert any(ONE[0] in line for line in bed.ours(IPV4))
-    assert "Traceback" not in bed.agent.log
+    eventually(lambda: not working.agent.running or working.has(last), "the end of one of them")
+    assert working.has(WEB[0])
+    assert "Traceback" not in working.agent.log
     # The service manager starts it again.
-    if not bed.agent.running:
-        bed.agent.wait()
-        bed.agent.start()
-    eventually(lambda: any(last in line for line in bed.ours(IPV4)))
-    eventually(lambda: bed.agent.call("diff").returncode == 0)
+    if not working.agent.running:
+        working.agent.wait()
+        working.agent.start()
+    eventually(lambda: working.has(last))
+    eventually(lambda: working.agent.call("diff").returncode == 0)
+
+
+@ANY_BACKEND
+def test_sockets_are_closed_when_the_configuration_is_read_again(working: Bed) -> None:
+    def sockets() -> int:
+        links = Path(f"/proc/{working.agent.pid}/fd").iterdir()
+        return sum("socket:" in str(link.readlink()) for link in links if link.is_symlink())
+
+    working.reload()
+    before = sockets()
+    for _ in range(20):
+        working.reload()
+    eventually(lambda: sockets() <= before + 1, f"{sockets()} sockets, {before} before")
 
 
 # 3. The clock
@@ -196,17 +196,17 @@ def test_a_clock_that_is_set_an_hour_forth_and_back_changes_nothing(
     step = tmp_path / "step"
     step.write_text("0")
     bed.agent.program = ["-c", STEPPED.format(path=str(step))]
-    put(bed, ONE)
+    bed.put(WEB)
     bed.agent.start()
     for seconds in (3600, -3600):
         step.write_text(str(seconds))
-        put(bed, TWO)
-        bed.expect([ONE, TWO])
+        bed.put(OTHER)
+        bed.expect(WEB, OTHER)
         bed.restore(IPV4, "*nat\n:IPVS_OUTPUT - [0:0]\nCOMMIT\n")
-        bed.expect([ONE, TWO])
+        bed.expect(WEB, OTHER)
         bed.api.drop_watches()
-        bed.api.delete("Service", "default", "two")
-        bed.expect([ONE])
+        bed.delete("other")
+        bed.expect(WEB)
     lines = bed.agent.log.splitlines()
     hours = {line[11:13] for line in lines}
     assert 2 <= len(hours) <= 6, "the steps are seen in the log"

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from ipvs_node_agent.config.settings import DEFAULTS, Config
+from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Rules, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.kernel.conftest import Bed
-from tests.support.fleet import LAYOUTS, NODE, fleet, raw, raw_node, service
+from tests.support.fleet import LAYOUTS, NODE, fleet, raw, service
 from tests.support.netns import Namespace
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, ours, restore, saved
 from tests.support.tracer import chains_of
@@ -37,10 +37,9 @@ def services(bed: Bed) -> dict[str, Service]:
     made: dict[str, Service] = {}
     for family in FAMILIES:
         for key, each in fleet(LAYOUT[family.version], COUNT).items():
-            named = f"{key.replace('service', family.name.lower())}"
+            named = key.replace("service", family.name.lower())
             made[named] = each._replace(key=named)
-    for each in made.values():
-        bed.api.put(raw(each))
+            bed.api.put(raw(made[named]))
     bed.agent.start()
     return made
 
@@ -51,20 +50,15 @@ def our_chains(namespace: Namespace, family: Family, backend: str) -> Chains:
     return {n: tuple(rules) for n, rules in found.items() if n not in ("PREROUTING", "OUTPUT")}
 
 
-def wait_for(bed: Bed, services: dict[str, Service], config: Config = DEFAULTS) -> None:
+def wait_for(bed: Bed, services: dict[str, Service]) -> None:
     """Waits until the kernel holds exactly what is wanted, in both families."""
     for family in FAMILIES:
-        wanted = plan(config, Snapshot(services, NODE), family).ruleset.chains
+        wanted = plan(DEFAULTS, Snapshot(services, NODE), family).ruleset.chains
 
         def there(family: Family = family, wanted: Chains = wanted) -> bool:
             return our_chains(bed.namespace, family, bed.backend) == wanted
 
         eventually(there, f"{family} as wanted\n{bed.agent.log[-2000:]}", timeout=20)
-
-
-@pytest.fixture(autouse=True)
-def _same_node(bed: Bed) -> None:
-    bed.api.put(raw_node())
 
 
 def test_a_tree_is_made_and_found_again_and_cleaned_up(
@@ -103,8 +97,7 @@ def test_a_change_writes_the_chains_that_it_touches(bed: Bed, services: dict[str
 def test_from_few_to_many_and_back(bed: Bed, services: dict[str, Service]) -> None:
     keys = sorted(services)
     for key in keys[5:]:
-        namespace, _, name = key.partition("/")
-        bed.api.delete("Service", namespace, name)
+        bed.api.delete("Service", *key.split("/"))
     few = {key: services[key] for key in keys[:5]}
     wait_for(bed, few)
     for key in keys[5:]:
@@ -112,18 +105,6 @@ def test_from_few_to_many_and_back(bed: Bed, services: dict[str, Service]) -> No
     wait_for(bed, services)
 
 
-def test_somebody_elses_hands_in_a_tree_are_undone(bed: Bed, services: dict[str, Service]) -> None:
-    wait_for(bed, services)
-    chains = our_chains(bed.namespace, IPV4, bed.backend)
-    names = sorted(chains)
-    leaf = next(name for name in names if any("DNAT" in rule for rule in chains[name]))
-    for damage in (f"-F {leaf}", f"-A {leaf} -j ACCEPT", f"-F {names[0]}"):
-        bed.restore(IPV4, f"*nat\n{damage}\nCOMMIT\n")
-        wait_for(bed, services)
-
-
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_addresses_chosen_to_be_hard_are_taken_by_the_kernel(
     family: Family, backend: str, namespace: Namespace
 ) -> None:

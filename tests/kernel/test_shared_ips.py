@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES
-from tests.kernel.conftest import Bed, node_bed
-from tests.support.cluster import node, service
-from tests.support.topology import EXTERNAL_IP, POD_CIDR, Topology, ask, own, serving
-from tests.support.traffic import ask_sctp, ask_udp, more, serving_udp, streaming
+from tests.kernel.conftest import Bed
+from tests.support.agentnode import with_ingress, with_metadata
+from tests.support.cluster import service
+from tests.support.topology import EXTERNAL_IP, Topology, ask, own, serving
+from tests.support.traffic import ask_sctp, ask_udp, serving_udp, streams
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
 
 FIRST = {4: "10.231.2.1", 6: "fd00:231::2:1"}
 SECOND = {4: "10.231.2.2", 6: "fd00:231::2:2"}
-OTHER_IP = {4: "10.19.20.202", 6: "fd00:19::202"}
+CREATED = {"first": "2024-01-01T00:00:00Z", "second": "2025-01-01T00:00:00Z"}
 # Nobody's port in any Service; the node itself answers on it, at the external IP.
 NODES_PORT = 99
 
@@ -41,47 +41,26 @@ def wired(wired: Topology) -> Iterator[Topology]:
         yield wired
 
 
-@pytest.fixture
-def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    """The API server knows no Service yet; the agent is down."""
-    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values())) as made:
-        yield made
-
-
-def first(*ports: str, created: str = "2024-01-01T00:00:00Z", **fields: Any) -> dict[str, Any]:
-    return _sharing("first", FIRST, ports or ("80/TCP",), created, **fields)
-
-
-def second(*ports: str, created: str = "2025-01-01T00:00:00Z", **fields: Any) -> dict[str, Any]:
-    return _sharing("second", SECOND, ports or ("90/TCP",), created, **fields)
-
-
-def _sharing(
-    name: str, clusters: dict[int, str], ports: tuple[str, ...], created: str, **fields: Any
-) -> dict[str, Any]:
+def sharing(name: str, clusters: dict[int, str], *ports: str, **metadata: str) -> dict[str, Any]:
+    """A Service with the external IPs and these ports."""
     split = [port.split("/") for port in ports]
     listed = [{"name": f"p{n}{p.lower()}", "protocol": p, "port": int(n)} for n, p in split]
-    made = service(name, list(clusters.values()), EXTERNAL_IP.values(), ports=listed, **fields)
-    made["metadata"]["creationTimestamp"] = created
-    return made
+    made = service(name, [*clusters.values()], EXTERNAL_IP.values(), ports=listed)
+    return with_metadata(made, creationTimestamp=CREATED[name], **metadata)
 
 
-def by_port(bed: Bed) -> bool:
-    """Whether the rules match ports, in both families."""
+def matching_ports(bed: Bed) -> set[bool]:
+    """Whether the rules of the first Service match ports, in both families."""
     lines = [line for f in FAMILIES for line in bed.ours(f) if "DNAT" in line and "first" in line]
-    return len(lines) >= 4 and all("--dport" in line for line in lines)
+    return {"--dport" in line for line in lines} if len(lines) >= 4 else set()
 
 
-def not_by_port(bed: Bed) -> bool:
-    lines = [line for f in FAMILIES for line in bed.ours(f) if "DNAT" in line and "first" in line]
-    return len(lines) == 4 and not any("--dport" in line for line in lines)
-
-
-def test_services_that_share_an_ip_get_their_own_traffic(wired: Topology, bed: Bed) -> None:
+@pytest.mark.once("debian13", "oldest")
+def test_services_that_share_an_ip_get_their_own_traffic(wired: Topology, wired_bed: Bed) -> None:
     """TCP, UDP and SCTP; the same port of another protocol is another Service's."""
-    bed.api.put(first("80/TCP", "90/UDP", "91/SCTP"))
-    bed.api.put(second("90/TCP", "80/UDP", "92/SCTP"))
-    bed.agent.start()
+    wired_bed.api.put(sharing("first", FIRST, "80/TCP", "90/UDP", "91/SCTP"))
+    wired_bed.api.put(sharing("second", SECOND, "90/TCP", "80/UDP", "92/SCTP"))
+    wired_bed.agent.start()
     for client in (wired.pod, wired.node):
         for version, external in EXTERNAL_IP.items():
             one, two = FIRST[version], SECOND[version]
@@ -92,14 +71,15 @@ def test_services_that_share_an_ip_get_their_own_traffic(wired: Topology, bed: B
             assert sctp == [one, two]
 
 
-@pytest.mark.once("debian13")
-def test_matching_ports_always_leaves_the_ips_other_ports_alone(wired: Topology, bed: Bed) -> None:
-    bed.api.put(first("80/TCP", "90/UDP", "91/SCTP"))
-    bed.agent.start()
+def test_matching_ports_always_leaves_the_ips_other_ports_alone(
+    wired: Topology, wired_bed: Bed
+) -> None:
+    wired_bed.api.put(sharing("first", FIRST, "80/TCP", "90/UDP", "91/SCTP"))
+    wired_bed.agent.start()
     for version, external in EXTERNAL_IP.items():
         assert ask(wired.pod, external, NODES_PORT) == FIRST[version], "every port is the Service's"
-    bed.reload(services={"matchPorts": "Always"})
-    eventually(lambda: by_port(bed))
+    wired_bed.reload(services={"matchPorts": "Always"})
+    eventually(lambda: matching_ports(wired_bed) == {True})
     for client in (wired.pod, wired.node):
         for version, external in EXTERNAL_IP.items():
             one = FIRST[version]
@@ -108,60 +88,48 @@ def test_matching_ports_always_leaves_the_ips_other_ports_alone(wired: Topology,
             assert ask(client, external, NODES_PORT) == "the node"
 
 
-@pytest.mark.once("debian13")
-def test_shared_unshared_and_shared_again_without_a_gap(wired: Topology, bed: Bed) -> None:
-    bed.api.put(first())
-    bed.agent.start()
-    elsewhere = second()
-    elsewhere["status"]["loadBalancer"]["ingress"] = [{"ip": ip} for ip in OTHER_IP.values()]
-    ignored = second()
-    ignored["metadata"]["annotations"] = {"ipvs-node-agent/ignore": "true"}
-    with (
-        streaming(wired.pod, *EXTERNAL_IP.values()) as pod,
-        streaming(wired.node, *EXTERNAL_IP.values()) as host,
-    ):
+def test_shared_unshared_and_shared_again_without_a_gap(wired: Topology, wired_bed: Bed) -> None:
+    wired_bed.api.put(sharing("first", FIRST, "80/TCP"))
+    wired_bed.agent.start()
+    shared = sharing("second", SECOND, "90/TCP")
+    elsewhere = with_ingress(shared, {"ip": "10.19.20.202"}, {"ip": "fd00:19::202"})
+    ignored = with_metadata(shared, annotations={"ipvs-node-agent/ignore": "true"})
+    with streams(wired) as flowing:
+
+        def expect(by_port: bool) -> None:
+            eventually(lambda: matching_ports(wired_bed) == {by_port})
+            flowing.expect(FIRST)
+
         for gone in (elsewhere, ignored, None):
-            bed.api.put(second())
-            eventually(lambda: by_port(bed))
-            more(pod, host)
+            wired_bed.api.put(shared)
+            expect(by_port=True)
             if gone is None:
-                bed.api.delete("Service", "default", "second")
+                wired_bed.delete("second")
             else:
-                bed.api.put(gone)
-            eventually(lambda: not_by_port(bed))
-            more(pod, host)
+                wired_bed.api.put(gone)
+            expect(by_port=False)
         for choice in ("Always", "Shared"):
-            bed.reload(services={"matchPorts": choice})
-            eventually(lambda: (by_port if choice == "Always" else not_by_port)(bed))  # noqa: B023
-            more(pod, host)
-        assert pod.seen() == host.seen() == {EXTERNAL_IP[v]: {FIRST[v]} for v in (4, 6)}
+            wired_bed.reload(services={"matchPorts": choice})
+            expect(by_port=choice == "Always")
 
 
-@pytest.mark.once("debian13")
 def test_the_oldest_has_a_port_that_two_want_and_the_other_takes_over(
-    wired: Topology, bed: Bed
+    wired: Topology, wired_bed: Bed
 ) -> None:
-    bed.api.put(second("80/TCP"))
-    bed.api.put(first("80/TCP"))
-    bed.agent.start()
+    wired_bed.api.put(sharing("second", SECOND, "80/TCP"))
+    wired_bed.api.put(sharing("first", FIRST, "80/TCP"))
+    wired_bed.agent.start()
     for external in EXTERNAL_IP.values():
-        bed.agent.said(f"default/second: {external} tcp 80 is default/first's")
-    with (
-        streaming(wired.pod, *EXTERNAL_IP.values()) as pod,
-        streaming(wired.node, *EXTERNAL_IP.values()) as host,
-    ):
-        more(pod, host)
-        assert pod.seen() == host.seen() == {EXTERNAL_IP[v]: {FIRST[v]} for v in (4, 6)}
-        bed.api.delete("Service", "default", "first")
-        eventually(lambda: ask(wired.pod, EXTERNAL_IP[6]) == SECOND[6])
-        eventually(lambda: ask(wired.pod, EXTERNAL_IP[4]) == SECOND[4])
-        more(pod, host)
+        wired_bed.agent.said(f"default/second: {external} tcp 80 is default/first's")
+    with streams(wired) as flowing:
+        flowing.expect(FIRST)
+        wired_bed.delete("first")
+        for version, external in EXTERNAL_IP.items():
+            eventually(lambda e=external, s=SECOND[version]: ask(wired.pod, e) == s)  # type: ignore[misc]
         # Each answer was one of the two: nobody found the IP without a Service.
-        for seen in (pod.seen(), host.seen()):
-            for version in (4, 6):
-                assert seen[EXTERNAL_IP[version]] <= {FIRST[version], SECOND[version]}
+        flowing.expect(FIRST, SECOND)
         # Made again it is the younger one, and the port stays where it is.
-        bed.api.put(first("80/TCP", created="2026-01-01T00:00:00Z"))
-        bed.agent.said(f"default/first: {EXTERNAL_IP[4]} tcp 80 is default/second's")
-        more(pod, host)
-        assert pod.seen() == host.seen() == {EXTERNAL_IP[v]: {SECOND[v]} for v in (4, 6)}
+        again = sharing("first", FIRST, "80/TCP")
+        wired_bed.api.put(with_metadata(again, creationTimestamp="2026-01-01T00:00:00Z"))
+        wired_bed.agent.said(f"default/first: {EXTERNAL_IP[4]} tcp 80 is default/second's")
+        flowing.expect(SECOND)

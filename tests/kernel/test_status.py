@@ -8,32 +8,28 @@ import re
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel.conftest import Bed, node_bed
+from tests.kernel.conftest import WEB, WEB6, Bed
 from tests.support.agentprocess import altered
-from tests.support.cluster import node, service
 from tests.support.places import REPOSITORY
-from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, POD_CIDR, Topology, ask
+from tests.support.topology import EXTERNAL_IP, Topology, ask
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
 
-WEB = service("web", list(CLUSTER_IP.values()), EXTERNAL_IP.values())
-BAD = service("bad", ["10.231.2.62"], ["127.0.0.1"])
 ADM, NOBODY = 4, 65534
 # Five seconds are one here.
 IMPATIENT = altered({"observe.statussocket._ASKING_SECONDS": 1.0})
 
 
 @pytest.fixture
-def bed(wired: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    with node_bed(wired.node, backend, tmp_path, node(*POD_CIDR.values()), WEB, BAD) as made:
-        yield made
+def bed(wired_bed: Bed) -> Bed:
+    wired_bed.put(WEB, WEB6, ("127.0.0.1", "bad", "10.231.2.62"))
+    return wired_bed
 
 
 def status(bed: Bed) -> dict[str, Any]:

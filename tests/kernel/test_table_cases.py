@@ -11,10 +11,12 @@ import pytest
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Table
-from ipvs_node_agent.model.addresses import FAMILIES, Family
+from ipvs_node_agent.iptables.table import NFT, KernelTable, Table
+from ipvs_node_agent.model.addresses import Family
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace, namespaces
+
+pytestmark = pytest.mark.once("newest", "oldest")
 
 FILLINGS = {
     "IPv4": {"{ip}": "10.19.20.201/32", "{net}": "10.240.2.128/25", "{to}": "10.231.42.164"},
@@ -74,11 +76,9 @@ def play(case: Case, table: Table, family: Family) -> None:
         assert normal(table.save()) == normal(fill(case.then))
 
 
-every_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
-every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@every_family
 @every_case
 def test_the_fake_table(case: Case, family: Family) -> None:
     play(case, FakeTable(), family)
@@ -94,8 +94,6 @@ def node() -> Iterator[tuple[Namespace, Launcher]]:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("backend", BACKENDS)
-@every_family
 @every_case
 def test_the_kernels_table(
     case: Case, family: Family, backend: str, node: tuple[Namespace, Launcher]
@@ -107,15 +105,3 @@ def test_the_kernels_table(
         namespace.run(f"{family.command}-legacy-restore", "-w", "10", stdin="*nat\nCOMMIT\n")
     with namespace.enter():
         play(case, KernelTable(launcher, family, backend, IptablesOptions()), family)
-
-
-def test_the_fake_table_fails_once_when_told_to() -> None:
-    table = FakeTable()
-    table.fail_next(TableError("FakeTable", "the lock is taken"))
-    with pytest.raises(TableError, match="the lock is taken"):
-        table.restore("*nat\n:A - [0:0]\nCOMMIT\n")
-    assert normal(table.save()) == []
-    table.restore("*nat\n:B - [0:0]\nCOMMIT\n")
-    assert normal(table.save()) == [":B -"]
-    assert table.restores == 2
-    assert table.last_input == "*nat\n:B - [0:0]\nCOMMIT\n"

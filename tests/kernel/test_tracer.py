@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ipvs_node_agent.config.settings import DEFAULTS
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
+from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from tests.support.fleet import NODE, service
 from tests.support.tables import add_mark_masq, restore
-from tests.support.topology import BACKEND, POD, Topology, topology
+from tests.support.topology import BACKEND, POD, Topology
 from tests.support.tracer import Packet, chains_of, trace
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
 POOL = {4: "172.20.0.0", 6: "2001:db8:19::"}
 SHARED = {4: "172.21.0.1", 6: "2001:db8:20::1"}
@@ -74,31 +74,28 @@ def counted(wired: Topology, family: Family, backend: str) -> dict[tuple[str, st
     return {(name, rule): int(count) for count, name, rule in found}
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_the_tracer_and_the_kernel_agree(family: Family, backend: str) -> None:
+def test_the_tracer_and_the_kernel_agree(family: Family, backend: str, around: Topology) -> None:
     """On the rules that match, one by one; and on those that there are."""
     fleet = services(family)
     ruleset = plan(DEFAULTS, Snapshot(fleet, NODE), family).ruleset
-    with topology() as wired:
-        add_mark_masq(wired.node, family, backend)
-        # What is not translated has to leave the node as well.
-        wired.node.add_route("default" if family is IPV4 else "::/0", BACKEND[family.version])
-        restore(wired.node, family, backend, restore_input(difference(Found(), ruleset)))
-        save = wired.node.run(f"{family.command}-{backend}-save", "-t", "nat").splitlines()
-        loaded = chains_of(save)
-        assert {name: tuple(loaded[name]) for name in ruleset.chains} == ruleset.chains
-        before = counted(wired, family, backend)
-        expected = dict.fromkeys(before, 0)
-        for address, port in destinations(family, list(fleet.values())):
-            for top, packet in (
-                ("IPVS_PREROUTING", Packet(POD[family.version], str(address), *port)),
-                ("IPVS_OUTPUT", Packet(POD[family.version], str(address), *port, local=True)),
-            ):
-                send(wired, packet)
-                for rule in trace(ruleset.chains, top, packet).matched:
-                    expected[rule] += 1
-        after = counted(wired, family, backend)
-        ours = [rule for rule in after if rule[0].startswith("IPVS_")]
-        assert {r: after[r] - before[r] for r in ours} == {r: expected[r] for r in ours}
-        assert sum(expected[r] for r in ours) > 500
+    add_mark_masq(around.node, family, backend)
+    # What is not translated has to leave the node as well.
+    around.node.add_route("default" if family is IPV4 else "::/0", BACKEND[family.version])
+    restore(around.node, family, backend, restore_input(difference(Found(), ruleset)))
+    save = around.node.run(f"{family.command}-{backend}-save", "-t", "nat").splitlines()
+    loaded = chains_of(save)
+    assert {name: tuple(loaded[name]) for name in ruleset.chains} == ruleset.chains
+    before = counted(around, family, backend)
+    expected = dict.fromkeys(before, 0)
+    for address, port in destinations(family, list(fleet.values())):
+        for top, packet in (
+            ("IPVS_PREROUTING", Packet(POD[family.version], str(address), *port)),
+            ("IPVS_OUTPUT", Packet(POD[family.version], str(address), *port, local=True)),
+        ):
+            send(around, packet)
+            for rule in trace(ruleset.chains, top, packet).matched:
+                expected[rule] += 1
+    after = counted(around, family, backend)
+    ours = [rule for rule in after if rule[0].startswith("IPVS_")]
+    assert {r: after[r] - before[r] for r in ours} == {r: expected[r] for r in ours}
+    assert sum(expected[r] for r in ours) > 500

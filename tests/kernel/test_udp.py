@@ -1,27 +1,18 @@
-"""A UDP flow that connection tracking knows follows the rules as they are now."""
+"""UDP flows that connection tracking knows follow the rules as they are now."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+import time
 from typing import Any
 
 import pytest
 
-from ipvs_node_agent.model.addresses import FAMILIES, Family
-from tests.kernel.conftest import Bed, node_bed
-from tests.support.cluster import node, service
+from ipvs_node_agent.model.addresses import IPV4, Family
+from tests.kernel.conftest import OTHER, Bed
+from tests.support.cluster import service
 from tests.support.netns import Namespace
-from tests.support.tables import add_mark_masq
-from tests.support.topology import (
-    CLUSTER_IP,
-    EXTERNAL_IP,
-    OUTSIDE,
-    POD_CIDR,
-    Topology,
-    topology,
-)
+from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, OUTSIDE, Topology
 from tests.support.traffic import serving_udp
 from tests.support.waiting import eventually
 
@@ -35,8 +26,9 @@ class Client:
     """A UDP client that goes on from one port, as a resolver or a phone does."""
 
     def __init__(self, namespace: Namespace, address: str) -> None:
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
         with namespace.enter():
-            self._socket = socket.socket(_kind(address), socket.SOCK_DGRAM)
+            self._socket = socket.socket(kind, socket.SOCK_DGRAM)
         self._socket.settimeout(0.2)
         self._socket.connect((address, PORT))
 
@@ -56,32 +48,12 @@ class Client:
         self._socket.close()
 
 
-def _kind(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 @pytest.fixture
-def around() -> Iterator[Topology]:
-    with topology() as made:
-        yield made
-
-
-@pytest.fixture(params=FAMILIES, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    assert isinstance(request.param, Family)
-    return request.param
-
-
-@pytest.fixture
-def running(around: Topology, backend: str, tmp_path: Path) -> Iterator[Bed]:
-    """A node with a Service of somebody else, and the agent on it."""
-    for each in FAMILIES:
-        add_mark_masq(around.node, each, backend)
-    # Some rule has to be there for connection tracking to begin.
-    known = service("known", ["10.231.9.9", "fd00:231::9"], ["10.19.9.9", "fd00:19::9"])
-    with node_bed(around.node, backend, tmp_path, node(*POD_CIDR.values()), known) as made:
-        made.agent.start()
-        yield made
+def running(wired_bed: Bed) -> Bed:
+    """The agent, and a Service of somebody else: a rule has to be there for tracking to begin."""
+    wired_bed.put(("10.19.9.9", "known", "10.231.9.9"), ("fd00:19::9", "known", "fd00:231::9"))
+    wired_bed.agent.start()
+    return wired_bed
 
 
 def dns(family: Family, cluster_ip: dict[int, str]) -> dict[str, Any]:
@@ -99,14 +71,14 @@ def entries(bed: Bed, family: Family) -> list[str]:
 
 
 def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
-    running: Bed, around: Topology, family: Family
+    running: Bed, wired: Topology, family: Family
 ) -> None:
     version = family.version
     first, second = CLUSTER_IP[version], OTHER_CLUSTER_IP[version]
-    around.backend.add_address("lo", f"{second}/{family.bits}")
-    clients = [Client(who, EXTERNAL_IP[version]) for who in (around.pod, around.node)]
-    stranger = Client(around.outside, EXTERNAL_IP[version])
-    with serving_udp(around.backend, first, second, port=PORT):
+    wired.backend.add_address("lo", f"{second}/{family.bits}")
+    clients = [Client(who, EXTERNAL_IP[version]) for who in (wired.pod, wired.node)]
+    stranger = Client(wired.outside, EXTERNAL_IP[version])
+    with serving_udp(wired.backend, first, second, port=PORT):
         assert [client.ask() for client in clients] == ["", ""]
         stranger.ask()
         assert len(entries(running, family)) == 3
@@ -124,3 +96,28 @@ def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
     for client in (*clients, stranger):
         client.close()
     assert "UDP" not in running.agent.log
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("backend", ["nft"])
+def test_a_pod_that_sends_from_everywhere_holds_up_nobodys_change(
+    running: Bed, wired: Topology
+) -> None:
+    """Connection tracking's entries of a flow to each port go outside of the main loop."""
+    running.api.put(dns(IPV4, CLUSTER_IP))
+    eventually(lambda: running.has(EXTERNAL_IP[4]))
+    program = (
+        "import socket\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        f"for port in range(1, 20001): s.sendto(b'x', ({EXTERNAL_IP[4]!r}, port))\n"
+    )
+    wired.pod.run("python3", "-c", program)
+    # A busy machine drops some of them on the way.
+    assert len(entries(running, IPV4)) > 2_000
+    running.api.put(dns(IPV4, OTHER_CLUSTER_IP))
+    began = time.monotonic()
+    running.put(OTHER)
+    eventually(lambda: running.has(OTHER[0]))
+    assert time.monotonic() - began < 3
+    eventually(lambda: not entries(running, IPV4), "no flow", 30)
+    assert "UDP flows may go on" not in running.agent.log

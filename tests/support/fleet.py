@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, Family, contains, parse_network
 from ipvs_node_agent.model.objects import Node, Port, Service, Snapshot
+from tests.support.cluster import node
 
 Addresses = Callable[[int], Iterator[Address]]
 
@@ -111,25 +112,46 @@ def raw(service: Service) -> dict[str, Any]:
     """`service` as an API server sends it, with all that others wrote into it: 2.2 kB."""
     namespace, _, name = service.key.partition("/")
     number = int(name.rpartition("-")[2])
-    port = service.ports[0].number
+    node_port = 30000 + number % 2768
     external, cluster = str(service.load_balancer_ips[0]), str(service.cluster_ips[0])
-    labels = {
-        "app.kubernetes.io/instance": name,
-        "app.kubernetes.io/managed-by": "Helm",
-        "app.kubernetes.io/name": "service",
-        "app.kubernetes.io/version": "1.27.3",
-        "helm.sh/chart": "service-4.11.2",
+    written = {
+        "labels": {
+            "app.kubernetes.io/instance": name,
+            "app.kubernetes.io/managed-by": "Helm",
+            "app.kubernetes.io/name": "service",
+            "app.kubernetes.io/version": "1.27.3",
+            "helm.sh/chart": "service-4.11.2",
+        },
+        "annotations": {
+            "meta.helm.sh/release-name": name,
+            "meta.helm.sh/release-namespace": namespace,
+            "metallb.universe.tf/ip-allocated-from-pool": "production-public-addresses",
+        },
     }
-    annotations = {
-        "meta.helm.sh/release-name": name,
-        "meta.helm.sh/release-namespace": namespace,
-        "metallb.universe.tf/ip-allocated-from-pool": "production-public-addresses",
+    port = {
+        "name": "http",
+        "nodePort": node_port,
+        "port": service.ports[0].number,
+        "protocol": "TCP",
+        "targetPort": "http",
     }
-    spec_fields = (
-        "allocateLoadBalancerNodePorts",
-        "externalTrafficPolicy",
-        "internalTrafficPolicy",
-    )
+    spec = {
+        "allocateLoadBalancerNodePorts": True,
+        "clusterIP": cluster,
+        "clusterIPs": [cluster],
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": node_port,
+        "internalTrafficPolicy": "Cluster",
+        "ipFamilies": [f"IPv{service.cluster_ips[0].version}"],
+        "ipFamilyPolicy": "SingleStack",
+        "ports": [port],
+        "selector": {"app.kubernetes.io/instance": name, "app.kubernetes.io/name": "service"},
+        "sessionAffinity": "None",
+        "type": "LoadBalancer",
+    }
+    status = {"loadBalancer": {"ingress": [{"ip": external, "ipMode": "VIP"}]}}
+    managed = [("helm", {"metadata": written, "spec": {**spec, "ports": port}})]
+    managed += [("controller", {"status": status})]
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -138,87 +160,33 @@ def raw(service: Service) -> dict[str, Any]:
             "namespace": namespace,
             "uid": f"00000000-0000-4000-8000-{number:012x}",
             "creationTimestamp": service.created,
-            "labels": labels,
-            "annotations": annotations,
+            **written,
             "finalizers": ["service.kubernetes.io/load-balancer-cleanup"],
-            "managedFields": [
-                _managed(
-                    "helm",
-                    "",
-                    {
-                        "f:metadata": {
-                            "f:annotations": {".": {}, **_owned(annotations)},
-                            "f:labels": {".": {}, **_owned(labels)},
-                        },
-                        "f:spec": {
-                            **_owned(spec_fields),
-                            "f:ports": {
-                                ".": {},
-                                f'k:{{"port":{port},"protocol":"TCP"}}': {
-                                    ".": {},
-                                    **_owned(("name", "port", "protocol", "targetPort")),
-                                },
-                            },
-                            **_owned(("selector", "sessionAffinity", "type")),
-                        },
-                    },
-                ),
-                _managed(
-                    "controller",
-                    "status",
-                    {"f:status": {"f:loadBalancer": {"f:ingress": {}}}},
-                ),
-            ],
+            "managedFields": [_managed(*each) for each in managed],
         },
-        "spec": {
-            "allocateLoadBalancerNodePorts": True,
-            "clusterIP": cluster,
-            "clusterIPs": [cluster],
-            "externalTrafficPolicy": "Local",
-            "healthCheckNodePort": 30000 + number % 2768,
-            "internalTrafficPolicy": "Cluster",
-            "ipFamilies": [f"IPv{service.cluster_ips[0].version}"],
-            "ipFamilyPolicy": "SingleStack",
-            "ports": [
-                {
-                    "name": "http",
-                    "nodePort": 30000 + number % 2768,
-                    "port": port,
-                    "protocol": "TCP",
-                    "targetPort": "http",
-                }
-            ],
-            "selector": {"app.kubernetes.io/instance": name, "app.kubernetes.io/name": "service"},
-            "sessionAffinity": "None",
-            "type": "LoadBalancer",
-        },
-        "status": {"loadBalancer": {"ingress": [{"ip": external, "ipMode": "VIP"}]}},
+        "spec": spec,
+        "status": status,
     }
 
 
-def raw_node() -> dict[str, Any]:
-    """`NODE` as an API server sends it."""
-    addresses = [{"type": "InternalIP", "address": str(address)} for address in NODE.addresses]
+def _managed(manager: str, values: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": NODE.name},
-        "spec": {"podCIDRs": [str(cidr) for cidr in NODE.pod_cidrs]},
-        "status": {"addresses": addresses},
-    }
-
-
-def _owned(fields: Iterable[str]) -> dict[str, dict[str, Any]]:
-    return {f"f:{field}": {} for field in fields}
-
-
-def _managed(manager: str, subresource: str, fields: dict[str, Any]) -> dict[str, Any]:
-    entry = {
-        "apiVersion": "v1",
         "fieldsType": "FieldsV1",
-        "fieldsV1": fields,
+        "fieldsV1": _owned(values),
         "manager": manager,
         "operation": "Update",
         "time": "2026-01-01T00:00:00Z",
     }
-    return {**entry, "subresource": subresource} if subresource else entry
+
+
+def _owned(value: object) -> dict[str, Any]:
+    """The names in `value` as managedFields has them."""
+    if not isinstance(value, dict):
+        return {}
+    return {f"f:{name}": _owned(each) for name, each in value.items()}
+
+
+def raw_node() -> dict[str, Any]:
+    """`NODE` as an API server sends it."""
+    return node(*map(str, NODE.pod_cidrs), name=NODE.name)

@@ -25,6 +25,10 @@ PORT = 80
 POD = {4: "10.240.2.130", 6: "fd00:10:240:2::130"}
 POD_GATEWAY = {4: "10.240.2.129", 6: "fd00:10:240:2::1"}
 POD_CIDR = {4: "10.240.2.128/25", 6: "fd00:10:240:2::/64"}
+# Another pod of the same pod CIDR, and one with a pod CIDR of its own.
+NEIGHBOUR = {4: "10.240.2.200", 6: "fd00:10:240:2:8000::200"}
+SECOND_POD = {4: "10.240.9.5", 6: "fd00:10:240:9::5"}
+SECOND_POD_CIDR = {4: "10.240.9.0/24", 6: "fd00:10:240:9::/64"}
 NODE = {4: "192.168.7.11", 6: "fd00:192:168:7::11"}
 NODE_TO_BACKEND = {4: "10.200.0.1", 6: "fd00:10:200::1"}
 BACKEND = {4: "10.200.0.2", 6: "fd00:10:200::2"}
@@ -74,6 +78,30 @@ def _wire(t: Topology) -> None:
         t.outside.add_address("eth0", f"{OUTSIDE[version]}/{lengths['lan']}")
         t.outside.add_route(_EXTERNAL_RANGE[version], NODE[version])
         t.node.add_address("lo", f"{EXTERNAL_IP[version]}/{lengths['host']}")
+
+
+def add_pods(t: Topology) -> None:
+    """The pod's namespace has the addresses of the other pods as well."""
+    t.node.add_address("to-pod", "10.240.9.1/24", "fd00:10:240:9::1/64")
+    t.pod.add_address("eth0", f"{SECOND_POD[4]}/24", f"{SECOND_POD[6]}/64")
+    t.pod.add_address("eth0", f"{NEIGHBOUR[4]}/25", f"{NEIGHBOUR[6]}/64")
+
+
+def reaching(t: Topology, version: int) -> str:
+    """The names of those who reach the Service at the external IP."""
+    nobodys = {4: "", 6: ""}
+    clients = (
+        ("pod", t.pod, POD),
+        ("neighbour", t.pod, NEIGHBOUR),
+        ("second", t.pod, SECOND_POD),
+        ("host", t.node, nobodys),
+        ("outsider", t.outside, nobodys),
+    )
+    return " ".join(
+        name
+        for name, client, sources in clients
+        if ask(client, EXTERNAL_IP[version], source=sources[version]) == NODE_TO_BACKEND[version]
+    )
 
 
 def peer(connection: socket.socket) -> str:

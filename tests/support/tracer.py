@@ -51,52 +51,42 @@ class _Rule(NamedTuple):
     sent_to: str
 
 
-@dataclass(frozen=True)
-class _Sides:
-    source: int
-    destination: int
-    bits: int
-
-
 def trace(chains: Mapping[str, Sequence[str]], start: str, packet: Packet) -> Walk:
     """Lets `packet` walk from the chain `start` until its fate is decided or the chain ends."""
-    address = ipaddress.ip_address(packet.destination)
     source = int(ipaddress.ip_address(packet.source))
-    sides = _Sides(source, int(address), address.max_prefixlen)
+    address = ipaddress.ip_address(packet.destination)
+    destination, bits = int(address), address.max_prefixlen
     walk = Walk()
-    _walk(chains, start, packet, sides, walk)
+
+    def matches(rule: _Rule) -> bool:
+        return (
+            _within(destination, rule.destination, bits)
+            and _within(source, rule.source, bits)
+            and rule.protocol in ("", packet.protocol)
+            and (rule.ports is None or rule.ports[0] <= packet.port <= rule.ports[1])
+            and (packet.local or not rule.local)
+        )
+
+    def visit(name: str) -> None:
+        for text in chains[name]:
+            rule = _parsed(text)
+            walk.walked += 1
+            if not matches(rule):
+                continue
+            walk.matched.append((name, text))
+            if rule.target in chains:
+                visit(rule.target)
+            elif rule.target == "DNAT":
+                walk.sent_to = rule.sent_to
+            elif rule.target == MARK:
+                walk.marked = True
+            else:
+                raise ValueError(f"a target that the tracer does not know: {text}")
+            if walk.sent_to is not None:
+                return
+
+    visit(start)
     return walk
-
-
-def _walk(
-    chains: Mapping[str, Sequence[str]], name: str, packet: Packet, sides: _Sides, walk: Walk
-) -> None:
-    for text in chains[name]:
-        rule = _parsed(text)
-        walk.walked += 1
-        if not _matches(rule, packet, sides):
-            continue
-        walk.matched.append((name, text))
-        if rule.target in chains:
-            _walk(chains, rule.target, packet, sides, walk)
-        elif rule.target == "DNAT":
-            walk.sent_to = rule.sent_to
-        elif rule.target == MARK:
-            walk.marked = True
-        else:
-            raise ValueError(f"a target that the tracer does not know: {text}")
-        if walk.sent_to is not None:
-            return
-
-
-def _matches(rule: _Rule, packet: Packet, sides: _Sides) -> bool:
-    return (
-        _within(sides.destination, rule.destination, sides.bits)
-        and _within(sides.source, rule.source, sides.bits)
-        and rule.protocol in ("", packet.protocol)
-        and (rule.ports is None or rule.ports[0] <= packet.port <= rule.ports[1])
-        and (packet.local or not rule.local)
-    )
 
 
 def _within(number: int, network: tuple[int, int] | None, bits: int) -> bool:

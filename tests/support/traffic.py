@@ -7,13 +7,13 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 from tests.support.meanwhile import meanwhile
 from tests.support.netns import Namespace
-from tests.support.topology import PORT, ask_here
+from tests.support.topology import EXTERNAL_IP, PORT, Topology, ask_here
 from tests.support.waiting import eventually
 
 _IPPROTO_SCTP = 132
@@ -24,43 +24,44 @@ class Stream:
     """New connections from one namespace, one after the other; each says what it got."""
 
     def __init__(
-        self, client: Namespace, addresses: tuple[str, ...], port: int, pause: float, most: int
+        self, client: Namespace, addresses: tuple[str, ...], pause: float, most: int
     ) -> None:
-        self._client, self._addresses, self._port = client, addresses, port
+        self._client, self._addresses = client, addresses
         self._pause, self._most = pause, most
         self._stopped = threading.Event()
-        self._made = 0
+        self._rounds = 0
         self._lock = threading.Lock()
-        # By the address asked: what was said, and how often.
-        self._answers: dict[str, Counter[str]] = {address: Counter() for address in addresses}
+        # By the address asked: what was said since the last look.
+        self._answers: dict[str, set[str]] = {address: set() for address in addresses}
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         with self._client.enter():
-            while self._made < self._most and not self._stopped.wait(self._pause):
+            while self._rounds < self._most and not self._stopped.wait(self._pause):
                 for address in self._addresses:
-                    answer = ask_here(address, self._port)
+                    answer = ask_here(address)
                     with self._lock:
-                        self._answers[address][answer] += 1
-                self._made += 1
+                        self._answers[address].add(answer)
+                self._rounds += 1
 
-    def more(self, count: int = 20) -> None:
-        """Waits until each address was asked `count` times more."""
-        wanted = self._made + count
-        eventually(lambda: self._made >= wanted, f"{count} connections", timeout=60)
+    def expect(self, *answers: Mapping[int, str]) -> None:
+        """Waits for some more; since the last look each connection got one of `answers`.
 
-    def seen(self) -> dict[str, set[str]]:
-        """By the address asked: the different answers since the last look."""
+        These are given by the version of IP.
+        """
+        wanted = self._rounds + 20
+        eventually(lambda: self._rounds >= wanted, "20 connections", timeout=60)
         with self._lock:
-            answers = self._answers
-            self._answers = {address: Counter() for address in self._addresses}
-        return {address: set(counter) for address, counter in answers.items()}
+            seen, self._answers = self._answers, {address: set() for address in self._addresses}
+        for address, said in seen.items():
+            assert said, address
+            assert said <= {answer[6 if ":" in address else 4] for answer in answers}, address
 
     @property
     def made(self) -> int:
         """How many connections it has made."""
-        return self._made * len(self._addresses)
+        return self._rounds * len(self._addresses)
 
     def stop(self) -> None:
         """Ends it."""
@@ -68,22 +69,39 @@ class Stream:
         self._thread.join(60)
 
 
-def more(*streams: Stream) -> None:
-    """Waits until each of them has made some more connections."""
-    for stream in streams:
-        stream.more()
-
-
 @contextmanager
 def streaming(
-    client: Namespace, *addresses: str, port: int = PORT, pause: float = 0.004, most: int = 10_000
+    client: Namespace, *addresses: str, pause: float = 0.004, most: int = 10_000
 ) -> Iterator[Stream]:
     """A stream of new connections to `addresses`, of at most `most` rounds."""
-    stream = Stream(client, addresses, port, pause, most)
+    stream = Stream(client, addresses, pause, most)
     try:
         yield stream
     finally:
         stream.stop()
+
+
+class Streams(NamedTuple):
+    """New connections of the pod and of the host to the external IPs."""
+
+    pod: Stream
+    host: Stream
+
+    def expect(self, *answers: Mapping[int, str]) -> None:
+        """`Stream.expect` of both."""
+        for stream in self:
+            stream.expect(*answers)
+
+
+@contextmanager
+def streams(wired: Topology, **options: Any) -> Iterator[Streams]:
+    """Both of them meanwhile."""
+    external = EXTERNAL_IP.values()
+    with (
+        streaming(wired.pod, *external, **options) as pod,
+        streaming(wired.node, *external, **options) as host,
+    ):
+        yield Streams(pod, host)
 
 
 @contextmanager
