@@ -31,10 +31,10 @@ deb-test: ## Build it twice, and check it in every way that needs no machine of 
 test: ## Run all tests, in each of the four environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
 
-cluster-test: ## Run the agent against real API servers of two versions, 20 minutes (QUICK=1: most of it, 8)
+cluster-test: ## Run the agent against real API servers of two versions, a quarter of an hour (QUICK=1: most of it, 6)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
 
-node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 12)
+node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 10)
 	@packaging/build/install-missing $(NODE_TEST_PACKAGES)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node $(NODE_TEST)
 

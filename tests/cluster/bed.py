@@ -1,8 +1,7 @@
-"""A cluster for tests: a control plane in one network namespace, nodes in others, cables between.
+"""Nodes of a cluster: each in a network namespace, with a cable to the control plane's.
 
     etcd, kube-apiserver ... ---- node, with the agent
 
-The control plane has its addresses on its loopback device, so that they are the same for all nodes.
 A node has what kubeadm leaves there, and no RBAC object anywhere names the agent.
 """
 
@@ -12,113 +11,82 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from ipvs_node_agent.model.addresses import IPV4
-from tests.cluster.apiserver import KubeApiServer, Secrets
-from tests.cluster.etcd import Etcd
-from tests.cluster.pki import ClusterPki, KubeletCertificate
+from tests.cluster.controlplane import API_ADDRESS, ControlPlane, KubeApiServer
 from tests.cluster.rest import Client
 from tests.support.agentprocess import AgentProcess
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node
 from tests.support.netns import Namespace, link, namespaces
+from tests.support.pki import Pki, point_to, write_private
 from tests.support.tables import add_mark_masq, ours, saved
 from tests.support.waiting import eventually
 
-API_ADDRESS = {4: "198.18.0.1", 6: "fd00:198:18::1"}
-_PORT = 6443
-_cables = itertools.count(1)
-
+NODES = "/api/v1/nodes"
 SERVICES = "/api/v1/namespaces/default/services"
+_cables = itertools.count(1)
 
 Entry = tuple[str, str, str]
 
 
-class ControlPlane:
-    """etcd, and as many API servers as a test wants."""
+class KubeletCertificate:
+    """kubelet-client-current.pem: a symlink to a dated file with certificate and key, mode 0600."""
 
-    def __init__(self, binaries: Path, namespace: Namespace, directory: Path) -> None:
-        self.namespace, self.directory = namespace, directory
-        self._program = binaries / "kube-apiserver"
-        for address, length in ((API_ADDRESS[4], 32), (API_ADDRESS[6], 128)):
-            namespace.add_address("lo", f"{address}/{length}")
-        self.pki = ClusterPki()
-        self.secrets = Secrets(self.pki, directory / "pki")
-        self.secrets.write(["127.0.0.1", "::1", *API_ADDRESS.values(), "kubernetes"])
-        self.etcd = Etcd(binaries / "etcd", namespace, directory / "etcd")
-        self.servers: list[KubeApiServer] = []
-        self._numbers = itertools.count()
+    def __init__(self, pki: Pki, directory: Path, node: str) -> None:
+        self._pki, self._node = pki, node
+        directory.mkdir(parents=True)
+        self.path = directory / "kubelet-client-current.pem"
 
-    def add_server(self, *options: str) -> KubeApiServer:
-        """Another API server, not yet started."""
-        number = next(self._numbers)
-        server = KubeApiServer(
-            self._program,
-            self.namespace,
-            self.directory / f"apiserver-{number}",
-            self.etcd,
-            self.secrets,
-        )
-        server.port = _PORT + number
-        server.options = list(options)
-        self.servers.append(server)
-        return server
+    def rotate(self, seconds: float = 3600) -> str:
+        """Puts a new certificate in place, and gives the name that the API server has for it."""
+        dated, not_after = self._dated(), datetime.now(timezone.utc) + timedelta(seconds=seconds)
+        self._pki.write_node_client(dated, self._node, not_after)
+        point_to(self.path, dated)
+        certificate = x509.load_pem_x509_certificate(dated.read_bytes())
+        return f"X509SHA256={certificate.fingerprint(hashes.SHA256()).hex()}"
 
-    @contextmanager
-    def another(self, *options: str) -> Iterator[KubeApiServer]:
-        """Another API server for a while, not yet started."""
-        server = self.add_server(*options)
-        try:
-            yield server
-        finally:
-            if server.running:
-                server.kill()
-            self.servers.remove(server)
+    def break_off(self) -> None:
+        """Rotates to a file that was cut off within the key."""
+        dated = self._dated()
+        write_private(dated, self.path.read_text()[:-200])
+        point_to(self.path, dated)
 
-    def url(self, server: KubeApiServer, version: int = 4) -> str:
-        """Where nodes reach a server."""
-        address = API_ADDRESS[version]
-        return f"https://{f'[{address}]' if version == 6 else address}:{server.port}"
-
-    def stop(self) -> None:
-        """Leaves nothing behind."""
-        for server in self.servers:
-            if server.running:
-                server.kill()
-        self.etcd.stop()
-
-
-@contextmanager
-def control_plane(binaries: Path, directory: Path) -> Iterator[ControlPlane]:
-    """A control plane whose first API server is ready."""
-    with namespaces("control") as (namespace,):
-        plane = ControlPlane(binaries, namespace, directory)
-        try:
-            plane.etcd.start()
-            plane.add_server().start()
-            yield plane
-        finally:
-            plane.stop()
+    def _dated(self) -> Path:
+        # The kubelet is never so fast that it needs parts of a second.
+        stamp = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
+        return self.path.with_name(f"kubelet-client-{stamp}.pem")
 
 
 class Worker:
     """A node: its credentials, its kubeconfig, and the agent as a process."""
 
     def __init__(
-        self, plane: ControlPlane, namespace: Namespace, name: str, address: str, directory: Path
+        self, plane: ControlPlane, namespace: Namespace, name: str, number: int, directory: Path
     ) -> None:
-        self.plane, self.namespace, self.name, self.address = plane, namespace, name, address
-        # Where the control plane is reached by an address that its certificate does not name.
-        self.gateway = ""
+        self.plane, self.namespace, self.name, self.directory = plane, namespace, name, directory
+        self.address = f"172.20.{number}.2"
         self.server = plane.servers[0]
-        self.directory = directory
         self.certificate = KubeletCertificate(plane.pki, directory / "pki", name)
         self.certificate.rotate()
         self.kubeconfig = directory / "kubelet.conf"
         self.use(self.server)
         self.agent = AgentProcess(namespace, directory, self.settings())
+
+    def attach(self, number: int) -> None:
+        """Lays its cable to the control plane."""
+        link(self.plane.namespace, self.namespace, f"node{number}", "control")
+        there, there6 = f"172.20.{number}.1", f"fd00:172:{number}::1"
+        self.plane.namespace.add_address(f"node{number}", f"{there}/30", f"{there6}/64")
+        self.namespace.add_address("control", f"{self.address}/30", f"fd00:172:{number}::2/64")
+        self.namespace.add_route(API_ADDRESS[4], there)
+        self.namespace.add_route(f"{API_ADDRESS[6]}/128", there6)
 
     def use(self, server: KubeApiServer) -> None:
         """Has the kubeconfig name another API server."""
@@ -130,11 +98,16 @@ class Worker:
         """The agent's configuration; nothing in it names the node."""
         return {"kubeconfig": str(self.kubeconfig), "metricsBindAddress": "", **more}
 
-    def register(self, client: Client, *cidrs: str) -> None:
-        """Makes the Node object, as the kubelet and the controller manager do together."""
-        wanted = node(*(cidrs or POD_CIDRS), name=self.name)
-        client.post("/api/v1/nodes", wanted)
-        client.patch(f"/api/v1/nodes/{self.name}/status", {"status": wanted["status"]})
+    def start(self, *entries: Entry) -> None:
+        """Starts the agent, and waits until it is ready; and, if there are any, for these rules."""
+        before = self.agent.log.count("ready: ")
+        self.agent.start(wait=False)
+        # Long, since other tests' API servers may start at the same time and take the processors.
+        eventually(
+            lambda: self.agent.log.count("ready: ") > before, f"ready\n{self.agent.log}", timeout=60
+        )
+        if entries:
+            self.holds(*entries)
 
     def rules(self) -> list[str]:
         """The agent's lines in the IPv4 nat table, by chain."""
@@ -156,29 +129,17 @@ class Worker:
         found = (here.search(line) for line in listing.splitlines())
         return {match[1]: int(match[2] or 0) for match in found if match}
 
+    def watching(self, timeout: float = 15) -> None:
+        """Waits until both watches are open."""
+        eventually(
+            lambda: len(self.connections()) == 2, f"two watches\n{self.agent.log}", timeout=timeout
+        )
+
     def cut(self) -> None:
         """Has the control plane's side reset every connection of the node's."""
         self.plane.namespace.run(
             "sh", "-c", f"ss -K state established src {API_ADDRESS[4]} dst {self.address} || true"
         )
-
-
-@contextmanager
-def attached(plane: ControlPlane, namespace: Namespace) -> Iterator[tuple[str, str]]:
-    """A cable from a namespace to the control plane; gives the addresses here and there."""
-    number = next(_cables)
-    high, low = divmod(number, 250)
-    here, there = f"172.{20 + high}.{low}.2", f"172.{20 + high}.{low}.1"
-    here6, there6 = f"fd00:172:{number:x}::2", f"fd00:172:{number:x}::1"
-    link(plane.namespace, namespace, f"node{number}", "control")
-    plane.namespace.add_address(f"node{number}", f"{there}/30", f"{there6}/64")
-    namespace.add_address("control", f"{here}/30", f"{here6}/64")
-    namespace.add_route(API_ADDRESS[4], there)
-    namespace.add_route(f"{API_ADDRESS[6]}/128", there6)
-    try:
-        yield here, there
-    finally:
-        plane.namespace.run("ip", "link", "delete", f"node{number}")
 
 
 @contextmanager
@@ -193,32 +154,28 @@ def worker(
 
     It is gone at the end, and with `clean` all Services as well.
     """
+    number = next(_cables)
     with ExitStack() as stack:
         if namespace is None:
             (namespace,) = stack.enter_context(namespaces("node"))
-        address, gateway = stack.enter_context(attached(plane, namespace))
-        add_mark_masq(namespace, IPV4, "nft")
         name = name or namespace.name
-        made = Worker(plane, namespace, name, address, directory)
-        made.gateway = gateway
-        client = plane.servers[0].client()
-        made.register(client)
+        add_mark_masq(namespace, IPV4, "nft")
+        made = Worker(plane, namespace, name, number, directory)
+        made.attach(number)
+        stack.callback(plane.namespace.run, "ip", "link", "delete", f"node{number}")
+        plane.servers[0].client().post(NODES, node(*POD_CIDRS, name=name))
         try:
             yield made
         finally:
             made.agent.kill_if_running()
             if clean:
                 client = next(server for server in plane.servers if server.running).client()
-                client.delete(f"/api/v1/nodes/{name}")
+                client.delete(f"{NODES}/{name}")
                 client.delete(SERVICES + "?fieldSelector=metadata.name!=kubernetes")
 
 
 def add_service(
-    client: Client,
-    name: str,
-    external_ip: str,
-    cluster_ip: str | None = None,
-    **fields: Any,
+    client: Client, name: str, external_ip: str, cluster_ip: str | None = None, **fields: Any
 ) -> Entry:
     """Makes a LoadBalancer Service, and its status as a load balancer's controller does.
 
@@ -233,19 +190,20 @@ def add_service(
         **fields,
     }
     made = client.post(SERVICES, {"metadata": {"name": name}, "spec": spec})
-    made["status"] = _status(external_ip)["status"]
-    # Replaced and not patched, which takes the server a fraction of the time.
-    client.put(f"{SERVICES}/{name}/status", made)
+    set_external_ips(client, name, external_ip)
     return external_ip, name, made["spec"]["clusterIP"]
+
+
+def moved(client: Client, entry: Entry, external_ip: str) -> Entry:
+    """Has a Service have another external IP; gives the entry that the rules must have then."""
+    set_external_ips(client, entry[1], external_ip)
+    return external_ip, entry[1], entry[2]
 
 
 def set_external_ips(client: Client, name: str, *external_ips: str) -> None:
     """Tells which addresses the load balancer has for a Service."""
-    client.patch(f"{SERVICES}/{name}/status", _status(*external_ips))
-
-
-def _status(*external_ips: str) -> dict[str, Any]:
-    return {"status": {"loadBalancer": {"ingress": [{"ip": ip} for ip in external_ips]}}}
+    ingress = [{"ip": ip} for ip in external_ips]
+    client.patch(f"{SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": ingress}}})
 
 
 def streams(client: Client) -> bool:

@@ -12,19 +12,17 @@ version: Debian 12's is too old for streaming lists, so there it is built as wel
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from tests.support.cache import cache
+from tests.support.cache import NotMade, cache, made_once
 
 # The newest and the oldest minor version that one Go toolchain builds.
 NAMES = ("newest", "oldest")
@@ -35,91 +33,55 @@ _PROGRAMS = ("kube-apiserver", "kube-proxy", "etcd")
 CACHE = cache("kubernetes")
 
 
-class NotObtained(Exception):
-    """There are no such programs; the message says why."""
-
-
 def obtain(name: str) -> Path:
-    """The folder with the programs of the `newest` or `oldest` version. Raises NotObtained."""
+    """The folder with the programs of the `newest` or `oldest` version. Raises NotMade."""
     given = os.environ.get("KUBEBUILDER_ASSETS")
     if given:
-        return _whole(Path(given))
-    folder = CACHE / version(name)
-    if not folder.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.name):
-            if not folder.is_dir():
-                _make(PINNED / name, folder)
-    return _whole(folder)
+        folder = Path(given)
+    else:
+        folder = made_once(CACHE / version(name), lambda part, log: _make(name, part, log))
+    for program in _PROGRAMS:
+        if not os.access(folder / program, os.X_OK):
+            raise NotMade(f"{folder} has no {program}")
+    return folder
 
 
 def version(name: str) -> str:
     """The pinned version, such as v1.37.2."""
     found = re.search(r"\bk8s\.io/kubernetes (v[\d.]+\d)", (PINNED / name / "go.mod").read_text())
     if found is None:
-        raise NotObtained(f"{PINNED / name / 'go.mod'} pins no k8s.io/kubernetes")
+        raise NotMade(f"{PINNED / name / 'go.mod'} pins no k8s.io/kubernetes")
     return found[1]
 
 
-def _whole(folder: Path) -> Path:
-    for program in _PROGRAMS:
-        if not os.access(folder / program, os.X_OK):
-            raise NotObtained(f"{folder} has no {program}")
-    return folder
+def _make(name: str, part: Path, output: IO[bytes]) -> None:
+    pinned = PINNED / name
 
+    def call(*command: str | Path, cwd: Path = part) -> None:
+        environment = {**os.environ, "CGO_ENABLED": "0"}
+        subprocess.run(command, cwd=cwd, env=environment, stdout=output, stderr=output, check=True)
 
-@contextmanager
-def _locked(name: str) -> Iterator[None]:
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"Kubernetes {name}: waiting until another run has built it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _make(pinned: Path, folder: Path) -> None:
-    """Makes the folder beside its place, and moves it there when it is whole."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    log = CACHE / f"{folder.name}.build.log"
-    _say(f"Kubernetes {folder.name}: being built, which takes some ten minutes; see {log}")
-    started = time.monotonic()
-    with log.open("wb") as output:
-
-        def call(*command: str | Path, cwd: Path) -> None:
-            environment = {**os.environ, "CGO_ENABLED": "0"}
-            done = subprocess.run(
-                command, cwd=cwd, env=environment, stdout=output, stderr=output, check=False
-            )
-            if done.returncode:
-                end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-                raise NotObtained(f"{command[0]} {command[1]} failed:\n{end}")
-
-        call(*_build(folder.name), "-o", f"{part}/", *_KUBERNETES, cwd=pinned)
-        if _ETCD in (pinned / "go.mod").read_text():
-            call(*_build(folder.name), "-o", part / "etcd", _ETCD, cwd=pinned)
-        else:
-            # Not installed: its package would start a server on this machine.
-            if os.geteuid() == 0:
-                call("apt-get", "update", "-q", cwd=part)
-            call("apt-get", "download", "-q", "etcd-server", cwd=part)
-            (package,) = part.glob("etcd-server_*.deb")
-            call("dpkg-deb", "-x", package, "unpacked", cwd=part)
-            (part / "unpacked/usr/bin/etcd").rename(part / "etcd")
-            shutil.rmtree(part / "unpacked")
-            package.unlink()
-    part.rename(folder)
-    _say(f"Kubernetes {folder.name}: built in {time.monotonic() - started:.0f} s")
+    build = _build(version(name))
+    call(*build, "-o", f"{part}/", *_KUBERNETES, cwd=pinned)
+    if _ETCD in (pinned / "go.mod").read_text():
+        call(*build, "-o", part / "etcd", _ETCD, cwd=pinned)
+        return
+    # Not installed: its package would start a server on this machine.
+    if os.geteuid() == 0:
+        call("apt-get", "update", "-q")
+    call("apt-get", "download", "-q", "etcd-server")
+    (package,) = part.glob("etcd-server_*.deb")
+    call("dpkg-deb", "-x", package, "unpacked")
+    (part / "unpacked/usr/bin/etcd").rename(part / "etcd")
+    shutil.rmtree(part / "unpacked")
+    package.unlink()
 
 
 def _build(stamp: str) -> list[str]:
     """The command line of a small build that knows its version."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
-        raise NotObtained("Kubernetes is built with Go, and there is no go command")
+        raise NotMade("Kubernetes is built with Go, and there is no go command")
     # Without these, /version and the user agents say v0.0.0.
     values = {
         "k8s.io/component-base/version.gitVersion": stamp,
@@ -141,16 +103,15 @@ def pin(name: str, wanted: str) -> None:
     )
     found = re.search(r'"GoMod": "(.+)"', done.stdout)
     if found is None:
-        raise NotObtained(f"the Go module proxy has no {module}")
+        raise NotMade(f"the Go module proxy has no {module}")
     theirs = Path(found[1]).read_text()
-    header = re.findall(r"(?m)^(?:go|godebug) .+$", theirs)
     # Kubernetes' own parts, beside it in its repository, and published as v0.x modules.
     parts = sorted(set(re.findall(r"(?m)^\s*(\S+) => \./staging/", theirs)))
     staging = wanted.replace("v1.", "v0.", 1)
     tools = [*_KUBERNETES, *([_ETCD] if name == "newest" else [])]
     lines = [
         f"module ipvs-node-agent/tests/cluster/{name}",
-        *header,
+        *re.findall(r"(?m)^(?:go|godebug) .+$", theirs),
         "tool (",
         *(f"\t{tool}" for tool in tools),
         ")",
@@ -162,10 +123,6 @@ def pin(name: str, wanted: str) -> None:
     (folder / "go.mod").write_text("\n".join(lines) + "\n")
     (folder / "go.sum").unlink(missing_ok=True)
     subprocess.run(["go", "mod", "tidy"], cwd=folder, check=True)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -182,5 +139,5 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except NotObtained as error:
+    except NotMade as error:
         sys.exit(f"error: {error}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.apiserver import KubeApiServer
-from tests.cluster.bed import ControlPlane, Worker, control_plane, worker
+from tests.cluster.bed import Worker, worker
+from tests.cluster.controlplane import ControlPlane, KubeApiServer, control_plane
 from tests.cluster.rest import Client
 
 

@@ -1,26 +1,20 @@
-"""What the agent asks a real API server for, by the server's own audit log."""
+"""What the agent asks a real API server for, by the server's audit log; and what it tells it."""
 
 from __future__ import annotations
 
-from tests.cluster.apiserver import Asked
-from tests.cluster.bed import SERVICES, Worker, add_service, set_external_ips, streams
+from tests.cluster.bed import SERVICES, Worker, add_service, moved, streams
+from tests.cluster.controlplane import Asked
 from tests.cluster.rest import Client
 from tests.support.waiting import eventually
 
 SELECTOR = "spec.type!=ExternalName,spec.clusterIP!=None"
-KINDS = ("nodes", "services")
 
 
 def in_sync(node: Worker) -> list[Asked]:
     """The requests that it took, once both watches are open."""
-    node.agent.start()
-
-    eventually(lambda: len(node.connections()) == 2, "both watches are open")
-    return asked(node)
-
-
-def asked(node: Worker) -> list[Asked]:
-    """The requests so far, each once, as the server first spoke of it."""
+    node.start()
+    node.watching()
+    # Each once, as the server first spoke of it.
     first: dict[str, Asked] = {}
     for entry in node.server.asked(node.name):
         first.setdefault(entry.id, entry)
@@ -29,10 +23,8 @@ def asked(node: Worker) -> list[Asked]:
 
 def test_a_nodes_own_credentials_are_enough(node: Worker, admin: Client) -> None:
     web = add_service(admin, "web", "10.19.20.201")
-    node.agent.start()
-    node.holds(web)
-    set_external_ips(admin, "web", "10.19.20.202")
-    node.holds(("10.19.20.202", *web[1:]))
+    node.start(web)
+    node.holds(moved(admin, web, "10.19.20.202"))
     entries = node.server.asked(node.name)
     assert {entry.resource for entry in entries} == {"services", "nodes"}
     assert {entry.verb for entry in entries} <= {"list", "watch"}
@@ -40,25 +32,20 @@ def test_a_nodes_own_credentials_are_enough(node: Worker, admin: Client) -> None
     assert all(entry.agent.startswith("ipvs-node-agent/") for entry in entries)
     own = f"metadata.name={node.name}"
     assert {e.params["fieldSelector"] for e in entries if e.resource == "nodes"} == {own}
-
-
-def test_no_object_of_rbac_names_the_agent_or_the_node(node: Worker, admin: Client) -> None:
     for kind in ("clusterrolebindings", "rolebindings"):
-        text = admin.text("GET", f"/apis/rbac.authorization.k8s.io/v1/{kind}")
-        assert "ipvs" not in text
-        assert node.name not in text
+        bindings = admin.text("GET", f"/apis/rbac.authorization.k8s.io/v1/{kind}")
+        assert "ipvs" not in bindings
+        assert node.name not in bindings
 
 
 def test_three_requests_are_enough_and_none_is_repeated(node: Worker, admin: Client) -> None:
     web = add_service(admin, "web", "10.19.20.201")
     requests = in_sync(node)
     node.holds(web)
-    of = {resource: [e.verb for e in requests if e.resource == resource] for resource in KINDS}
-    if streams(admin):
-        assert of == {"nodes": ["list", "watch"], "services": ["watch"]}
-    else:
-        # Said within the stream, since the server finds out late that its etcd is too old.
-        assert of == {"nodes": ["list", "watch"], "services": ["watch", "list", "watch"]}
+    of = {kind: [e.verb for e in requests if e.resource == kind] for kind in ("nodes", "services")}
+    # Where its etcd is too old, the server finds out late, and says so within the stream.
+    services = ["watch"] if streams(admin) else ["watch", "list", "watch"]
+    assert of == {"nodes": ["list", "watch"], "services": services}
     distinct = {(e.verb, e.resource, e.params.get("resourceVersion")) for e in requests}
     assert len(distinct) == len(requests)
     assert {e.params["fieldSelector"] for e in requests if e.resource == "services"} == {SELECTOR}
@@ -77,8 +64,7 @@ def test_services_without_a_cluster_ip_do_not_travel(node: Worker, admin: Client
     # A ClusterIP that only the agent's full view protects.
     web = add_service(admin, "web", "10.19.20.201")
     add_service(admin, "greedy", plain["spec"]["clusterIP"])
-    node.agent.start()
-    node.holds(web)
+    node.start(web)
     node.agent.said(f"default/greedy: {plain['spec']['clusterIP']} is refused: it is the ClusterIP")
 
 
@@ -105,6 +91,21 @@ def test_a_server_without_a_watch_cache_will_do(node: Worker, admin: Client) -> 
         node.use(without)
         in_sync(node)
         node.holds(web)
-        set_external_ips(admin, "web", "10.19.20.202")
-        node.holds(("10.19.20.202", *web[1:]))
+        node.holds(moved(admin, web, "10.19.20.202"))
         assert "WARNING" not in node.agent.log
+
+
+def test_a_refused_ip_is_an_event_on_the_node(node: Worker, admin: Client) -> None:
+    add_service(admin, "bad", "127.0.0.1")
+    node.start()
+    # What kubectl asks for.
+    wanted = f"involvedObject.kind=Node,involvedObject.uid={node.name}"
+    (event,) = eventually(
+        lambda: admin.get(f"/api/v1/events?fieldSelector={wanted}")["items"], "an Event", timeout=30
+    )
+    assert event["source"]["component"] == "ipvs-node-agent"
+    assert (event["type"], event["reason"]) == ("Warning", "ExternalIPRefused")
+    assert "default/bad: 127.0.0.1" in event["message"]
+    assert event["involvedObject"]["name"] == node.name
+    node.agent.said("refused")
+    assert "no Event on the Node" not in node.agent.log

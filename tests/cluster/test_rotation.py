@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
-from datetime import timedelta
+from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.bed import Worker, add_service, set_external_ips
+from tests.cluster.bed import Worker, add_service, moved
 from tests.cluster.rest import Client
 from tests.support.waiting import eventually
 
@@ -21,23 +22,13 @@ MINUTES = float(os.environ.get("IPVS_NODE_AGENT_ROTATION_MINUTES", "10"))
 FOLLOWED = 15.0
 
 
-class Changes:
-    """Changes one Service again and again, and measures how long the kernel takes to know."""
-
-    def __init__(self, node: Worker, admin: Client) -> None:
-        self._node, self._admin = node, admin
-        self._number = 0
-        _, self.name, self._cluster_ip = add_service(admin, "web", "10.19.0.0")
-        self.latencies: list[float] = []
-
-    def next(self) -> None:
-        """One change, waited for."""
-        self._number += 1
-        address = f"10.19.{self._number >> 8}.{self._number & 255}"
+def changes(node: Worker, admin: Client) -> Iterator[float]:
+    """Changes one Service with each step; how many seconds the kernel took to know."""
+    web = add_service(admin, "web", "10.19.0.0")
+    for number in itertools.count(1):
         started = time.monotonic()
-        set_external_ips(self._admin, self.name, address)
-        self._node.holds((address, self.name, self._cluster_ip))
-        self.latencies.append(time.monotonic() - started)
+        node.holds(moved(admin, web, f"10.19.{number >> 8}.{number & 255}"))
+        yield time.monotonic() - started
 
 
 def followed(node: Worker, before: set[str], credential: str) -> None:
@@ -61,45 +52,43 @@ def test_changes_arrive_through_all_rotations_and_no_old_certificate_stays_in_us
     node: Worker, admin: Client
 ) -> None:
     end = time.monotonic() + MINUTES * 60
-    node.certificate.rotate(timedelta(seconds=LIFETIME))
-    changes = Changes(node, admin)
-    node.agent.start()
+    node.certificate.rotate(LIFETIME)
+    change, latencies = changes(node, admin), []
+    node.start()
     rotations = 0
     while time.monotonic() < end:
         # The kubelet's moment: 70 to 90 % of the lifetime.
         due = time.monotonic() + LIFETIME * random.uniform(0.7, 0.9)
         while time.monotonic() < min(due, end):
-            changes.next()
+            latencies.append(next(change))
             time.sleep(2)
         before = set(node.connections())
-        credential = node.certificate.rotate(timedelta(seconds=LIFETIME))
+        credential = node.certificate.rotate(LIFETIME)
         rotations += 1
-        changes.next()
+        latencies.append(next(change))
         followed(node, before, credential)
     assert node.agent.running
-    slowest = max(changes.latencies)
-    print(f"{rotations} rotations, {len(changes.latencies)} changes, slowest {slowest:.2f} s")
-    assert slowest < 2
+    print(f"{rotations} rotations, {len(latencies)} changes, slowest {max(latencies):.2f} s")
+    assert max(latencies) < 2
     assert "WARNING" not in node.agent.log
     lists = [e for e in node.server.asked(node.name) if e.verb == "list"]
     assert len(lists) <= 2, "a rotation costs no list"
 
 
-@pytest.mark.xdist_group("rotation")
 def test_a_broken_file_is_reported_and_the_old_certificate_serves_until_the_next_one(
     node: Worker, admin: Client
 ) -> None:
     lifetime = 40.0
-    old = node.certificate.rotate(timedelta(seconds=lifetime))
+    old = node.certificate.rotate(lifetime)
     expires = time.monotonic() + lifetime
-    changes = Changes(node, admin)
-    node.agent.start()
+    change = changes(node, admin)
+    node.start()
     node.certificate.break_off()
     node.agent.said("the credentials changed and cannot be read, going on: ")
     # A new connection, made with what is no longer there as a file.
     before = set(node.connections())
     node.cut()
-    changes.next()
+    next(change)
     followed(node, before, old)
     assert time.monotonic() < expires
     # Once it has expired, a new connection is refused, and the rules stay.
@@ -110,6 +99,6 @@ def test_a_broken_file_is_reported_and_the_old_certificate_serves_until_the_next
     assert node.rules() == rules
     assert node.agent.log.count("cannot be read, going on") == 1
     credential = node.certificate.rotate()
-    changes.next()
+    next(change)
     followed(node, set(), credential)
     assert node.agent.running

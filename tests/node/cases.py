@@ -1,16 +1,8 @@
-"""What several tests look at: the Services, who connects to what, and where ours has to be."""
+"""What several tests look at: who connects to what, and where ours has to be."""
 
 from __future__ import annotations
 
-from tests.node.scene import (
-    NODE_ADDRESS,
-    OUTSIDE,
-    TARGET_PORT,
-    VERSIONS,
-    Connection,
-    Scene,
-    Service,
-)
+from tests.node.scene import EXTERNAL, VERSIONS, Connection, Scene
 
 # Our jump is the first rule of both chains in both families.
 FIRST = """for family in iptables ip6tables; do
@@ -36,28 +28,9 @@ READY_SECONDS = 180.0
 DEBS = "/root/debs"
 
 
-def external(service: Service, *clients: str) -> list[Connection]:
+def external(*clients: str) -> list[Connection]:
     """From each of the clients to the external IPs, IPv4 first."""
-    return [Connection(client, service.external[v]) for client in clients for v in VERSIONS]
-
-
-def everything(web: Service, plain: Service) -> dict[str, Connection]:
-    """Connections that tell whether anything changed for anybody, by what they are."""
-    found = {}
-    for version in VERSIONS:
-        for client in ("host", "pod", "outside"):
-            targets = {
-                "web's external IP": (web.external[version], 80),
-                "web's node port": (NODE_ADDRESS[version], web.node_port),
-                "plain's node port": (NODE_ADDRESS[version], plain.node_port),
-            }
-            if client != "outside":
-                targets["web's ClusterIP"] = (web.cluster[version], 80)
-                targets["plain's ClusterIP"] = (plain.cluster[version], 80)
-                targets["the outside"] = (OUTSIDE[version], TARGET_PORT)
-            for name, (address, port) in targets.items():
-                found[f"{client} to {name}, IPv{version}"] = Connection(client, address, port)
-    return found
+    return [Connection(client, EXTERNAL[v]) for client in clients for v in VERSIONS]
 
 
 def put_package(scene: Scene, which: str) -> None:
@@ -72,24 +45,22 @@ def apt(scene: Scene, command: str) -> str:
     return scene.machine.run(f"cd {DEBS} && {typed}", timeout=400)
 
 
-def no_connection_fails(scene: Scene, command: str, then: str) -> None:
-    """Runs a command under streams of connections, and waits until `then` is true."""
-    with scene.stream(*external(scene.services["web"], "host", "pod")) as results:
+def restarted(scene: Scene, command: str) -> None:
+    """Runs a command until another agent is ready, under connections of which none fails."""
+    pid = scene.agent("MainPID")
+    another = f'[ "$(systemctl show --value -p MainPID ipvs-node-agent)" != {pid} ]'
+    connections = external("host", "pod")
+    with scene.watched(*connections) as attempts:
         if command.startswith("apt "):
             apt(scene, command)
         else:
             scene.machine.run(command, timeout=180)
-        scene.wait(then, READY_SECONDS)
-    print([f"{result['good']}, the slowest {result['slowest']:.2f} s" for result in results])
-    assert len(results) == 4
-    for result in results:
-        assert result["good"] > 20
-        assert (result["bad"], result["twice"]) == ([], 0)
+        scene.wait(f"{READY} && {another}", READY_SECONDS)
+    assert [attempt for attempt in attempts if not attempt.good or attempt.twice] == []
+    for connection in connections:
+        tried = [attempt for attempt in attempts if attempt.connection == connection]
+        slowest = max(attempt.ended - attempt.began for attempt in tried)
+        print(f"{len(tried)}, the slowest {slowest:.2f} s")
+        assert len(tried) > 20
         # Always by way of our rules: no other one masquerades a pod.
-        assert len(result["saw"]) == 1
-
-
-def another_process(scene: Scene) -> str:
-    """A condition: the agent is ready, and not the process that it is now."""
-    pid = scene.agent("MainPID")
-    return f'{READY} && [ "$(systemctl show --value -p MainPID ipvs-node-agent)" != {pid} ]'
+        assert len({attempt.saw for attempt in tried}) == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.bed import control_plane
+from tests.cluster.controlplane import control_plane
 from tests.node import image
 from tests.node.scene import Scene
 from tests.node.vm import Failed, Machine, make_bed
@@ -28,46 +28,36 @@ _scene = pytest.StashKey[Scene]()
 _words = pytest.StashKey[str]()
 
 
-def _named(variable: str) -> Path:
-    value = os.environ.get(variable)
+def _variable(name: str) -> str:
+    value = os.environ.get(name)
     if not value:
-        pytest.fail(f"{variable} is not set; `make node-test` sees to that")
-    return Path(value)
+        pytest.fail(f"{name} is not set; `make node-test` sees to that")
+    return value
 
 
 @pytest.fixture(scope="session")
-def release() -> str:
-    """The machine's Debian, debian12 or debian13."""
-    return os.environ["IPVS_NODE_AGENT_RELEASE"]
-
-
-@pytest.fixture(scope="session")
-def scene(
-    release: str, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Iterator[Scene]:
+def scene(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Scene]:
     """The machine as a node of a cluster with Services; the agent is not installed."""
     directory = tmp_path_factory.mktemp("node")
-    binaries = _named("KUBEBUILDER_ASSETS")
-    packages = {path.name: path for path in _named("IPVS_NODE_AGENT_PACKAGES").glob("*.deb")}
-    guest = {path.name: path for path in _GUEST.glob("*.py")}
+    binaries = Path(_variable("KUBEBUILDER_ASSETS"))
+    packages = Path(_variable("IPVS_NODE_AGENT_PACKAGES")).glob("*.deb")
+    disk = image.obtain(_variable("IPVS_NODE_AGENT_RELEASE"))
     bed = directory / "bed.img"
-    make_bed({**guest, **packages, "kube-proxy": binaries / "kube-proxy"}, bed)
+    make_bed([*_GUEST.glob("*.py"), *packages, binaries / "kube-proxy"], bed)
     (directory / "control").mkdir()
     with control_plane(binaries, directory / "control") as plane:
-        machine = Machine(image.obtain(release), bed, plane.namespace, directory)
+        machine = Machine(disk, bed, plane.namespace, directory)
         made = Scene(plane, machine, directory)
         pytestconfig.stash[_scene] = made
         try:
             made.make_cluster()
             print(f"booted in {machine.start():.0f} s")
             made.set_up()
+            yield made
         except BaseException:
             # Reported when the machine is gone.
             pytestconfig.stash[_words] = _at_failure(machine)
-            machine.stop()
             raise
-        try:
-            yield made
         finally:
             machine.stop()
             bed.unlink()

@@ -1,7 +1,7 @@
 """The disks that the machines start from: Debian with systemd, a kernel, and what nodes have.
 
-An image is a folder with `disk.img`, `vmlinuz` and `initrd.img`. It is made once for each recipe,
-beside its place, and kept in the cache. Nothing of this repository is in it but how it is set up.
+An image is a folder with `disk.img`, `vmlinuz` and `initrd.img`, made once for each recipe and kept
+in the cache. Nothing of this repository is in it but how it is set up.
 
     python3 -m tests.node.image            # makes both, and prints where they are
 """
@@ -9,18 +9,17 @@ beside its place, and kept in the cache. Nothing of this repository is in it but
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
-from tests.environments.chroot import apt, bootstrap, need_debootstrap, tail
-from tests.support.cache import cache
+from tests.environments.chroot import apt, bootstrap, need_debootstrap
+from tests.support.cache import NotMade, cache, made_once
 
 CACHE = cache("node")
 RELEASES = {"debian12": "bookworm", "debian13": "trixie"}
@@ -52,70 +51,33 @@ _STEPS = (
 _SIZE = "3G"
 
 
-class NotMade(Exception):
-    """An image could not be made; the message says why."""
-
-
 def obtain(name: str) -> Path:
     """The folder of an image, made if need be. Raises NotMade."""
-    folder = _location(name)
-    if not folder.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with (CACHE / f"{name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _say(f"{name}: waiting until another run has made the image")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _make(name, folder)
-    return folder
-
-
-def _location(name: str) -> Path:
     recipe = repr((RELEASES[name], _STEPS, _SIZE, _PREPARE.read_text()))
-    return CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    folder = CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
-
-def _make(name: str, folder: Path) -> None:
-    for other in CACHE.glob(f"{name}-*"):
-        shutil.rmtree(other)
-    part = folder.with_name(f"{folder.name}.part")
-    log = CACHE / f"{name}.build.log"
-    _say(f"{name}: the image is being made, see {log}")
-    started = time.monotonic()
-    part.mkdir()
-    root = part / "root"
-    try:
-        with log.open("wb") as output:
-            if asyncio.run(bootstrap(RELEASES[name], root, _STEPS, output)):
-                raise NotMade(f"cannot make the image of {name}; the end of {log}:\n{tail(log)}")
-            (root / "src").rmdir()  # Where the repository was seen.
-            disk = part / "disk.img"
-            # Without a loop device: the file system is written out of the folder.
-            make: list[str | Path] = [
-                "mke2fs",
-                "-q",
-                *("-t", "ext4"),
-                *("-L", "root"),
-                "-d",
-                root,
-                disk,
-                _SIZE,
-            ]
-            subprocess.run(make, check=True, stdout=output, stderr=output)
+    def make(part: Path, output: IO[bytes]) -> None:
+        for other in CACHE.glob(f"{name}-*"):
+            if other.is_dir() and other != part:
+                shutil.rmtree(other)
+        root = part / "root"
+        failed = asyncio.run(bootstrap(RELEASES[name], root, _STEPS, output))
+        if failed:
+            raise subprocess.CalledProcessError(failed, "its recipe")
+        (root / "src").rmdir()  # Where the repository was seen.
+        write_filesystem(part / "disk.img", "root", root, _SIZE)
         for kind in ("vmlinuz", "initrd.img"):
             (kernel,) = (root / "boot").glob(f"{kind}-*")
             shutil.copyfile(kernel, part / kind)
         shutil.rmtree(root)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    _say(f"{name}: made in {time.monotonic() - started:.0f} s")
+
+    return made_once(folder, make)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def write_filesystem(path: Path, label: str, folder: Path, size: str) -> None:
+    """Writes an ext4 file system with what is in a folder; needs no loop device."""
+    options = ["-q", "-t", "ext4", "-L", label, "-d", str(folder)]
+    subprocess.run(["mke2fs", *options, str(path), size], check=True)
 
 
 def obtain_all(names: Iterable[str] = RELEASES) -> list[Path]:

@@ -13,16 +13,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.bed import SERVICES, ControlPlane
-from tests.cluster.pki import KubeletCertificate
+from tests.cluster.bed import NODES, SERVICES, KubeletCertificate, set_external_ips
+from tests.cluster.controlplane import ControlPlane
 from tests.cluster.rest import Client
 from tests.node.vm import Machine
 from tests.support.cluster import POD_CIDRS, node
@@ -34,6 +33,7 @@ NODE_ADDRESS = {4: "192.168.7.11", 6: "fd00:192:168:7::11"}
 POD = {4: "10.240.2.130", 6: "fd00:10:240:2::2"}
 REMOTE_POD = {4: "10.240.3.130", 6: "fd00:10:240:3::2"}
 OUTSIDE = {4: "203.0.113.9", 6: "2001:db8:113::9"}
+EXTERNAL = {4: "10.19.20.201", 6: "fd00:10:19:20::201"}
 VERSIONS = (4, 6)
 PORT, TARGET_PORT = 80, 8080
 _POLL_SECONDS = 0.3
@@ -78,10 +78,8 @@ gateway pod 10.240.2.129 fd00:10:240:2::1
 add "" to-remote {NODE_ADDRESS[4]}/24 {NODE_ADDRESS[6]}/64
 add "-n remote" eth0 192.168.7.12/24 fd00:192:168:7::12/64
 add "-n remote" lo {REMOTE_POD[4]}/32 {REMOTE_POD[6]}/128
-# The other node's kube-proxy has bound the external IPs there as well: answers to them stay there.
-for last in 201 204; do
-    add "-n remote" lo 10.19.20.$last/32 fd00:10:19:20::$last/128
-done
+# The other node's kube-proxy has bound the external IP there as well: answers to it stay there.
+add "-n remote" lo {EXTERNAL[4]}/32 {EXTERNAL[6]}/128
 gateway remote {NODE_ADDRESS[4]} {NODE_ADDRESS[6]}
 ip route add 10.240.3.128/25 via 192.168.7.12
 ip route add fd00:10:240:3::/64 via fd00:192:168:7::12
@@ -154,10 +152,8 @@ clientConnection:
 
 @dataclass(frozen=True)
 class Service:
-    """A Service of the cluster, dual-stack. `external` is empty where there is no load balancer."""
+    """A Service of the cluster, dual-stack."""
 
-    name: str
-    external: dict[int, str]
     cluster: dict[int, str]
     node_port: int
 
@@ -179,6 +175,22 @@ class Connection:
 def is_answer(result: str) -> bool:
     """Whether a connection came about: who the server saw, and not an error."""
     return "." in result or ":" in result
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One connection; times are seconds since the boot. `twice`: packets that were sent again."""
+
+    connection: Connection
+    began: float
+    ended: float
+    saw: str
+    twice: int
+
+    @property
+    def good(self) -> bool:
+        """Whether it came about."""
+        return is_answer(self.saw)
 
 
 def real_servers(table: str) -> set[tuple[str, str]]:
@@ -219,12 +231,10 @@ class Scene:
 
     def make_cluster(self) -> None:
         """The cluster's objects; for kube-proxy to find them all at once, before it is there."""
-        for cidrs, name in ((POD_CIDRS, NODE), (("10.240.3.128/25",), OTHER_NODE)):
-            wanted = node(*cidrs, name=name)
-            self.admin.post("/api/v1/nodes", wanted)
-            if name == NODE:
-                self.admin.patch(f"/api/v1/nodes/{name}/status", {"status": wanted["status"]})
-        self._add_service("web", externalTrafficPolicy="Local")
+        self.admin.post(NODES, node(*POD_CIDRS, name=NODE))
+        self.admin.post(NODES, node("10.240.3.128/25", name=OTHER_NODE))
+        self._add_service("web", type="LoadBalancer", externalTrafficPolicy="Local")
+        set_external_ips(self.admin, "web", *EXTERNAL.values())
         self._add_service("plain", type="NodePort")
         self._put_endpoints(remote=True, local=False)
 
@@ -262,26 +272,14 @@ class Scene:
     # The cluster's objects
 
     def _add_service(self, name: str, **fields: Any) -> None:
-        external = {}
         spec = {
-            "type": "LoadBalancer",
             "ipFamilyPolicy": "RequireDualStack",
             "ports": [{"protocol": "TCP", "port": PORT, "targetPort": TARGET_PORT}],
             **fields,
         }
         made = self.admin.post(SERVICES, {"metadata": {"name": name}, "spec": spec})
-        if spec["type"] == "LoadBalancer":
-            external = {4: "10.19.20.201", 6: "fd00:10:19:20::201"}
-            self.set_ingress(name, *external.values())
         cluster = {6 if ":" in ip else 4: ip for ip in made["spec"]["clusterIPs"]}
-        node_port = made["spec"]["ports"][0]["nodePort"]
-        self.services[name] = Service(name, external, cluster, node_port)
-
-    def set_ingress(self, name: str, *addresses: str) -> None:
-        """Tells which addresses the load balancer has for a Service."""
-        ingress = [{"ip": address} for address in addresses]
-        status = {"status": {"loadBalancer": {"ingress": ingress}}}
-        self.admin.patch(f"{SERVICES}/{name}/status", status)
+        self.services[name] = Service(cluster, made["spec"]["ports"][0]["nodePort"])
 
     def set_endpoints(self, *, remote: bool, local: bool) -> None:
         """Has the Services' pods be on this node, on the other one, or on both."""
@@ -293,21 +291,20 @@ class Scene:
         places = [(POD, NODE)] * local + [(REMOTE_POD, OTHER_NODE)] * remote
         for service, version in itertools.product(self.services, VERSIONS):
             name = f"{service}-{version}"
-            endpoints = [
-                {"addresses": [ip[version]], "nodeName": where, "conditions": {"ready": True}}
-                for ip, where in places
-            ]
-            if name in found:
-                self.admin.patch(f"{_SLICES}/{name}", {"endpoints": endpoints})
-                continue
             labels = {"kubernetes.io/service-name": service}
             wanted = {
                 "metadata": {"name": name, "labels": labels},
                 "addressType": f"IPv{version}",
                 "ports": [{"name": "", "protocol": "TCP", "port": TARGET_PORT}],
-                "endpoints": endpoints,
+                "endpoints": [
+                    {"addresses": [ip[version]], "nodeName": where, "conditions": {"ready": True}}
+                    for ip, where in places
+                ],
             }
-            self.admin.post(_SLICES, wanted)
+            if name in found:
+                self.admin.patch(f"{_SLICES}/{name}", wanted)
+            else:
+                self.admin.post(_SLICES, wanted)
 
     def _wait_for_proxy(self, remote: bool, local: bool) -> None:
         """Waits until IPVS gives new connections to the ClusterIPs to exactly these servers.
@@ -327,12 +324,7 @@ class Scene:
             found = real_servers(self.machine.read("/proc/net/ip_vs"))
             return {pair for pair in found if pair[0] in addresses}
 
-        try:
-            eventually(
-                lambda: proxied() == wanted, timeout=_PROXY_SECONDS, pause=_LONG_POLL_SECONDS
-            )
-        except AssertionError:
-            assert proxied() == wanted
+        eventually(lambda: proxied() == wanted, "IPVS", _PROXY_SECONDS, _LONG_POLL_SECONDS)
 
     # What the machine is asked
 
@@ -363,30 +355,38 @@ class Scene:
         return dict(zip(connections, self.ask(*connections.values())))
 
     @contextmanager
-    def stream(self, *connections: Connection) -> Iterator[list[dict[str, Any]]]:
-        """Makes the connections again and again meanwhile; the list is filled at the end."""
-        results: list[dict[str, Any]] = []
-        wanted = json.dumps([connection.raw for connection in connections])
-        self.machine.run("rm -f /run/stream.*")
-        command = (
-            "timeout 600 python3 -B /bed/traffic.py stream /run/stream.started /run/stream.stop"
-        )
-        thread = threading.Thread(
-            target=lambda: results.extend(
-                json.loads(self.machine.run(command, wanted, timeout=660) or "[]")
-            )
-        )
-        thread.start()
-        try:
-            self.wait("[ -e /run/stream.started ]", 30)
-            yield results
-        finally:
-            self.machine.run("touch /run/stream.stop")
-            thread.join()
+    def watched(self, *connections: Connection) -> Iterator[list[Attempt]]:
+        """Makes the connections again and again meanwhile; the list is filled at the end.
 
-    def nat(self, version: int = 4) -> list[str]:
+        It has what was tried since the last boot, all of it once more after the block.
+        """
+        wanted = json.dumps([connection.raw for connection in connections])
+        self.machine.write("/etc/watch.json", wanted)
+        self.machine.run(": >/run/watch.log; systemctl start watch")
+        results: list[Attempt] = []
+        try:
+            self._tried(connections, 0.0)
+            yield results
+            since = float(self.machine.read("/proc/uptime").split()[0])
+            results += self._tried(connections, since)
+        finally:
+            self.machine.run("systemctl stop watch")
+
+    def _tried(self, connections: Sequence[Connection], since: float) -> list[Attempt]:
+        """All that was tried, once everything was begun and ended since then."""
+
+        def tried() -> list[Attempt]:
+            lines = self.machine.read("/run/watch.log").splitlines(keepends=True)
+            found = [json.loads(line) for line in lines if line.endswith("\n")]
+            attempts = [Attempt(connections[index], *rest) for index, *rest in found]
+            late = {attempt.connection for attempt in attempts if attempt.began > since}
+            return attempts if late == set(connections) else []
+
+        return eventually(tried, "everything tried", 60, _LONG_POLL_SECONDS)
+
+    def nat(self, version: int) -> list[str]:
         """The lines of the nat table, without counts and comments."""
-        command = "iptables-save" if version == 4 else "ip6tables-save"
+        command = {4: "iptables-save", 6: "ip6tables-save"}[version]
         text = self.machine.run(f"{command} -t nat")
         lines = [re.sub(r" \[\d+:\d+\]$", "", line) for line in text.splitlines()]
         return [line for line in lines if not line.startswith("#")]
@@ -399,8 +399,7 @@ class Scene:
         """A property that systemd has of the agent."""
         return self.machine.run(f"systemctl show --value -p {name} ipvs-node-agent").strip()
 
-    def journal(self, unit: str = "ipvs-node-agent") -> list[str]:
-        """What a unit has said in all boots."""
-        return self.machine.run(
-            f"journalctl -q -o cat -u {unit} SYSLOG_IDENTIFIER={unit}"
-        ).splitlines()
+    def journal(self) -> list[str]:
+        """What the agent has said in all boots."""
+        own = "-u ipvs-node-agent SYSLOG_IDENTIFIER=ipvs-node-agent"
+        return self.machine.run(f"journalctl -q -o cat {own}").splitlines()

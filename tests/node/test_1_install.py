@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.node.cases import READY, READY_SECONDS, apt, everything, put_package
-from tests.node.scene import NODE_ADDRESS, POD, VERSIONS, Connection, Scene, is_answer
+from tests.node.cases import READY, READY_SECONDS, apt, put_package
+from tests.node.scene import (
+    EXTERNAL,
+    NODE_ADDRESS,
+    OUTSIDE,
+    POD,
+    TARGET_PORT,
+    VERSIONS,
+    Connection,
+    Scene,
+    is_answer,
+)
 from tests.node.shown import INSTALL, JOURNAL, STATUS
 from tests.support.promlint import faults, value
 
@@ -13,8 +23,6 @@ MASQUERADING = " && ".join(
     f"{family}-save -t nat | grep -q -e '-A KUBE-POSTROUTING .*-j MASQUERADE'"
     for family in ("iptables", "ip6tables")
 )
-
-
 _FETCH = """\
 import sys, urllib.request
 print("\\0".join(urllib.request.urlopen(url).read().decode() for url in sys.argv[1:]))
@@ -23,8 +31,23 @@ print("\\0".join(urllib.request.urlopen(url).read().decode() for url in sys.argv
 
 @pytest.fixture(scope="module")
 def connections(scene: Scene) -> dict[str, Connection]:
-    """Who connects to what; the Services have no endpoint on this node."""
-    return everything(scene.services["web"], scene.services["plain"])
+    """Who connects to what, by what it is; the Services have no endpoint on this node."""
+    web, plain = scene.services["web"], scene.services["plain"]
+    found = {}
+    for version in VERSIONS:
+        for client in ("host", "pod", "outside"):
+            targets = {
+                "web's external IP": (EXTERNAL[version], 80),
+                "web's node port": (NODE_ADDRESS[version], web.node_port),
+                "plain's node port": (NODE_ADDRESS[version], plain.node_port),
+            }
+            if client != "outside":
+                targets["web's ClusterIP"] = (web.cluster[version], 80)
+                targets["plain's ClusterIP"] = (plain.cluster[version], 80)
+                targets["the outside"] = (OUTSIDE[version], TARGET_PORT)
+            for name, (address, port) in targets.items():
+                found[f"{client} to {name}, IPv{version}"] = Connection(client, address, port)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +101,10 @@ def test_status_metrics_and_health_work_in_the_confined_service(scene: Scene) ->
     refused = scene.machine.attempt("setpriv --reuid nobody --clear-groups ipvs-node-agent status")
     assert refused.status == 3
     pages = [f"http://127.0.0.1:10273/{page}" for page in ("healthz", "readyz", "metrics")]
-    fetched = scene.machine.run(f"python3 - {' '.join(pages)}", _FETCH).split("\0")
-    assert [text.strip() for text in fetched[:2]] == ["ok", "ok"]
-    text = fetched[2]
-    assert value(text, "ipvs_node_agent_services", ip_family="IPv4") == 1
+    *health, metrics = scene.machine.run(f"python3 - {' '.join(pages)}", _FETCH).split("\0")
+    assert [text.strip() for text in health] == ["ok", "ok"]
+    assert value(metrics, "ipvs_node_agent_services", ip_family="IPv4") == 1
     seen = {"namespace": "default", "service": "web"}
     for path in ("pod", "host"):
-        assert value(text, "ipvs_node_agent_service_packets_total", **seen, path=path) > 0
-    assert not faults(text)
+        assert value(metrics, "ipvs_node_agent_service_packets_total", **seen, path=path) > 0
+    assert not faults(metrics)

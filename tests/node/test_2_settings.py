@@ -8,11 +8,18 @@ from collections.abc import Iterator
 import pytest
 
 from tests.node.cases import external
-from tests.node.scene import NODE_ADDRESS, POD, VERSIONS, Scene, is_answer
+from tests.node.scene import NODE_ADDRESS, POD, Scene, is_answer
 from tests.node.shown import RELOAD
 from tests.support.waiting import eventually
 
 CONFIG = "/etc/ipvs-node-agent/config.yaml"
+
+
+def pods_are_seen_as(scene: Scene, addresses: dict[int, str]) -> None:
+    """Waits until a server sees these addresses of a pod, and of the host still its own."""
+    wanted = [*addresses.values(), *NODE_ADDRESS.values()]
+    connections = external("pod", "host")
+    eventually(lambda: scene.ask(*connections) == wanted, f"the server sees {wanted}", pause=1)
 
 
 @pytest.fixture
@@ -23,17 +30,12 @@ def host_only(scene: Scene) -> Iterator[None]:
     yield
     scene.machine.run(f"cp -p /root/config {CONFIG}")
     scene.machine.run(RELOAD)
-    pods = external(scene.services["web"], "pod")
-    eventually(
-        lambda: scene.ask(*pods) == list(NODE_ADDRESS.values()), "masquerade: All again", pause=1
-    )
+    pods_are_seen_as(scene, NODE_ADDRESS)
 
 
 @pytest.mark.usefixtures("host_only")
 def test_with_host_only_the_backend_sees_the_pods_own_address(scene: Scene) -> None:
-    clients = external(scene.services["web"], "pod", "host")
-    wanted = [*POD.values(), *NODE_ADDRESS.values()]
-    eventually(lambda: scene.ask(*clients) == wanted, f"the server sees {wanted}", pause=1)
+    pods_are_seen_as(scene, POD)
 
 
 @pytest.mark.quick("debian13")
@@ -43,21 +45,9 @@ def test_with_host_only_the_backend_sees_the_pods_own_address(scene: Scene) -> N
 def test_access_works_wherever_the_endpoints_are(scene: Scene, local: bool, remote: bool) -> None:
     scene.set_endpoints(local=local, remote=remote)
     # IPVS takes one endpoint after the other.
-    clients = external(scene.services["web"], "host", "pod") * 2
+    clients = external("host", "pod") * 2
     answers = scene.ask(*clients)
     assert all(map(is_answer, answers)), dict(zip(map(str, clients), answers))
-
-
-def test_a_changed_external_ip_is_followed(scene: Scene) -> None:
-    web = scene.services["web"]
-    moved = {4: "10.19.20.204", 6: "fd00:10:19:20::204"}
-    for addresses in (moved, web.external):
-        scene.set_ingress("web", *addresses.values())
-        for version in VERSIONS:
-            command = "iptables" if version == 4 else "ip6tables"
-            scene.wait(f"{command} -t nat -S IPVS_OUTPUT | grep -F ' {addresses[version]}/'")
-            shown = scene.machine.run(f"{command} -t nat -S IPVS_OUTPUT").count("-j DNAT")
-            assert shown == 1
 
 
 def test_nothing_is_said_while_nothing_happens(scene: Scene) -> None:

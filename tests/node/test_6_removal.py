@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from tests.node import shown
 from tests.node.cases import (
+    PROXY_IS_BACK,
     READY,
     READY_SECONDS,
-    another_process,
     apt,
     external,
-    no_connection_fails,
     put_package,
+    restarted,
 )
 from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, VERSIONS, Scene, is_answer
-from tests.node.shown import (
-    CHECK,
-    DIFF,
-    ENABLE,
-    INSTALL,
-    MASK,
-    PURGE,
-    REMOVE,
-    RESTART,
-    STATUS,
-    UNMASK,
-)
 
 _TRACES = """\
 find / -xdev -name '*ipvs[-_]node[-_]agent*' -not -path '/root/debs/*' -not -path '/proc/*'
@@ -43,18 +32,15 @@ done
 iptables -t mangle -N KUBE-IPTABLES-HINT
 systemctl start kube-proxy
 """
-_PROXY_IS_UP = (
-    "iptables-save -t nat | grep -q KUBE-SERVICES && ip6tables-save -t nat | grep -q KUBE-SERVICES"
-)
 
 
 def test_removing_takes_our_chains_and_jumps_and_nothing_else(scene: Scene) -> None:
-    apt(scene, REMOVE)
+    apt(scene, shown.REMOVE)
     assert not scene.ours()
     for version in VERSIONS:
         assert sorted(scene.nat(version)) == sorted(scene.nat_without_us[version])
     assert "masquerade" in scene.machine.run("cat /etc/ipvs-node-agent/config.yaml")
-    web = external(scene.services["web"], "host")
+    web = external("host")
     assert not any(map(is_answer, scene.ask(*web)))
 
 
@@ -62,20 +48,20 @@ def test_removing_takes_our_chains_and_jumps_and_nothing_else(scene: Scene) -> N
 def legacy(scene: Scene) -> None:
     """A node where kubelet, kube-proxy and administrator use iptables-legacy."""
     scene.machine.run(_TO_LEGACY)
-    scene.wait(_PROXY_IS_UP, 90)
+    scene.wait(PROXY_IS_BACK, 90)
 
 
 @pytest.mark.quick("debian12")
 @pytest.mark.usefixtures("legacy")
 def test_masked_it_is_installed_and_looked_at_before_it_does_anything(scene: Scene) -> None:
     put_package(scene, "this")
-    scene.machine.run(MASK)
-    apt(scene, INSTALL)
+    scene.machine.run(shown.MASK)
+    apt(scene, shown.INSTALL)
     assert scene.agent("ActiveState") == "inactive"
-    check = scene.machine.attempt(CHECK)
+    check = scene.machine.attempt(shown.CHECK)
     failed = [line for line in check.output.splitlines() if line.startswith("fail")]
     assert [line.split()[1] for line in failed] == ["agent:", "rules:"]
-    diff = scene.machine.attempt(DIFF)
+    diff = scene.machine.attempt(shown.DIFF)
     assert diff.status == 1
     assert "-A IPVS_OUTPUT " in diff.output
     assert not scene.ours()
@@ -83,11 +69,11 @@ def test_masked_it_is_installed_and_looked_at_before_it_does_anything(scene: Sce
 
 @pytest.mark.quick("debian12")
 def test_on_a_node_that_has_not_joined_yet_it_waits_calmly(scene: Scene) -> None:
-    scene.machine.run(f"rm {KUBELET_CONF}; {UNMASK} && {ENABLE}")
+    scene.machine.run(f"rm {KUBELET_CONF}; {shown.UNMASK} && {shown.ENABLE}")
     put_package(scene, "next")
-    assert "started, and not ready yet" in apt(scene, INSTALL)
+    assert "started, and not ready yet" in apt(scene, shown.INSTALL)
     scene.wait("systemctl show -p StatusText ipvs-node-agent | grep -q Waiting:", READY_SECONDS)
-    status = scene.machine.attempt(f"{STATUS} --no-pager").output
+    status = scene.machine.attempt(f"{shown.STATUS} --no-pager").output
     assert "activating (start)" in status
     assert f"Waiting: kubeconfig {KUBELET_CONF}" in status
     assert scene.machine.run("systemctl is-enabled ipvs-node-agent").strip() == "enabled"
@@ -99,14 +85,14 @@ def test_on_a_node_that_has_not_joined_yet_it_waits_calmly(scene: Scene) -> None
 
 @pytest.mark.quick("debian12")
 def test_on_legacy_all_is_in_legacy_and_a_restart_fails_no_connection(scene: Scene) -> None:
-    web = external(scene.services["web"], "host", "pod")
+    web = external("host", "pod")
     assert scene.ask(*web) == [*NODE_ADDRESS.values()] * 2
     assert scene.ours()
     assert "IPVS_" not in scene.machine.run("iptables-nft-save; ip6tables-nft-save")
-    no_connection_fails(scene, RESTART, another_process(scene))
+    restarted(scene, shown.RESTART)
 
 
 def test_purging_leaves_no_rule_and_no_file(scene: Scene) -> None:
-    apt(scene, PURGE)
+    apt(scene, shown.PURGE)
     assert not scene.ours()
     assert scene.machine.run(_TRACES) == ""

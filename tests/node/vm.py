@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -18,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.node.image import write_filesystem
 from tests.support.netns import Namespace
 from tests.support.waiting import eventually
 
-BOOT_SECONDS = 180.0
-COMMAND_SECONDS = 120.0
+_BOOT_SECONDS = 180.0
+_COMMAND_SECONDS = 120.0
 
 
 class Failed(AssertionError):
@@ -44,13 +44,12 @@ class Machine:
         self._image, self._bed, self._namespace = image, bed, namespace
         self._disk = directory / "disk.qcow2"
         self._socket_path = directory / "channel"
-        self.console = directory / "console.log"
+        self._console = directory / "console.log"
+        self._console.touch()
         # What it was told, and how long that took.
         self._record = directory / "commands.log"
         base = ["-b", str(image / "disk.img"), "-F", "raw"]
-        subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", *base, str(self._disk)], check=True
-        )
+        subprocess.run(["qemu-img", "create", "-qf", "qcow2", *base, self._disk], check=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._ids = itertools.count(1)
@@ -62,13 +61,12 @@ class Machine:
         """Boots it, and waits until it does what it is told; how many seconds that took."""
         began = time.monotonic()
         self._socket_path.unlink(missing_ok=True)
-        with self.console.open("ab") as console:
+        with self._console.open("ab") as console:
             self._process = self._namespace.popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console
             )
         self._channel = eventually(self._connected, "qemu's socket")
-        reader = threading.Thread(target=self._read, args=(self._channel,), daemon=True)
-        reader.start()
+        threading.Thread(target=self._read, args=(self._channel,), daemon=True).start()
         self._wait_for_boot("")
         return time.monotonic() - began
 
@@ -81,9 +79,9 @@ class Machine:
 
     def cut_power(self) -> None:
         """Ends it between two instructions. What it had not written is lost."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait(timeout=30)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=30)
         if self._channel is not None:
             self._channel.close()
         self._process = self._channel = None
@@ -91,61 +89,61 @@ class Machine:
 
     def stop(self) -> None:
         """Leaves nothing behind; the disk goes with its directory."""
-        if self._process is not None:
-            self.cut_power()
+        self.cut_power()
         self._disk.unlink(missing_ok=True)
 
-    def attempt(self, command: str, stdin: str = "", timeout: float = COMMAND_SECONDS) -> Done:
+    def attempt(self, command: str, stdin: str = "", timeout: float = _COMMAND_SECONDS) -> Done:
         """Runs a command of bash as root, to its end. Raises Failed where it has none."""
         began = time.monotonic()
-        number = self._send(command=command, stdin=stdin)
         try:
-            return self._answer(number, command, timeout)
+            return self._told(command, timeout, command=command, stdin=stdin)
         finally:
             with self._record.open("a") as record:
                 record.write(f"{time.monotonic() - began:6.2f} s  {command.strip()}\n")
 
-    def ask(self, connections: list[list[Any]]) -> list[str]:
-        """What guest/traffic.py's `ask` gives for these connections."""
-        number = self._send(ask=connections)
-        found: list[str] = json.loads(self._answer(number, "ask", COMMAND_SECONDS).output)
-        return found
-
-    def read(self, path: str) -> str:
-        """A file, at no cost of a process."""
-        return self._answer(self._send(read=path), path, COMMAND_SECONDS).output
-
-    def _answer(self, number: int, command: str, timeout: float) -> Done:
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._heard(number), timeout):
-                raise Failed(f"no answer within {timeout:g} s: {command}")
-            if number not in self._answers:
-                raise Failed(f"the machine is gone: {command}\n{self.last_words()}")
-            return self._answers.pop(number)
-
-    def run(self, command: str, stdin: str = "", timeout: float = COMMAND_SECONDS) -> str:
+    def run(self, command: str, stdin: str = "", timeout: float = _COMMAND_SECONDS) -> str:
         """What a command prints. Raises Failed where its exit status is not 0."""
         done = self.attempt(command, stdin, timeout)
         if done.status:
             raise Failed(f"exit status {done.status}: {command}\n{done.output}")
         return done.output
 
+    def ask(self, connections: list[list[Any]]) -> list[str]:
+        """What guest/traffic.py's `ask` gives for these connections."""
+        found: list[str] = json.loads(self._told("ask", ask=connections).output)
+        return found
+
+    def read(self, path: str) -> str:
+        """A file, at no cost of a process."""
+        return self._told(path, read=path).output
+
     def write(self, path: str, text: str, mode: str = "644") -> None:
         """Writes a file."""
         self.run(f"install -D -m {mode} /dev/stdin {path}", text)
 
-    def last_words(self, lines: int = 30) -> str:
+    def last_words(self) -> str:
         """The end of what it has printed on its console."""
-        text = self.console.read_text(errors="replace") if self.console.exists() else ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(self._console.read_text(errors="replace").splitlines()[-30:])
 
     @property
     def running(self) -> bool:
         """Whether there is a process, and somebody in it who listens."""
-        return self._process is not None and self._process.poll() is None and bool(self._boot)
+        return not self._gone and bool(self._boot)
 
-    def _heard(self, number: int) -> bool:
-        return number in self._answers or not self.running
+    @property
+    def _gone(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def _told(self, what: str, timeout: float = _COMMAND_SECONDS, **asked: Any) -> Done:
+        number = self._send(**asked)
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: number in self._answers or not self.running, timeout
+            ):
+                raise Failed(f"no answer within {timeout:g} s: {what}")
+            if number not in self._answers:
+                raise Failed(f"the machine is gone: {what}\n{self.last_words()}")
+            return self._answers.pop(number)
 
     def _send(self, **asked: Any) -> int:
         if self._channel is None:
@@ -156,15 +154,11 @@ class Machine:
 
     def _wait_for_boot(self, before: str) -> None:
         with self._changed:
-            arrived = self._changed.wait_for(
-                lambda: self._boot not in ("", before) or self._gone, BOOT_SECONDS
+            self._changed.wait_for(
+                lambda: self._boot not in ("", before) or self._gone, _BOOT_SECONDS
             )
-            if not arrived or self._gone:
+            if self._boot in ("", before) or self._gone:
                 raise Failed(f"it does not boot\n{self.last_words()}")
-
-    @property
-    def _gone(self) -> bool:
-        return self._process is None or self._process.poll() is not None
 
     def _connected(self) -> socket.socket | None:
         if self._gone:
@@ -204,14 +198,13 @@ class Machine:
             # No cmpxchg16b: under it, this emulation panics Debian 13's kernel every other boot.
             *("-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-m", "2048", "-smp", "1"),
             *("-display", "none", "-monitor", "none", "-serial", "stdio", "-nodefaults"),
-            *("-kernel", str(self._image / "vmlinuz"), "-initrd", str(self._image / "initrd.img")),
+            *("-kernel", f"{self._image}/vmlinuz", "-initrd", f"{self._image}/initrd.img"),
             "-append",
             # What defends a real machine costs an emulated one a tenth of its time.
             "root=LABEL=root console=ttyS0 net.ifnames=0 quiet panic=-1 systemd.show_status=0"
             " mitigations=off init_on_alloc=0 audit=0",
-            "-drive",
             # What it has flushed survives its end; what the host keeps in memory does as well.
-            f"file={self._disk},if=virtio,format=qcow2",
+            *("-drive", f"file={self._disk},if=virtio,format=qcow2"),
             *("-drive", f"file={self._bed},if=virtio,format=raw,readonly=on"),
             *("-netdev", "user,id=uplink,ipv6=off"),
             *("-device", "virtio-net-pci,netdev=uplink", "-device", "virtio-rng-pci"),
@@ -221,25 +214,12 @@ class Machine:
         ]
 
 
-def make_bed(files: dict[str, Path], path: Path) -> None:
+def make_bed(files: list[Path], path: Path) -> None:
     """Writes a file system with these files, for the machine to read."""
     folder = path.with_suffix(".files")
     folder.mkdir()
-    size = 16 << 20
-    for name, source in files.items():
-        shutil.copy(source, folder / name)
-        size += source.stat().st_size
-    command: list[str | Path] = [
-        "mke2fs",
-        "-q",
-        "-t",
-        "ext4",
-        "-L",
-        "bed",
-        "-d",
-        folder,
-        path,
-        f"{size >> 10}k",
-    ]
-    subprocess.run(command, check=True)
+    for file in files:
+        shutil.copy(file, folder)
+    size = sum(file.stat().st_size for file in files) + (16 << 20)
+    write_filesystem(path, "bed", folder, f"{size >> 10}k")
     shutil.rmtree(folder)

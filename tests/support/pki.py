@@ -66,9 +66,12 @@ class Pki:
         leaf = self._ca.issue_cert(
             "client", common_name=user, organization_name=group, not_after=not_after
         )
-        certificates = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
-        write_private(path, (certificates + leaf.private_key_pem.bytes()).decode())
-        return x509.load_pem_x509_certificate(certificates).serial_number
+        _write_leaf(path, leaf)
+        return x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+
+    def write_server(self, path: Path, names: Sequence[str]) -> None:
+        """Write a server's certificate and key into one file; it may be a client's as well."""
+        _write_leaf(path, self._ca.issue_cert(*names))
 
     def write_kubeconfig(self, path: Path, url: str, client_pem: Path) -> None:
         """Write a kubeconfig that names one file for both certificate and key."""
@@ -82,6 +85,11 @@ class Pki:
             ],
             user_name="default-auth",
         )
+
+
+def _write_leaf(path: Path, leaf: trustme.LeafCert) -> None:
+    certificates = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    write_private(path, (certificates + leaf.private_key_pem.bytes()).decode())
 
 
 def plain_kubeconfig(path: Path, url: str, node: str) -> None:
