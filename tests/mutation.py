@@ -29,8 +29,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import coverage
-
 from tests.support.places import PROGRAM, REPOSITORY, modules
 
 _SECONDS = 900
@@ -165,6 +163,9 @@ class Tests:
     """Which test files execute what, and the tests that prove nothing as they fail anyway."""
 
     def __init__(self, folder: Path) -> None:
+        # Not for those who import this module without it.
+        import coverage
+
         self._folder = folder
         rules = folder / "coverage.ini"
         rules.write_text(f"[run]\ndynamic_context = test_function\nsource = {PROGRAM.name}\n")
