@@ -70,8 +70,7 @@ def test_a_reboot_with_the_agent_before_kube_proxy(scene: Scene) -> None:
             assert not failures(attempts, client, version, up)
 
 
-# In a quick run, one boot has to do.
-@pytest.mark.quick
+@pytest.mark.quick("debian12")
 def test_a_power_cut_with_kube_proxy_before_the_agent(scene: Scene) -> None:
     with booting(scene, "ipvs-node-agent", _PROXY_IS_FIRST) as attempts:
         scene.machine.cut_power()
