@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import Chains
@@ -151,8 +152,10 @@ class Sampler:
         """The latest sums: those of a new look, where it takes no longer than `patience`."""
         with self._changed:
             if not (self._looking or self._stopped) and time.monotonic() >= self._next:
-                threading.Thread(target=self._look, daemon=True).start()
-                self._looking = True
+                # Without room for a thread, the last sums are better than no page at all.
+                with suppress(RuntimeError):
+                    threading.Thread(target=self._look, daemon=True).start()
+                    self._looking = True
             self._changed.wait_for(lambda: not self._looking or self._stopped, patience)
             return self._sums
 

@@ -295,7 +295,7 @@ class WebServer:
             self._after = None  # Or each would keep all before it.
         while not self._stopped.is_set():
             try:
-                listener = _listener(self.address)
+                self._server = self._made()
             except (OSError, UnicodeError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 if self._complaint.new(why):
@@ -307,13 +307,22 @@ class WebServer:
                     )
                 self._stopped.wait(_RETRY_SECONDS)
                 continue
-            self._server = BoundedServer(
-                listener, _request, self._answer, _REQUEST_SECONDS, _SECONDS, _WORKERS
-            )
             log.info("metrics and health are served at %s", self.address)
             if self._stopped.is_set():
                 self._server.stop()
             self._server.serve()
+
+    def _made(self) -> BoundedServer[_Request]:
+        """A server at the address. Raises OSError and UnicodeError."""
+        listener = _listener(self.address)
+        try:
+            return BoundedServer(
+                listener, _request, self._answer, _REQUEST_SECONDS, _SECONDS, _WORKERS
+            )
+        except OSError:
+            # Or the next try would find the address taken.
+            listener.close()
+            raise
 
     def _answer(self, request: _Request) -> bytes:
         page = self._page(request)

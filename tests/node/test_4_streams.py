@@ -42,7 +42,7 @@ def test_a_restart(scene: Scene) -> None:
     restarted(scene, RESTART)
 
 
-# On Debian 12 the next version is installed over this one in test_6_removal.py.
+# A quick run has time for one release.
 @pytest.mark.quick("debian13")
 def test_an_upgrade(scene: Scene) -> None:
     put_package(scene, "next")

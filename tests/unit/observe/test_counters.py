@@ -204,6 +204,19 @@ def test_nobody_looks_unless_asked_and_a_look_that_fails_leaves_the_last_sums(
         assert sampler.sums(5)[WEB_HOST].packets == packets
 
 
+def test_without_room_for_a_thread_the_last_sums_are_told(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sampler.sums(5)
+    with monkeypatch.context() as crowded:
+        crowded.setattr("ipvs_node_agent.observe.counters.threading.Thread", full)
+        assert sampler.sums(5)[WEB_HOST].packets == 1
+    assert sampler.sums(5)[WEB_HOST].packets == 2
+
+
 def test_who_asks_waits_no_longer_than_he_wants(sampler: Sampler, tables: Tables) -> None:
     sampler.sums(5)
     tables.release.clear()

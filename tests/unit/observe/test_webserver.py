@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import selectors
 import socket
 import subprocess
 import sys
@@ -294,6 +295,23 @@ def test_an_address_that_is_taken_is_said_once_and_tried_again(
         )
     eventually(lambda: f"metrics and health are served at {address}" in caplog.text)
     server.stop()
+
+
+def test_a_server_that_lacks_files_at_its_start_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webserver, "_RETRY_SECONDS", 0.02)
+    real, failures = selectors.DefaultSelector, [OSError(24, "Too many open files")]
+
+    def selector() -> object:
+        if failures:
+            raise failures.pop()
+        return real()
+
+    monkeypatch.setattr(selectors, "DefaultSelector", selector)
+    with serving() as here:
+        assert not failures
+        assert b" 200 " in here.ask(b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n")
 
 
 def test_a_server_takes_the_place_of_another_at_the_same_port(
