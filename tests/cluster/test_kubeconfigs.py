@@ -63,6 +63,11 @@ def token(node: Worker) -> dict[str, Any]:
     return kubeconfig(node, {"token": TOKENS[0]})
 
 
+def inline(node: Worker) -> dict[str, Any]:
+    pem = encoded(node.certificate.path.read_text())
+    return kubeconfig(node, {"client-certificate-data": pem, "client-key-data": pem})
+
+
 def plugin_with_token(node: Worker) -> dict[str, Any]:
     return by_plugin(node, token=TOKENS[0])
 
@@ -84,7 +89,7 @@ def ipv6_server(node: Worker) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "made",
-    [token, plugin_with_token, plugin_with_certificate, ipv6_server],
+    [token, inline, plugin_with_token, plugin_with_certificate, ipv6_server],
     ids=lambda made: made.__name__,
 )
 def test_it_works_and_no_secret_is_said(

@@ -57,6 +57,7 @@ def test_pod_and_host_reach_the_service_and_outsiders_are_left_alone(
     expect(wired, NOTHING, NOTHING)
 
 
+@pytest.mark.once("debian13", "oldest")
 def test_connections_that_exist_outlive_the_agent_and_its_rules(
     wired: Topology, bed: Bed, family: Family
 ) -> None:

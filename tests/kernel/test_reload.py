@@ -72,6 +72,7 @@ def test_several_pod_cidrs_and_an_override_of_the_nodes(wired: Topology, wired_b
     expect(wired, "pod neighbour second host")
 
 
+@pytest.mark.once("debian13", "oldest")
 def test_not_one_connection_fails_while_the_configuration_changes(
     wired: Topology, wired_bed: Bed
 ) -> None:

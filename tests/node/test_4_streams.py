@@ -42,8 +42,6 @@ def test_a_restart(scene: Scene) -> None:
     restarted(scene, RESTART)
 
 
-# A quick run has time for one release.
-@pytest.mark.quick("debian13")
 def test_an_upgrade(scene: Scene) -> None:
     put_package(scene, "next")
     version = "ipvs-node-agent --version; dpkg -s ipvs-node-agent | grep Version"

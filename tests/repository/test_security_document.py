@@ -14,6 +14,10 @@ def test_every_test_and_every_file_that_it_names_exists() -> None:
     tests = re.findall(r"`(test_\w+)`", TEXT)
     assert len(tests) > 20
     assert not [name for name in tests if f"def {name}(" not in code]
+    # A test stands in the file that is named before it.
+    for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", TEXT):
+        there = (TESTS / file).read_text(encoding="utf-8")
+        assert not [name for name in re.findall(r"\w+", names) if f"def {name}(" not in there]
     named = set(re.findall(r"`([\w./-]+\.(?:py|service|tmpfiles))`", TEXT))
     places = (REPOSITORY, TESTS, PROGRAM)
     assert not [name for name in named if not any((place / name).exists() for place in places)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ipvs_node_agent.check import gather_cluster
 from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.config.settings import Config
@@ -58,6 +60,17 @@ def test_a_server_that_is_away_is_asked_once(server: ApiServer, tmp_path: Path) 
     found = gathered(tmp_path)
     assert found.unreachable is not None
     assert (found.node, found.services, found.refused) == (None, None, ())
+
+
+def test_a_server_that_hangs_keeps_nobody_waiting(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather_cluster, "_TIMEOUT", 0.3)
+    server.hang()
+    started = time.monotonic()
+    found = gathered(tmp_path)
+    assert time.monotonic() - started < 5
+    assert found.unreachable is not None
 
 
 @pytest.mark.parametrize("resource", ["nodes", "services"])
