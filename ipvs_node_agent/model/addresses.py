@@ -65,6 +65,12 @@ def parse_address(text: str) -> Address:
         raise ValueError("is no IP address") from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("is an IPv4-mapped IPv6 address; write it as IPv4")
+    return address_of(address.packed)
+
+
+def address_of(packed: bytes) -> Address:
+    """The address in the 4 or 16 bytes that the kernel writes it in. Raises ValueError."""
+    address = ipaddress.ip_address(packed)
     return address if isinstance(address, ipaddress.IPv4Address) else _Address6(int(address))
 
 
@@ -121,6 +127,11 @@ def of_family(networks: Iterable[Network], family: Family) -> tuple[Network, ...
 def contains(network: Network, address: Address) -> bool:
     """Whether `address` is inside `network`; an address of the other family never is."""
     return network.version == address.version and address in network
+
+
+def is_within(inner: Network, outer: Network) -> bool:
+    """Whether all of `inner` is inside `outer`."""
+    return contains(outer, inner.network_address) and inner.prefixlen >= outer.prefixlen
 
 
 def intersection(left: Iterable[Network], right: Iterable[Network]) -> tuple[Network, ...]:

@@ -1,0 +1,217 @@
+"""This node's interfaces, as the kernel tells of them: their addresses, and who is routed to them.
+
+`Links` is told of each change (rtnetlink(7)) and asks for everything once, at the start, and where
+it was told too much at once to keep up. Nothing is polled.
+
+kube-proxy binds every ClusterIP and external IP to its own interface, kube-ipvs0: these are no
+addresses at which the host would be reached without it, and are left out, as link-local ones are.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import select
+import socket
+import struct
+from typing import Callable, NamedTuple, TypeVar
+
+from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.host import netlink
+from ipvs_node_agent.host.netlink import Lost, Message
+from ipvs_node_agent.model.addresses import Address, Network, address_of
+
+T = TypeVar("T")
+
+_NETLINK_ROUTE = 0
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+# RTMGRP_LINK, and those of addresses and of routes in both families.
+_GROUPS = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
+_LINK, _ADDR, _ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=8BI")
+_IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL, _RTA_DST, _RTA_OIF = 3, 1, 2, 1, 4
+# What the kernel makes of an interface's own addresses.
+_TABLE_LOCAL, _PROTOCOL_KERNEL = 255, 2
+_RTN_UNICAST, _RTN_BLACKHOLE = 1, 6
+_NLM_F_REPLACE = 0x100
+_LENGTHS = {socket.AF_INET: 4, socket.AF_INET6: 16}
+# rtnetlink(7)'s RTPROT_BIRD, and the one that Calico takes for what it routes itself.
+BLOCK_PROTOCOLS = (12, 80)
+_PROXY_INTERFACE = "kube-ipvs0"
+# A burst of changes, as a pod that starts makes one, is one piece of news.
+_TOGETHER = 0.05
+_ATTEMPTS = 5
+
+
+class Route(NamedTuple):
+    """A route to `destination` by an interface, which a blackhole has not; `protocol` made it."""
+
+    destination: Network
+    interface: str
+    protocol: int
+    is_blackhole: bool
+
+
+class Links(NamedTuple):
+    """The names of the interfaces, the addresses on them and the routes to other hosts."""
+
+    names: frozenset[str] = frozenset()
+    addresses: frozenset[tuple[str, Address]] = frozenset()
+    routes: frozenset[Route] = frozenset()
+
+
+class Interfaces:
+    """What the kernel has told so far; not safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._addresses: set[tuple[int, Address]] = set()
+        # With the number of its interface, and its table, which tells apart what else is equal.
+        self._routes: set[tuple[Route, int, int]] = set()
+
+    @property
+    def links(self) -> Links:
+        """All of it, as a value."""
+        return Links(
+            names=frozenset(self._names.values()),
+            addresses=frozenset((self._names.get(at, ""), what) for at, what in self._addresses),
+            routes=frozenset(
+                route._replace(interface=self._names.get(at, "")) for route, at, _ in self._routes
+            ),
+        )
+
+    def take(self, message: Message) -> bool:
+        """Takes note of `message`; whether it was news. Raises Lost where it cannot be followed."""
+        for read, (new, gone) in (
+            (self._link, (_NEWLINK, _DELLINK)),
+            (self._address, (_NEWADDR, _DELADDR)),
+            (self._route, (_NEWROUTE, _DELROUTE)),
+        ):
+            if message.kind in (new, gone):
+                return read(message, message.kind == new)
+        return False
+
+    def _link(self, message: Message, is_there: bool) -> bool:
+        _, _, index, _, _ = _LINK.unpack_from(message.body)
+        before = self._names.get(index)
+        if is_there:
+            name = netlink.attributes(message.body[_LINK.size :]).get(_IFLA_IFNAME, b"")
+            self._names[index] = name.rstrip(b"\0").decode("utf-8", "replace")
+        else:
+            # The bridge that a port leaves tells so in the same words, and the port is still there.
+            family = message.body[0]
+            if family != socket.AF_UNSPEC:
+                return False
+            self._names.pop(index, None)
+            self._addresses = {each for each in self._addresses if each[0] != index}
+            self._routes = {each for each in self._routes if each[1] != index}
+        return self._names.get(index) != before
+
+    def _address(self, message: Message, is_there: bool) -> bool:
+        family, _, _, _, index = _ADDR.unpack_from(message.body)
+        if family not in _LENGTHS or self._names.get(index) == _PROXY_INTERFACE:
+            return False
+        found = netlink.attributes(message.body[_ADDR.size :])
+        # Of a point-to-point interface, the other one is the peer's.
+        packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, b""))
+        if len(packed) != _LENGTHS[family]:
+            raise Lost
+        address = address_of(packed)
+        return not address.is_link_local and _noted(self._addresses, (index, address), is_there)
+
+    def _route(self, message: Message, is_there: bool) -> bool:
+        family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(message.body)
+        is_own = table == _TABLE_LOCAL or protocol == _PROTOCOL_KERNEL
+        if family not in _LENGTHS or is_own or not length:
+            return False
+        bits = 8 * _LENGTHS[family]
+        is_blackhole = kind == _RTN_BLACKHOLE
+        is_pods = kind == _RTN_UNICAST and length == bits
+        if not (is_blackhole or is_pods or protocol in BLOCK_PROTOCOLS):
+            return False
+        found = netlink.attributes(message.body[_ROUTE.size :])
+        packed = found.get(_RTA_DST, b"")
+        if len(packed) != _LENGTHS[family]:
+            raise Lost
+        (index,) = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))
+        route = Route(ipaddress.ip_network((packed, length)), "", protocol, is_blackhole)
+        before = set(self._routes)
+        if is_there and message.flags & _NLM_F_REPLACE:
+            # Nobody tells of the one that it takes the place of.
+            self._routes = {
+                known
+                for known in self._routes
+                if (known[0].destination, known[2]) != (route.destination, table)
+            }
+        _noted(self._routes, (route, index, table), is_there)
+        return self._routes != before
+
+
+def _noted(known: set[T], item: T, is_there: bool) -> bool:
+    """Whether `known` had to change so that `item` is there, or is not."""
+    if (item in known) == is_there:
+        return False
+    (known.add if is_there else known.discard)(item)
+    return True
+
+
+class LinkFollower:
+    """Tells how the interfaces are, and tells anew after each change."""
+
+    def __init__(self, tell: Callable[[Links], None]) -> None:
+        self._tell = tell
+        self._stopping, self._stop = socket.socketpair()
+
+    def run(self) -> None:
+        """Tells until `stop`. Raises OSError where the kernel tells nothing at all."""
+        backoff = Backoff()
+        while not _is_readable(self._stopping, 0.0):
+            with netlink.connect(_NETLINK_ROUTE, _GROUPS) as heard:
+                try:
+                    self._follow(heard)
+                    return
+                except Lost:
+                    pass  # All of it is asked for again.
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+            _is_readable(self._stopping, backoff.next())
+
+    def stop(self) -> None:
+        """Has `run` end."""
+        self._stop.close()
+
+    def _follow(self, heard: socket.socket) -> None:
+        known = _all()
+        self._tell(known.links)
+        while self._stopping not in select.select([heard, self._stopping], [], [])[0]:
+            news = False
+            while _is_readable(heard, _TOGETHER if news else 0.0):
+                for message in netlink.receive(heard):
+                    news |= known.take(message)
+            if news:
+                self._tell(known.links)
+
+
+def _is_readable(source: socket.socket, seconds: float) -> bool:
+    """Whether something comes within so many seconds, or the other end is closed."""
+    return bool(select.select([source], [], [], seconds)[0])
+
+
+def ask() -> Links:
+    """How the interfaces are now. Raises OSError."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return _all().links
+        except Lost:
+            pass  # They changed meanwhile.
+    raise OSError(errno.EAGAIN, "the interfaces of this node change all the time")
+
+
+def _all() -> Interfaces:
+    known = Interfaces()
+    for kind, size in ((_GETLINK, _LINK.size), (_GETADDR, _ADDR.size), (_GETROUTE, _ROUTE.size)):
+        for message in netlink.dump(_NETLINK_ROUTE, kind, bytes(size)):
+            known.take(message)
+    return known

@@ -1,0 +1,171 @@
+"""The addresses and routes of a node, as a real kernel tells of them while they change."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+
+from ipvs_node_agent.host.links import LinkFollower, Links, Route
+from ipvs_node_agent.model.addresses import parse_address, parse_network
+from tests.support.netns import Namespace
+from tests.support.sockets import enter_netns
+
+pytestmark = [pytest.mark.kernel, pytest.mark.once]
+
+
+class Told:
+    """What `follow` tells in a namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._queue: queue.Queue[Links] = queue.Queue()
+        self._namespace, self.listening = namespace, threading.Lock()
+        self._follower = LinkFollower(self._take)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+        self.links = self._queue.get(timeout=10)
+
+    def _follow(self) -> None:
+        enter_netns(f"/run/netns/{self._namespace.name}")
+        self._follower.run()
+
+    def _take(self, links: Links) -> None:
+        with self.listening:
+            self._queue.put(links)
+
+    def stop(self) -> None:
+        self._follower.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def addresses(self) -> set[tuple[str, str]]:
+        return {(name, str(address)) for name, address in self.links.addresses}
+
+    def next(self) -> None:
+        """Waits for the next news."""
+        self.links = self._queue.get(timeout=10)
+
+    def quiet(self) -> bool:
+        """Whether nothing was told that has not been asked for."""
+        return self._queue.empty()
+
+
+@pytest.fixture
+def node(namespace: Namespace) -> Namespace:
+    for name in ("eth0", "kube-ipvs0", "cali1"):
+        namespace.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"peer-{name[:4]}")
+        namespace.run("ip", "link", "set", f"peer-{name[:4]}", "up")
+        namespace.run("ip", "link", "set", name, "up")
+    namespace.run("ip", "link", "set", "lo", "up")
+    namespace.add_address("eth0", "192.0.2.1/24", "2001:db8::1/64")
+    return namespace
+
+
+HERE = {("lo", "127.0.0.1"), ("lo", "::1"), ("eth0", "192.0.2.1"), ("eth0", "2001:db8::1")}
+
+
+def test_what_is_there_at_the_start_is_told(node: Namespace) -> None:
+    node.add_address("kube-ipvs0", "10.19.0.1/32", "fd00:19::1/128")
+    told = Told(node)
+    assert told.addresses() == HERE
+    told.stop()
+
+
+@pytest.mark.parametrize("vip", ["192.0.2.77/32", "2001:db8::77/128"])
+def test_an_address_that_comes_and_goes_is_told(node: Namespace, vip: str) -> None:
+    told = Told(node)
+    for action, more in (("add", {("eth0", vip.partition("/")[0])}), ("delete", set())):
+        node.run("ip", "address", action, vip, "dev", "eth0")
+        told.next()
+        assert told.addresses() == HERE | more
+
+
+def test_what_kube_proxy_binds_is_nobodys_news(node: Namespace) -> None:
+    told = Told(node)
+    for number in range(1, 51):
+        node.add_address("kube-ipvs0", f"10.19.0.{number}/32", f"fd00:19::{number:x}/128")
+    node.add_address("eth0", "192.0.2.2/24")
+    told.next()
+    assert told.addresses() == HERE | {("eth0", "192.0.2.2")}
+    assert told.quiet()
+
+
+def test_an_interface_that_goes_takes_its_addresses_along(node: Namespace) -> None:
+    told = Told(node)
+    node.run("ip", "link", "delete", "eth0")
+    told.next()
+    assert told.addresses() == {("lo", "127.0.0.1"), ("lo", "::1")}
+    assert told.links.names == {"lo", "kube-ipvs0", "cali1", "peer-kube", "peer-cali"}
+
+
+def test_a_port_that_leaves_its_bridge_is_still_there(node: Namespace) -> None:
+    node.run("ip", "link", "add", "cni0", "type", "bridge")
+    node.run("ip", "link", "set", "cali1", "master", "cni0")
+    told = Told(node)
+    node.run("ip", "link", "set", "cali1", "nomaster")
+    node.add_address("cali1", "192.0.2.3/32")
+    told.next()
+    assert ("cali1", "192.0.2.3") in told.addresses()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "route"),
+    [
+        (
+            "10.233.90.5 dev cali1 scope link",
+            Route(parse_network("10.233.90.5/32"), "cali1", 3, is_blackhole=False),
+        ),
+        (
+            "fd00:233::5 dev cali1 proto 80",
+            Route(parse_network("fd00:233::5/128"), "cali1", 80, is_blackhole=False),
+        ),
+        (
+            "blackhole 10.233.90.0/26 proto 80",
+            Route(parse_network("10.233.90.0/26"), "", 80, is_blackhole=True),
+        ),
+        (
+            "10.233.91.0/26 via 192.0.2.9 proto bird",
+            Route(parse_network("10.233.91.0/26"), "eth0", 12, is_blackhole=False),
+        ),
+    ],
+)
+def test_routes_to_pods_and_of_their_blocks_are_told(
+    node: Namespace, arguments: str, route: Route
+) -> None:
+    told = Told(node)
+    assert told.links.routes == set()
+    node.run("ip", *(["-6"] if ":" in arguments else []), "route", "add", *arguments.split())
+    told.next()
+    assert told.links.routes == {route}
+    node.run("ip", *(["-6"] if ":" in arguments else []), "route", "delete", *arguments.split())
+    told.next()
+    assert told.links.routes == set()
+
+
+def test_a_route_that_is_replaced_is_one(node: Namespace) -> None:
+    node.run("ip", "route", "add", "10.233.90.5", "dev", "eth0", "scope", "link")
+    told = Told(node)
+    node.run("ip", "route", "replace", "10.233.90.5", "dev", "cali1", "scope", "link")
+    told.next()
+    assert [route.interface for route in told.links.routes] == ["cali1"]
+
+
+def test_routes_of_others_are_nobodys_news(node: Namespace) -> None:
+    told = Told(node)
+    node.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.9")
+    node.add_address("eth0", "192.0.2.2/24")
+    told.next()
+    assert told.links.routes == set()
+    assert parse_address("192.0.2.2") in {address for _, address in told.links.addresses}
+
+
+def test_what_could_not_be_told_is_asked_for(node: Namespace) -> None:
+    told = Told(node)
+    batch = "".join(f"address add 10.0.{n // 250}.{n % 250}/32 dev eth0\n" for n in range(2000))
+    with told.listening:
+        # The one that is not listened to, and so many that they are dropped.
+        node.add_address("eth0", "192.0.2.2/24")
+        node.run("ip", "-batch", "-", stdin=batch)
+    while len(told.addresses()) < 2001 + len(HERE):
+        told.next()
