@@ -51,6 +51,8 @@ class ClusterFacts:
     node_name: str = ""
     node: Node | None = None
     services: Mapping[str, Service] | None = None
+    # One of another installer's, where the configured one is not there.
+    other_kubeconfig: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ipvs_node_agent.apiserver.resources import Resource, host_name, list_all, n
 from ipvs_node_agent.check.facts import ClusterFacts, Validity
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.kubeconfig import installers
 from ipvs_node_agent.model.events import NODES, SERVICES
 
 # Somebody is waiting for it.
@@ -25,7 +26,8 @@ def look_at_cluster(config: Config) -> ClusterFacts:
     try:
         credentials = api.credentials()
     except AgentError as error:
-        return ClusterFacts(error=error, node_name=config.node_name or host_name())
+        name, other = config.node_name or host_name(), installers.elsewhere()
+        return ClusterFacts(error=error, node_name=name, other_kubeconfig=other)
     listed: dict[str, tuple[Any, ...]] = {}
     refused: list[AgentError] = []
     unreachable: AgentError | None = None

@@ -56,7 +56,9 @@ def credentials(facts: Facts) -> Iterator[Finding]:
         if isinstance(cluster.error, MissingError):
             # The error's own hint is a question, for a node that has not joined yet.
             text = f"{cluster.error.what}: {cluster.error.why}"
+            other = cluster.other_kubeconfig
             mend = f"kubeadm join, or kubeconfig: FILE in {facts.configuration.path}"
+            mend = f"kubeconfig: {other} in {facts.configuration.path}" if other else mend
             yield Finding(FAIL, "credentials", text, mend)
         else:
             yield failed("credentials", cluster.error, _new_credentials(facts))

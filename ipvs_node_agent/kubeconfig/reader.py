@@ -28,7 +28,7 @@ from ipvs_node_agent.config.regularfile import Unfit
 from ipvs_node_agent.errors import RefusedError, one_line
 from ipvs_node_agent.host import isolated
 from ipvs_node_agent.host.isolated import Child
-from ipvs_node_agent.kubeconfig import urls
+from ipvs_node_agent.kubeconfig import installers, urls
 from ipvs_node_agent.kubeconfig.contents import (
     Fingerprint,
     content,
@@ -182,8 +182,10 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         denied = isinstance(error, PermissionError)
-        hint = "run it as root" if denied else "is this node's kubelet set up?"
         missing = isinstance(error, FileNotFoundError)
+        other = installers.elsewhere() if missing else ""
+        hint = f"set kubeconfig: {other}" if other else "is this node's kubelet set up?"
+        hint = "run it as root" if denied else hint
         raise refused(path, error.strerror or str(error), hint, missing) from None
     except Unfit as error:
         raise refused(path, error.why, error.hint, error.missing) from None
