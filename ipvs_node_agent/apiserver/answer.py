@@ -7,6 +7,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from ipvs_node_agent.model.addresses import Address, parse_address
+
 _CHUNK = 64 << 10
 
 
@@ -15,13 +17,17 @@ class Superseded(Exception):
 
 
 class Answer:
-    """A response of urllib3's that has begun, of a pool of `kubeconfig.connections`."""
+    """A response of urllib3's that has begun, of a pool of `kubeconfig.connections`.
+
+    `peer` is the address and port that it came from, None where nobody knows.
+    """
 
     def __init__(self, response: Any) -> None:
         self._response = response
         # The same in all versions of urllib3, and the only way to read what is there (1.26).
         self._body: Any = response._original_response
         self.ended = False
+        self.peer = _peer(response)
 
     def pieces(self) -> Iterator[bytes]:
         """The body's bytes, as they come. Raises Superseded after `end`, OSError, HTTPException."""
@@ -57,3 +63,11 @@ class Answer:
     def close(self) -> None:
         """Gives the connection up, unless the body was read to its end."""
         self._response.close()
+
+
+def _peer(response: Any) -> tuple[Address, int] | None:
+    try:
+        host, port = response._connection.sock.getpeername()[:2]
+        return parse_address(host), port
+    except (AttributeError, OSError, ValueError, TypeError):
+        return None

@@ -23,6 +23,7 @@ from ipvs_node_agent.errors import AgentError, RefusedError, one_line
 from ipvs_node_agent.kubeconfig.contents import fingerprint
 from ipvs_node_agent.kubeconfig.credentials import Credentials, load_credentials
 from ipvs_node_agent.kubeconfig.reader import Reader
+from ipvs_node_agent.model.addresses import Address
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ _LOOK_TIMEOUT = 2.0
 _MAX_STATUS_BYTES = 64 << 10
 # A server may ask for a pause, but not for hours of silence.
 _MAX_RETRY_AFTER = 60.0
+_PEERS = 16
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
@@ -57,6 +59,8 @@ class Api:
         # Credentials are read again at every rotation.
         self._warning = Once()
         self._open: set[Answer] = set()
+        # The last ends of connections, in the order in which they were last seen.
+        self._peers: dict[tuple[Address, int], None] = {}
         # Counts the times that everything under way was ended.
         self._ended = 0
 
@@ -169,6 +173,9 @@ class Api:
             raise ApiError(what, f"cannot be reached: {why}", _way_hint(why)) from None
         answer = Answer(response)
         with self._lock:
+            if answer.peer is not None:
+                self._peers.pop(answer.peer, None)
+                self._peers[answer.peer] = None
             self._open.add(answer)
             superseded = self._ended != ended
         try:
@@ -191,6 +198,12 @@ class Api:
                 self._open.discard(answer)
             # Half-read, it must not serve another request with older credentials.
             answer.close()
+
+    @property
+    def peers(self) -> list[tuple[Address, int]]:
+        """The addresses and ports that the last connections led to."""
+        with self._lock:
+            return list(self._peers)[-_PEERS:]
 
     def answers(self) -> bool:
         """Whether anybody takes connections where the requests go to; it is not asked anything."""

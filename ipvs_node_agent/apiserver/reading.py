@@ -23,6 +23,8 @@ IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
 FOREIGN_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+# In the order in which kube-proxy looks for the node's own (GetNodeHostIPs).
+_ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 # A timestamp sorts as text only in the one form that the API server writes.
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -71,15 +73,19 @@ def read_service(raw: Any) -> Service:
     labels, annotations = child(metadata, "labels"), child(metadata, "annotations")
     skipped = any(label in labels for label in FOREIGN_LABELS)
     skipped = skipped or annotations.get(IGNORE_ANNOTATION) == "true"
+    served, proxied = _ingress_ips(reader, raw) if balanced else ((), ())
+    ranges, bad_ranges = _source_ranges(reader, spec) if balanced else ((), False)
     return Service(
         key=key,
         created=created,
         cluster_ips=_cluster_ips(reader, spec),
-        load_balancer_ips=_ingress_ips(reader, raw) if balanced else (),
+        load_balancer_ips=served,
+        proxied_ips=proxied,
         external_ips=reader.each(spec.get("externalIPs"), "spec.externalIPs", _as_address),
         ports=reader.each(spec.get("ports"), "spec.ports", _as_port),
         local_policy=spec.get("externalTrafficPolicy") == "Local",
-        source_ranges=_source_ranges(reader, spec) if balanced else None,
+        source_ranges=ranges,
+        bad_source_ranges=bad_ranges,
         skipped=skipped,
         problems=() if skipped else tuple(reader.problems),
     )
@@ -93,8 +99,9 @@ def read_node(raw: Any) -> Node:
     cidrs = reader.each(spec.get("podCIDRs"), "spec.podCIDRs", _as_pod_cidr)
     if not cidrs and spec.get("podCIDR"):
         cidrs = reader.each([spec["podCIDR"]], "spec.podCIDR", _as_pod_cidr)
-    found = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
-    addresses = tuple(address for address in found if address is not None)
+    listed = reader.each(status.get("addresses"), "status.addresses", _as_node_address)
+    by_type = sorted(filter(None, listed), key=lambda each: _ADDRESS_TYPES.index(each[0]))
+    addresses = tuple(dict.fromkeys(address for _, address in by_type))
     return Node(name, cidrs, addresses, tuple(reader.problems))
 
 
@@ -104,8 +111,10 @@ class _Reader:
     def __init__(self, key: str) -> None:
         self.key = key
         self.problems: list[Problem] = []
+        self.unreadable = 0
 
     def problem(self, text: str) -> None:
+        self.unreadable += 1
         # A Service with a thousand bad fields is said to be bad a few times, not a thousand.
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(Problem(self.key, "Unreadable", one_line(text)))
@@ -188,11 +197,11 @@ def _as_port(value: Any) -> Port:
     return Port(_PROTOCOLS[protocol], number)
 
 
-def _as_node_address(value: Any) -> Address | None:
-    """The IP of an entry of status.addresses; None for a host name, which is no problem."""
-    if not isinstance(value, dict) or value.get("type") not in ("InternalIP", "ExternalIP"):
+def _as_node_address(value: Any) -> tuple[str, Address] | None:
+    """The type and IP of an entry of status.addresses; None for one that has no IP."""
+    if not isinstance(value, dict) or value.get("type") not in _ADDRESS_TYPES:
         return None
-    return _as_address(value.get("address"))
+    return value["type"], _as_address(value.get("address"))
 
 
 def _cluster_ips(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Address, ...]:
@@ -206,27 +215,33 @@ def _cluster_ips(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Address, ...
     return tuple(by_version[version] for version in sorted(by_version))
 
 
-def _ingress_ips(reader: _Reader, raw: Any) -> tuple[Address, ...]:
+def _ingress_ips(reader: _Reader, raw: Any) -> tuple[tuple[Address, ...], tuple[Address, ...]]:
+    """The IPs that kube-proxy serves, and those that are a proxy's (KEP-1860) and nothing else."""
     balancer = child(child(raw, "status"), "loadBalancer")
-    found = reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
-    return tuple(address for address in found if address is not None)
+    points = reader.each(balancer.get("ingress"), "status.loadBalancer.ingress", _as_ingress_ip)
+    found = [point for point in points if point is not None]
+    if points and not found:
+        text = "status.loadBalancer.ingress has host names alone"
+        reader.problems.append(Problem(reader.key, "NoAddress", text))
+    served = dict.fromkeys(each[1] for each in found if each[0])
+    proxied = dict.fromkeys(each[1] for each in found if not each[0])
+    return tuple(served), tuple(address for address in proxied if address not in served)
 
 
-def _as_ingress_ip(value: Any) -> Address | None:
-    """The IP of an ingress point; None where it has only a hostname, or is a proxy (KEP-1860)."""
+def _as_ingress_ip(value: Any) -> tuple[bool, Address] | None:
+    """Whether kube-proxy serves an ingress point, and its IP; None for a hostname alone."""
     if not isinstance(value, dict):
         raise ValueError(f"is {shown(value)}, wanted a mapping")
-    if value.get("ipMode") not in (None, "VIP") or value.get("ip") in (None, ""):
+    if value.get("ip") in (None, ""):
         return None
-    return _as_address(value["ip"])
+    return value.get("ipMode") in (None, "VIP"), _as_address(value["ip"])
 
 
-def _source_ranges(reader: _Reader, spec: Mapping[str, Any]) -> tuple[Network, ...] | None:
-    """The ranges that can be read; one that cannot leaves fewer clients in, not all of them."""
-    values = spec.get("loadBalancerSourceRanges")
-    if values is None or values == []:
-        return None
+def _source_ranges(reader: _Reader, spec: Mapping[str, Any]) -> tuple[tuple[Network, ...], bool]:
+    """The ranges that can be read, and whether there are others, which let nobody in."""
+    values, before = spec.get("loadBalancerSourceRanges"), reader.unreadable
     # The API server lets white space around a range pass, and kube-proxy trims it.
     if isinstance(values, list):
         values = [value.strip() if isinstance(value, str) else value for value in values]
-    return reader.each(values, "spec.loadBalancerSourceRanges", _as_network)
+    found = reader.each(values, "spec.loadBalancerSourceRanges", _as_network)
+    return found, reader.unreadable > before

@@ -11,7 +11,7 @@ from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import Address, Family
-from ipvs_node_agent.model.objects import Node, Service
+from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Change, Found
 
 
@@ -130,10 +130,13 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything. `changes` is what `run` would change now, by command; None: nobody can tell."""
+    """Everything. `seen` is what rules depend on, and `changes` what `run` would change now, by
+    command; None where nobody can tell.
+    """
 
     configuration: ConfigFacts
     cluster: ClusterFacts
     host: HostFacts
     now: float
     changes: tuple[tuple[str, Change], ...] | None = None
+    seen: Snapshot | None = None

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ipvs_node_agent.check.facts import HostFacts, KubeProxy, Listener, TableFacts, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host.kubeproxy import page, proxy_mode
+from ipvs_node_agent.host import links, pods
+from ipvs_node_agent.host.kubeproxy import page
 from ipvs_node_agent.host.procfs import (
     agent_processes,
     listener_on,
@@ -26,14 +27,9 @@ from ipvs_node_agent.host.rundir import directory, own_names
 from ipvs_node_agent.iptables.backends import Kernel, detect_backend, installed
 from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.proxymode import nft_tables, proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, may_read
-from ipvs_node_agent.model.addresses import (
-    FAMILIES,
-    Address,
-    parse_address,
-    parse_host_port,
-    reached_at,
-)
+from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_host_port, reached_at
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import parse_save
 
@@ -60,7 +56,7 @@ def look_at_host(config: Config) -> HostFacts:
         kubelet_backend=_kubelet_backend(launcher) if may_program else None,
         backend=kernel.backend,
         tables=tuple(_tables(launcher, config, names)) if may_program else (),
-        proxy=_proxy(),
+        proxy=_proxy(launcher),
         holder=lock_holder(directory() / "lock"),
         agents=tuple(agent_processes()),
         units=_units(),
@@ -113,11 +109,11 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
             yield TableFacts(family, backend, parse_save(text, owns), first, bool(masquerading))
 
 
-def _proxy() -> KubeProxy:
+def _proxy(launcher: Launcher) -> KubeProxy:
     return KubeProxy(
-        answer=proxy_mode(),
+        answer=proxy_mode(launcher).mode,
         device=os.path.exists("/proc/sys/net/ipv4/conf/kube-ipvs0"),
-        nftables=bool(re.search(r"^table \S+ kube-proxy$", _said("nft", "list", "tables"), re.M)),
+        nftables="kube-proxy" in nft_tables(),
         process=process_called("kube-proxy"),
     )
 
@@ -172,12 +168,10 @@ def _listener(address: str) -> Listener | None:
 
 
 def _pods() -> Iterator[Address]:
-    """Addresses with a route of their own to a device of a pod's; IPv4 only."""
-    for line in _text("/proc/net/route").splitlines()[1:]:
-        words = line.split()
-        if len(words) > 7 and words[7] == "FFFFFFFF" and words[0].startswith(_POD_DEVICES):
-            raw = int(words[1], 16).to_bytes(4, "little")
-            yield parse_address(socket.inet_ntoa(raw))
+    """Addresses with a route of their own to a device of a pod's."""
+    with suppress(OSError):
+        routed = pods.routed(links.ask())
+        yield from sorted((to for by, to in routed if by.startswith(_POD_DEVICES)), key=str)
 
 
 def _search(path: str, pattern: str) -> re.Match[str] | None:

@@ -136,6 +136,9 @@ def node(facts: Facts) -> Iterator[Finding]:
         yield Finding(FAIL, "Node", text, f"nodeName: one that kubectl get nodes shows, in {path}")
         return
     yield Finding(OK, "Node", cluster.node_name)
+    if facts.seen is not None and facts.seen.pod_interfaces:
+        yield Finding(OK, "pods", f"by interface: {_list(facts.seen.pod_interfaces)}")
+        return
     cidrs = policy.pod_cidrs(facts.configuration.config, cluster.node)
     if cidrs is None:
         text = f"Node {cluster.node_name} has none yet, and nothing is programmed until it has"
@@ -157,10 +160,8 @@ def external_ips(facts: Facts) -> Iterator[Finding]:
     cluster, config = facts.cluster, facts.configuration.config
     if cluster.node is None or cluster.services is None:
         return
-    cidrs = policy.pod_cidrs(config, cluster.node)
-    if cidrs is None:
-        return
-    snapshot = Snapshot(cluster.services, cluster.node)
+    cidrs = policy.pod_cidrs(config, cluster.node) or ()
+    snapshot = facts.seen or Snapshot(cluster.services, cluster.node)
     problems = [p for service in cluster.services.values() for p in service.problems]
     problems += [p for family in FAMILIES for p in plan(config, snapshot, family).problems]
     counted = [service for service in cluster.services.values() if not service.skipped]

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Facts, HostFacts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.check.gather_host import look_at_host
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.commands import output
-from ipvs_node_agent.commands.diff import changes_for
+from ipvs_node_agent.commands.diff import changes_for, looked_around
 from ipvs_node_agent.config.file import DEFAULT_PATH, load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError, one_line
@@ -53,8 +54,9 @@ def check(path: Path | None) -> list[Finding]:
     config = configuration.config
     cluster = look_at_cluster(config)
     host = look_at_host(config)
-    changes = _changes(config, cluster, host)
-    return judge(Facts(configuration, cluster, host, time.time(), changes))
+    seen = _seen(config, cluster)
+    changes = _changes(config, seen, host) if seen is not None else None
+    return judge(Facts(configuration, cluster, host, time.time(), changes, seen))
 
 
 def _configuration(path: Path | None) -> ConfigFacts:
@@ -68,14 +70,22 @@ def _configuration(path: Path | None) -> ConfigFacts:
         return ConfigFacts(shown, error=error)
 
 
+def _seen(config: Config, cluster: ClusterFacts) -> Snapshot | None:
+    if cluster.node is None or cluster.services is None:
+        return None
+    try:
+        api = Api(Path(config.kubeconfig))
+        return looked_around(api, config, Snapshot(cluster.services, cluster.node))
+    except AgentError:
+        return None
+
+
 def _changes(
-    config: Config, cluster: ClusterFacts, host: HostFacts
+    config: Config, seen: Snapshot, host: HostFacts
 ) -> tuple[tuple[str, Change], ...] | None:
-    if cluster.node is None or cluster.services is None or not host.may_program:
+    if not host.may_program or lacking(config, seen.node, seen.pod_interfaces):
         return None
-    if lacking(config, cluster.node):
-        return None
-    wanted = to_program(Snapshot(cluster.services, cluster.node), host.proxy.answer)
+    wanted = to_program(seen, host.proxy.answer)
     end = time.monotonic() + _PATIENCE
     try:
         while True:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
+from ipvs_node_agent.apiserver import leash
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.resources import list_all, node_name, resources
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.host.kubeproxy import proxy_mode
+from ipvs_node_agent.host import links, pods
 from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
+from ipvs_node_agent.iptables.proxymode import proxy_mode
 from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
-from ipvs_node_agent.rules.policy import lacking, to_program
+from ipvs_node_agent.rules.policy import lacking, pod_interfaces, to_program
+from ipvs_node_agent.sync.here import Here
 
 
 def main(options: argparse.Namespace) -> int:
@@ -55,16 +60,33 @@ def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
         why = f"knows no Node {node_name(api, config)}"
         raise RefusedError("API server", why, "set nodeName if it has another")
     services = {service.key: service for service in listed[SERVICES]}
-    return Snapshot(services, listed[NODES][0])
+    return looked_around(api, config, Snapshot(services, listed[NODES][0]))
+
+
+def looked_around(api: Api, config: Config, seen: Snapshot) -> Snapshot:
+    """The cluster as it was `seen`, with this node's network as it is. Raises RefusedError."""
+    try:
+        found = links.ask()
+    except OSError as error:
+        raise RefusedError("kernel", f"does not tell this node's addresses: {error}") from None
+    addresses = frozenset(address for _, address in found.addresses)
+    networks = pods.networks(found, pods.plugins())
+    here = Here(addresses=addresses).with_pod_networks(networks)
+    here = here.with_routes(pods.routed(found), pods.blocks(found))
+    here = here.with_api_servers(*leash.look(api))
+    interfaces = pod_interfaces(config, seen.node, here.pod_networks)
+    return replace(seen, network=here.network(interfaces), pod_interfaces=interfaces)
 
 
 def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:
     """What `run` would change now, in each family by its command. Raises RefusedError."""
     seen = snapshot(config, note)
-    lacks = lacking(config, seen.node)
+    lacks = lacking(config, seen.node, seen.pod_interfaces)
     if lacks:
         raise RefusedError("diff", f"run would wait: {lacks}")
-    return changes_for(config, to_program(seen, proxy_mode()))
+    with closing(launch()) as launcher:
+        mode = proxy_mode(launcher).mode
+    return changes_for(config, to_program(seen, mode))
 
 
 def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:

@@ -16,33 +16,38 @@ import queue
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
+from ipvs_node_agent.apiserver.leash import Leash, Places
 from ipvs_node_agent.apiserver.resources import node_name, resources
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.host.kubeproxy import proxy_mode
+from ipvs_node_agent.host import pods
+from ipvs_node_agent.host.links import LinkFollower, Links
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.events import Event, Recovered
+from ipvs_node_agent.model.objects import PodNetwork
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import EventRecorder
 from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
 from ipvs_node_agent.sync.agent import Agent
+from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, Here
 from ipvs_node_agent.sync.state import Published, View
 
 log = logging.getLogger(__name__)
@@ -55,6 +60,8 @@ _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 _TAKING_SECONDS = 0.5
 # How often kube-proxy is asked for its mode.
 _PROXY_PERIOD = 10.0
+# How often, and how many times, where its word and its tables do not agree.
+_PROXY_SOON, _PROXY_DOUBTS = 1.0, 15
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
 
@@ -115,14 +122,25 @@ def _crash(error: BaseException) -> None:
 
 
 class _Following:
-    """Follows the API server with one set of credentials; the main thread calls `take`."""
+    """The threads that follow the API server with one set of credentials.
+
+    `take` takes what they tell, in the main thread, and `take_places` where they reach it.
+    """
 
     def __init__(
-        self, config: Config, put: _Put, take: Callable[[Event], None], recorder: EventRecorder
+        self,
+        config: Config,
+        put: _Put,
+        take: Callable[[Event], None],
+        take_places: Callable[[Places, bool], None],
+        recorder: EventRecorder,
     ) -> None:
         self.api = Api(Path(config.kubeconfig))
         self._config, self._put, self._take, self._recorder = config, put, take, recorder
         self._stopped = threading.Event()
+        self._leash = Leash(
+            self.api, lambda places, complete: put(partial(take_places, places, complete))
+        )
         self._followers = [
             Follower(self.api, resource, self._emit, self._stopped)
             for resource in resources(self.api, config)
@@ -132,7 +150,7 @@ class _Following:
         """Follows from now on, until `stop`."""
         name = partial(node_name, self.api, self._config)
         _start(partial(self._recorder.run, self.api, name, self._stopped), self._put)
-        for run in (self._refresh, *(one.run for one in self._followers)):
+        for run in (self._refresh, self._leash.run, *(one.run for one in self._followers)):
             _start(run, self._put)
 
     def _emit(self, event: Event) -> None:
@@ -143,6 +161,7 @@ class _Following:
         if isinstance(event, Recovered):
             # What keeps one resource away mostly keeps the other away too, and is over for both.
             self._hurry(but=event.resource)
+            self._leash.hurry()
 
     def _hurry(self, but: str = "") -> None:
         for follower in self._followers:
@@ -158,6 +177,7 @@ class _Following:
     def stop(self) -> None:
         """Lets the threads end; nothing of theirs arrives any more."""
         self._stopped.set()
+        self._leash.stop()
         self.api.close()
         self._hurry()
 
@@ -180,6 +200,7 @@ class _Loop:
         self._following = self._follow()
         self._launcher = launch(manager.alive)
         self._conntrack = Conntrack(launch)
+        self._links = LinkFollower(self._tell_links)
         self._clean_due = True
         self._ready = False
         self._backend_due = 0.0
@@ -193,7 +214,13 @@ class _Loop:
             self._manager.stopping()
         finally:
             self._stopped.set()
-            for one in (self._conntrack, self._following, self._monitoring, self._status_socket):
+            for one in (
+                self._conntrack,
+                self._links,
+                self._following,
+                self._monitoring,
+                self._status_socket,
+            ):
                 one.stop()
         self._manager.status("Stopped; the rules stay in place")
         log.info("stopped; the rules stay in place")
@@ -201,12 +228,16 @@ class _Loop:
     def _start(self) -> None:
         # First of all that takes time, as the list may take a second to arrive.
         self._following.start()
+        _start(self._follow_links, self._queue.put)
         _start(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
         _start(self._conntrack.run, self._queue.put)
         tables = self._kernel.programmers(self._monitoring.writes)
         meters = self._monitoring.meters
-        self._agent = Agent(self._config, tables, conntrack=self._conntrack, meter=meters)
+        here = Here(awaited=frozenset({ADDRESSES, API_SERVERS}))
+        self._agent = Agent(
+            self._config, tables, conntrack=self._conntrack, meter=meters, here=here
+        )
         self._backend_due = time.monotonic() + self._backend_period()
         # A SimpleQueue may be put to from a signal handler.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -217,19 +248,50 @@ class _Loop:
 
     def _follow(self) -> _Following:
         return _Following(
-            self._config, self._queue.put, lambda event: self._agent.take(event), self._recorder
+            self._config,
+            self._queue.put,
+            lambda event: self._agent.take(event),
+            self._take_places,
+            self._recorder,
         )
 
-    def _follow_proxy_mode(self) -> None:
-        mode, pause = None, 0.0
-        while not self._stopped.wait(pause):
-            pause, before = _PROXY_PERIOD, mode
-            mode = proxy_mode(before)
-            if mode != before:
-                self._queue.put(partial(self._take_proxy_mode, mode))
+    def _take_places(self, places: Places, complete: bool) -> None:
+        self._agent.take_here(lambda here, _: here.with_api_servers(places, complete))
 
-    def _take_proxy_mode(self, mode: str | None) -> None:
-        self._agent.take_proxy_mode(mode)
+    def _follow_links(self) -> None:
+        try:
+            self._links.run()
+        except OSError as error:
+            log.warning(
+                "going by the Node alone: the kernel does not tell its addresses: %s", error
+            )
+            self._tell_links(Links())
+
+    def _tell_links(self, found: Links) -> None:
+        # Read here, as the main thread waits for no file.
+        self._queue.put(partial(self._take_links, found, pods.networks(found, pods.plugins())))
+
+    def _take_links(self, found: Links, networks: frozenset[PodNetwork]) -> None:
+        def told(here: Here, now: float) -> Here:
+            addresses = frozenset(address for _, address in found.addresses)
+            here = here.with_addresses(addresses, now).with_pod_networks(networks)
+            return here.with_routes(pods.routed(found), pods.blocks(found))
+
+        self._agent.take_here(told)
+
+    def _follow_proxy_mode(self) -> None:
+        found, doubts, pause = ProxyMode(None), 0, 0.0
+        with closing(launch()) as launcher:
+            while not self._stopped.wait(pause):
+                before, found = found, proxy_mode(launcher, found.mode)
+                if found != before:
+                    self._queue.put(partial(self._take_proxy_mode, found))
+                # One who has just begun to move soon has all that tells of it.
+                doubts = doubts + 1 if found.doubt else 0
+                pause = _PROXY_SOON if 0 < doubts < _PROXY_DOUBTS else _PROXY_PERIOD
+
+    def _take_proxy_mode(self, found: ProxyMode) -> None:
+        self._agent.take_proxy_mode(found.mode, found.doubt)
 
     def _status(self) -> Report:
         """What `status` tells; asked by other threads, and answered by the main one."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,6 +86,18 @@ def _pod_cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
     return cidrs
 
 
+# An interface's name as plugins give them, or what it begins with; iptables(8), -i.
+_INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@-]*\+?")
+_MAX_INTERFACE = 15
+
+
+def _pod_interface(node: yaml.Node, at: str) -> str:
+    text = read.string(node, at)
+    if len(text) > _MAX_INTERFACE or not _INTERFACE.fullmatch(text):
+        raise read.wanted(node, at, "the name of an interface, or its beginning with a + behind it")
+    return text
+
+
 def _chain_name(kube_allowed: bool) -> read.Reader:
     def read_name(node: yaml.Node, at: str) -> str:
         text = read.string(node, at)
@@ -121,6 +134,7 @@ _KEYS: Mapping[str, read.Reader] = {
     "kubeconfig": read.path,
     "nodeName": read.or_null(_node_name),
     "podCIDRs": read.or_null(_pod_cidrs),
+    "podInterfaces": read.or_null(read.sequence(_pod_interface, "interfaces such as [cali+]")),
     "chains": read.section(
         Chains,
         prerouting=_chain_name(kube_allowed=False),

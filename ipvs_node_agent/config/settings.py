@@ -42,6 +42,7 @@ class Config:
     kubeconfig: str = "/etc/kubernetes/kubelet.conf"
     node_name: str | None = None
     pod_cidrs: tuple[Network, ...] | None = None
+    pod_interfaces: tuple[str, ...] | None = None
     chains: Chains = field(default_factory=Chains)
     masquerade: str = "All"
     services: ServiceOptions = field(default_factory=ServiceOptions)

@@ -165,11 +165,21 @@ def path(node: yaml.Node, at: str) -> str:
     return text
 
 
+def sequence(read: Reader, example: str) -> Reader:
+    """A list of what `read` reads, such as `example`."""
+
+    def read_all(node: yaml.Node, at: str) -> tuple[Any, ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise wanted(node, at, f"a list of {example}")
+        return tuple(read(item, f"{at}[{index}]") for index, item in enumerate(node.value))
+
+    return read_all
+
+
 def cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
     """A list of prefixes."""
-    if not isinstance(node, yaml.SequenceNode):
-        raise wanted(node, at, "a list of CIDRs such as [10.240.2.128/25]")
-    return tuple(_cidr(item, f"{at}[{index}]") for index, item in enumerate(node.value))
+    found: tuple[Network, ...] = sequence(_cidr, "CIDRs such as [10.240.2.128/25]")(node, at)
+    return found
 
 
 def _cidr(node: yaml.Node, at: str) -> Network:

@@ -15,30 +15,36 @@ from contextlib import contextmanager
 from typing import Any
 
 from ipvs_node_agent.backoff import seconds_left
-from ipvs_node_agent.host.procfs import user_at_the_far_end
+from ipvs_node_agent.host.procfs import addresses_listening_on, user_at_the_far_end
+from ipvs_node_agent.model.addresses import reached_at
 
-# kube-proxy's metricsBindAddress, by default.
-_ADDRESS = ("127.0.0.1", 10249)
+# The port of kube-proxy's metricsBindAddress, by default.
+_PORT = 10249
+_MODE = re.compile(r"[a-z]{1,20}")
 _SECONDS = 2.0
 _MOST_BYTES = 1 << 16
 
 
-def proxy_mode(known: str | None = None) -> str | None:
-    """kube-proxy's mode; `known`, the last one, as long as it does not tell.
+def answers() -> set[str]:
+    """What root's processes say kube-proxy's mode is, at every address where its port is served.
 
-    As long as it does not run, every account may answer in its place, and may go on answering when
-    it runs. So a new word counts from root alone, who has to have the other end of the connection
-    over which it came.
+    Its address is the node's on some nodes, or [::1]. As long as it does not run, every account may
+    answer in its place, and may go on answering when it runs. So a word counts from root alone, who
+    has to have the other end of the connection over which it came.
     """
+    hosts = {reached_at(host) for host in addresses_listening_on(_PORT, user=0)}
+    return {said for host in sorted(hosts) if (said := _mode_at(host))}
+
+
+def _mode_at(host: str) -> str:
+    """What root says there; empty where he says nothing."""
     try:
-        with _connection(_ADDRESS) as connection:
+        with _connection((host, _PORT)) as connection:
             ends = connection.getsockname(), connection.getpeername()
             said = connection.page("/proxyMode").strip()
-            if said == known or not re.fullmatch(r"[a-z]{1,20}", said):
-                return known
-            return said if user_at_the_far_end(*ends) == 0 else known
+            return said if _MODE.fullmatch(said) and user_at_the_far_end(*ends) == 0 else ""
     except OSError:
-        return known
+        return ""
 
 
 def page(address: tuple[str, int], path: str) -> str:

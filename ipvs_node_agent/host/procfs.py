@@ -126,6 +126,12 @@ def users_listening_on(host: str, port: int) -> set[int]:
     return {user for user, _ in _listening(host, port)}
 
 
+def addresses_listening_on(port: int, user: int) -> set[str]:
+    """The addresses at which that user's processes listen on a port."""
+    found = (one for one in _tcp_sockets(port) if one.state == _LISTENING)
+    return {str(one.here[0]) for one in found if one.user == user and one.here[1] == port}
+
+
 def user_at_the_far_end(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
     """The user, by number, of whoever on this node has the other end of a connection of ours.
 

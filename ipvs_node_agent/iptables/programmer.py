@@ -99,9 +99,9 @@ class Knowledge(NamedTuple):
         """What the table holds; None where that is not certain."""
         return None if self.how is How.UNCERTAIN else self.left
 
-    def read(self, found: Found) -> Knowledge:
+    def read(self, found: Found, wanted: Ruleset) -> Knowledge:
         """The table was read, and holds `found`."""
-        seen = () if self.left is None else drift(self.left, found)
+        seen = () if self.left is None else drift(self.left, found, wanted)
         return Knowledge(found, How.READ, tuple(dict.fromkeys((*self.drift, *seen))))
 
     def written(self, found: Found) -> Knowledge:
@@ -145,7 +145,10 @@ class Programmer:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
         self.resync()
         found = parse_save(self._table.save(), self._owns, expected.chains)
-        self._known = self._known.read(found)
+        # What those do who stand before us may be another thing tomorrow.
+        others = (one.chains for ahead in found.ahead.values() for one in ahead)
+        self._table.watch(frozenset().union(*others))
+        self._known = self._known.read(found, expected)
         return found
 
     def apply(self, wanted: Ruleset) -> Change:

@@ -6,6 +6,7 @@ import enum
 import logging
 import re
 import select
+from collections.abc import Collection
 from typing import Callable, Protocol
 
 from ipvs_node_agent.config.settings import IptablesOptions
@@ -53,6 +54,9 @@ class Table(Protocol):
         Asking costs next to nothing, and `closely` a little: then who is not told can look.
         """
 
+    def watch(self, chains: Collection[str]) -> None:
+        """Has others' `chains` count for `changed` as ours do, from the last `save` on."""
+
 
 class KernelTable:
     """The nat table of this network namespace, in one family, by one backend's commands.
@@ -74,6 +78,7 @@ class KernelTable:
         self._family, self._backend, self._owns, self._mark = family, backend, owns, mark
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
+        self._watched = frozenset[str]()
         self._lock_wait = options.lock_wait_seconds
         # Who tells of changes, of an nft table; and what was told since `save`.
         self._monitor: NftMonitor | None = None
@@ -183,7 +188,12 @@ class KernelTable:
             self._monitor, self._since = None, Since.CHANGED
 
     def _concerns(self, chain: str) -> bool:
-        return chain in BUILT_IN_CHAINS or self._owns(chain)
+        return chain in BUILT_IN_CHAINS or self._owns(chain) or chain in self._watched
+
+    def watch(self, chains: Collection[str]) -> None:
+        """See `Table`."""
+        # What was told since `save` has not been looked at yet.
+        self._watched = frozenset(chains)
 
     def close(self) -> None:
         """Waits for the last restore, and listens no more; another table takes its place."""

@@ -33,30 +33,60 @@ class Problem(NamedTuple):
 class Service(NamedTuple):
     """What the agent needs of a Service.
 
-    `load_balancer_ips` are those of `status.loadBalancer.ingress` that kube-proxy would serve;
-    `source_ranges` is None where the Service does not limit its clients. `skipped` says that
-    kube-proxy or the user wants the Service left alone: it then only guards its ClusterIPs.
+    `load_balancer_ips` are those of `status.loadBalancer.ingress` that kube-proxy would serve, and
+    `proxied_ips` those that it would not (KEP-1860). `skipped` says that kube-proxy or the user
+    wants the Service left alone: it then only guards its ClusterIPs and its ports. With
+    `bad_source_ranges`, some of those that limit its clients could not be read.
     """
 
     key: str
     created: str
     cluster_ips: tuple[Address, ...]
     load_balancer_ips: tuple[Address, ...]
+    proxied_ips: tuple[Address, ...]
     external_ips: tuple[Address, ...]
     ports: tuple[Port, ...]
     local_policy: bool
-    source_ranges: tuple[Network, ...] | None
+    source_ranges: tuple[Network, ...]
+    bad_source_ranges: bool
     skipped: bool
     problems: tuple[Problem, ...]
 
 
 class Node(NamedTuple):
-    """What the agent needs of its Node."""
+    """What the agent needs of its Node; its internal addresses come before its external ones."""
 
     name: str
     pod_cidrs: tuple[Network, ...]
     addresses: tuple[Address, ...]
     problems: tuple[Problem, ...]
+
+
+class NodeNetwork(NamedTuple):
+    """What is known of this node's network, other than by its Node.
+
+    `addresses` are those that the kernel has on interfaces other than kube-proxy's. `api_servers`
+    are the addresses and TCP ports at which this node reaches the API server. `pods` are addresses
+    that the kernel routes to pods of this node, and `pod_blocks` networks that they come from.
+    """
+
+    addresses: frozenset[Address] = frozenset()
+    api_servers: frozenset[tuple[Address, int]] = frozenset()
+    pods: frozenset[Address] = frozenset()
+    pod_blocks: frozenset[Network] = frozenset()
+
+
+class PodNetwork(NamedTuple):
+    """Pods that an interface leads to, a `+` at its end standing for any more characters.
+
+    `subnets` are where their addresses are from; None where that is known of nobody.
+    """
+
+    interface: str
+    subnets: tuple[Network, ...] | None = None
+
+
+NO_NETWORK = NodeNetwork()
 
 
 def is_node_name(text: str) -> bool:
@@ -66,7 +96,12 @@ def is_node_name(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that the rules depend on besides the configuration, at one moment."""
+    """Everything that the rules depend on besides the configuration, at one moment.
+
+    `pod_interfaces` lead to pods, where these are not known by pod CIDR.
+    """
 
     services: Mapping[str, Service]
     node: Node
+    network: NodeNetwork = NO_NETWORK
+    pod_interfaces: tuple[str, ...] = ()

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
+from ipvs_node_agent.model.addresses import Address
+from ipvs_node_agent.nat.ahead import Ahead
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN
 from ipvs_node_agent.nat.ruletext import target
 
@@ -34,15 +37,31 @@ DRIFT = {
 class Ruleset:
     """The chains and jumps that are wanted.
 
-    `jumps` names, for a built-in chain, the chain of ours that its first rule must jump to. It is
-    the right one only where others have rules in all of the chains `needs`, and in none of
-    `instead_of`.
+    `jumps` names, for a built-in chain, the chain of ours that its first rule must jump to, but for
+    jumps of others that it gives way to (see `nat.ahead`): of those who are known to insist on the
+    first place, and of `behind`, by their built-in chain and target, as long as they take nothing
+    that goes to `addresses`. It is the right one only where others have rules in all of the chains
+    `needs`, and in none of `instead_of`.
     """
 
     chains: Mapping[str, Rules] = field(default_factory=dict)
     jumps: Mapping[str, str] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
     instead_of: frozenset[str] = frozenset()
+    addresses: frozenset[Address] = frozenset()
+    behind: frozenset[tuple[str, str]] = frozenset()
+
+    def gives_way_to(self, other: Ahead, built_in: str) -> bool:
+        """Whether our jump in `built_in` may stand behind `other`."""
+        if not (other.insists or (built_in, other.target) in self.behind):
+            return False
+        # Behind the translation there is nothing to take: an address is a pod's by then.
+        return built_in == "POSTROUTING" or not other.keeps(self.addresses)
+
+    def place(self, found: Found, built_in: str) -> int:
+        """Where in `built_in` our jump belongs, from 1."""
+        ahead = found.ahead.get(built_in, ())
+        return 1 + sum(1 for _ in takewhile(lambda one: self.gives_way_to(one, built_in), ahead))
 
     def fits(self, filled: frozenset[str]) -> bool:
         """Whether it is the right one where others have rules in the chains `filled`."""
@@ -53,7 +72,8 @@ class Ruleset:
 class Found:
     """What a nat table holds of ours.
 
-    `jumps` lists, for a built-in chain, each plain jump to a chain of ours and its place, from 1.
+    `jumps` lists, for a built-in chain, each plain jump to a chain of ours and its place, from 1,
+    and `ahead` the jumps to others' chains that stand first in it, ours not counted.
     `foreign` are the names of all other chains, and `filled` of those that have a rule;
     `referenced` are chains of ours that somebody else's rule refers to, which the kernel therefore
     does not let go.
@@ -64,13 +84,16 @@ class Found:
     foreign: frozenset[str] = frozenset()
     referenced: frozenset[str] = frozenset()
     filled: frozenset[str] = frozenset()
+    ahead: Mapping[str, tuple[Ahead, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Change:
     """The steps from what was found to what is wanted; falsy where there are none.
 
-    `unhooked` has an entry for each copy of a jump that goes; `new` are those of the written chains
+    `unhooked` has an entry for each copy of a jump that goes, and `hooked` one with its place for
+    each that comes; `passed` are those in front whom it passes by, as a built-in chain and target.
+    `new` are those of the written chains
     that were not there; `replaced` is what the written and dropped chains held. `repairs` says what
     others had done to the table (see `DRIFT`) that it undoes. `appended` are rules that come behind
     those of a chain, which is not written anew.
@@ -79,11 +102,12 @@ class Change:
     written: Mapping[str, Rules] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     unhooked: tuple[tuple[str, str], ...] = ()
-    hooked: tuple[tuple[str, str], ...] = ()
+    hooked: tuple[tuple[str, int, str], ...] = ()
     new: frozenset[str] = frozenset()
     replaced: Mapping[str, Rules] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
     appended: Mapping[str, Rules] = field(default_factory=dict)
+    passed: tuple[tuple[str, str], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.written or self.dropped or self.unhooked or self.hooked or self.appended)
@@ -137,16 +161,23 @@ def difference(found: Found, wanted: Ruleset) -> Change:
     # Somebody else's rule keeps the chain alive: emptied, it does no more than return.
     written.update({name: () for name in dead if name in found.referenced and found.chains[name]})
     unhooked: list[tuple[str, str]] = []
-    hooked: list[tuple[str, str]] = []
+    hooked: list[tuple[str, int, str]] = []
+    passed: list[tuple[str, str]] = []
     for built_in in sorted({*found.jumps, *wanted.jumps}):
         jumps, target = found.jumps.get(built_in, ()), wanted.jumps.get(built_in)
-        if jumps == ((1, target),) or not (jumps or target):
+        place = wanted.place(found, built_in)
+        if jumps == ((place, target),) or not (jumps or target):
             continue
         unhooked += [(built_in, chain) for _, chain in jumps]
-        hooked += [(built_in, target)] if target else []
+        if target:
+            hooked.append((built_in, place, target))
+            others = found.ahead.get(built_in, ())[place - 1 :]
+            passed += [(built_in, other.target) for other in others]
     new = frozenset(written.keys() - found.chains.keys())
     replaced = {name: found.chains[name] for name in (*written, *dropped) if name not in new}
-    return Change(written, dropped, tuple(unhooked), tuple(hooked), new, replaced)
+    return Change(
+        written, dropped, tuple(unhooked), tuple(hooked), new, replaced, passed=tuple(passed)
+    )
 
 
 def differing(change: Change) -> Iterator[str]:
@@ -160,18 +191,26 @@ def differing(change: Change) -> Iterator[str]:
         yield from (f"+ {name} {rule}" for rule in rules if rule not in there)
     yield from (f"- chain {name}" for name in change.dropped)
     yield from (f"- {built_in} -j {name}" for built_in, name in change.unhooked)
-    yield from (f"+ {built_in} -j {name} as its first rule" for built_in, name in change.hooked)
+    yield from (
+        f"+ {built_in} -j {name} as rule {place}" for built_in, place, name in change.hooked
+    )
 
 
 def applied(found: Found, wanted: Ruleset) -> Found:
     """What the table holds once the difference between `found` and `wanted` is applied."""
     kept = dict.fromkeys(found.referenced & (found.chains.keys() - wanted.chains.keys()), ())
-    jumps = {built_in: ((1, chain),) for built_in, chain in wanted.jumps.items()}
+    jumps = {
+        built_in: ((wanted.place(found, built_in), chain),)
+        for built_in, chain in wanted.jumps.items()
+    }
     return replace(found, chains={**kept, **wanted.chains}, jumps=jumps)
 
 
-def drift(left: Found, found: Found) -> tuple[str, ...]:
-    """What became of a table that was `left` so and is `found` so; nothing where it is the same."""
+def drift(left: Found, found: Found, wanted: Ruleset) -> tuple[str, ...]:
+    """What became of a table that was `left` so and is `found` so; nothing where it is the same.
+
+    That somebody came whom `wanted` gives way to is nothing either.
+    """
     if (left.chains or left.jumps) and not (found.chains or found.jumps):
         return ("TableFlushed",)
     seen = set()
@@ -184,9 +223,13 @@ def drift(left: Found, found: Found) -> tuple[str, ...]:
         elif before is not now and before != now:
             seen.add("ChainChanged" if now else "ChainFlushed")
     for built_in in left.jumps.keys() | found.jumps.keys():
-        jumps = found.jumps.get(built_in, ())
-        if jumps == left.jumps.get(built_in, ()):
+        there, known = found.jumps.get(built_in, ()), left.jumps.get(built_in, ())
+        if (there, found.ahead) == (known, left.ahead):
             continue
-        missing = {target for _, target in left.jumps.get(built_in, ())} - {t for _, t in jumps}
-        seen.add("JumpMissing" if missing else "JumpDoubled" if len(jumps) > 1 else "JumpNotFirst")
+        if {target for _, target in known} - {target for _, target in there}:
+            seen.add("JumpMissing")
+        elif len(there) > 1:
+            seen.add("JumpDoubled")
+        elif there and there[0][0] != wanted.place(found, built_in):
+            seen.add("JumpNotFirst")
     return tuple(reason for reason in DRIFT if reason in seen)

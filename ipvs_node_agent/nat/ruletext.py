@@ -16,7 +16,7 @@ _TARGETS = re.compile(r" -[jg](?= (\S+))")
 _COMMENT = r'-m comment --comment "(?P<service>[^"]*)"'
 _SERVICE = re.compile(_COMMENT)
 _RULE = re.compile(
-    r"(?:-s (?P<source>\S+) )?-d (?P<destination>\S+)"
+    r"(?:-s (?P<source>\S+) )?-d (?P<destination>\S+)(?: -i (?P<interface>\S+))?"
     r"(?: -p (?P<protocol>\w+)(?: -m \w+ --dport (?P<ports>[\d:]+))?)?"
     rf"(?: {_COMMENT})?(?P<local> -m addrtype --src-type LOCAL)?"
     r" -j (?P<target>\S+)(?: --to-destination (?P<to>\S+))?"
@@ -28,12 +28,14 @@ class Rule(NamedTuple):
     """A rule of ours; what it does not ask for is empty.
 
     `source` and `destination` are prefixes, and `local` asks for a source address of this host.
+    `interface` is the one that a packet comes in by; `+` at its end stands for any more characters.
     `ports` is one of the protocol's, or a range. `service` is the key of the Service that it is
     for, `target` where it leads, and `to` where a DNAT sends the packet.
     """
 
     source: str
     destination: str
+    interface: str
     protocol: str
     ports: str
     service: str
@@ -49,11 +51,13 @@ def match(
     ports: str = "",
     service: str = "",
     local: bool = False,
+    interface: str = "",
 ) -> str:
     """The first part of a rule, as `Rule` names its parts: which packets it is about."""
     return (
         (f"-s {source} " if source else "")
         + f"-d {destination}"
+        + (f" -i {interface}" if interface else "")
         + (f" -p {protocol}" if protocol else "")
         + (f" -m {protocol} --dport {ports}" if ports else "")
         # The key is checked to be two DNS labels, so nothing in it can end the quotes.

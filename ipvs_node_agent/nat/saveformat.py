@@ -1,7 +1,7 @@
 """The text of a nat table: what iptables-save prints, and what iptables-restore is given.
 
-Of other owners' rules only their position relative to our jumps is read, and whether they refer to
-a chain of ours.
+Of other owners' rules only their position relative to our jumps is read, whether they refer to a
+chain of ours, and what those may do that stand before our jumps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Callable
 
+from ipvs_node_agent.nat.ahead import Ahead, judged, may_stand_before
 from ipvs_node_agent.nat.ruleset import Change, Found, Rules
 from ipvs_node_agent.nat.ruletext import QUOTED, targets
 
@@ -30,6 +31,9 @@ def parse_save(
     referenced: set[str] = set()
     jumps: dict[str, list[tuple[int, str]]] = {}
     positions: dict[str, int] = {}
+    # The jumps that each built-in chain begins with, as long as they may have others behind.
+    leading: dict[str, list[tuple[str, str]]] = {}
+    first: dict[str, list[tuple[str, str]]] = {}
     for line in lines(text):
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
@@ -40,6 +44,11 @@ def parse_save(
                 rules.append(known[place] if same else rule)
                 continue
             positions[chain] = positions.get(chain, 0) + 1
+            if chain in leading:
+                if other := may_stand_before(rule, foreign):
+                    leading[chain].append((rule, other))
+                elif rule[3:] not in chains:
+                    first[chain] = leading.pop(chain)
             for target in targets(rule) & chains.keys():
                 if chain in built_in and rule == f"-j {target}":
                     jumps.setdefault(chain, []).append((positions[chain], target))
@@ -51,14 +60,37 @@ def parse_save(
                 chains[name] = []
             else:
                 # A chain of a user's own has no policy, and iptables-save prints a dash for it.
-                (foreign if line.startswith(f":{name} - ") else built_in).add(name)
+                if line.startswith(f":{name} - "):
+                    foreign.add(name)
+                else:
+                    built_in.add(name)
+                    leading[name] = []
     return Found(
         chains={name: tuple(rules) for name, rules in chains.items()},
         jumps={name: tuple(found) for name, found in jumps.items()},
+        ahead=_ahead(text, {**first, **leading}, foreign),
         foreign=frozenset(foreign),
         referenced=frozenset(referenced),
         filled=frozenset(foreign & positions.keys()),
     )
+
+
+def _ahead(
+    text: str, first: Mapping[str, list[tuple[str, str]]], foreign: set[str]
+) -> dict[str, tuple[Ahead, ...]]:
+    """The jumps that built-in chains begin with, judged by the foreign chains in `text`."""
+    begin = {name: found for name, found in first.items() if found}
+    if not begin:
+        return {}
+    chains: dict[str, list[str]] = {name: [] for name in foreign}
+    for line in lines(text):
+        chain, _, rule = line[3:].partition(" ")
+        if line.startswith("-A ") and chain in chains:
+            chains[chain].append(rule)
+    return {
+        name: tuple(judged(rule, target, chains) for rule, target in found)
+        for name, found in begin.items()
+    }
 
 
 def lines(text: str) -> Iterator[str]:
@@ -95,7 +127,7 @@ def restore_input(change: Change) -> str:
         lines += _appended(name, change.written[name])
     for name, rules in change.appended.items():
         lines += _appended(name, rules)
-    lines += [f"-I {built_in} 1 -j {name}" for built_in, name in change.hooked]
+    lines += [f"-I {built_in} {place} -j {name}" for built_in, place, name in change.hooked]
     lines += [f"-X {name}" for name in change.dropped]
     return "\n".join([*lines, "COMMIT", ""])
 

@@ -6,7 +6,8 @@
 2. A chain that is left with few rules holds them. The packet that matches one ends there; any
    other comes back, past the rest of the jumps, and goes on as if it had never been here.
 3. An address that Services share, with more ports than a chain may hold, is told apart further
-   by protocol and by port range, in the same way.
+   by protocol and by port range, in the same way. Consecutive ports of one Service are one rule in
+   each chain that has several of them.
 
 The shape follows from the destinations alone: whether a prefix is split depends on what lies inside
 it and on nothing else, so a change elsewhere moves and renames nothing. Between two calls of
@@ -14,7 +15,7 @@ it and on nothing else, so a change elsewhere moves and renames nothing. Between
 that none of them leads to yet: so one change writes one chain in each tree for each address, and
 splitting waits for a quiet moment.
 
-Destinations are numbers: the address, two bits of protocol, sixteen of port (zero for any).
+Destinations are the numbers of `rules.destinations`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address, Family, show_address
-from ipvs_node_agent.model.objects import Port
 from ipvs_node_agent.nat.chains import stem
 from ipvs_node_agent.nat.ruleset import Rules
 from ipvs_node_agent.nat.ruletext import match, rule
+from ipvs_node_agent.rules.destinations import (
+    LOCAL_BITS,
+    PORT_BITS,
+    PROTOCOL_BITS,
+    PROTOCOLS,
+    Entries,
+    Entry,
+    listed,
+    shown_ports,
+)
 
-_PROTOCOLS = ("sctp", "tcp", "udp")
-_PROTOCOL_BITS, _PORT_BITS = 2, 16
-_LOCAL_BITS = _PROTOCOL_BITS + _PORT_BITS
 # Bits that one chain tells apart. Rules walked for each bit: 2 with one or two, 2.7 with three.
 _STRIDE = 2
 # Chains below the one of the configuration that a packet may descend. nftables follows 16 jumps
@@ -43,27 +50,11 @@ _STRIDE = 2
 _DEEPEST = 12
 
 
-class Entry(NamedTuple):
-    """What one destination has in the chains of pods and of the host, and for which Service."""
-
-    pods: Rules
-    hosts: Rules
-    service: str
-
-    @property
-    def weight(self) -> int:
-        """How many plain Services it is as long as; one has a mark and a DNAT."""
-        return max(1, (max(len(self.pods), len(self.hosts)) + 1) // 2)
-
-
 class Prefix(NamedTuple):
     """The destinations whose first `length` bits are those of `start`."""
 
     start: int
     length: int
-
-
-Entries = dict[int, Entry]
 
 
 class _Node:
@@ -84,22 +75,25 @@ class _Node:
 
     def weigh(self) -> None:
         """Adds up what is in it and in its children."""
-        own = sum(entry.weight for entry in self.entries.values())
+        own = sum(entry.length for entry in self.entries.values() if not entry.continues)
         self.weight = own + sum(child.weight for child in self.children)
+
+    @property
+    def length(self) -> int:
+        """How many plain Services its rules would be as long as, if it were a leaf."""
+        first = self._first()
+        return self.weight + (first[1].length if first and first[1].continues else 0)
+
+    def _first(self) -> tuple[int, Entry] | None:
+        below = (child._first() for child in self.children)
+        found = [*list(self.entries.items()), *itertools.islice(filter(None, below), 1)]
+        return min(found, default=None)
 
     def nodes(self) -> Iterator[_Node]:
         """The node itself and all below it, in the order of their prefixes."""
         yield self
         for child in self.children:
             yield from child.nodes()
-
-
-def destination(address: Address, port: Port | None) -> int:
-    """The number of a destination; `port` is None for every port."""
-    number = int(address) << _LOCAL_BITS
-    if port is None:
-        return number
-    return number | _PROTOCOLS.index(port.protocol) << _PORT_BITS | port.number
 
 
 class Tree:
@@ -112,7 +106,7 @@ class Tree:
         self._family, self._names, self._limit = family, names, limit
         self._stems = tuple(stem(name) for name in names)
         self._bits = family.bits
-        self._width = family.bits + _LOCAL_BITS
+        self._width = family.bits + LOCAL_BITS
         self._chains: dict[str, Rules] = {}
         self._tags: dict[str, Prefix] = {}
         self._root = _Node(Prefix(0, 0), {}, [])
@@ -137,7 +131,7 @@ class Tree:
 
     def place(self, address: Address, entries: Mapping[int, Entry]) -> None:
         """Lets `address` have `entries`, all of which are destinations at it, and no others."""
-        whole = Prefix(int(address) << _LOCAL_BITS, self._bits)
+        whole = Prefix(int(address) << LOCAL_BITS, self._bits)
         path = [self._root]
         while inner := self._towards(path[-1], whole):
             path.append(inner)
@@ -173,7 +167,7 @@ class Tree:
             tops = {name: self._rules(self._root, which) for which, name in enumerate(self._names)}
             return {**self._chains, **tops}
         entries = self._gathered([self._root])
-        return {name: _listed(entries, which) for which, name in enumerate(self._names)}
+        return {name: listed(entries, which) for which, name in enumerate(self._names)}
 
     # Changes of single addresses
 
@@ -210,7 +204,7 @@ class Tree:
     def _build(self, slot: Prefix, entries: Entries, depth: int) -> _Node:
         """The node at `depth` for all `entries`, which lie inside `slot`."""
         leaf = _Node(slot, entries)
-        if leaf.weight <= self._limit or len(entries) == 1:
+        if leaf.length <= self._limit or len(entries) == 1:
             return leaf
         return _Node(self._common(entries), {}, self._branches(entries, depth))
 
@@ -279,10 +273,10 @@ class Tree:
         if not node.loose:
             return True
         if node.is_leaf:
-            few = node.weight <= self._limit or len(node.entries) == 1
+            few = node.length <= self._limit or len(node.entries) == 1
             return bool(node.entries) and few and node.prefix == slot
         return (
-            node.weight > self._limit
+            node.length > self._limit
             and node.prefix == self._common(self._spread(node))
             and self._is_split(node)
         )
@@ -353,25 +347,23 @@ class Tree:
     def _rules(self, node: _Node, which: int) -> Rules:
         base = self._stems[which]
         jumps = [rule(self._match(child.prefix), f"{base}-{child.tag}") for child in node.children]
-        return (*jumps, *_listed(node.entries, which))
+        return (*jumps, *listed(node.entries, which))
 
     def _match(self, prefix: Prefix) -> str:
         """What a rule asks for that is about the destinations in `prefix`."""
-        number = prefix.start >> _LOCAL_BITS
+        number = prefix.start >> LOCAL_BITS
         kind = ipaddress.IPv4Address if self._family.version == 4 else ipaddress.IPv6Address
         address = f"{show_address(kind(number))}/{min(prefix.length, self._bits)}"
         if prefix.length <= self._bits:
             return match(address)
         protocol = self._protocol(prefix)
-        if prefix.length <= self._bits + _PROTOCOL_BITS:
+        if prefix.length <= self._bits + PROTOCOL_BITS:
             return match(address, protocol=protocol)
-        mask = (1 << _PORT_BITS) - 1
-        first, last = prefix.start & mask, self._last(prefix) & mask
-        ports = f"{first}" if first == last else f"{first}:{last}"
+        ports = shown_ports(prefix.start, self._last(prefix))
         return match(address, protocol=protocol, ports=ports)
 
     def _protocol(self, prefix: Prefix) -> str:
-        return _PROTOCOLS[prefix.start >> _PORT_BITS & (1 << _PROTOCOL_BITS) - 1]
+        return PROTOCOLS[prefix.start >> PORT_BITS & (1 << PROTOCOL_BITS) - 1]
 
     def _new_tag(self, prefix: Prefix) -> str:
         """A name for `prefix` that no other one has.
@@ -386,19 +378,13 @@ class Tree:
         raise AssertionError("endless")
 
     def _tag(self, prefix: Prefix, salt: int) -> str:
-        address = prefix.start >> _LOCAL_BITS
+        address = prefix.start >> LOCAL_BITS
         if prefix.length <= self._bits:
             length = f"/{prefix.length}"
             if self._family.version == 4:
                 return f"{address:08x}{length}"
         else:
             protocol = self._protocol(prefix)
-            length = f"/{protocol[0]}{prefix.length - self._bits - _PROTOCOL_BITS}"
+            length = f"/{protocol[0]}{prefix.length - self._bits - PROTOCOL_BITS}"
         digest = hashlib.blake2b(repr((*prefix, salt)).encode(), digest_size=5).digest()
         return base64.b32encode(digest).decode().lower() + length
-
-
-def _listed(entries: Entries, which: int) -> Rules:
-    """The rules of `entries` by address, and where Services share it by Service."""
-    order = sorted((key >> _LOCAL_BITS, entry.service, key) for key, entry in entries.items())
-    return tuple(rule for _, _, key in order for rule in entries[key][which])

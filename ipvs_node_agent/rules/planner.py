@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, Family, show_address
-from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
+from ipvs_node_agent.model.objects import (
+    NO_NETWORK,
+    Node,
+    NodeNetwork,
+    Problem,
+    Service,
+    Snapshot,
+)
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.rules.claims import Claims
-from ipvs_node_agent.rules.dispatch import Entries, Tree
+from ipvs_node_agent.rules.destinations import Entries
+from ipvs_node_agent.rules.dispatch import Tree
 from ipvs_node_agent.rules.render import MARK_CHAINS, MARK_JUMPS, MOST_RULES, Writer
-
-# A few Services may have thousands of external IPs; past so many plain ones the chain is split.
-_FLAT_WEIGHT = 512
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Basis(NamedTuple):
     """All that one family's rules depend on; it never changes.
 
     `left_out` are the Services that get no rules since the kernel refuses them. With `own_mark` the
-    node lacks the chain of Kubernetes' that marks, and we bring one of our own.
+    node lacks the chain of Kubernetes' that marks, and we bring one of our own. `network` is the
+    node's, and `pod_interfaces` lead to its pods, where they are not known by pod CIDR. `behind`
+    are jumps of others that insist on being first (see `Ruleset`).
     """
 
     config: Config
@@ -46,31 +53,35 @@ class Basis(NamedTuple):
     services: Services
     left_out: frozenset[str] = frozenset()
     own_mark: bool = False
+    network: NodeNetwork = NO_NETWORK
+    pod_interfaces: tuple[str, ...] = ()
+    behind: frozenset[tuple[str, str]] = frozenset()
 
     @property
-    def frame(self) -> tuple[Config, Node, bool]:
+    def frame(self) -> tuple[Config, Node, bool, tuple[str, ...]]:
         """What all rules depend on alike."""
-        return self.config, self.node, self.own_mark
+        return self.config, self.node, self.own_mark, self.pod_interfaces
 
     def planned(self, key: str) -> Service | None:
         """The Service as it is to be planned."""
         service = self.services.get(key)
         if service is None or key not in self.left_out:
             return service
-        # As one that the user wants left alone: it still guards its ClusterIPs.
+        # As one that the user wants left alone: it still guards its ClusterIPs and ports.
         return service._replace(skipped=True)
 
 
 class Planner:
-    """Plans for one configuration, node and family; see `Basis` for `own_mark`."""
+    """Plans for one family and what is the same for all Services of a `basis`."""
 
-    def __init__(self, config: Config, node: Node, family: Family, own_mark: bool = False) -> None:
+    def __init__(self, basis: Basis, family: Family) -> None:
+        config, node, own_mark = basis.config, basis.node, basis.own_mark
         names = config.chains
         self._limit = names.services_per_chain
-        self._claims = Claims(config, node, family)
+        self._claims = Claims(config, node, family, basis.network)
         self._own_mark, self._kubernetes_mark = own_mark, frozenset({names.mark_masquerade})
         marking = OWN_MARK_CHAIN if own_mark else names.mark_masquerade
-        self._writer = Writer(config, node, family, marking)
+        self._writer = Writer(config, node, family, marking, basis.pod_interfaces)
         self._tree = Tree(family, (names.prerouting, names.output), self._limit)
         self._jumps = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
         # What became of each address: who has rules for it, and who was refused it.
@@ -90,7 +101,14 @@ class Planner:
 
     def replace(self, old: Service | None, new: Service | None) -> None:
         """Takes in that a Service changed, came (`old` is None) or went (`new` is None)."""
-        for address in sorted(self._claims.replace(old, new), key=int):
+        self._place(self._claims.replace(old, new))
+
+    def move(self, network: NodeNetwork) -> None:
+        """Takes in that the node's network is another one."""
+        self._place(self._claims.move(network))
+
+    def _place(self, addresses: Iterable[Address]) -> None:
+        for address in sorted(addresses, key=int):
             self._tree.place(address, self._entries(address))
 
     @property
@@ -120,22 +138,23 @@ class Planner:
         """Splits chains that have become too long, and joins short ones."""
         self._tree.settle()
 
-    def plan(self) -> Plan:
-        """What is wanted now."""
+    def plan(self, behind: frozenset[tuple[str, str]] = frozenset()) -> Plan:
+        """What is wanted now; see `Basis` for `behind`."""
         problems = tuple(sorted(p for found in self._refused.values() for p in found))
         if not (self._writer.has_family or self._served):
             # The node is not in this family: not even an empty chain belongs there.
             return Plan(Ruleset(), problems)
-        few = len(self._addresses) <= self._limit
-        flat = few and self._tree.weight <= max(_FLAT_WEIGHT, 4 * self._limit)
-        chains = self._tree.chains(flat)
-        if not self._served:
-            return Plan(Ruleset(chains, self._jumps), problems)
-        if not self._own_mark:
-            ruleset = Ruleset(chains, self._jumps, needs=self._kubernetes_mark)
-        else:
-            chains, jumps = {**chains, **MARK_CHAINS}, {**self._jumps, **MARK_JUMPS}
-            ruleset = Ruleset(chains, jumps, instead_of=self._kubernetes_mark)
+        chains = self._tree.chains(flat=self._tree.weight <= self._limit)
+        ruleset = Ruleset(chains, self._jumps, addresses=frozenset(self._served), behind=behind)
+        if self._served and self._own_mark:
+            ruleset = replace(
+                ruleset,
+                chains={**chains, **MARK_CHAINS},
+                jumps={**self._jumps, **MARK_JUMPS},
+                instead_of=self._kubernetes_mark,
+            )
+        elif self._served:
+            ruleset = replace(ruleset, needs=self._kubernetes_mark)
         return Plan(ruleset, problems)
 
     def _entries(self, address: Address) -> Entries:
@@ -205,18 +224,27 @@ class Replanner:
             # In an order that is the same in each process, or no history could be played again.
             for key in sorted(differing):
                 planner.replace(before.planned(key), basis.planned(key))
+            if before.network != basis.network:
+                planner.move(basis.network)
             changed = len(differing)
         self._basis = basis
         return planner, changed
 
     def _made(self, basis: Basis) -> Planner:
-        planner = Planner(basis.config, basis.node, self._family, basis.own_mark)
+        planner = Planner(basis, self._family)
         planner.fill(filter(None, map(basis.planned, basis.services)))
         return planner
 
 
 def plan(config: Config, snapshot: Snapshot, family: Family, own_mark: bool = False) -> Plan:
     """The rules that are wanted in `family`'s nat table; a function of the arguments alone."""
-    planner = Planner(config, snapshot.node, family, own_mark)
-    planner.fill(snapshot.services.values())
-    return planner.plan()
+    services = Services().listed(snapshot.services.values())
+    basis = Basis(
+        config,
+        snapshot.node,
+        services,
+        own_mark=own_mark,
+        network=snapshot.network,
+        pod_interfaces=snapshot.pod_interfaces,
+    )
+    return Replanner(family, basis).planner.plan()

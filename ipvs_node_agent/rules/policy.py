@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import Address, Network, contains, show_network
-from ipvs_node_agent.model.objects import Node, Service, Snapshot
+from ipvs_node_agent.model.addresses import (
+    Address,
+    Family,
+    Network,
+    contains,
+    is_within,
+    of_family,
+    show_network,
+)
+from ipvs_node_agent.model.objects import Node, NodeNetwork, PodNetwork, Service, Snapshot
 
 # Where kube-proxy's mode is not IPVS, external IPs work without this agent, and do not work with
 # it: a DNAT of ours ends the packet's walk through nat, where kube-proxy would find an endpoint.
@@ -18,13 +29,36 @@ def unneeded_in(mode: str | None) -> bool:
 
 def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
     """What of the cluster as it was `seen` is to get rules in that mode."""
-    return Snapshot({}, seen.node) if unneeded_in(mode) else seen
+    return replace(seen, services={}) if unneeded_in(mode) else seen
 
 
 def external_ips(service: Service, config: Config) -> tuple[Address, ...]:
     """The external IPs of `service` that the configuration asks for, each once."""
     more = service.external_ips if config.services.external_ips else ()
     return tuple(dict.fromkeys((*service.load_balancer_ips, *more)))
+
+
+def named_ips(service: Service) -> tuple[Address, ...]:
+    """All addresses that `service` names as its own, with rules of ours or without; each once."""
+    named = (*service.load_balancer_ips, *service.proxied_ips, *service.external_ips)
+    return tuple(dict.fromkeys(named))
+
+
+def is_counted(service: Service, config: Config) -> bool:
+    """Whether `service` may have rules at all."""
+    only_local = config.services.external_traffic_policy == "Local"
+    return not service.skipped and (service.local_policy or not only_local)
+
+
+def clients(service: Service, family: Family) -> tuple[Network, ...] | None:
+    """Who may use the load balancer's IPs of `service` in `family`; None for everybody.
+
+    A range counts in its own family, as kube-proxy takes them (cidrFamilyMap): with none in this
+    one, nobody is kept out. One that could not be read keeps everybody out whom no other lets in.
+    """
+    ranges = of_family(service.source_ranges, family)
+    is_limited = ranges or service.bad_source_ranges
+    return ranges if is_limited and all(each.prefixlen for each in ranges) else None
 
 
 def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
@@ -34,12 +68,42 @@ def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
     return node.pod_cidrs or None
 
 
-def lacking(config: Config, node: Node) -> str:
+def pod_interfaces(
+    config: Config, node: Node | None, found: Collection[PodNetwork]
+) -> tuple[str, ...]:
+    """The interfaces that lead to pods; none where pods are known by their pod CIDRs.
+
+    `found` are those that the node itself tells of, which count where nothing is set. Where some
+    are not inside the pod CIDRs, all are known by interface: else others would have no rules.
+    """
+    if config.pod_interfaces is not None:
+        return config.pod_interfaces
+    cidrs = node.pod_cidrs if node is not None else ()
+    inside = all(
+        network.subnets is not None
+        and all(any(is_within(each, cidr) for cidr in cidrs) for each in network.subnets)
+        for network in found
+    )
+    if inside or config.pod_cidrs is not None:
+        return ()
+    return tuple(sorted({network.interface for network in found}))
+
+
+def is_one_of(interface: str, patterns: Collection[str]) -> bool:
+    """Whether one of `patterns` means `interface`; a `+` at its end stands for any more of it."""
+    return any(
+        interface.startswith(each[:-1]) if each.endswith("+") else interface == each
+        for each in patterns
+    )
+
+
+def lacking(config: Config, node: Node, interfaces: tuple[str, ...]) -> str:
     """What the Node lacks before its rules can be known, as a sentence; empty where nothing.
 
-    Without its addresses nobody could tell a Service that takes one of them.
+    Where `interfaces` lead to pods, nobody needs their pod CIDRs. Without the Node's addresses
+    nobody could tell whether the source ranges of a Service let the host in.
     """
-    if pod_cidrs(config, node) is None:
+    if not interfaces and pod_cidrs(config, node) is None:
         return (
             f"Node {node.name} has no pod CIDR yet (if it never gets one, since the network"
             " plugin keeps its own, set podCIDRs)"
@@ -52,14 +116,12 @@ def lacking(config: Config, node: Node) -> str:
 class Guard:
     """Knows the addresses that no Service may have, as foreign traffic would go with them."""
 
-    def __init__(self, config: Config, node: Node) -> None:
+    def __init__(self, config: Config, node: Node, network: NodeNetwork) -> None:
+        self._network = network
         self._allowed = config.services.allowed_external_cidrs
         self._pod_cidrs = sorted(
             {*(config.pod_cidrs or ()), *node.pod_cidrs}, key=lambda cidr: (cidr.version, cidr)
         )
-        # With ports in the rule, SSH and the kubelet's port stay the node's own.
-        by_port = config.services.match_ports == "Always"
-        self._node = frozenset(() if by_port else node.addresses)
 
     def reason(self, address: Address) -> tuple[str, str]:
         """Why no Service may have `address`, as one word and as a sentence's end; or nothing."""
@@ -72,11 +134,14 @@ class Guard:
         ):
             if applies:
                 return reason, why
-        if address in self._node:
-            return "NodeAddress", "this node's own (services.matchPorts: Always would allow it)"
         for cidr in self._pod_cidrs:
             if contains(cidr, address):
                 return "PodCIDR", f"inside the pod CIDR {show_network(cidr)}"
+        if address in self._network.pods:
+            return "PodCIDR", "routed to a pod of this node"
+        for block in self._network.pod_blocks:
+            if contains(block, address):
+                return "PodCIDR", f"inside {show_network(block)}, which pods' addresses are from"
         if self._allowed and not any(contains(cidr, address) for cidr in self._allowed):
             return "NotAllowed", "outside services.allowedExternalCIDRs"
         return "", ""

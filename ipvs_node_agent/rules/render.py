@@ -10,7 +10,7 @@ that nobody masquerades twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
@@ -18,19 +18,19 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,
-    Network,
+    collapse,
     contains,
     intersection,
     of_family,
     show_address,
     show_network,
 )
-from ipvs_node_agent.model.objects import Node, Port
+from ipvs_node_agent.model.objects import Node
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN
 from ipvs_node_agent.nat.ruleset import Rules
 from ipvs_node_agent.rules.claims import Claim
-from ipvs_node_agent.rules.dispatch import Entries, Entry, destination
+from ipvs_node_agent.rules.destinations import PORTS, Entries, Entry, destination
 from ipvs_node_agent.rules.policy import pod_cidrs
 
 # What one Service may have in one family. A few would otherwise be enough to fill the memory.
@@ -49,16 +49,26 @@ MARK_JUMPS = {"POSTROUTING": OWN_POSTROUTING_CHAIN}
 class Writer:
     """Writes the rules of claims, for one node and one family; `mark` is the chain that marks.
 
-    `has_family` says whether the node has pods or an address in the family.
+    Pods are known by their pod CIDRs, unless `pod_interfaces` lead to them. `has_family` says
+    whether the node has pods or an address in the family.
     """
 
-    def __init__(self, config: Config, node: Node, family: Family, mark: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        node: Node,
+        family: Family,
+        mark: str,
+        pod_interfaces: Sequence[str] = (),
+    ) -> None:
         self._family, self._mark = family, mark
         self._external_ips = config.services.external_ips
         self._mark_pods = config.masquerade == "All"
         self._cidrs = sorted(set(of_family(pod_cidrs(config, node) or (), family)))
-        self._hosts = [a for a in node.addresses if a.version == family.version]
-        self.has_family = bool(self._cidrs or self._hosts)
+        # The one address of the node that kube-proxy holds against source ranges.
+        self._host = next((a for a in node.addresses if a.version == family.version), None)
+        self._interfaces = pod_interfaces
+        self.has_family = bool(self._cidrs or self._host)
 
     def rule_bound(self, claim: Claim) -> int:
         """How many rules the Service has at most, if each address of its has as many as `claim`.
@@ -77,35 +87,46 @@ class Writer:
 
     def entries(self, address: Address, claim: Claim) -> Entries:
         """The rules for each destination at `address` that `claim` has; none without a client."""
-        sources = [show_network(source) for source in self._sources(claim)]
+        sources = self._sources(claim)
         host = self._host_may(claim)
         if not (sources or host):
             return {}
         prefix, key = f"{show_address(address)}/{self._family.bits}", claim.service.key
-        found: Entries = {}
-        ports: Iterable[Port | None] = (None,) if claim.ports is None else claim.ports
-        for port in ports:
-            protocol, number = (port.protocol, str(port.number)) if port else ("", "")
-            to = partial(ruletext.match, prefix, protocol=protocol, ports=number, service=key)
-            pods = [self._pair(to(source=source), claim, self._mark_pods) for source in sources]
-            hosts = self._pair(to(local=True), claim, True) if host else ()
-            found[destination(address, port)] = Entry(tuple(chain(*pods)), hosts, key)
-        return found
 
-    def _sources(self, claim: Claim) -> Sequence[Network]:
-        """The pods that may use `claim`, as prefixes."""
+        def entry(protocol: str = "", ports: str = "") -> Entry:
+            to = partial(ruletext.match, prefix, protocol=protocol, ports=ports, service=key)
+            pods = [
+                self._pair(to(source=source, interface=interface), claim, self._mark_pods)
+                for source, interface in sources
+            ]
+            hosts = self._pair(to(local=True), claim, True) if host else ()
+            return Entry(tuple(chain(*pods)), hosts, key)
+
+        if claim.ports is None:
+            return {destination(address, None): entry()}
+        ports = frozenset(claim.ports)
+        first = {protocol: entry(protocol, PORTS) for protocol in {p.protocol for p in ports}}
+        others = {protocol: each._replace(continues=True) for protocol, each in first.items()}
+        return {
+            destination(address, port): (others if before in ports else first)[port.protocol]
+            for port, before in ((p, p._replace(number=p.number - 1)) for p in claim.ports)
+        }
+
+    def _sources(self, claim: Claim) -> Sequence[tuple[str, str]]:
+        """The pods that may use `claim`, as prefixes and interfaces; one of them may be empty."""
+        if self._interfaces:
+            ranges = [""] if claim.clients is None else map(show_network, collapse(claim.clients))
+            return [(source, interface) for source in ranges for interface in self._interfaces]
         if claim.clients is None:
-            return self._cidrs
-        clients = of_family(claim.clients, self._family)
+            return [(show_network(cidr), "") for cidr in self._cidrs]
         # Cut one by one, or adjacent pod CIDRs would be merged; once each, as they may overlap.
-        return list(
-            dict.fromkeys(part for cidr in self._cidrs for part in intersection([cidr], clients))
-        )
+        parts = (part for cidr in self._cidrs for part in intersection([cidr], claim.clients))
+        return [(show_network(part), "") for part in dict.fromkeys(parts)]
 
     def _host_may(self, claim: Claim) -> bool:
-        return claim.clients is None or any(
-            contains(cidr, host) for cidr in claim.clients for host in self._hosts
-        )
+        if claim.clients is None or self._host is None:
+            return claim.clients is None
+        return any(contains(cidr, self._host) for cidr in claim.clients)
 
     def _pair(self, match: str, claim: Claim, marked: bool) -> Rules:
         to = ruletext.rule(match, "DNAT", show_address(claim.cluster_ip))

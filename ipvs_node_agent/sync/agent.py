@@ -26,7 +26,7 @@ from typing import Callable
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.iptables.conntrack import Forgetter
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
+from ipvs_node_agent.model.addresses import FAMILIES, Address, Family, show_network
 from ipvs_node_agent.model.events import (
     NODES,
     RESTART_REASONS,
@@ -39,9 +39,10 @@ from ipvs_node_agent.model.events import (
 from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import DRIFT
-from ipvs_node_agent.rules.policy import lacking, unneeded_in
+from ipvs_node_agent.rules.policy import lacking, pod_cidrs, pod_interfaces, unneeded_in
 from ipvs_node_agent.sync.cluster import Cluster, Pending
 from ipvs_node_agent.sync.family import FamilyTable
+from ipvs_node_agent.sync.here import Here
 from ipvs_node_agent.sync.log import Notices
 from ipvs_node_agent.sync.state import AgentState, Meter, View, in_sync_sentence
 
@@ -60,6 +61,7 @@ class Inputs:
 
     config: Config
     cluster: Cluster = field(default_factory=Cluster)
+    here: Here = field(default_factory=Here)
     proxy_mode: str | None = None
 
     @property
@@ -75,7 +77,25 @@ class Inputs:
         node = self.cluster.node
         if node is None:
             return "this Node is not known to the API server yet (see nodeName)"
-        return lacking(self.config, node)
+        return lacking(self.config, node, self.pod_interfaces)
+
+    @property
+    def pod_interfaces(self) -> tuple[str, ...]:
+        """The interfaces that lead to pods; none where pods are known by their pod CIDRs."""
+        return pod_interfaces(self.config, self.cluster.node, self.here.pod_networks)
+
+    @property
+    def pods(self) -> str:
+        """How packets of pods are known, for people."""
+        if self.pod_interfaces:
+            return f"interface: {', '.join(self.pod_interfaces)}"
+        cidrs = pod_cidrs(self.config, self.cluster.node) if self.cluster.node else None
+        return f"pod CIDR: {', '.join(map(show_network, cidrs or ())) or 'there is none'}"
+
+    @property
+    def told(self) -> bool:
+        """Whether everything that rules depend on has been told once."""
+        return self.cluster.listed and not self.here.awaited
 
 
 class Agent:
@@ -88,9 +108,10 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         conntrack: Forgetter | None = None,
         meter: Meter | None = None,
+        here: Here | None = None,
     ) -> None:
         self._clock, self._notices = clock, Notices()
-        self._inputs = Inputs(config)
+        self._inputs = Inputs(config, here=here or Here())
         # What was planned from last, and since when there is something else.
         self._planned: Inputs | None = None
         self._behind_since = math.inf
@@ -115,11 +136,17 @@ class Agent:
     def sentence(self) -> str:
         """How far the agent is, as an operator wants to know it; true at this moment."""
         trouble = self._notices.trouble
-        if not self._inputs.cluster.listed:
-            return f"Waiting: {trouble or 'the API server has not told everything yet'}"
+        if not self._inputs.told:
+            awaited = ", ".join(sorted(self._inputs.here.awaited))
+            silent = "the API server has not told everything yet"
+            if self._inputs.cluster.listed:
+                silent = f"not known yet: {awaited}"
+            return f"Waiting: {trouble or silent}"
         if self._inputs.lacking:
             return f"Waiting, and leaving all rules as they are: {self._inputs.lacking}"
         sentence = self._programmed()
+        if self._notices.proxy_doubt:
+            sentence += f"; in doubt: {self._notices.proxy_doubt}"
         return f"{sentence}; not following changes: {trouble}" if trouble else sentence
 
     def _programmed(self) -> str:
@@ -176,12 +203,21 @@ class Agent:
         self._become(replace(self._inputs, config=config), self._clock())
         self._next_check = -math.inf
 
-    def take_proxy_mode(self, mode: str | None) -> None:
-        """Takes all rules of Services away where kube-proxy's mode needs none."""
+    def take_proxy_mode(self, mode: str | None, doubt: str = "") -> None:
+        """Takes all rules of Services away where kube-proxy's mode needs none.
+
+        `doubt` is what speaks against that mode, and changes nothing.
+        """
+        self._notices.take_proxy_doubt(doubt)
         before = self._inputs.proxy_mode
         if mode != before:
             self._notices.take_proxy_mode(before, mode)
             self._become(replace(self._inputs, proxy_mode=mode), self._clock())
+
+    def take_here(self, change: Callable[[Here, float], Here]) -> None:
+        """Goes by what `change` makes of what is known of this node at a time."""
+        now = self._clock()
+        self._become(replace(self._inputs, here=change(self._inputs.here, now)), now)
 
     def take(self, event: Event) -> None:
         """Notes what `event` says; the kernel is `tick`'s business."""
@@ -222,6 +258,7 @@ class Agent:
 
     def _do_what_is_due(self) -> float:
         now = self._clock()
+        self.take_here(Here.at)
         if not self._ready():
             return now + self._inputs.config.drift_check_period
         if self._planned is not self._inputs and now >= self._next_sync:
@@ -245,25 +282,35 @@ class Agent:
             self._say_synced()
         next_sync = math.inf if planned else self._next_sync
         due = (table.due for table in self._tables.values())
-        return min(self._next_check, now + _LISTEN_PERIOD, next_sync, *due)
+        listen = min(now + _LISTEN_PERIOD, self._inputs.here.due)
+        return min(self._next_check, listen, next_sync, *due)
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""
-        listed = self._inputs.cluster.listed
-        lacks = self._inputs.lacking if listed else ""
+        told = self._inputs.told
+        lacks = self._inputs.lacking if told else ""
         self._notices.take_lacking(lacks)
-        return listed and not lacks
+        return told and not lacks
 
     def _plan(self) -> None:
         inputs, since = self._inputs, self._behind_since
         node = inputs.cluster.node
         if node is None:
             raise RuntimeError("a plan without a Node")
+        self._notices.take_pods(inputs.pods)
         if unneeded_in(inputs.proxy_mode):
             # The kernel is not to know them.
             self._pending = {}
         for table in self._tables.values():
-            table.plan(inputs.config, node, inputs.to_program, self._pending, since)
+            table.plan(
+                inputs.config,
+                node,
+                inputs.to_program,
+                inputs.here.network(inputs.pod_interfaces),
+                inputs.pod_interfaces,
+                self._pending,
+                since,
+            )
         self._planned, self._behind_since = inputs, math.inf
 
     def _say_problems(self) -> None:

@@ -18,7 +18,7 @@ from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.conntrack import Forgetter, changed_flows
 from ipvs_node_agent.iptables.programmer import Misfit, Programmer
 from ipvs_node_agent.model.addresses import Family
-from ipvs_node_agent.model.objects import Node, Service
+from ipvs_node_agent.model.objects import Node, NodeNetwork, Service
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
@@ -95,6 +95,8 @@ class FamilyTable:
         config: Config,
         node: Node,
         services: Services,
+        network: NodeNetwork,
+        pod_interfaces: tuple[str, ...],
         pending: Mapping[str, Pending],
         since: float,
     ) -> None:
@@ -104,7 +106,9 @@ class FamilyTable:
         anything that changed.
         """
         before = self.wanted.basis.services
-        self.wanted.basis = Basis(config, node, services)
+        self.wanted.basis = Basis(
+            config, node, services, network=network, pod_interfaces=pod_interfaces
+        )
         self._reconcile(since)
         if self.dirty and pending:
             for key in pending.keys() & {*services.differing(before)}:
@@ -247,9 +251,22 @@ class FamilyTable:
                 seconds * 1000,
                 explained(change),
             )
+        self._give_way(change, now)
         self._forget_flows(change)
         self._holds, self._written = wanted.ruleset, wanted.basis
         self._progress.sync(now, seconds if change else None)
+
+    def _give_way(self, change: Change, now: float) -> None:
+        """Leaves the first place to who comes back to it again and again, if he does no harm."""
+        for built_in, target in self.repairs.insisting(change, now):
+            log.warning(
+                "%s: %s keeps coming back to the front of %s; it stays there as long as it"
+                " takes nothing that goes to a Service",
+                self._family,
+                target,
+                built_in,
+            )
+            self.wanted.behind |= {(built_in, target)}
 
     def _forget_flows(self, change: Change) -> None:
         """Has UDP flows start anew that the rules are about which changed."""

@@ -29,7 +29,8 @@ class Notices:
         self.last_trouble: tuple[float, str] | None = None
         self._skipped: set[Skipped] = set()
         self.problems: frozenset[Problem] = frozenset()
-        self._lacks = Once()
+        self._lacks, self._pods, self._doubt = Once(), Once(), Once()
+        self.proxy_doubt = ""
 
     # The API server
 
@@ -76,6 +77,17 @@ class Notices:
         """What is lacking before anything can be written; empty where nothing is."""
         if self._lacks.new(what):
             log.warning("waiting, and leaving all rules as they are: %s", what)
+
+    def take_pods(self, known_by: str) -> None:
+        """How packets of pods are known."""
+        if self._pods.new(known_by):
+            log.info("pods are known by %s", known_by)
+
+    def take_proxy_doubt(self, doubt: str) -> None:
+        """What speaks against kube-proxy's mode as it is known; empty where nothing does."""
+        if self._doubt.new(doubt):
+            log.warning("kube-proxy's mode is in doubt, and the rules stay as they are: %s", doubt)
+        self.proxy_doubt = doubt
 
     def take_proxy_mode(self, before: str | None, now: str | None) -> None:
         """kube-proxy's mode is another one `now`."""

@@ -175,14 +175,15 @@ def probe(
         elif jump not in found.chains[top]:
             appended[top] = (jump,)
         if top not in (target for _, target in found.jumps.get(built_in, ())):
-            hooked.append((built_in, top))
+            hooked.append((built_in, wanted.place(found, built_in), top))
     change = Change(written, hooked=tuple(hooked), appended=appended)
     chains = {**found.chains, **written}
     chains.update({top: (*chains[top], *more) for top, more in appended.items()})
     jumps = dict(found.jumps)
-    for built_in, top in hooked:
-        behind = ((place + 1, chain) for place, chain in found.jumps.get(built_in, ()))
-        jumps[built_in] = ((1, top), *behind)
+    for built_in, at, top in hooked:
+        others = found.jumps.get(built_in, ())
+        moved = ((place + (place >= at), chain) for place, chain in others)
+        jumps[built_in] = tuple(sorted([(at, top), *moved]))
     return change, replace(found, chains=chains, jumps=jumps)
 
 

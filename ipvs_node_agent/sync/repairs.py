@@ -13,6 +13,8 @@ from ipvs_node_agent.nat.ruleset import DRIFT, Change
 _QUIET = 60.0
 # After so many of the same kind: this long between two repairs, and no more than a share of a core.
 _PATIENCE, _REST, _REPAIR_SHARE = 5, 2.0, 0.2
+# Who has been passed by so often within that time wants to be in front.
+_INSISTING = 3
 # Looks that others cause, and that find nothing changed, take no more than this share of a core.
 _LOOK_SHARE = 0.05
 
@@ -24,6 +26,7 @@ class Repairs:
         self.counts: Counter[str] = Counter()
         self.rest_until = 0.0
         self._times: dict[str, list[float]] = {}
+        self._passed: dict[tuple[str, str], list[float]] = {}
 
     def note(self, change: Change, seconds: float, now: float) -> bool:
         """Notes what a look or a write came to; False where that need not be said again."""
@@ -38,6 +41,16 @@ class Repairs:
         if not change:
             self.rest_until = max(self.rest_until, now + min(seconds / _LOOK_SHARE, _REST))
         return fresh
+
+    def insisting(self, change: Change, now: float) -> list[tuple[str, str]]:
+        """Those in front whom `change` passes by, as often as nobody is who does not mean it."""
+        found = []
+        for other in change.passed if "JumpNotFirst" in change.repairs else ():
+            times = [time for time in self._passed.get(other, ()) if now - time < _QUIET]
+            self._passed[other] = [*times, now]
+            if len(times) + 1 == _INSISTING:
+                found.append(other)
+        return found
 
 
 def described(change: Change) -> str:

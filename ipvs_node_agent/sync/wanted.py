@@ -26,7 +26,8 @@ class Wanted:
     """The ruleset that is wanted in one family's table; nothing before the first `reconcile`.
 
     The very same object stays as long as nothing else is wanted. `rules` is how many it has. What
-    is learnt goes into `basis`, `refused` and `own_mark`, and counts with the next `reconcile`.
+    is learnt goes into `basis`, `refused`, `own_mark` and `behind`, and counts with the next
+    `reconcile`.
     """
 
     def __init__(self, family: Family) -> None:
@@ -36,6 +37,8 @@ class Wanted:
         self.refused = Refused(family)
         # Whether others' tables lack Kubernetes' chain that marks.
         self.own_mark = False
+        # Jumps of others that stand before ours, by built-in chain and target.
+        self.behind = frozenset[tuple[str, str]]()
         self._replanner = Replanner(family, self.basis)
         self._problems: tuple[Problem, ...] = ()
         # Since when chains may be longer or shorter than they should be.
@@ -59,7 +62,9 @@ class Wanted:
     def reconcile(self, now: float) -> bool:
         """Makes the plan that follows from all that is known; False where there is none to make."""
         self.refused.keep(self.basis.services)
-        basis = self.basis._replace(left_out=self.refused.left_out, own_mark=self.own_mark)
+        basis = self.basis._replace(
+            left_out=self.refused.left_out, own_mark=self.own_mark, behind=self.behind
+        )
         self.basis, settling = basis, now >= self.due
         if self._replanner.is_for(basis) and not settling:
             return False
@@ -67,7 +72,7 @@ class Wanted:
         if changed >= _BURST or settling:
             planner.settle()
         self._loose_since = min(self._loose_since, now) if planner.loose else math.inf
-        plan = planner.plan()
+        plan = planner.plan(basis.behind)
         self._problems = plan.problems
         if self.ruleset != plan.ruleset:
             self.ruleset, self.rules = plan.ruleset, sum(map(len, plan.ruleset.chains.values()))

@@ -6,22 +6,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
-from ipvs_node_agent.host.kubeproxy import proxy_mode
+from ipvs_node_agent.host import kubeproxy as asking
 from ipvs_node_agent.host.procfs import users_listening_on
+from ipvs_node_agent.iptables.command import launch
+from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
+from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import WEB, Bed
 from tests.support import kubeproxy
 from tests.support.netns import Namespace
+from tests.support.tables import add_foreign_rules
+from tests.support.topology import NODE, Topology
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 NOBODY = 65534
-# The agent looks every ten seconds.
-LOOKED = 20.0
+# The agent looks every ten seconds, and acts within fifteen.
+LOOKED = 15.0
 
 
 @contextmanager
@@ -81,50 +86,105 @@ input()
 """
 
 
-@pytest.mark.parametrize("said", ["ipvs", "iptables", "nftables"])
-def test_kube_proxy_is_believed(namespace: Namespace, said: str) -> None:
-    with kubeproxy.proxy_mode(namespace, said), namespace.enter():
-        assert [proxy_mode(), proxy_mode("ipvs")] == [said, said]
+def asked(namespace: Namespace, known: str | None = None) -> ProxyMode:
+    with namespace.enter(), closing(launch()) as launcher:
+        return proxy_mode(launcher, known)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::", *NODE.values()])
+@pytest.mark.parametrize("known", [None, "ipvs"])
+def test_kube_proxy_is_heard_wherever_it_serves_its_metrics(
+    around: Topology, address: str, known: str | None
+) -> None:
+    node = around.node
+    with kubeproxy.proxy_mode(node, "nftables", address):
+        assert asked(node, known).mode == known
+        kubeproxy.add_tables(node, "nftables")
+        assert asked(node, known) == ProxyMode("nftables")
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("said", ["iptables", "nftables"])
+def test_a_mode_that_takes_rules_away_needs_its_tables_too(
+    namespace: Namespace, said: str, backend: str
+) -> None:
+    with kubeproxy.proxy_mode(namespace, said):
+        found = asked(namespace, "ipvs")
+        assert (found.mode, "has not its tables" in found.doubt) == ("ipvs", True)
+        kubeproxy.add_tables(namespace, said, backend)
+        assert asked(namespace, "ipvs") == ProxyMode(said)
+
+
+def test_beside_the_rule_on_ipvs_mode_s_set_another_mode_s_jumps_prove_nothing(
+    namespace: Namespace,
+) -> None:
+    add_foreign_rules(namespace, IPV4, "nft")
+    chain = ("iptables-nft", "-t", "nat", "-N", "KUBE-SVC-NPX46M4PTMTKRN6Y")
+    namespace.run(*chain)
+    namespace.run(*chain[:3], "-A", "KUBE-SERVICES", "-j", chain[-1])
+    with kubeproxy.proxy_mode(namespace, "iptables"):
+        assert asked(namespace, "ipvs").mode == "ipvs"
+
+
+@pytest.mark.parametrize("said", ["iptables", "nftables"])
+def test_a_node_is_back_in_ipvs_mode_where_the_other_mode_s_tables_are_gone(
+    namespace: Namespace, said: str
+) -> None:
+    kubeproxy.add_tables(namespace, said)
+    with kubeproxy.proxy_mode(namespace, "ipvs"):
+        assert asked(namespace) == ProxyMode("ipvs")
+        assert asked(namespace, said).mode == said
+        kubeproxy.remove_tables(namespace, said)
+        assert asked(namespace, said) == ProxyMode("ipvs")
+
+
+def test_where_answers_differ_none_counts(namespace: Namespace) -> None:
+    kubeproxy.add_tables(namespace, "nftables")
+    with (
+        kubeproxy.proxy_mode(namespace, "ipvs"),
+        kubeproxy.proxy_mode(namespace, "nftables", "::1"),
+    ):
+        found = asked(namespace, "ipvs")
+    assert found == ProxyMode("ipvs", "kube-proxy answers both ipvs and nftables")
 
 
 @pytest.mark.parametrize("said", ["", "ipvs; rm -rf /", "x" * 21, "IPVS", "\x00"])
 def test_an_answer_that_is_no_mode_is_none(namespace: Namespace, said: str) -> None:
-    with kubeproxy.proxy_mode(namespace, said), namespace.enter():
-        assert [proxy_mode(), proxy_mode("ipvs")] == [None, "ipvs"]
+    with kubeproxy.proxy_mode(namespace, said):
+        assert [asked(namespace).mode, asked(namespace, "ipvs").mode] == [None, "ipvs"]
 
 
 def test_while_it_does_not_answer_its_last_mode_counts(namespace: Namespace) -> None:
-    with namespace.enter():
-        assert [proxy_mode(), proxy_mode("ipvs")] == [None, "ipvs"]
+    assert [asked(namespace).mode, asked(namespace, "ipvs").mode] == [None, "ipvs"]
 
 
 def test_no_other_account_is_believed(namespace: Namespace) -> None:
-    with answered_by(0, namespace, "iptables"), namespace.enter():
-        assert proxy_mode("ipvs") == "iptables"
-    with answered_by(NOBODY, namespace, "iptables"), namespace.enter():
-        assert [proxy_mode(), proxy_mode("ipvs")] == [None, "ipvs"]
+    kubeproxy.add_tables(namespace, "iptables")
+    with answered_by(0, namespace, "iptables"):
+        assert asked(namespace, "ipvs").mode == "iptables"
+    with answered_by(NOBODY, namespace, "iptables"):
+        assert asked(namespace, "ipvs") == ProxyMode("ipvs")
 
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_who_has_taken_the_question_before_kube_proxy_came_is_not_believed(
-    namespace: Namespace, keeps: bool
+    namespace: Namespace, keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask() -> str | None:
-        with namespace.enter():
-            return proxy_mode("ipvs")
-
+    # The port was kube-proxy's when it was looked up.
+    monkeypatch.setattr(asking, "addresses_listening_on", lambda *_, **__: {"127.0.0.1"})
+    kubeproxy.add_tables(namespace, "iptables")
     program = LATE_ANSWER.format(port=kubeproxy.PORT, keeps=keeps)
     with run_by(NOBODY, namespace, program) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        asked = ThreadPoolExecutor(1).submit(ask)
+        answer = ThreadPoolExecutor(1).submit(asked, namespace, "ipvs")
         assert process.stdout.readline() == b"\n"
         with kubeproxy.proxy_mode(namespace, "ipvs"), namespace.enter():
             assert users_listening_on("127.0.0.1", kubeproxy.PORT) == {0}
             process.stdin.write(b"\n")
             process.stdin.flush()
             assert process.stdout.readline() == b"\n"
-            assert asked.result(10) == "ipvs"
+            assert answer.result(10) == ProxyMode("ipvs")
 
 
 @pytest.mark.parametrize("backend", ["nft"], indirect=True)
@@ -134,6 +194,11 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
         bed.agent.start()
         bed.expect(WEB)
     with kubeproxy.proxy_mode(bed.namespace, "nftables"):
+        # A container that is root without rights could say that too.
+        eventually(lambda: bed.agent.log.count("has not its tables") == 1)
+        assert "in doubt: kube-proxy says" in bed.agent.call("status").stdout
+        bed.expect(WEB)
+        kubeproxy.add_tables(bed.namespace, "nftables")
         eventually(lambda: not bed.has(WEB[0]), "its rules are gone", LOOKED)
         assert bed.agent.log.count("kube-proxy is in nftables mode") == 1
         assert bed.agent.call("diff").returncode == 0
@@ -145,6 +210,7 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
             return any(r.resource == "events" and r.status == 201 for r in bed.api.requests)
 
         eventually(told, "an Event says so", LOOKED)
+    kubeproxy.remove_tables(bed.namespace, "nftables")
     with kubeproxy.proxy_mode(bed.namespace, "ipvs"):
         eventually(lambda: bed.has(WEB[0]), "its rules are back", LOOKED)
     bed.expect(WEB)

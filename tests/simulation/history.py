@@ -13,7 +13,7 @@ from typing import Callable
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.events import NODES as THE_NODE
 from ipvs_node_agent.model.events import SERVICES
-from tests.simulation.objects import CONFIGS, MEDDLING, NODES, Put
+from tests.simulation.objects import CONFIGS, MEDDLING, NODES, PODS, Put
 from tests.simulation.search import Step, step
 
 NAMES = tuple("abcdefgh")
@@ -56,6 +56,12 @@ def history(seed: int) -> list[Step]:
         (lambda: step("accept"), 0.5),
         (lambda: _fail(chance), 1.0),
         (lambda: step("reload", choice(tuple(CONFIGS))), 1.0),
+        (
+            lambda: step("kernel_has", chance.sample((*pool, "192.168.7.11"), choice((0, 1, 1)))),
+            1.0,
+        ),
+        (lambda: step("api_is_at", chance.sample(pool, 1), choice((80, 443, 6443)), often()), 0.5),
+        (lambda: step("pods_are", choice(tuple(PODS))), 0.5),
         (lambda: step("proxy_becomes", choice(MODES)), 0.5),
         (lambda: step("trouble", choice((SERVICES, THE_NODE)), often(0.5)), 0.3),
         (lambda: _pass(chance), 12.0),
@@ -67,7 +73,10 @@ def history(seed: int) -> list[Step]:
     # Something has to be there, and time has to pass.
     weights[0], weights[-2] = max(weights[0], 6.0), max(weights[-2], 2.0)
     makers = chance.choices([make for make, _ in kinds], weights, k=chance.randint(5, 60))
-    return [step("backend", often(0.7)), *(make() for make in makers)]
+    begin = [step("backend", often(0.7))]
+    begin += [step("kernel_has", ["192.168.7.11"])] if often(0.9) else []
+    begin += [step("api_is_at", [], 6443, True)] if often(0.9) else []
+    return [*begin, *(make() for make in makers)]
 
 
 _SWAPPED = ("load_balancer_ips", "cluster_ips")

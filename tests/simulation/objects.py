@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.config.settings import Chains as ChainNames
 from ipvs_node_agent.config.settings import Config, ServiceOptions
-from ipvs_node_agent.model.addresses import parse_network
-from ipvs_node_agent.model.objects import Node, Service
+from ipvs_node_agent.model.addresses import Address, parse_address, parse_network
+from ipvs_node_agent.model.objects import Node, PodNetwork, Service
 from tests.simulation.table import KUBE_MARK
 from tests.support.cluster import POD_CIDRS
 from tests.support.cluster import node as raw_node
@@ -92,6 +92,20 @@ NODES = {
     "no addresses": _node(addresses=[]),
     "gone": None,
 }
+# What network plugins tell of, and the pods that are routed to.
+PODS: dict[str, tuple[frozenset[PodNetwork], frozenset[tuple[str, Address]]]] = {
+    "none": (frozenset(), frozenset()),
+    "Calico": (frozenset({PodNetwork("cali+")}), frozenset()),
+    "Calico with pods": (
+        frozenset({PodNetwork("cali+")}),
+        frozenset({("cali1", parse_address("10.233.0.5")), ("cali2", parse_address("10.19.0.2"))}),
+    ),
+    "bridge inside": (
+        frozenset({PodNetwork("cni0", (parse_network("10.240.2.128/25"),))}),
+        frozenset({("eth0", parse_address("10.19.0.3"))}),
+    ),
+    "bridge": (frozenset({PodNetwork("br1", (parse_network("10.88.0.0/16"),))}), frozenset()),
+}
 # What others do to a table, as restore input; what no such input can do is up to the world.
 MEDDLING = {
     "flush table": "",
@@ -109,5 +123,9 @@ MEDDLING = {
     "rename": "",
     "native on": "",
     "native off": "",
+    "insist": ":cali-{built_in} - [0:0]\n-I {built_in} 1 -j cali-{built_in}",
+    "insist on": "-D {built_in} -j cali-{built_in}\n-I {built_in} 1 -j cali-{built_in}",
+    "take": "-A cali-{built_in} -d 10.19.0.1/32 -j DNAT --to-destination 10.231.0.99",
+    "take back": "-F cali-{built_in}",
     "foreign chain": ":THEIRS - [0:0]\n-A THEIRS -p tcp -j RETURN\n-A POSTROUTING -j THEIRS",
 }

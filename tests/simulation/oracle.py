@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import Family
-from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot
+from ipvs_node_agent.model.addresses import Address, Family
+from ipvs_node_agent.model.objects import Node, NodeNetwork, PodNetwork, Problem, Service, Snapshot
 from ipvs_node_agent.rules.planner import Plan, plan
+from ipvs_node_agent.rules.policy import pod_interfaces
 from tests.simulation.search import Violation
 from tests.support.faketable import BUILT_IN, Chains
 
 OWN_CHAIN = re.compile(
     r"(IPVS_PREROUTING|IPVS_OUTPUT|NEW_PREROUTING|NEW_OUTPUT|IPVS_MARK_MASQ|IPVS_POSTROUTING)(-.*)?"
 )
-_DESTINATION = re.compile(r"-d (\S+)(?: -p (\w+)(?: -m \w+ --dport (\S+))?)?")
+_DESTINATION = re.compile(r"-d (\S+)(?: -i \S+)?(?: -p (\w+)(?: -m \w+ --dport (\S+))?)?")
+_PORTS = re.compile(r"--dport (\d+):(\d+)")
 _COMMENT = re.compile(r'--comment "([^"]*)"')
 
 
@@ -38,14 +40,39 @@ class State:
     services: Mapping[str, Service] | None = None
     node: Node | None = None
     mode: str | None = None
+    # What the node itself tells: None for what it has not told yet.
+    addresses: frozenset[Address] | None = None
+    api_servers: frozenset[tuple[Address, int]] | None = None
+    pod_networks: frozenset[PodNetwork] = frozenset()
+    routed: frozenset[tuple[str, Address]] = frozenset()
+
+    @property
+    def untold(self) -> bool:
+        """Whether something has never been told."""
+        return None in (self.services, self.addresses, self.api_servers)
 
     @property
     def lacking(self) -> bool:
         """Whether there is nothing to go by yet."""
         node = self.node
-        if self.services is None or node is None or not node.addresses:
+        if self.untold or node is None or not node.addresses:
             return True
-        return self.config.pod_cidrs is None and not node.pod_cidrs
+        by_cidr = self.config.pod_cidrs is None and not self.pod_interfaces
+        return by_cidr and not node.pod_cidrs
+
+    @property
+    def pod_interfaces(self) -> tuple[str, ...]:
+        """The interfaces that lead to pods."""
+        return pod_interfaces(self.config, self.node, self.pod_networks)
+
+    @property
+    def network(self) -> NodeNetwork:
+        """What rules depend on of all that the node tells."""
+        calico = "cali+" in self.pod_interfaces
+        pods = {address for name, address in self.routed if calico and name.startswith("cali")}
+        assert self.addresses is not None
+        assert self.api_servers is not None
+        return NodeNetwork(self.addresses, self.api_servers, frozenset(pods))
 
     @property
     def problems(self) -> frozenset[Problem]:
@@ -69,7 +96,8 @@ def planned(state: State, family: Family, own_mark: bool, without: frozenset[str
     for key in without & services.keys():
         services[key] = services[key]._replace(skipped=True)
     assert state.node is not None
-    return plan(state.config, Snapshot(services, state.node), family, own_mark)
+    seen = Snapshot(services, state.node, state.network, state.pod_interfaces)
+    return plan(state.config, seen, family, own_mark)
 
 
 @functools.lru_cache(maxsize=2000)
@@ -112,11 +140,26 @@ def meaning(chains: Chains) -> Meaning:
     """What becomes of packets in a table whose agent's part is `chains`."""
     first, rules = {}, {}
     for built_in in BUILT_IN:
-        jumps = itertools.takewhile(_is_jump_to_own, chains.get(built_in, ()))
+        behind = chains.get(built_in, [])[place(chains, built_in) - 1 :]
+        jumps = itertools.takewhile(_is_jump_to_own, behind)
         tops = tuple(rule[3:] for rule in jumps)
         if tops:
             first[built_in], rules[built_in] = tops, _met(chains, tops)
     return Meaning(first, rules)
+
+
+def place(chains: Chains, built_in: str) -> int:
+    """Where the agent's jump belongs: behind Calico's, unless that takes a Service's address."""
+    others = (rule for rule in chains.get(built_in, ()) if not _is_jump_to_own(rule))
+    calico = f"cali-{built_in}"
+    rules = [rule for own_rules in own(chains).values() for rule in own_rules]
+    served = {
+        found[1] for rule in rules if "comment" in rule and (found := _DESTINATION.search(rule))
+    }
+    taken = {found[1] for rule in chains.get(calico, ()) if (found := _DESTINATION.search(rule))}
+    if taken & served:
+        return 1
+    return 1 + sum(1 for _ in itertools.takewhile(f"-j {calico}".__eq__, others))
 
 
 def keeps(before: Meaning, now: Meaning) -> bool:
@@ -146,7 +189,14 @@ def _descend(chains: Chains, name: str, within: str, found: dict[str, list[str]]
         destination = matched[0] if matched else ""
         if within and matched and not _inside(within, destination):
             raise Violation(f"the rule {rule!r} stands behind the jump {within!r}")
-        found[destination].append(rule)
+        # In another chain a run of ports may be two.
+        run = _PORTS.search(rule)
+        for port in range(int(run[1]), int(run[2]) + 1) if run else ("",):
+            single = (
+                text if not run else text.replace(run[0], f"--dport {port}")
+                for text in (destination, rule)
+            )
+            found[next(single)].append(next(single))
 
 
 @functools.lru_cache(maxsize=50_000)
@@ -161,8 +211,15 @@ def _inside(jump: str, destination: str) -> bool:
         return False
     if not wide[3]:
         return True
-    first, _, last = wide[3].partition(":")
-    return bool(narrow[3]) and int(first) <= int(narrow[3]) <= int(last or first)
+    if not narrow[3]:
+        return False
+    (first, last), (low, high) = _range(wide[3]), _range(narrow[3])
+    return first <= low <= high <= last
+
+
+def _range(ports: str) -> tuple[int, int]:
+    first, _, last = ports.partition(":")
+    return int(first), int(last or first)
 
 
 def with_rules(chains: Iterable[Iterable[str]]) -> frozenset[str]:

@@ -24,11 +24,12 @@ from typing import Any
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model import events
-from ipvs_node_agent.model.addresses import FAMILIES, Family
+from ipvs_node_agent.model.addresses import FAMILIES, Address, Family, parse_address
 from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import Agent
+from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, Here
 from tests.simulation import objects, oracle
 from tests.simulation.history import history
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put
@@ -44,6 +45,8 @@ QUIET = 700.0
 CALM = 15.0
 # What a command that hung may hold up: the next try comes as late as it took, a repair five times.
 SLOW = 400.0
+# So long an address of the node's counts after it is gone.
+_LINGER = 60.0
 
 
 class World:
@@ -62,7 +65,11 @@ class World:
         self.ever_refused: set[str] = set()
         self.slow = self.unsaid = -math.inf
         self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
-        self.agent = Agent(self.told.config, self._programmers(), lambda: self.now)
+        # Addresses that the kernel has no more, and since when.
+        self.gone: dict[Address, float] = {}
+        self.addresses: frozenset[Address] = frozenset()
+        here = Here(awaited=frozenset({ADDRESSES, API_SERVERS}))
+        self.agent = Agent(self.told.config, self._programmers(), lambda: self.now, here=here)
 
     def _programmers(self) -> dict[Family, Programmer]:
         names = NAMES - {self.told.config.chains.mark_masquerade}
@@ -221,6 +228,32 @@ class World:
         self._become(config=CONFIGS[config])
         self.agent.reconfigure(self.told.config, self._programmers())
 
+    def kernel_has(self, ips: Sequence[str]) -> None:
+        """The kernel has these addresses, and no others."""
+        addresses = frozenset(map(parse_address, ips))
+        for each in self.addresses - addresses:
+            self.gone[each] = self.now
+        for each in addresses & self.gone.keys():
+            del self.gone[each]
+        self.addresses = addresses
+        self.agent.take_here(lambda here, now: here.with_addresses(addresses, now))
+        self._become(addresses=addresses.union(self.gone))
+
+    def api_is_at(self, ips: Sequence[str], port: int, complete: bool) -> None:
+        """The API server is reached at these addresses, or at these too."""
+        places = frozenset((parse_address(ip), port) for ip in ips)
+        self.agent.take_here(lambda here, _: here.with_api_servers(places, complete))
+        known = frozenset() if complete else self.told.api_servers or frozenset()
+        self._become(api_servers=known | places)
+
+    def pods_are(self, what: str) -> None:
+        """Network plugins tell of pods, and the kernel has routes to them."""
+        networks, routed = objects.PODS[what]
+        self.agent.take_here(
+            lambda here, _: here.with_pod_networks(networks).with_routes(routed, frozenset())
+        )
+        self._become(pod_networks=self.told.pod_networks | networks, routed=routed)
+
     def proxy_becomes(self, mode: str | None) -> None:
         """kube-proxy tells its mode."""
         self.agent.take_proxy_mode(mode)
@@ -254,6 +287,11 @@ class World:
             self.now = max(due, self.now)
 
     def _tick(self) -> float:
+        left = [each for each, since in self.gone.items() if self.now >= since + _LINGER]
+        if left:
+            for each in left:
+                del self.gone[each]
+            self._become(addresses=self.addresses.union(self.gone))
         due = self.agent.tick()
         self._look()
         return due
@@ -279,6 +317,10 @@ class World:
             if resource not in self.listed:
                 self.list_anew(resource)
         self.deliver()
+        if self.told.addresses is None:
+            self.kernel_has(["192.168.7.11"])
+        if self.told.api_servers is None:
+            self.api_is_at([], 6443, True)
         for table in self.tables.values():
             table.faults.clear()
             table.meanwhile.clear()
@@ -391,7 +433,10 @@ class World:
 
     def _expect_table(self, family: Family, there: dict[str, list[str]], plan: Any) -> None:
         wanted = {name: list(rules) for name, rules in plan.ruleset.chains.items()}
-        jumps = {built_in: [(1, chain)] for built_in, chain in plan.ruleset.jumps.items()}
+        jumps = {
+            built_in: [(oracle.place(there, built_in), chain)]
+            for built_in, chain in plan.ruleset.jumps.items()
+        }
         referred = {rule.rpartition("-j ")[2] for rules in there.values() for rule in rules}
         found = {
             name: rules

@@ -82,12 +82,15 @@ def key_of(raw: Any) -> str | None:
 
 
 class Rule(NamedTuple):
-    """A rule that marks or translates. `source` is None in the host's rules."""
+    """A rule that marks or translates. `source` is None in the host's rules.
+
+    `ports` are its protocol, and its first and last port.
+    """
 
     key: str
     source: Network | None
     destination: Address
-    port: tuple[str, int] | None
+    ports: tuple[str, int, int] | None
     to: Address | None
 
 
@@ -118,11 +121,12 @@ def parsed(rule: str, mark: str) -> Rule:
     if destination.num_addresses != 1 or ("--dport" in options) != bool(protocol):
         raise Malformed(rule)
     to = options.get("--to-destination")
+    first, _, last = options.get("--dport", "").partition(":")
     return Rule(
         options["--comment"],
         None if local else ipaddress.ip_network(options["-s"]),
         destination.network_address,
-        (protocol, int(options["--dport"])) if protocol else None,
+        (protocol, int(first), int(last or first)) if protocol else None,
         ipaddress.ip_address(to) if to else None,
     )
 
@@ -185,8 +189,6 @@ class Asked:
         allowed = self._config.services.allowed_external_cidrs
         if allowed and not any(destination in cidr for cidr in allowed):
             return "not allowed"
-        if self._config.services.match_ports == "Shared" and destination in self._hosts:
-            return "the node's own"
         everybody = [raw for versions in self.versions.values() for raw in versions]
         if self._exact and any(destination in cluster_ips(raw).values() for raw in everybody):
             return "a ClusterIP"
@@ -200,7 +202,7 @@ class Asked:
         ways = self._ways(raw, rule.destination)
         if not ways:
             return "it does not have this IP"
-        if rule.port is not None and rule.port not in ports(raw):
+        if not asked_ports(rule) <= ports(raw):
             return "it does not have this port"
         if not any(self._lets_in(ranges, rule.source) for ranges in ways):
             return "it does not let these clients in"
@@ -222,30 +224,32 @@ class Asked:
             if id(raw) not in self._ingress:
                 self._ingress[id(raw)] = ingress_ips(raw)
             if destination in self._ingress[id(raw)]:
-                return [source_ranges(raw)]
+                return [source_ranges(raw, destination.version)]
         external = map(address, each(at(raw, "spec", "externalIPs")))
         return [None] if config.external_ips and destination in external else []
 
     def _lets_in(self, ranges: Ranges, source: Network | None) -> bool:
         if source is None:
-            return ranges is None or any(h in range_ for h in self._hosts for range_ in ranges)
+            # Ranges are of one family, and the node has one address in it that counts.
+            hosts = [h for h in self._hosts if ranges and h.version == ranges[0].version]
+            return ranges is None or any(hosts[0] in range_ for range_ in ranges if hosts)
         inside = [cidr for cidr in self._pod_cidrs if within(source, cidr)]
         return bool(inside) and (ranges is None or any(within(source, r) for r in ranges))
 
     def _foreign(self, rule: Rule, raw: Any) -> str:
         """Why what `raw` asks for is somebody else's all the same."""
-        mine = age(raw, rule.key)
+        mine = rank(raw, rule)
         for key, (other,) in self.versions.items():
             has_cluster_ip = rule.destination.version in cluster_ips(other)
-            if key == rule.key or not has_cluster_ip or not self._ways(other, rule.destination):
+            if key == rule.key or not has_cluster_ip or not names(other, rule.destination):
                 continue
-            if rule.port is None:
-                return f"all ports, and {key} has the IP too"
-            if rule.port in ports(other) and age(other, key) < mine:
-                return f"{key} is older"
-        if rule.port is None and self._config.services.match_ports == "Always":
-            return "all ports"
-        return ""
+            if rule.ports is None:
+                return f"all ports, and {key} names the IP too"
+            before = rank(other, rule._replace(key=key)) < mine
+            if before and not asked_ports(rule).isdisjoint(ports(other)):
+                return f"{key} comes before it"
+        by_port = self._config.services.match_ports == "Always" or rule.destination in self._hosts
+        return "all ports" if rule.ports is None and by_port else ""
 
 
 def cluster_ips(raw: Any) -> dict[int, Address]:
@@ -273,19 +277,44 @@ def ports(raw: Any) -> set[tuple[str, int]]:
     }
 
 
-def source_ranges(raw: Any) -> Ranges:
-    """The ranges that can be read; None where everybody is let in."""
+def asked_ports(rule: Rule) -> set[tuple[str, int]]:
+    """Protocol and number of each port that a rule is about; none where it is about all."""
+    if rule.ports is None:
+        return set()
+    protocol, first, last = rule.ports
+    return {(protocol, number) for number in range(first, last + 1)}
+
+
+def named_ingress_ips(raw: Any) -> set[Address | None]:
+    """The addresses that the load balancer names, whoever serves them."""
+    points = each(at(raw, "status", "loadBalancer", "ingress"))
+    balanced = at(raw, "spec", "type") == "LoadBalancer"
+    return {address(at(point, "ip")) for point in points} if balanced else set()
+
+
+def names(raw: Any, destination: Address) -> bool:
+    """Whether a Service names an address, with rules or without."""
+    external = map(address, each(at(raw, "spec", "externalIPs")))
+    return destination in named_ingress_ips(raw) or destination in external
+
+
+def source_ranges(raw: Any, version: int) -> Ranges:
+    """The ranges of one family that can be read; None where everybody is let in."""
     values = at(raw, "spec", "loadBalancerSourceRanges")
     if values is None or values == []:
         return None
-    return [found for found in map(network, each(values)) if found is not None]
+    read = [network(value) for value in each(values)]
+    of_family = [found for found in read if found is not None and found.version == version]
+    limited = of_family or None in read or not isinstance(values, list)
+    return of_family if limited and all(found.prefixlen for found in of_family) else None
 
 
-def age(raw: Any, key: str) -> tuple[str, str]:
-    """What sorts older Services in front."""
+def rank(raw: Any, rule: Rule) -> tuple[bool, str, str]:
+    """What sorts those in front who have a port before others."""
     created = at(raw, "metadata", "creationTimestamp")
     known = isinstance(created, str) and TIME.fullmatch(created)
-    return (created if known else "9999", key)
+    by_author = rule.destination not in named_ingress_ips(raw)
+    return (by_author, created if known else "9999", rule.key)
 
 
 def within(small: Network, large: Network) -> bool:

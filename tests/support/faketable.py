@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.table import Since
@@ -52,6 +52,9 @@ class FakeTable:
     def changed(self, closely: bool = False) -> Since:
         """See `Table`; it never knows."""
         return Since.UNKNOWN
+
+    def watch(self, chains: Collection[str]) -> None:
+        """See `Table`; what nobody is told of is looked for."""
 
     def restore(self, text: str) -> None:
         """Applies `text`, all of it or nothing. Raises TableError."""

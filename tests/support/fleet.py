@@ -83,10 +83,12 @@ def service(number: int, external: Address, port: int = 80) -> Service:
         created="2026-01-01T00:00:00Z",
         cluster_ips=(_CLUSTER_IPS[external.version][number + 1],),
         load_balancer_ips=(external,),
+        proxied_ips=(),
         external_ips=(),
         ports=(Port("tcp", port),),
         local_policy=True,
-        source_ranges=None,
+        source_ranges=(),
+        bad_source_ranges=False,
         skipped=False,
         problems=(),
     )

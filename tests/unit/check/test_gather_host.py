@@ -10,7 +10,10 @@ import pytest
 from ipvs_node_agent.check import gather_host
 from ipvs_node_agent.check.facts import HostFacts, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import parse_address
+from ipvs_node_agent.host import links
+from ipvs_node_agent.host.links import Links, Route
+from ipvs_node_agent.iptables.proxymode import ProxyMode
+from ipvs_node_agent.model.addresses import parse_address, parse_network
 
 UNPRIVILEGED = "Name:\tpython3\nCapEff:\t0000000000000400\n"
 UNITS = """\
@@ -27,13 +30,6 @@ ActiveState=inactive
 UnitFileState=
 MainPID=x
 """
-ROUTES = """\
-Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
-eth0 00000000 010011AC 0003 0 0 0 00000000 0 0 0
-cali1 0582F00A 00000000 0005 0 0 0 FFFFFFFF 0 0 0
-eth0 0682F00A 00000000 0005 0 0 0 FFFFFFFF 0 0 0
-cali2 0082F00A 00000000 0005 0 0 0 00FFFFFF 0 0 0
-"""
 
 
 @pytest.fixture
@@ -43,7 +39,10 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(gather_host, "_text", lambda path: texts.get(path, ""))
     monkeypatch.setattr(gather_host, "_said", lambda *_: "")
     monkeypatch.setattr(gather_host, "agent_processes", tuple)
-    for name in ("proxy_mode", "process_called", "lock_holder"):
+    monkeypatch.setattr(gather_host, "proxy_mode", lambda *_: ProxyMode(None))
+    monkeypatch.setattr(gather_host, "nft_tables", set)
+    monkeypatch.setattr(links, "ask", Links)
+    for name in ("process_called", "lock_holder"):
         monkeypatch.setattr(gather_host, name, lambda *_: None)
     monkeypatch.setattr(Path, "is_dir", lambda path: str(path) in texts)
     return texts
@@ -62,8 +61,9 @@ def test_units_are_read_in_the_words_of_systemctl(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files["/run/systemd/system"] = ""
-    said = {"systemctl": UNITS, "nft": "table inet x\ntable ip kube-proxy\n"}
+    said = {"systemctl": UNITS}
     monkeypatch.setattr(gather_host, "_said", lambda command, *_: said[command])
+    monkeypatch.setattr(gather_host, "nft_tables", lambda: {"x", "kube-proxy"})
     found = gathered()
     assert found.units == {
         "ipvs-node-agent.service": Unit("loaded", "active", "enabled", 4711, "In sync; a=b"),
@@ -79,8 +79,6 @@ def test_units_are_read_in_the_words_of_systemctl(
         ("/etc/nftables.conf", "# flush ruleset\n", "flushing_file", False),
         ("/etc/iptables/rules.v6", "*nat\n:IPVS_OUTPUT - [0:0]\n", "saved_rules", True),
         ("/etc/iptables/rules.v4", "*nat\n:IPVS_OUTPUT2 - [0:0]\n", "saved_rules", False),
-        # Of pods, only single addresses with a route to a pod's device.
-        ("/proc/net/route", ROUTES, "pods", (parse_address("10.240.130.5"),)),
         ("/proc/sys/net/ipv4/ip_forward", "0\n", "settings", {"ipv4/ip_forward": "0"}),
     ],
 )
@@ -89,3 +87,19 @@ def test_files_of_the_node_are_looked_into(
 ) -> None:
     files[path] = text
     assert getattr(gathered(), fact) == value
+
+
+def test_of_pods_single_addresses_with_a_route_to_a_pod_s_device_are_seen(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def route(to: str, interface: str) -> Route:
+        return Route(parse_network(to), interface, 3, False)
+
+    found = [
+        route("10.240.130.5/32", "cali1"),
+        route("10.240.130.6/32", "eth0"),
+        route("10.240.130.0/24", "cali2"),
+        route("fd00:10::5/128", "lxc1"),
+    ]
+    monkeypatch.setattr(links, "ask", lambda: Links(routes=frozenset(found)))
+    assert gathered().pods == (parse_address("10.240.130.5"), parse_address("fd00:10::5"))

@@ -74,7 +74,7 @@ BEHIND = table(
     first={"OUTPUT": '-m comment --comment "a -j b" -j KUBE-SERVICES'},
 )
 NO_MARK_CHAIN = table(found=Found(OURS, JUMPS, frozenset({"KUBE-SERVICES"})))
-CHANGE = Change({"A": (), "B": ()}, ("C",), hooked=(("OUTPUT", "A"),))
+CHANGE = Change({"A": (), "B": ()}, ("C",), hooked=(("OUTPUT", 1, "A"),))
 CHANGES = {"changes": (("iptables-nft-restore", CHANGE),)}
 OUT_OF_SYNC = "iptables-nft: 2 chains to write, 1 chains to remove, 1 jumps to set"
 OUR_WORK = {"holder": AGENT, "agents": (OURSELVES,)}

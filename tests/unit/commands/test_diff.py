@@ -14,6 +14,7 @@ from ipvs_node_agent.commands import diff
 from ipvs_node_agent.commands.diff import coloured_change
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.iptables.proxymode import ProxyMode
 from ipvs_node_agent.nat.saveformat import restore_input
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
@@ -54,7 +55,7 @@ def config(tmp_path: Path, server: ApiServer) -> Config:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> type[StandInKernel]:
     made = fresh_kernel()
     monkeypatch.setattr(diff, "Kernel", made)
-    monkeypatch.setattr(diff, "proxy_mode", lambda: "ipvs")
+    monkeypatch.setattr(diff, "proxy_mode", lambda *_: ProxyMode("ipvs"))
     return made
 
 
@@ -71,7 +72,8 @@ def test_a_snapshot_is_what_the_server_tells_now(config: Config, server: ApiServ
     notes: list[str] = []
     seen = diff.snapshot(config, notes.append)
     assert (set(seen.services), seen.node.name) == ({"default/web"}, "worker-1")
-    assert [request.verb for request in server.requests] == ["list", "list"]
+    listed = [request for request in server.requests if request.resource in ("nodes", "services")]
+    assert [request.verb for request in listed] == ["list", "list"]
     (note,) = notes
     assert note.startswith("passed over in the services of the API server: ")
 

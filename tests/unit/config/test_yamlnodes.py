@@ -142,8 +142,8 @@ def test_a_value_at_the_edge_is_taken(attribute: str, value: str, read: Any) -> 
 
 
 KNOWN = (
-    "(known are kubeconfig, nodeName, podCIDRs, chains, masquerade, services, iptables,"
-    " driftCheckPeriod, metricsBindAddress, serviceMetrics)"
+    "(known are kubeconfig, nodeName, podCIDRs, podInterfaces, chains, masquerade, services,"
+    " iptables, driftCheckPeriod, metricsBindAddress, serviceMetrics)"
 )
 ONE = "(keep one of them)"
 

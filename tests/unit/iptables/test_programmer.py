@@ -186,13 +186,17 @@ def test_writes_are_numbered_by_chain() -> None:
 
 def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:
     before, now = Found({"A": ("-j B",)}), Found({"A": ()})
-    known = Knowledge().read(before)
+    wanted = Ruleset(before.chains)
+    known = Knowledge().read(before, wanted)
     assert known == Knowledge(before, How.READ)
     assert known.certain is before
     uncertain = known.uncertain()
     assert uncertain.certain is None
-    assert uncertain.read(now) == Knowledge(now, How.READ, ("ChainFlushed",))
-    assert uncertain.read(now).read(before).drift == ("ChainFlushed", "ChainChanged")
+    assert uncertain.read(now, wanted) == Knowledge(now, How.READ, ("ChainFlushed",))
+    assert uncertain.read(now, wanted).read(before, wanted).drift == (
+        "ChainFlushed",
+        "ChainChanged",
+    )
     assert known.written(now) == Knowledge(now, How.WRITTEN)
     # Of what nobody knows nobody can tell what others did to it.
-    assert Knowledge().read(now).drift == ()
+    assert Knowledge().read(now, wanted).drift == ()

@@ -122,7 +122,7 @@ def test_for_people_each_difference_is_a_line() -> None:
         "- IPVS_OUTPUT -j B",
         "+ IPVS_OUTPUT -p tcp -j A",
         "- chain IPVS_OUTPUT-old",
-        "+ PREROUTING -j IPVS_PREROUTING as its first rule",
+        "+ PREROUTING -j IPVS_PREROUTING as rule 1",
     ]
 
 
@@ -133,7 +133,7 @@ def test_thousands_of_new_chains_come_before_what_leads_to_them() -> None:
     assert [len(part.written) for part in early] == [2048, 2048]
     assert all(name in leaves and not part.hooked for part in early for name in part.written)
     assert len(last.written) == 5001 - 4096
-    assert last.hooked == (("OUTPUT", OUT),)
+    assert last.hooked == (("OUTPUT", 1, OUT),)
 
 
 def test_what_is_there_afterwards_is_known_without_looking() -> None:
@@ -193,9 +193,9 @@ def jumps(*found: tuple[int, str]) -> Found:
     ],
 )
 def test_each_kind_has_its_word(found: Found, expected: tuple[str, ...]) -> None:
-    assert drift(LEFT, found) == expected
+    assert drift(LEFT, found, Ruleset()) == expected
     assert set(expected) <= DRIFT.keys()
 
 
 def test_an_empty_table_that_stays_empty_is_no_drift() -> None:
-    assert drift(Found(), Found(foreign=frozenset({"KUBE-SERVICES"}))) == ()
+    assert drift(Found(), Found(foreign=frozenset({"KUBE-SERVICES"})), Ruleset()) == ()

@@ -22,34 +22,46 @@ WEB = '-d 10.19.0.1/32 -m comment --comment "default/web" -j DNAT --to-destinati
 
 
 def written(said: Rule) -> str:
-    *matched, to, sent_to = said
-    source, destination, *rest = matched
-    return rule(match(destination, source, *rest), to, sent_to)  # type: ignore[arg-type]
+    asked = said._asdict()
+    to, sent_to = asked.pop("target"), asked.pop("to")
+    return rule(match(**asked), to, sent_to)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (WEB, Rule("", "10.19.0.1/32", "", "", "default/web", False, "DNAT", "10.231.0.1")),
+        (WEB, Rule("", "10.19.0.1/32", "", "", "", "default/web", False, "DNAT", "10.231.0.1")),
         (
             '-s 10.240.2.128/25 -d 10.19.0.1/32 -p udp -m udp --dport 53 -m comment --comment "a/b"'
             " -j KUBE-MARK-MASQ",
             Rule(
-                "10.240.2.128/25", "10.19.0.1/32", "udp", "53", "a/b", False, "KUBE-MARK-MASQ", ""
+                "10.240.2.128/25",
+                "10.19.0.1/32",
+                "",
+                "udp",
+                "53",
+                "a/b",
+                False,
+                "KUBE-MARK-MASQ",
+                "",
             ),
         ),
         (
             '-d fd00::1/128 -m comment --comment "a/b" -m addrtype --src-type LOCAL -j DNAT'
             " --to-destination fd00::2",
-            Rule("", "fd00::1/128", "", "", "a/b", True, "DNAT", "fd00::2"),
+            Rule("", "fd00::1/128", "", "", "", "a/b", True, "DNAT", "fd00::2"),
+        ),
+        (
+            '-s 10.0.0.0/8 -d 10.19.0.1/32 -i cali+ -p tcp -m comment --comment "a/b" -j B',
+            Rule("10.0.0.0/8", "10.19.0.1/32", "cali+", "tcp", "", "a/b", False, "B", ""),
         ),
         (
             "-d 10.19.0.0/16 -j IPVS_OUTPUT-x/16",
-            Rule("", "10.19.0.0/16", "", "", "", False, "IPVS_OUTPUT-x/16", ""),
+            Rule("", "10.19.0.0/16", "", "", "", "", False, "IPVS_OUTPUT-x/16", ""),
         ),
         (
             "-d 10.19.0.1/32 -p tcp -m tcp --dport 8000:8063 -j B",
-            Rule("", "10.19.0.1/32", "tcp", "8000:8063", "", False, "B", ""),
+            Rule("", "10.19.0.1/32", "", "tcp", "8000:8063", "", False, "B", ""),
         ),
     ],
 )

@@ -70,6 +70,7 @@ def test_other_chains_are_known_by_name_and_by_whether_they_have_a_rule() -> Non
     assert found(
         ":DOCKER - [0:0]",
         ":KUBE-MARK-MASQ - [0:0]",
+        "-A OUTPUT -p tcp -j ACCEPT",
         "-A OUTPUT -j DOCKER",
         "-A DOCKER -j RETURN",
     ) == Found(foreign=frozenset({"DOCKER", "KUBE-MARK-MASQ"}), filled=frozenset({"DOCKER"}))

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.config.settings import DEFAULTS
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
-from ipvs_node_agent.model.objects import Problem
-from ipvs_node_agent.rules.planner import Plan, plan
+from ipvs_node_agent.config.settings import DEFAULTS, Config
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_address
+from ipvs_node_agent.model.objects import Node, NodeNetwork, Problem
+from ipvs_node_agent.model.services import Services
+from ipvs_node_agent.rules.planner import Basis, Plan, Replanner, plan
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
     DNS,
+    HERE,
     HTTP,
     HTTPS,
     NOTHING,
@@ -21,6 +23,7 @@ from tests.unit.rules.wanted import (
     aged,
     host,
     host_pair,
+    node,
     options,
     output,
     pod_pair,
@@ -55,8 +58,11 @@ def test_a_dual_stack_service_has_a_pair_in_each_family() -> None:
 def test_a_family_needs_an_external_ip_and_a_cluster_ip(
     cluster_ips: list[str], ips: list[str], family: Family
 ) -> None:
-    seen = snapshot(service("web", cluster_ips, ips))
-    assert plan(DEFAULTS, seen, family) == Plan(NOTHING, ())
+    found = plan(DEFAULTS, snapshot(service("web", cluster_ips, ips)), family)
+    assert found.ruleset == NOTHING
+    text = f"{ips[0]} gets no rules: there is no ClusterIP of its family"
+    missing = (Problem("default/web", "NoClusterIP", text),)
+    assert found.problems == (missing if family.version == parse_address(ips[0]).version else ())
 
 
 @pytest.mark.parametrize(
@@ -64,8 +70,7 @@ def test_a_family_needs_an_external_ip_and_a_cluster_ip(
     [
         pytest.param(service("web", ["10.231.0.1"], []), id="no-IP-yet"),
         pytest.param(service("web", ["10.231.0.1"], [""]), id="an-empty-IP"),
-        pytest.param(service("web", ["None"], ["10.19.0.1"]), id="headless"),
-        pytest.param(service("web", [""], ["10.19.0.1"]), id="no-ClusterIP-yet"),
+        pytest.param(service("web", ["None"], [], externalIPs=["10.19.0.1"]), id="headless"),
         pytest.param(
             {**WEB, "status": {"loadBalancer": {"ingress": [{"hostname": "a.b"}]}}}, id="a-hostname"
         ),
@@ -131,9 +136,103 @@ def test_services_that_share_an_ip_are_told_apart_by_protocol_and_port() -> None
     assert found.problems == ()
 
 
-def test_an_ip_is_not_shared_with_a_service_that_does_not_count() -> None:
-    ignored = with_metadata(sharing("b", 2, HTTP), annotations={"ipvs-node-agent/ignore": "true"})
-    assert pods(DEFAULTS, snapshot(sharing("a", 1, HTTP), ignored)) == pod_pair(key="default/a")
+PROXY = {"loadBalancer": {"ingress": [{"ip": "10.19.0.1", "ipMode": "Proxy"}]}}
+WITHOUT_RULES = [
+    pytest.param(
+        with_metadata(sharing("b", 2, HTTP), annotations={"ipvs-node-agent/ignore": "true"}),
+        DEFAULTS,
+        id="ignored",
+    ),
+    pytest.param(
+        with_metadata(
+            sharing("b", 2, HTTP), labels={"service.kubernetes.io/service-proxy-name": "x"}
+        ),
+        DEFAULTS,
+        id="another proxy's",
+    ),
+    pytest.param({**sharing("b", 2, HTTP), "status": PROXY}, DEFAULTS, id="ipMode Proxy"),
+    pytest.param(
+        sharing("b", 2, HTTP, policy="Cluster"),
+        options(external_traffic_policy="Local"),
+        id="the other traffic policy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("other", "config"), WITHOUT_RULES)
+def test_a_service_without_rules_keeps_its_ports_and_the_rest_is_matched_by_port(
+    other: dict[str, Any], config: Config
+) -> None:
+    found = plan(
+        config, snapshot(aged("02", sharing("a", 1, HTTP, HTTPS)), aged("01", other)), IPV4
+    )
+    assert prerouting(found) == pod_pair(key="default/a", ports=port(443))
+    conflict = Problem("default/a", "PortConflict", "10.19.0.1 tcp 80 is default/b's")
+    assert found.problems == (conflict,)
+
+
+def test_a_service_that_the_kernel_refuses_keeps_its_ports() -> None:
+    services = snapshot(sharing("a", 1, HTTPS), sharing("b", 2, HTTP)).services.values()
+    basis = Basis(DEFAULTS, node(), Services().listed(services), frozenset({"default/b"}))
+    found = Replanner(IPV4, basis).planner.plan()
+    assert prerouting(found) == pod_pair(key="default/a", ports=port(443))
+
+
+@pytest.mark.parametrize("cluster_ip", ["None", "", "fd00:231::2"])
+def test_a_service_without_a_cluster_ip_of_the_family_names_nothing(cluster_ip: str) -> None:
+    other = service("b", [cluster_ip], ["10.19.0.1"], ports=[HTTP])
+    assert pods(DEFAULTS, snapshot(sharing("a", 1, HTTP), other)) == pod_pair(key="default/a")
+
+
+@pytest.mark.parametrize("age", ["01", "03"])
+@pytest.mark.parametrize(("asked_for", "losers"), [(True, ["default/b"]), (False, [])])
+def test_a_port_goes_to_the_one_for_whom_a_controller_wrote_the_address(
+    age: str, asked_for: bool, losers: list[str]
+) -> None:
+    by_author = service("b", ["10.231.0.2"], [], ports=[HTTP], externalIPs=["10.19.0.1"])
+    seen = snapshot(aged("02", sharing("a", 1, HTTP, HTTPS)), aged(age, by_author))
+    found = plan(options(external_ips=asked_for), seen, IPV4)
+    assert prerouting(found) == (
+        *pod_pair(key="default/a", ports=port(80)),
+        *pod_pair(key="default/a", ports=port(443)),
+    )
+    assert [problem.service for problem in found.problems] == losers
+
+
+# Addresses at which the host itself is reached.
+
+
+@pytest.mark.parametrize(
+    ("of", "network"),
+    [
+        pytest.param(node(ips=["10.19.0.1"]), NodeNetwork(), id="the Node's"),
+        pytest.param(node(), NodeNetwork(addresses=frozenset({HERE})), id="the kernel's"),
+        pytest.param(
+            node(), NodeNetwork(api_servers=frozenset({(HERE, 6443)})), id="the API server's"
+        ),
+    ],
+)
+def test_a_service_has_no_more_than_its_ports_there(of: Node, network: NodeNetwork) -> None:
+    seen = replace(snapshot(sharing("a", 1, HTTP), of=of), network=network)
+    assert pods(DEFAULTS, seen) == pod_pair(key="default/a", ports=port(80))
+    assert host(DEFAULTS, seen) == host_pair(key="default/a", ports=port(80))
+
+
+@pytest.mark.parametrize("match_ports", ["Shared", "Always"])
+def test_nobody_has_the_port_of_the_api_server(match_ports: str) -> None:
+    network = NodeNetwork(api_servers=frozenset({(HERE, 443), (parse_address("10.19.0.2"), 80)}))
+    seen = replace(snapshot(sharing("a", 1, HTTP, HTTPS)), network=network)
+    found = plan(options(match_ports=match_ports), seen, IPV4)
+    assert prerouting(found) == pod_pair(key="default/a", ports=port(80))
+    why = "10.19.0.1 tcp 443 is refused: this node reaches the API server there"
+    assert found.problems == (Problem("default/a", "APIServer", why),)
+
+
+def test_the_api_servers_port_of_another_protocol_is_anybodys() -> None:
+    udp = {"port": 443, "protocol": "UDP"}
+    network = NodeNetwork(api_servers=frozenset({(HERE, 443)}))
+    seen = replace(snapshot(sharing("a", 1, udp)), network=network)
+    assert pods(DEFAULTS, seen) == pod_pair(key="default/a", ports=port(443, "udp"))
 
 
 def test_an_ip_that_one_service_has_is_matched_by_port_where_that_is_asked_for() -> None:
@@ -170,6 +269,8 @@ def test_the_same_port_of_another_protocol_is_no_conflict() -> None:
 def test_a_service_that_shares_an_ip_and_has_no_port_has_no_rule() -> None:
     found = plan(DEFAULTS, snapshot(sharing("a", 1), sharing("b", 2, HTTP)), IPV4)
     assert prerouting(found) == pod_pair("10.19.0.1", "default/b", "10.231.0.2", ports=port(80))
+    text = "10.19.0.1 gets no rules: it is matched by port, and none is known"
+    assert found.problems == (Problem("default/a", "NoPorts", text),)
 
 
 def test_a_service_that_is_ignored_still_guards_its_cluster_ip() -> None:

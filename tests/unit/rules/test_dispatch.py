@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
+from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, owner
 from ipvs_node_agent.nat.ruleset import Found, Rules, applied, difference
-from ipvs_node_agent.rules.dispatch import Entry, Tree, destination
-from ipvs_node_agent.rules.planner import Planner, plan
+from ipvs_node_agent.rules.destinations import Entry, destination
+from ipvs_node_agent.rules.dispatch import Tree
+from ipvs_node_agent.rules.planner import Basis, Planner, plan
 from tests.support.examples import examples
 from tests.support.fleet import LAYOUTS, NODE, fleet, service, snapshot
 from tests.support.tracer import Packet, Walk, trace
@@ -79,16 +81,6 @@ def test_the_limit_is_the_configurations() -> None:
     config = replace(DEFAULTS, chains=Chains(services_per_chain=4))
     assert chains(fleet(POOL, 4), IPV4, config).keys() == {PODS, HOST}
     assert len(chains(fleet(POOL, 5), IPV4, config)) > 2
-
-
-def test_services_count_and_not_their_addresses() -> None:
-    """Sixteen Services with four addresses each are no more than sixteen Services."""
-    services = {}
-    for number in range(16):
-        made = service(number, parse_address("172.20.0.1"))
-        addresses = tuple(parse_address(f"172.20.{number}.{last}") for last in range(1, 5))
-        services[made.key] = made._replace(load_balancer_ips=addresses)
-    assert chains(services, IPV4).keys() == {PODS, HOST}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -252,7 +244,7 @@ def test_protocols_are_told_apart_before_ports() -> None:
 
 def test_from_shared_to_one_owner_and_back() -> None:
     services = sharing(200)
-    planner = Planner(DEFAULTS, NODE, IPV4)
+    planner = Planner(Basis(DEFAULTS, NODE, Services()), IPV4)
     planner.fill(services.values())
     others = dict(list(fleet(POOL, 400).items())[300:])
     for made in others.values():
@@ -295,7 +287,7 @@ def test_the_way_to_a_state_leaves_no_trace(
 ) -> None:
     """Right at every step, and settled as if everything had been known from the beginning."""
     family, services, *others = of
-    planner = Planner(config, NODE, family)
+    planner = Planner(Basis(config, NODE, Services()), family)
     planner.fill(services.values())
     for other in others:
         keys = sorted(services.keys() | other.keys())
@@ -329,7 +321,7 @@ def test_an_address_that_is_shared_and_not_again_and_again_has_its_rules_in_one_
     config = replace(DEFAULTS, chains=Chains(services_per_chain=2))
     chance = random.Random("shared")
     for _ in range(60):
-        planner, services = Planner(config, NODE, IPV4), dict[str, Service]()
+        planner, services = Planner(Basis(config, NODE, Services()), IPV4), dict[str, Service]()
         pool = chance.sample(ips, chance.choice((1, 2, len(ips), len(ips))))
         for _ in range(40):
             number = chance.randrange(5)
@@ -350,6 +342,33 @@ def test_an_address_that_is_shared_and_not_again_and_again_has_its_rules_in_one_
                 assert planner.plan().ruleset.chains == chains(services, IPV4, config)
 
 
+def test_runs_of_ports_come_and_go_without_a_trace() -> None:
+    """Few Services with runs of ports that grow, shrink and meet, at two addresses."""
+    config = replace(DEFAULTS, chains=Chains(services_per_chain=2))
+    ips = tuple(map(parse_address, ("10.19.0.1", "10.19.0.2")))
+    chance = random.Random("runs")
+    for _ in range(15):
+        planner, services = Planner(Basis(config, NODE, Services()), IPV4), dict[str, Service]()
+        for _ in range(15):
+            first = chance.randrange(1, 40)
+            run = range(first, min(41, first + chance.choice((1, 2, 5, 20))))
+            ports = {Port(chance.choice(("tcp", "udp")), number) for number in run}
+            new = service(chance.randrange(3), ips[0])._replace(
+                load_balancer_ips=ips[: chance.randrange(3)], ports=tuple(sorted(ports))
+            )
+            planner.replace(services.get(new.key), new)
+            services[new.key] = new
+            found, flat = planner.plan().ruleset.chains, chains(services, IPV4, FLAT)
+            for port in (Port(kind, number) for kind in ("tcp", "udp") for number in range(1, 42)):
+                ours, theirs = walks(found, ips[0], port), walks(flat, ips[0], port)
+                assert [w.fate for w in ours] == [w.fate for w in theirs]
+            if chance.random() < 0.5:
+                planner.settle()
+                settled = planner.plan().ruleset.chains
+                assert settled == chains(services, IPV4, config)
+                assert max(map(len, settled.values())) <= 4
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_one_change_writes_at_most_four_chains(name: str) -> None:
     """Made, moved, changed and deleted; in a family and with all that was there before."""
@@ -358,7 +377,7 @@ def test_one_change_writes_at_most_four_chains(name: str) -> None:
     spare = [made for key, made in services.items() if int(key.rpartition("-")[2]) % 10 == 0]
     for made in spare:
         del services[made.key]
-    planner = Planner(DEFAULTS, NODE, layout.family)
+    planner = Planner(Basis(DEFAULTS, NODE, Services()), layout.family)
     planner.fill(services.values())
     found = applied(Found(), planner.plan().ruleset)
     chance = random.Random(name)
@@ -391,7 +410,7 @@ def test_a_change_elsewhere_renames_and_writes_nothing() -> None:
 
 
 def test_a_service_that_has_no_external_ip_leaves_the_tree_alone() -> None:
-    planner = Planner(DEFAULTS, NODE, IPV4)
+    planner = Planner(Basis(DEFAULTS, NODE, Services()), IPV4)
     planner.fill(fleet(POOL, 100).values())
     before = planner.plan().ruleset.chains
     inside = service(500, parse_address("172.30.0.1"))._replace(load_balancer_ips=())
@@ -402,7 +421,7 @@ def test_a_service_that_has_no_external_ip_leaves_the_tree_alone() -> None:
 
 
 def test_an_empty_fleet_leaves_the_two_chains_empty() -> None:
-    planner = Planner(DEFAULTS, NODE, IPV4)
+    planner = Planner(Basis(DEFAULTS, NODE, Services()), IPV4)
     services = fleet(POOL, 100)
     planner.fill(services.values())
     for made in services.values():
@@ -462,9 +481,9 @@ def test_prefixes_whose_digests_are_equal_have_different_names(
 
 def test_a_destination_with_many_rules_counts_for_more_than_one() -> None:
     plain = Entry(("mark", "dnat"), ("mark", "dnat"), "a/b")
-    assert plain.weight == 1
-    assert plain._replace(pods=("dnat",)).weight == 1
-    assert plain._replace(pods=("rule",) * 8).weight == 4
+    assert plain.length == 1
+    assert plain._replace(pods=("dnat",)).length == 1
+    assert plain._replace(pods=("rule",) * 8).length == 4
     tree = Tree(IPV4, (PODS, HOST), 16)
     heavy = plain._replace(pods=("rule",) * 100)
     tree.fill({destination(parse_address(f"10.0.0.{n}"), None): heavy for n in range(1, 9)})

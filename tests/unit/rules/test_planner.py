@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ipvs_node_agent.apiserver.reading import read_service
 from ipvs_node_agent.config.settings import DEFAULTS
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
-from ipvs_node_agent.model.objects import Node, Problem
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
+from ipvs_node_agent.model.objects import Node, NodeNetwork, Problem
+from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import Ruleset
-from ipvs_node_agent.rules.planner import Plan, plan
+from ipvs_node_agent.nat.ruletext import read
+from ipvs_node_agent.rules.planner import Basis, Plan, Replanner, plan
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
+    HERE,
     NODE_IP,
     NODE_IP_6,
     NOTHING,
@@ -27,6 +32,7 @@ from tests.unit.rules.wanted import (
     pods,
     port,
     prerouting,
+    sharing,
     snapshot,
 )
 
@@ -40,14 +46,75 @@ def test_the_two_chains_have_a_pair_of_rules_for_an_external_ip() -> None:
     found = plan(DEFAULTS, snapshot(WEB), IPV4)
     chains = {"IPVS_PREROUTING": pod_pair(), "IPVS_OUTPUT": host_pair()}
     needs = frozenset({"KUBE-MARK-MASQ"})
-    assert found == Plan(replace(NOTHING, chains=chains, needs=needs), ())
+    addresses = frozenset(read_service(WEB).load_balancer_ips)
+    assert found == Plan(replace(NOTHING, chains=chains, needs=needs, addresses=addresses), ())
 
 
-@pytest.mark.parametrize(("ips", "split"), [(512, False), (513, True)])
-def test_one_service_with_many_external_ips_is_no_long_chain_either(ips: int, split: bool) -> None:
-    web = service("web", ["10.231.0.1"], [f"10.19.{n // 250}.{n % 250}" for n in range(ips)])
-    found = plan(DEFAULTS, snapshot(web), IPV4).ruleset.chains
-    assert (max(map(len, found.values())) < 100) == split
+def many_ips(count: int) -> dict[str, Any]:
+    return service("web", ["10.231.0.1"], [f"10.19.0.{n}" for n in range(count)])
+
+
+def many_ports(count: int) -> dict[str, Any]:
+    shared = [{"port": 2 * n + 1, "protocol": "TCP"} for n in range(count)]
+    return service("web", ["10.231.0.1"], [NODE_IP], ports=shared)
+
+
+@pytest.mark.parametrize("of_so_many", [many_ips, many_ports])
+@pytest.mark.parametrize(("count", "split"), [(16, False), (17, True)])
+def test_one_service_with_many_rules_is_no_long_chain_either(
+    of_so_many: Callable[[int], dict[str, Any]], count: int, split: bool
+) -> None:
+    found = plan(DEFAULTS, snapshot(of_so_many(count)), IPV4).ruleset.chains
+    assert (len(found) > 2) == split
+    assert max(map(len, found.values())) <= 32
+
+
+@pytest.mark.parametrize(
+    ("ports", "written"),
+    [
+        (["80", "81", "82"], ["tcp 80:82"]),
+        (["80", "82", "83", "443"], ["tcp 80", "tcp 82:83", "tcp 443"]),
+        (["53/UDP", "53", "54", "55/UDP"], ["tcp 53:54", "udp 53", "udp 55"]),
+        (["65535", "1/UDP", "2/UDP"], ["tcp 65535", "udp 1:2"]),
+        ([str(n) for n in range(1, 10_001)], ["tcp 1:10000"]),
+    ],
+    ids=["a run", "gaps", "protocols", "the last port", "ten thousand"],
+)
+def test_consecutive_ports_of_a_service_are_one_rule(ports: list[str], written: list[str]) -> None:
+    asked = [each.partition("/") for each in ports]
+    raw = [{"port": int(number), "protocol": kind or "TCP"} for number, _, kind in asked]
+    found = plan(DEFAULTS, snapshot(service("web", ["10.231.0.1"], [NODE_IP], ports=raw)), IPV4)
+    rules = [read(rule) for rule in prerouting(found)[1::2]]
+    assert [f"{rule.protocol} {rule.ports}" for rule in rules if rule] == written
+
+
+def test_consecutive_ports_of_two_services_are_a_rule_for_each() -> None:
+    one, other = sharing("a", 1, {"port": 80}, {"port": 81}), sharing("b", 2, {"port": 82})
+    assert pods(DEFAULTS, snapshot(one, other)) == (
+        *pod_pair(key="default/a", ports=port("80:81")),
+        *pod_pair(key="default/b", to="10.231.0.2", ports=port(82)),
+    )
+
+
+# The node's network.
+
+
+def test_a_network_that_changes_leaves_no_trace() -> None:
+    """From a Service alone at its address to one among others there, and back."""
+    services = Services().listed(snapshot(WEB, sharing("b", 2, {"port": 53})).services.values())
+    block = frozenset({parse_network("10.19.0.0/24")})
+    networks = [
+        NodeNetwork(addresses=frozenset({HERE})),
+        NodeNetwork(api_servers=frozenset({(HERE, 80)})),
+        NodeNetwork(pods=frozenset({HERE})),
+        NodeNetwork(pod_blocks=block),
+        NodeNetwork(),
+    ]
+    replanner = Replanner(IPV4, Basis(DEFAULTS, node(), services))
+    for network in (*networks, *networks[::-1]):
+        basis = Basis(DEFAULTS, node(), services, network=network)
+        replanner.become(basis)
+        assert replanner.planner.plan() == Replanner(IPV4, basis).planner.plan()
 
 
 def test_without_a_rule_nothing_has_to_be_marked() -> None:
@@ -103,7 +170,8 @@ def test_the_order_of_the_services_does_not_matter() -> None:
 def costly(name: str, addresses: int, ports: int, ranges: int = 0) -> dict[str, Any]:
     """A Service with so many addresses, ports and parts of the pod CIDR."""
     raw = service(name, ["fd00:231::1"], [f"fd00:19::{n:x}" for n in range(1, addresses + 1)])
-    raw["spec"]["ports"] = [{"port": n} for n in range(1, ports + 1)]
+    # None is the next one's neighbour, as those would be one rule.
+    raw["spec"]["ports"] = [{"port": 2 * n} for n in range(1, ports + 1)]
     if ranges:
         clients = [f"fd00:10:240:2::{2 * n:x}/128" for n in range(ranges)]
         raw["spec"]["loadBalancerSourceRanges"] = clients

@@ -7,23 +7,23 @@ from dataclasses import replace
 import pytest
 
 from ipvs_node_agent.config.settings import DEFAULTS, Config
-from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_network
-from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_address, parse_network
+from ipvs_node_agent.model.objects import NodeNetwork, PodNetwork, Problem
 from ipvs_node_agent.rules.planner import Plan, plan
-from ipvs_node_agent.rules.policy import pod_cidrs, unneeded_in
+from ipvs_node_agent.rules.policy import is_one_of, lacking, pod_cidrs, pod_interfaces, unneeded_in
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
     NODE_IP,
-    NODE_IP_6,
     NOTHING,
     POD_CIDR,
+    POD_CIDR_6,
+    WEB,
     host_pair,
     node,
     options,
     output,
     pod_pair,
     pods,
-    port,
     prerouting,
     snapshot,
     with_metadata,
@@ -59,6 +59,61 @@ def test_pod_cidrs_are_unknown_until_somebody_says_them(
     assert found == (None if known is None else tuple(map(parse_network, known)))
 
 
+def lead(interface: str, *subnets: str) -> PodNetwork:
+    return PodNetwork(interface, tuple(map(parse_network, subnets)))
+
+
+CALI, FLANNEL = PodNetwork("cali+"), lead("cni0", "10.240.2.129/32")
+
+
+@pytest.mark.parametrize(
+    ("found", "interfaces"),
+    [
+        ([], ()),
+        ([CALI], ("cali+",)),
+        ([FLANNEL], ()),
+        ([lead("br1")], ()),
+        ([lead("br1", POD_CIDR, POD_CIDR_6)], ()),
+        ([lead("br1", "10.240.2.0/24")], ("br1",)),
+        ([lead("br1", POD_CIDR, "fd00:88::/64")], ("br1",)),
+        ([CALI, FLANNEL, lead("br1", "10.88.0.0/16")], ("br1", "cali+", "cni0")),
+    ],
+)
+def test_pods_are_known_by_interface_where_some_are_outside_the_pod_cidrs(
+    found: list[PodNetwork], interfaces: tuple[str, ...]
+) -> None:
+    assert pod_interfaces(DEFAULTS, node(), found) == interfaces
+    for known, chosen in ((("eth1",), ("eth1",)), ((), ())):
+        assert pod_interfaces(replace(DEFAULTS, pod_interfaces=known), node(), found) == chosen
+    configured = replace(DEFAULTS, pod_cidrs=(parse_network("10.99.0.0/16"),))
+    assert pod_interfaces(configured, node(), found) == ()
+
+
+@pytest.mark.parametrize(
+    ("interface", "known"),
+    [("cali12", True), ("cali", True), ("cni0", True), ("cni01", False), ("xcali", False)],
+)
+def test_a_plus_stands_for_the_rest_of_a_name(interface: str, known: bool) -> None:
+    assert is_one_of(interface, ("cali+", "cni0")) is known
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "ips", "interfaces", "said"),
+    [
+        ([POD_CIDR], [NODE_IP], (), ""),
+        ([], [NODE_IP], ("cali+",), ""),
+        ([], [NODE_IP], (), "no pod CIDR"),
+        ([], [], ("cali+",), "no address"),
+    ],
+)
+def test_where_interfaces_lead_to_pods_no_pod_cidr_is_waited_for(
+    cidrs: list[str], ips: list[str], interfaces: tuple[str, ...], said: str
+) -> None:
+    found = lacking(DEFAULTS, node(cidrs, ips), interfaces)
+    assert bool(found) == bool(said)
+    assert said in found
+
+
 # What is refused.
 
 
@@ -80,8 +135,6 @@ def test_pod_cidrs_are_unknown_until_somebody_says_them(
         ("fd00:231::53", "ClusterIP", "the ClusterIP of kube-system/dns"),
         ("10.240.2.129", "PodCIDR", "inside the pod CIDR 10.240.2.128/25"),
         ("fd00:10:240:2::7", "PodCIDR", "inside the pod CIDR fd00:10:240:2::/64"),
-        (NODE_IP, "NodeAddress", "this node's own (services.matchPorts: Always would allow it)"),
-        (NODE_IP_6, "NodeAddress", "this node's own (services.matchPorts: Always would allow it)"),
     ],
 )
 def test_an_ip_that_would_hijack_traffic_is_refused_and_the_others_count(
@@ -100,9 +153,22 @@ def test_an_ip_that_would_hijack_traffic_is_refused_and_the_others_count(
     assert output(found) == host_pair(good, to=to)
 
 
-def test_the_nodes_own_address_may_be_had_by_port() -> None:
-    seen = snapshot(service("web", ["10.231.0.1"], [NODE_IP]))
-    assert pods(options(match_ports="Always"), seen) == pod_pair(NODE_IP, ports=port(80))
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (NodeNetwork(pods=frozenset({parse_address("10.19.0.1")})), "routed to a pod of this node"),
+        (
+            NodeNetwork(pod_blocks=frozenset({parse_network("10.19.0.0/26")})),
+            "inside 10.19.0.0/26, which pods' addresses are from",
+        ),
+    ],
+)
+def test_an_address_of_a_pod_is_refused_wherever_it_comes_from(
+    network: NodeNetwork, why: str
+) -> None:
+    found = plan(DEFAULTS, replace(snapshot(WEB), network=network), IPV4)
+    text = f"10.19.0.1 is refused: it is {why}"
+    assert found.problems == (Problem("default/web", "PodCIDR", text),)
 
 
 def test_where_cidrs_are_allowed_an_ip_outside_them_is_refused() -> None:

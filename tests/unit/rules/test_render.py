@@ -9,9 +9,11 @@ import pytest
 
 from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_network
-from ipvs_node_agent.rules.planner import plan
+from ipvs_node_agent.model.services import Services
+from ipvs_node_agent.rules.planner import Basis, Replanner, plan
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
+    NODE_IP,
     POD_CIDR,
     POD_CIDR_6,
     WEB,
@@ -112,8 +114,11 @@ def ranged(*ranges: str, **fields: Any) -> dict[str, Any]:
         ),
         pytest.param(["10.240.2.128/26", "10.240.2.192/26"], [POD_CIDR], id="two-halves"),
         pytest.param(["192.0.2.0/24"], [], id="elsewhere"),
-        pytest.param(["::/0"], [], id="the-other-family"),
+        pytest.param(["::/0", "2001:db8::/32"], [POD_CIDR], id="the-other-family"),
+        pytest.param(["192.0.2.0/24", "0.0.0.0/0"], [POD_CIDR], id="any"),
         pytest.param(["junk"], [], id="unreadable"),
+        pytest.param(["junk", "2001:db8::/32"], [], id="unreadable-and-the-other-family"),
+        pytest.param(["junk", "0.0.0.0/0"], [POD_CIDR], id="unreadable-and-any"),
     ],
 )
 def test_pods_get_a_rule_for_their_part_of_the_source_ranges(
@@ -129,15 +134,65 @@ def test_pods_get_a_rule_for_their_part_of_the_source_ranges(
     [
         (["192.168.7.11/32"], True),
         (["192.168.0.0/16", "192.0.2.0/24"], True),
+        (["198.51.100.0/24"], False),
         (["10.240.0.0/16"], False),
-        (["::/0"], False),
+        (["::/0"], True),
         (["junk"], False),
     ],
 )
-def test_the_host_gets_a_rule_if_one_of_its_addresses_is_in_the_source_ranges(
+def test_the_host_gets_a_rule_if_its_first_address_is_in_the_source_ranges(
     ranges: list[str], allowed: bool
 ) -> None:
-    assert bool(host(DEFAULTS, snapshot(ranged(*ranges)))) is allowed
+    of = node(ips=[NODE_IP, "198.51.100.7"])
+    assert bool(host(DEFAULTS, snapshot(ranged(*ranges), of=of))) is allowed
+
+
+def test_a_dual_stack_service_with_ranges_of_one_family_is_limited_in_that_one() -> None:
+    web = service(
+        "web",
+        ["10.231.0.1", "fd00:231::1"],
+        ["10.19.0.1", "fd00:19::1"],
+        loadBalancerSourceRanges=["192.0.2.0/24"],
+    )
+    assert pods(DEFAULTS, snapshot(web)) == host(DEFAULTS, snapshot(web)) == ()
+    found = plan(DEFAULTS, snapshot(web), IPV6)
+    assert prerouting(found) == pod_pair("fd00:19::1", to="fd00:231::1", source=POD_CIDR_6)
+    assert output(found) == host_pair("fd00:19::1", to="fd00:231::1")
+
+
+# Pods that are known by interface.
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "ranges", "matches"),
+    [
+        (["cali+"], [], ["-d 10.19.0.1/32 -i cali+ "]),
+        (["cali+", "cni0"], [], ["-d 10.19.0.1/32 -i cali+ ", "-d 10.19.0.1/32 -i cni0 "]),
+        (["cali+"], ["0.0.0.0/0"], ["-d 10.19.0.1/32 -i cali+ "]),
+        (["cali+"], ["2001:db8::/32"], ["-d 10.19.0.1/32 -i cali+ "]),
+        (
+            ["cali+"],
+            ["10.233.0.0/25", "10.233.0.128/25", "192.0.2.1/32"],
+            [
+                "-s 10.233.0.0/24 -d 10.19.0.1/32 -i cali+ ",
+                "-s 192.0.2.1/32 -d 10.19.0.1/32 -i cali+ ",
+            ],
+        ),
+        (["cali+"], ["junk"], []),
+    ],
+)
+def test_pods_have_a_pair_for_each_interface_and_source_range(
+    interfaces: list[str], ranges: list[str], matches: list[str]
+) -> None:
+    services = Services().listed(snapshot(ranged(*ranges)).services.values())
+    basis = Basis(DEFAULTS, node(), services, pod_interfaces=tuple(interfaces))
+    found = prerouting(Replanner(IPV4, basis).planner.plan())
+    rest = '-m comment --comment "default/web" -j'
+    assert list(found) == [
+        f"{match}{rest} {target}"
+        for match in matches
+        for target in ("KUBE-MARK-MASQ", "DNAT --to-destination 10.231.0.1")
+    ]
 
 
 def test_overlapping_pod_cidrs_have_one_pair_for_a_source_range() -> None:

@@ -83,7 +83,7 @@ def host_pair(
     return f"{match} -j KUBE-MARK-MASQ", f"{match} -j DNAT --to-destination {to}"
 
 
-def port(number: int, protocol: str = "tcp") -> str:
+def port(number: int | str, protocol: str = "tcp") -> str:
     return f"-p {protocol} -m {protocol} --dport {number} "
 
 
@@ -93,8 +93,17 @@ NOTHING = Ruleset(
 )
 
 
-def sharing(name: str, number: int, *ports: dict[str, Any]) -> dict[str, Any]:
-    return service(name, [f"10.231.0.{number}"], ["10.19.0.1"], ports=list(ports))
+def sharing(
+    name: str, number: int, *ports: dict[str, Any], policy: str = "Local"
+) -> dict[str, Any]:
+    return service(
+        name,
+        [f"10.231.0.{number}"],
+        ["10.19.0.1"],
+        ports=list(ports),
+        externalTrafficPolicy=policy,
+    )
 
 
+HERE = parse_address("10.19.0.1")
 HTTP, HTTPS, DNS = {"port": 80}, {"port": 443}, {"port": 53, "protocol": "UDP"}

@@ -236,7 +236,9 @@ def test_what_is_not_there_yet_is_made_and_led_to(
     change, after = probe(IPV4, wanted, Found({}, jumps), frozenset())
     assert change.written[PODS] == (JUMP.format("PREROUTING"),)
     assert MARK_CHAINS.items() <= change.written.items()
-    assert set(change.hooked) == {pair for pair in JUMPS.items() if pair[0] not in jumps}
+    assert {(at, top) for at, _, top in change.hooked} == {
+        pair for pair in JUMPS.items() if pair[0] not in jumps
+    }
     assert after.jumps == {"PREROUTING": ((1, PODS),), "OUTPUT": ((1, HOST),)}
 
 

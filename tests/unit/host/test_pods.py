@@ -1,0 +1,138 @@
+"""Which interfaces lead to pods, from what the network plugins wrote and made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent.host.links import Links, Route
+from ipvs_node_agent.host.pods import Plugin, blocks, networks, plugins, routed
+from ipvs_node_agent.model.addresses import parse_address, parse_network
+from ipvs_node_agent.model.objects import PodNetwork
+
+CALICO, FLANNEL = Plugin("calico"), Plugin("flannel", "cni0")
+
+
+def links(*routes: str, **addresses: str) -> Links:
+    """Interfaces with an address each, and routes like "10.0.0.1/32 cali1"."""
+    made = []
+    for route in routes:
+        destination, interface = route.split()
+        is_blackhole = interface in ("80", "12", "4")
+        protocol = int(interface) if is_blackhole else 3
+        name = "" if is_blackhole else interface
+        made.append(Route(parse_network(destination), name, protocol, is_blackhole))
+    return Links(
+        names=frozenset({"eth0", *addresses}),
+        addresses=frozenset((name, parse_address(ip)) for name, ip in addresses.items() if ip),
+        routes=frozenset(made),
+    )
+
+
+def bridge(name: str, *subnets: str) -> Plugin:
+    return Plugin("bridge", name, tuple(map(parse_network, subnets)))
+
+
+def of(interface: str, *subnets: str) -> PodNetwork:
+    return PodNetwork(interface, tuple(map(parse_network, subnets)))
+
+
+CALI = PodNetwork("cali+")
+
+
+@pytest.mark.parametrize(
+    ("there", "configured", "found"),
+    [
+        pytest.param(links(), [], [], id="nothing"),
+        pytest.param(links(), [CALICO], [CALI], id="Calico without pods"),
+        pytest.param(links("10.233.90.5/32 cali12"), [], [CALI], id="a pod of Calico's"),
+        pytest.param(links("fd00:233::5/128 cali12"), [], [CALI], id="a pod of its IPv6"),
+        pytest.param(links("10.233.90.0/26 cali12"), [], [], id="no host route"),
+        pytest.param(links("10.233.90.5/32 lxc12"), [], [], id="Cilium"),
+        pytest.param(
+            links(cni0="10.240.2.129"), [FLANNEL], [of("cni0", "10.240.2.129/32")], id="flannel"
+        ),
+        pytest.param(
+            links(br1="10.88.0.1"),
+            [bridge("br1", "10.88.0.0/16", "fd00:88::/64")],
+            [of("br1", "10.88.0.0/16", "fd00:88::/64")],
+            id="a bridge",
+        ),
+        pytest.param(links(br1=""), [bridge("br1")], [of("br1")], id="one without addresses"),
+        pytest.param(links(), [bridge("br1", "10.88.0.0/16")], [], id="a bridge not yet made"),
+        pytest.param(
+            links("10.233.90.5/32 cali12", br1="10.88.0.1"),
+            [bridge("br1")],
+            [CALI, of("br1", "10.88.0.1/32")],
+            id="two of them",
+        ),
+    ],
+)
+def test_pods_are_told_of_by_plugins_and_by_what_they_made(
+    there: Links, configured: list[Plugin], found: list[PodNetwork]
+) -> None:
+    assert networks(there, configured) == set(found)
+
+
+def test_single_addresses_have_routes_to_pods() -> None:
+    there = links("10.0.0.1/32 cali1", "10.0.0.2/32 br1", "10.0.1.0/24 cali1", "10.0.2.0/26 80")
+    assert routed(there) == {
+        ("cali1", parse_address("10.0.0.1")),
+        ("br1", parse_address("10.0.0.2")),
+    }
+
+
+def test_blocks_are_blackholes_of_calicos() -> None:
+    there = links("10.0.0.0/26 80", "10.0.1.0/26 12", "10.0.2.0/26 4", "10.0.3.0/26 tunl0")
+    assert blocks(there) == {parse_network("10.0.0.0/26"), parse_network("10.0.1.0/26")}
+
+
+# What network plugins write.
+
+CALICO_CONF = {"plugins": [{"type": "calico"}, {"type": "portmap"}]}
+HOST_LOCAL = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "x"}]]}
+BRIDGE_CONF = {"type": "bridge", "bridge": "br1", "ipam": HOST_LOCAL}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, []),
+        ({"10-calico.conflist": CALICO_CONF}, [CALICO, Plugin("portmap")]),
+        ({"10-calico.conflist": CALICO_CONF, "20-bridge.conf": BRIDGE_CONF}, None),
+        ({"10-a.conflist.bak": BRIDGE_CONF, "20-calico.conflist": CALICO_CONF}, None),
+        ({"10-broken.conf": "{", "11-list.conf": [], "20-calico.conflist": CALICO_CONF}, None),
+        ({"10-odd.conf": {"type": 7, "plugins": 7, "ipam": 7}, "20.conflist": CALICO_CONF}, None),
+        ({"10-deep.conf": "[" * 100_000, "20-calico.conflist": CALICO_CONF}, None),
+        ({"10.conf": BRIDGE_CONF}, [bridge("br1", "10.1.0.0/24")]),
+        (
+            {"10.conf": {"type": "bridge", "ipam": {"subnet": "10.1.0.0/24"}}},
+            [bridge("cni0", "10.1.0.0/24")],
+        ),
+        ({"10.conf": {"type": "flannel", "delegate": {"hairpinMode": True}}}, [FLANNEL]),
+        ({"10.conf": {"type": "flannel", "delegate": {"bridge": "b"}}}, [Plugin("flannel", "b")]),
+        (
+            {"00-multus.conf": {"type": "multus", "delegates": [CALICO_CONF]}},
+            [Plugin("multus"), CALICO, Plugin("portmap")],
+        ),
+        (
+            {"00-multus.conf": {"type": "multus-shim"}, "10.conf": {"type": "calico"}},
+            [Plugin("multus-shim"), CALICO],
+        ),
+    ],
+)
+def test_plugins_are_those_of_the_file_that_the_container_runtime_takes(
+    files: Mapping[str, Any], found: list[Plugin] | None, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert plugins(tmp_path) == ([CALICO, Plugin("portmap")] if found is None else found)
+
+
+def test_without_a_folder_there_are_no_plugins(tmp_path: Path) -> None:
+    assert plugins(tmp_path / "missing") == []
