@@ -13,16 +13,20 @@ MUTATIONS = {
     },
     "rules/planner.py": {
         "another configuration is not planned for": (
-            "return self.config, self.node, self.own_mark",
-            "return self.node, self.own_mark",
+            "return self.config, self.node, self.own_mark, self.pod_interfaces",
+            "return self.node, self.own_mark, self.pod_interfaces",
         ),
         "another Node is not planned for": (
-            "return self.config, self.node, self.own_mark",
-            "return self.config, self.own_mark",
+            "return self.config, self.node, self.own_mark, self.pod_interfaces",
+            "return self.config, self.own_mark, self.pod_interfaces",
         ),
         "another chain that marks is not planned for": (
+            "return self.config, self.node, self.own_mark, self.pod_interfaces",
+            "return self.config, self.node, self.pod_interfaces",
+        ),
+        "other interfaces of pods are not planned for": (
+            "return self.config, self.node, self.own_mark, self.pod_interfaces",
             "return self.config, self.node, self.own_mark",
-            "return self.config, self.node",
         ),
         "what was planned of a Service that was left out is forgotten": (
             "planner.replace(before.planned(key), basis.planned(key))",
@@ -31,6 +35,27 @@ MUTATIONS = {
         "a Service that is let in again is no difference": (
             "differing |= before.left_out ^ basis.left_out",
             "differing |= basis.left_out - before.left_out",
+        ),
+    },
+    "rules/claims.py": {
+        "an address that the kernel has changes nothing": (
+            "return inside | (touched & self._claims.keys())",
+            "return inside",
+        ),
+    },
+    "sync/here.py": {
+        "an address that is gone counts no more": (
+            "gone.update(dict.fromkeys(self.addresses - addresses, now + LINGER))",
+            "pass",
+        ),
+        "an address that is gone counts for ever": ("if now < self.due:", "if True:"),
+        "what could not be looked up is forgotten": (
+            "known = places if complete else self.api_servers | places",
+            "known = places",
+        ),
+        "an interface that was found is forgotten": (
+            "return replace(self, pod_networks=networks.union(others))",
+            "return replace(self, pod_networks=networks)",
         ),
     },
     "sync/cluster.py": {
@@ -96,8 +121,12 @@ MUTATIONS = {
         ),
     },
     "nat/ruleset.py": {
+        "nobody may stand in front": (
+            "if not (other.insists or (built_in, other.target) in self.behind):",
+            "if True:",
+        ),
         "a jump may be anywhere": (
-            "if jumps == ((1, target),) or not (jumps or target):",
+            "if jumps == ((place, target),) or not (jumps or target):",
             "if [t for _, t in jumps] == [target] or not (jumps or target):",
         ),
     },
