@@ -32,7 +32,6 @@ GREEDY = {4: "10.231.66.6", 6: "fd00:231::66:6"}
 HARMLESS = {4: "10.19.66.6", 6: "fd00:19::66:6"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 REFUSED = [
-    *NODE.values(),
     *POD.values(),
     *CLUSTER_IP.values(),
     *LOOPBACK.values(),
@@ -45,7 +44,7 @@ def wired(wired: Topology) -> Iterator[Topology]:
     """The node and the pod have servers of their own, and the greedy Service has its backend."""
     for version, bits in ((4, 32), (6, 128)):
         wired.backend.add_address("lo", f"{GREEDY[version]}/{bits}")
-        wired.node.add_address("lo", f"{HARMLESS[version]}/{bits}")
+        wired.node.add_address("kube-ipvs0", f"{HARMLESS[version]}/{bits}")
     with ExitStack() as stack:
         stack.enter_context(serving(wired.backend, *GREEDY.values(), says=own))
         nodes = [*NODE.values(), *LOOPBACK.values()]
@@ -124,7 +123,6 @@ def test_a_cluster_ip_that_appears_later_takes_the_external_ip_away_while_it_is_
 def test_the_nodes_own_address_may_be_had_by_port_and_its_other_ports_stay_its_own(
     wired: Topology, bed: Bed
 ) -> None:
-    bed.configure(services={"matchPorts": "Always"})
     bed.api.put(greedy(*NODE.values()))
     bed.agent.start()
     for version, address in NODE.items():

@@ -221,7 +221,7 @@ def scene(size: Size) -> Iterator[Scene]:
             add_mark_masq(wired.node, family, BACKEND)
         for number, _, _ in ASKED.values():
             wired.backend.add_address("lo", f"10.231.42.{number}/32")
-            wired.node.add_address("lo", f"10.19.20.{number}/32")
+            wired.node.add_address("kube-ipvs0", f"10.19.20.{number}/32")
             stack.enter_context(serving(wired.backend, f"10.231.42.{number}"))
         pki = Pki()
         soon = datetime.now(timezone.utc) + timedelta(days=30)

@@ -65,6 +65,8 @@ def _wire(t: Topology) -> None:
     link(t.node, t.backend, "to-backend", "eth0")
     link(t.node, t.outside, "eth0", "eth0")
     t.node.forward()
+    # Not every kernel that tests run on has dummy devices.
+    t.node.run("ip", "link", "add", "kube-ipvs0", "up", "type", "bridge")
     for version, lengths in _LENGTHS.items():
         t.node.add_address("to-pod", f"{POD_GATEWAY[version]}/{lengths['pod']}")
         t.pod.add_address("eth0", f"{POD[version]}/{lengths['pod']}")
@@ -77,7 +79,7 @@ def _wire(t: Topology) -> None:
         t.node.add_address("eth0", f"{NODE[version]}/{lengths['lan']}")
         t.outside.add_address("eth0", f"{OUTSIDE[version]}/{lengths['lan']}")
         t.outside.add_route(_EXTERNAL_RANGE[version], NODE[version])
-        t.node.add_address("lo", f"{EXTERNAL_IP[version]}/{lengths['host']}")
+        t.node.add_address("kube-ipvs0", f"{EXTERNAL_IP[version]}/{lengths['host']}")
 
 
 def add_pods(t: Topology) -> None:

@@ -155,7 +155,7 @@ def test_whatever_json_comes_is_read_or_refused(raw: Any) -> None:
 
 IP, PREFIX = r"[0-9a-f.:]+", r"[0-9a-f.:]+/\d+"
 KEY = r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*"
-PORTS = r"(?:-p (tcp|udp|sctp) -m \1 --dport \d+ )?"
+PORTS = r"(?:-p (tcp|udp|sctp) -m \1 --dport \d+(?::\d+)? )?"
 END = rf"-j (?:KUBE-MARK-MASQ|DNAT --to-destination {IP})"
 LINE = re.compile(
     r"\*nat|COMMIT|:IPVS_(?:PREROUTING|OUTPUT) - \[0:0\]"

@@ -78,7 +78,8 @@ def test_a_table_found_right_counts_as_synced() -> None:
     made = running(web(EXTERNAL_4))
     made.pass_time(30)
     family = made.agent.state().families[IPV4]
-    assert made.clock.now - family.synced <= 2.1
+    # Where the machine is busy a look costs more, and the next one waits up to 4 s.
+    assert made.clock.now - family.synced <= 4.1
     assert made.clock.now - family.queued > 29
 
 
