@@ -103,14 +103,15 @@ def test_shared_unshared_and_shared_again_without_a_gap(wired: Topology, wired_b
             eventually(lambda: matching_ports(wired_bed) == {by_port})
             flowing.expect(FIRST)
 
-        for gone in (elsewhere, ignored, None):
+        # Who is ignored names the address all the same, and keeps its port.
+        for gone, by_port in ((elsewhere, False), (ignored, True), (None, False)):
             wired_bed.api.put(shared)
             expect(by_port=True)
             if gone is None:
                 wired_bed.delete("second")
             else:
                 wired_bed.api.put(gone)
-            expect(by_port=False)
+            expect(by_port)
         for choice in ("Always", "Shared"):
             wired_bed.reload(services={"matchPorts": choice})
             expect(by_port=choice == "Always")

@@ -11,6 +11,7 @@ import pytest
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
 from tests.kernel.conftest import EVERYWHERE, OTHER, WEB, WEB6, Bed, Entry
 from tests.support.cluster import node
+from tests.support.kubeproxy import add_device
 from tests.support.tables import add_foreign_rules, foreign, saved
 from tests.support.waiting import eventually
 
@@ -67,7 +68,7 @@ def test_a_service_that_is_deleted_while_the_agent_is_down_or_runs(running: Bed)
 
 def send_one_packet(bed: Bed) -> list[str]:
     """Sends a packet from the host to Service web; the host chain's rules for it, with counters."""
-    bed.namespace.run("ip", "address", "replace", f"{EXTERNAL}/32", "dev", "lo")
+    bed.namespace.run("ip", "address", "replace", f"{EXTERNAL}/32", "dev", "kube-ipvs0")
     bed.namespace.run("ip", "route", "replace", f"{CLUSTER}/32", "dev", "lo")
     with bed.namespace.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"x", (EXTERNAL, 9))
@@ -83,6 +84,7 @@ def host_counters(bed: Bed) -> list[str]:
 
 
 def test_a_restart_writes_nothing_and_counters_go_on(running: Bed) -> None:
+    add_device(running.namespace)
     before = send_one_packet(running)
     running.agent.stop()
     written = running.agent.log.count("wrote")
@@ -93,6 +95,7 @@ def test_a_restart_writes_nothing_and_counters_go_on(running: Bed) -> None:
 
 def test_a_change_is_one_write_of_the_chains_that_differ(running: Bed) -> None:
     """Another pod CIDR is no business of the host's chain, whose counters go on."""
+    add_device(running.namespace)
     before = send_one_packet(running)
 
     def writes() -> list[str]:
