@@ -67,7 +67,8 @@ class Answer:
 
 def _peer(response: Any) -> tuple[Address, int] | None:
     try:
-        host, port = response._connection.sock.getpeername()[:2]
+        # Where the connection is not kept, only what reads the body has it still.
+        host, port = response._original_response.fp.raw._sock.getpeername()[:2]
         return parse_address(host), port
     except (AttributeError, OSError, ValueError, TypeError):
         return None

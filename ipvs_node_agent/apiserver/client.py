@@ -124,27 +124,39 @@ class Api:
         return credentials
 
     def get(
-        self, path: str, parameters: Mapping[str, str], doing: str, read_timeout: float
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        doing: str,
+        read_timeout: float,
+        once: bool = False,
     ) -> AbstractContextManager[Answer]:
         """The answer to a GET, its body still to be read. Raises ApiError.
 
         `doing` says what the request is for, such as "list services", in messages. The answer has
         to begin within `read_timeout`, and no pause in it may be longer; see `Answer.be_patient`.
+        With `once`, no connection is kept for another request.
         """
         target = path + (f"?{urlencode(parameters)}" if parameters else "")
-        return self._request("GET", target, None, doing, read_timeout)
+        return self._request("GET", target, None, doing, read_timeout, once)
 
     def post(self, path: str, body: object, doing: str, read_timeout: float) -> None:
         """Creates an object; see `get`. Raises ApiError."""
         try:
-            with self._request("POST", path, json.dumps(body).encode(), doing, read_timeout):
+            with self._request("POST", path, json.dumps(body).encode(), doing, read_timeout, True):
                 pass  # What it became is nobody's business.
         except Superseded:
             raise ApiError("API server", "the credentials were just replaced") from None
 
     @contextmanager
     def _request(
-        self, method: str, target: str, body: bytes | None, doing: str, read_timeout: float
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        doing: str,
+        read_timeout: float,
+        once: bool,
     ) -> Iterator[Answer]:
         ended = self._ended
         credentials = self.credentials()
@@ -152,6 +164,9 @@ class Api:
         headers = {"Accept": "application/json", "User-Agent": f"ipvs-node-agent/{__version__}"}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        if once:
+            # Else the server would keep one more connection of each node's.
+            headers["Connection"] = "close"
         what = f"API server {credentials.server}"
         log.debug("%s %s", method, url)
         try:

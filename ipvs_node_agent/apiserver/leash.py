@@ -92,7 +92,7 @@ def _named(api: Api) -> Iterable[tuple[Address, int]]:
 
 def _endpoints(api: Api) -> Iterable[tuple[Address, int]]:
     body = bytearray()
-    with api.get(_PATH, {}, "get endpoints kubernetes", _TIMEOUT) as answer:
+    with api.get(_PATH, {}, "get endpoints kubernetes", _TIMEOUT, once=True) as answer:
         for piece in answer.pieces():
             body += piece
             if len(body) > _MOST_BYTES:

@@ -26,9 +26,9 @@ def test_a_nodes_own_credentials_are_enough(node: Worker, admin: Client) -> None
     node.start(web)
     node.holds(moved(admin, web, "10.19.20.202"))
     entries = node.server.asked(node.name)
-    assert {entry.resource for entry in entries} == {"services", "nodes"}
-    assert {entry.verb for entry in entries} <= {"list", "watch"}
-    assert all(entry.status == 200 for entry in entries if entry.verb == "list")
+    assert {entry.resource for entry in entries} == {"services", "nodes", "endpoints"}
+    assert {entry.verb for entry in entries} <= {"list", "watch", "get"}
+    assert all(entry.status == 200 for entry in entries if entry.verb != "watch")
     assert all(entry.agent.startswith("ipvs-node-agent/") for entry in entries)
     own = f"metadata.name={node.name}"
     assert {e.params["fieldSelector"] for e in entries if e.resource == "nodes"} == {own}
