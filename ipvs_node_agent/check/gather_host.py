@@ -38,7 +38,13 @@ _COMMAND_TIMEOUT = 10.0
 _UNITS = ("ipvs-node-agent", "nftables", "netfilter-persistent", "ufw", "firewalld")
 # Of such a table iptables-nft-save shows the rest, and nothing can be written where they are.
 _FOREIGN_BASE_CHAINS = re.compile("^# Table `nat' contains incompatible", re.MULTILINE)
-_SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/vs/conntrack")
+_SETTINGS = (
+    "ipv4/ip_forward",
+    "ipv6/conf/all/forwarding",
+    "ipv4/vs/conntrack",
+    "netfilter/nf_conntrack_tcp_loose",
+    "netfilter/nf_conntrack_tcp_be_liberal",
+)
 # The devices of pods, as the network plugins with routes for single pods name them.
 _POD_DEVICES = ("cali", "veth", "lxc", "eni", "azv")
 

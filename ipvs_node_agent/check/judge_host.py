@@ -299,6 +299,22 @@ def surroundings(facts: Facts) -> Iterator[Finding]:
         yield Finding(OK, "kernel", "forwards packets")
 
 
+def invalid_input(facts: Facts) -> Iterator[Finding]:
+    """Whether dropping INVALID packets does what it is for, where it is asked for."""
+    if not facts.configuration.config.drop_invalid_input:
+        return
+    what, settings = "dropInvalidInput", facts.host.settings
+    if settings.get("netfilter/nf_conntrack_tcp_loose") == "0":
+        text = "ends connections that are older than their tracking, such as after a flush of it:"
+        text += " net.netfilter.nf_conntrack_tcp_loose is 0, and calls their packets INVALID"
+        yield Finding(WARN, what, text, f"dropInvalidInput: false in {facts.configuration.path}")
+    elif settings.get("netfilter/nf_conntrack_tcp_be_liberal") == "1":
+        text = "does little: net.netfilter.nf_conntrack_tcp_be_liberal is 1, and calls few INVALID"
+        yield Finding(OK, what, text)
+    else:
+        yield Finding(OK, what, "drops TCP packets to this node that are INVALID")
+
+
 def _has_ipv6(facts: Facts) -> bool:
     node = facts.cluster.node
     cidrs = facts.configuration.config.pod_cidrs or (node.pod_cidrs if node else ())
@@ -315,4 +331,5 @@ HOST_CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     metrics_port,
     flushers,
     surroundings,
+    invalid_input,
 )

@@ -20,12 +20,14 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host import links, pods
 from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables.backends import Kernel
-from ipvs_node_agent.iptables.command import launch
+from ipvs_node_agent.iptables.command import TableError, launch
+from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.proxymode import proxy_mode
 from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.nat.saveformat import restore_input
+from ipvs_node_agent.rules.invalid import input_rules
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.policy import lacking, pod_interfaces, to_program
 from ipvs_node_agent.sync.here import Here
@@ -95,10 +97,24 @@ def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
     kernel.choose()
     changes: list[tuple[str, Change]] = []
-    for family, programmer in kernel.programmers().items():
+    tables, filters = kernel.programmers(), kernel.filters()
+    for family, programmer in tables.items():
         found = programmer.read()
         own_mark = config.chains.mark_masquerade not in found.filled
-        change = difference(found, plan(config, seen, family, own_mark).ruleset)
-        if change:
-            changes.append((f"{family.command}-{kernel.backend}-restore", change))
+        wanted = plan(config, seen, family, own_mark).ruleset
+        dropping = config.drop_invalid_input and bool(wanted.chains)
+        for change in (difference(found, wanted), _of_filter(filters[family], dropping)):
+            if change:
+                changes.append((f"{family.command}-{kernel.backend}-restore", change))
     return changes
+
+
+def _of_filter(programmer: Programmer, dropping: bool) -> Change:
+    """What has to be changed in a filter table. Raises RefusedError."""
+    try:
+        return programmer.pending(input_rules(dropping))
+    except TableError:
+        if dropping:
+            raise
+        # It may be one that iptables cannot use, and nothing of ours is to be there.
+        return Change()

@@ -41,6 +41,7 @@ from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.events import Event, Recovered
 from ipvs_node_agent.model.objects import PodNetwork
+from ipvs_node_agent.nat.chains import OWN_INPUT_CHAIN
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import EventRecorder
 from ipvs_node_agent.observe.pages import Monitoring
@@ -98,6 +99,8 @@ def run(config_path: Path | None, manager: ServiceManager) -> None:
 def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) -> Kernel:
     """The tables to program; the names of all chains of ours are kept for the time after."""
     names = own_names(config.chains, before.names if before else frozenset())
+    if config.drop_invalid_input:
+        names |= {OWN_INPUT_CHAIN}
     remember_names(names)
     backend = before.backend if before else NFT
     kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
@@ -232,11 +235,10 @@ class _Loop:
         _start(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
         _start(self._conntrack.run, self._queue.put)
-        tables = self._kernel.programmers(self._monitoring.writes)
-        meters = self._monitoring.meters
-        here = Here(awaited=frozenset({ADDRESSES, API_SERVERS}))
+        tables, meters = self._kernel.programmers(self._monitoring.writes), self._monitoring.meters
+        here, filters = Here(awaited=frozenset({ADDRESSES, API_SERVERS})), self._kernel.filters()
         self._agent = Agent(
-            self._config, tables, conntrack=self._conntrack, meter=meters, here=here
+            self._config, tables, time.monotonic, self._conntrack, meters, here, filters
         )
         self._backend_due = time.monotonic() + self._backend_period()
         # A SimpleQueue may be put to from a signal handler.
@@ -397,5 +399,6 @@ class _Loop:
         log.info("read the configuration again")
 
     def _use(self, config: Config) -> None:
-        self._agent.reconfigure(config, self._kernel.programmers(self._monitoring.writes))
+        tables = self._kernel.programmers(self._monitoring.writes)
+        self._agent.reconfigure(config, tables, self._kernel.filters())
         self._clean_due = True

@@ -158,4 +158,5 @@ _KEYS: Mapping[str, read.Reader] = {
     "driftCheckPeriod": read.duration(0.1, 3600),
     "metricsBindAddress": read.bind_address,
     "serviceMetrics": read.boolean,
+    "dropInvalidInput": read.boolean,
 }

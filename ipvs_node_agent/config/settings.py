@@ -50,6 +50,7 @@ class Config:
     drift_check_period: float = 2.0
     metrics_bind_address: str = "127.0.0.1:10273"
     service_metrics: bool = True
+    drop_invalid_input: bool = False
 
 
 DEFAULTS = Config()

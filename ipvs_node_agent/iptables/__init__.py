@@ -1,4 +1,4 @@
-"""The kernel's nat tables, through `sh`; nothing else knows the commands of iptables.
+"""The kernel's nat and filter tables, through `sh`; nothing else knows the commands of iptables.
 
 A `Table` is the seam: `save`, `restore`, and whether somebody else changed it meanwhile. On it
 stands the `Programmer`, which keeps one table as it is wanted.

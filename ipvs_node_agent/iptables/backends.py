@@ -1,4 +1,4 @@
-"""Which nat tables are the agent's business: both families, in the backend that the node uses."""
+"""Which tables are the agent's business: both families, in the backend that the node uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
@@ -15,7 +16,7 @@ from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer, Writes
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
-from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.nat.chains import FILTER, NAT, OWN_INPUT_CHAIN, owner
 from ipvs_node_agent.nat.ruleset import Ruleset
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Kernel:
     mark: str
     backend: str = NFT
     certain: bool = field(default=False, init=False)
-    _tables: dict[Family, KernelTable] = field(default_factory=dict, init=False)
+    _tables: list[KernelTable] = field(default_factory=list, init=False)
 
     def choose(self) -> bool:
         """Chooses the backend; True where it is now another one than before."""
@@ -64,23 +65,34 @@ class Kernel:
     def programmers(
         self, writes: Mapping[Family, Writes] | None = None
     ) -> dict[Family, Programmer]:
-        """One for each family, in the place of earlier ones; what they write is in `writes`."""
+        """One for each family's nat table, in the place of all earlier ones.
+
+        What they write is in `writes`.
+        """
         self.close()
-        owns = owner(self.names)
-        self._tables = {
-            family: KernelTable(self.launcher, family, self.backend, self.options, owns, self.mark)
+        noted = writes or {}
+        return {
+            family: self._programmer(family, NAT, str(family), self.mark, noted.get(family))
             for family in FAMILIES
         }
-        return {
-            family: Programmer(table, owns, str(family), (writes or {}).get(family))
-            for family, table in self._tables.items()
-        }
+
+    def filters(self) -> dict[Family, Programmer]:
+        """One for each family's filter table."""
+        return {family: self._programmer(family, FILTER, f"{family} filter") for family in FAMILIES}
+
+    def _programmer(
+        self, family: Family, name: str, called: str, mark: str = "", writes: Writes | None = None
+    ) -> Programmer:
+        owns = owner(_names_in(name, self.names))
+        table = KernelTable(self.launcher, family, self.backend, self.options, owns, mark, name)
+        self._tables.append(table)
+        return Programmer(table, owns, called, writes)
 
     def close(self) -> None:
         """Listens to the tables no more."""
-        for table in self._tables.values():
+        for table in self._tables:
             table.close()
-        self._tables = {}
+        self._tables = []
 
     def clean_others(self) -> None:
         """Removes what is ours from the backend that is not in use."""
@@ -113,6 +125,11 @@ def detect_backend(launcher: Launcher) -> str | None:
     return None
 
 
+def _names_in(table: str, names: frozenset[str]) -> frozenset[str]:
+    """Which chains in `table` are ours, where ours in nat have `names`."""
+    return names if table == NAT else frozenset({OWN_INPUT_CHAIN})
+
+
 def installed(family: Family, backend: str) -> bool:
     """Whether `backend`'s commands for `family` are on this machine."""
     return command.find(f"{family.command}-{backend}-restore") is not None
@@ -127,22 +144,27 @@ def clean(
     """Removes all that is ours, a line for each removal. Raises RefusedError, once all is tried."""
     done: list[str] = []
     failed: TableError | None = None
-    for backend in backends:
-        for family in FAMILIES:
-            if not (installed(family, backend) and may_read(family, backend)):
-                continue
-            programmer = Programmer(KernelTable(launcher, family, backend, options), owner(names))
-            try:
-                change = programmer.check(Ruleset())
-                held = programmer.read().chains
-            except TableError as error:
+    for backend, family, name in product(backends, FAMILIES, (NAT, FILTER)):
+        if not (installed(family, backend) and may_read(family, backend, name)):
+            continue
+        owns = owner(_names_in(name, names))
+        table = KernelTable(launcher, family, backend, options, owns, name=name)
+        programmer, nothing = Programmer(table, owns), Ruleset(table=name)
+        try:
+            change = programmer.check(nothing)
+            held = programmer.read(nothing).chains
+        except TableError as error:
+            # A filter table that the agent never used may be one that iptables cannot use.
+            if name == NAT or OWN_INPUT_CHAIN in names:
                 failed = failed or error
-                continue
-            where = f"{family.command}-{backend}"
-            if change.dropped:
-                done.append(f"{where}: removed {', '.join(change.dropped)}")
-            for chain in held:
-                done.append(f"{where}: emptied {chain}, which somebody else's rule jumps to")
+            continue
+        finally:
+            table.close()
+        where = f"{family.command}-{backend}"
+        if change.dropped:
+            done.append(f"{where}: removed {', '.join(change.dropped)}")
+        for chain in held:
+            done.append(f"{where}: emptied {chain}, which somebody else's rule jumps to")
     if failed is not None:
         raise failed
     return done

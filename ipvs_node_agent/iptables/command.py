@@ -29,7 +29,7 @@ _NFT_REFUSED = re.compile(r"[A-Z]+_[A-Z]+ failed \((?!Operation not permitted|Ca
 _PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
 _NOISE = re.compile(r"Try `|#|Error occurred at line")
 _LOCK = "xtables lock"
-FOREIGN_HINT = "nft list ruleset shows what was made with nft in the table nat: move it to another"
+FOREIGN_HINT = "nft list ruleset shows what was made with nft in that table: move it to another"
 LOCKED_HINT = "another program holds /run/xtables.lock"
 
 

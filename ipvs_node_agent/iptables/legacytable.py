@@ -1,4 +1,4 @@
-"""Which legacy tables there are, and whether nat is the same for a fraction of what reading costs.
+"""Which legacy tables there are, and whether one is the same for a fraction of what reading costs.
 
 The kernel hands out a legacy table as the block of entries that it is (what iptables-legacy-save
 begins with; see linux/netfilter_ipv4/ip_tables.h and its twin for IPv6). With the packet counts
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _GET_INFO, _GET_ENTRIES = 64, 65
-_NAME = b"nat".ljust(32, b"\0")
 # struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
 _INFO = struct.Struct("=32sI5I5III")
 # struct ipt_get_entries, up to its entries.
@@ -43,16 +42,17 @@ def names(version: int) -> Sequence[str]:
         return ()
 
 
-def digest(version: int) -> bytes:
-    """Stands for all of the nat table of IPv4 or IPv6 but its counts. Raises OSError."""
+def digest(version: int, table: str) -> bytes:
+    """Stands for all of `table` of IPv4 or IPv6 but its counts. Raises OSError."""
+    name = table.encode().ljust(32, b"\0")
     family, level, next_at, counts_at = _LAYOUTS[version]
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as asking:
         for _ in range(_TRIES):
-            info = bytearray(_INFO.pack(_NAME, *[0] * 13))
+            info = bytearray(_INFO.pack(name, *[0] * 13))
             _get(asking, level, _GET_INFO, info)
             size = _INFO.unpack(info)[-1]
             block = bytearray(_HEADER.size + size)
-            _HEADER.pack_into(block, 0, _NAME, size)
+            _HEADER.pack_into(block, 0, name, size)
             try:
                 _get(asking, level, _GET_ENTRIES, block)
             except BlockingIOError:  # Somebody replaced it with one of another size in between.

@@ -1,4 +1,4 @@
-"""Keeps one family's nat table as wanted: reads it, computes the difference, writes it as one.
+"""Keeps one family's table as wanted: reads it, computes the difference, writes it as one.
 
 Between drift checks the table is taken to hold what was last written, so that a change costs one
 command. Where a write then fails, the belief is dropped, and the table is read before the next try;
@@ -19,6 +19,7 @@ from typing import Callable, NamedTuple
 
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.table import Since, Table
+from ipvs_node_agent.nat.chains import NAT
 from ipvs_node_agent.nat.ruleset import (
     Change,
     Found,
@@ -145,9 +146,11 @@ class Programmer:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
         self.resync()
         found = parse_save(self._table.save(), self._owns, expected.chains)
-        # What those do who stand before us may be another thing tomorrow.
-        others = (one.chains for ahead in found.ahead.values() for one in ahead)
-        self._table.watch(frozenset().union(*others))
+        # What those do who stand before us may be another thing tomorrow; in filter we give way to
+        # them whatever they do.
+        if expected.table == NAT:
+            others = (one.chains for ahead in found.ahead.values() for one in ahead)
+            self._table.watch(frozenset().union(*others))
         self._known = self._known.read(found, expected)
         return found
 
@@ -258,6 +261,11 @@ class Programmer:
             return False
         self._known = self._known.written(after)
         return True
+
+    def rest(self) -> None:
+        """Neither looks at the table nor hears of it, until the next `apply` or `check`."""
+        self.resync()
+        self._table.close()
 
     def resync(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""

@@ -1,4 +1,4 @@
-"""One nat table of the kernel's, through iptables-save and iptables-restore."""
+"""One table of the kernel's, through iptables-save and iptables-restore."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ipvs_node_agent.iptables.command import Command, TableError
 from ipvs_node_agent.iptables.launcher import Launcher, Running
 from ipvs_node_agent.iptables.nftmonitor import NftMonitor
 from ipvs_node_agent.model.addresses import Family
-from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS
+from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Since(enum.Enum):
 
 
 class Table(Protocol):
-    """One family's nat table; which one, and in which backend, stays behind it."""
+    """One family's table; which one, and in which backend, stays behind it."""
 
     def save(self) -> str:
         """The table as iptables-save prints it. Raises TableError."""
@@ -57,9 +57,12 @@ class Table(Protocol):
     def watch(self, chains: Collection[str]) -> None:
         """Has others' `chains` count for `changed` as ours do, from the last `save` on."""
 
+    def close(self) -> None:
+        """Waits for the last restore, and listens no more until the next `save`."""
+
 
 class KernelTable:
-    """The nat table of this network namespace, in one family, by one backend's commands.
+    """The table `name` of this network namespace, in one family, by one backend's commands.
 
     `owns` tells which chains are the agent's: `changed` is about those and the built-in ones, and
     about whether the chain `mark` has rules.
@@ -73,8 +76,9 @@ class KernelTable:
         options: IptablesOptions,
         owns: Callable[[str], bool] = lambda _: True,
         mark: str = "",
+        name: str = NAT,
     ) -> None:
-        self._launcher = launcher
+        self._launcher, self._name = launcher, name
         self._family, self._backend, self._owns, self._mark = family, backend, owns, mark
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
@@ -87,6 +91,8 @@ class KernelTable:
         self._digest: bytes | None = None
         # The last restore, which has had its effect and still runs.
         self._ending: Command | None = None
+        # To look at a legacy table makes it; for nat that is done anyway.
+        self._makes = name == NAT
 
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
@@ -95,7 +101,9 @@ class KernelTable:
         self._listen()
         self._since = Since.UNKNOWN if self._monitor is None else Since.UNCHANGED
         self._digest = self._legacy_digest()
-        text = saved_table(self._launcher, self._save, "nat")
+        if not (self._makes or may_read(self._family, self._backend, self._name)):
+            return ""
+        text = saved_table(self._launcher, self._save, self._name)
         if self._monitor is not None:
             begin, _ = _ends(text)
             self._monitor.knows(line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
@@ -104,7 +112,7 @@ class KernelTable:
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
         self._finish()
-        self._digest = None
+        self._digest, self._makes = None, True
         if len(text) > _LOUD:
             self._stop_listening()
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
@@ -160,10 +168,10 @@ class KernelTable:
         return self._since
 
     def _legacy_digest(self) -> bytes | None:
-        if self._backend != LEGACY or not may_read(self._family, LEGACY):
+        if self._backend != LEGACY or not may_read(self._family, LEGACY, self._name):
             return None
         try:
-            return legacytable.digest(self._family.version)
+            return legacytable.digest(self._family.version, self._name)
         except OSError as error:
             log.debug("cannot tell whether the legacy table is the same: %s", error)
             return None
@@ -179,7 +187,7 @@ class KernelTable:
                 log.debug("cannot listen for changes of nftables: %s", error)
                 return
             version = self._family.version
-            self._monitor = NftMonitor(listening, version, "nat", self._concerns, self._mark)
+            self._monitor = NftMonitor(listening, version, self._name, self._concerns, self._mark)
 
     def _stop_listening(self) -> None:
         """Spares the kernel telling us more of our own change than we could take in."""
@@ -196,12 +204,12 @@ class KernelTable:
         self._watched = frozenset(chains)
 
     def close(self) -> None:
-        """Waits for the last restore, and listens no more; another table takes its place."""
+        """See `Table`."""
         self._finish()
         self._stop_listening()
 
 
-def may_read(family: Family, backend: str, table: str = "nat") -> bool:
+def may_read(family: Family, backend: str, table: str = NAT) -> bool:
     """Whether `table` can be read as it is; asking for a legacy one that is not there makes it."""
     return backend != LEGACY or table in legacytable.names(family.version)
 

@@ -1,4 +1,4 @@
-"""One family's nat table as values: chain names, what is wanted, what was found, what differs.
+"""One family's nat or filter table as values: chain names, what is wanted, found, and differs.
 
 Rules are text, in the very form in which iptables-save prints them: two rules are equal where
 their texts are. So a table read from the kernel and a table that is wanted can be compared chain

@@ -21,7 +21,10 @@ from ipvs_node_agent.model.addresses import Address, Network, contains
 from ipvs_node_agent.nat.ruletext import QUOTED, targets
 
 # Calico's chains (felix `rules.ChainNamePrefix`), and the one of kube-ovn's in PREROUTING.
-_KNOWN = re.compile(r"cali-.*|OVN-PREROUTING")
+_INSISTING = r"cali-.*|OVN-PREROUTING"
+# kube-router's in filter, the one among those named like Kubernetes' own.
+_KUBE_ROUTER = "KUBE-ROUTER-INPUT"
+_KNOWN = re.compile(rf"{_INSISTING}|{_KUBE_ROUTER}")
 # Behind Kubernetes' own chains we have no business, whatever is in them.
 _NEVER = "KUBE-"
 # They let a packet go on in the chain, or back to the one before.
@@ -61,7 +64,8 @@ def may_stand_before(rule: str, foreign: Container[str]) -> str:
     """The chain of others' that `rule` jumps to, if we may stand behind it; empty where not."""
     to = targets(rule)
     name = next(iter(to)) if len(to) == 1 else ""
-    return name if name in foreign and not name.startswith(_NEVER) else ""
+    kubernetes = name.startswith(_NEVER) and name != _KUBE_ROUTER
+    return name if name in foreign and not kubernetes else ""
 
 
 def judged(rule: str, target: str, chains: Mapping[str, Sequence[str]]) -> Ahead:

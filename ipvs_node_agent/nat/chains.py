@@ -13,6 +13,11 @@ _MAX_TAG = 12
 _MAX_STEM = MAX_CHAIN_NAME - _MAX_TAG - 1
 OWN_MARK_CHAIN = "IPVS_MARK_MASQ"
 OWN_POSTROUTING_CHAIN = "IPVS_POSTROUTING"
+# The one chain of ours in filter, where nobody else's name matters.
+OWN_INPUT_CHAIN = "IPVS_INPUT"
+
+# The tables that the agent has chains in.
+NAT, FILTER = "nat", "filter"
 
 BUILT_IN_CHAINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 # A chain by the name of a target could never be jumped to.

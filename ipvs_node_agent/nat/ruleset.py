@@ -1,4 +1,4 @@
-"""One family's nat table as values: what is wanted, what was found, and the change between them.
+"""One family's table as values: what is wanted, what was found, and the change between them.
 
 A rule is its text (`ruletext`), so comparing rules is comparing strings.
 """
@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from ipvs_node_agent.model.addresses import Address
 from ipvs_node_agent.nat.ahead import Ahead
-from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN
+from ipvs_node_agent.nat.chains import NAT, OWN_MARK_CHAIN
 from ipvs_node_agent.nat.ruletext import target
 
 Rules = tuple[str, ...]
@@ -35,7 +35,7 @@ DRIFT = {
 
 @dataclass(frozen=True)
 class Ruleset:
-    """The chains and jumps that are wanted.
+    """The chains and jumps that are wanted in `table`.
 
     `jumps` names, for a built-in chain, the chain of ours that its first rule must jump to, but for
     jumps of others that it gives way to (see `nat.ahead`): of those who are known to insist on the
@@ -50,6 +50,7 @@ class Ruleset:
     instead_of: frozenset[str] = frozenset()
     addresses: frozenset[Address] = frozenset()
     behind: frozenset[tuple[str, str]] = frozenset()
+    table: str = NAT
 
     def gives_way_to(self, other: Ahead, built_in: str) -> bool:
         """Whether our jump in `built_in` may stand behind `other`."""
@@ -70,7 +71,7 @@ class Ruleset:
 
 @dataclass(frozen=True)
 class Found:
-    """What a nat table holds of ours.
+    """What a table holds of ours.
 
     `jumps` lists, for a built-in chain, each plain jump to a chain of ours and its place, from 1,
     and `ahead` the jumps to others' chains that stand first in it, ours not counted.
@@ -96,7 +97,7 @@ class Change:
     `new` are those of the written chains
     that were not there; `replaced` is what the written and dropped chains held. `repairs` says what
     others had done to the table (see `DRIFT`) that it undoes. `appended` are rules that come behind
-    those of a chain, which is not written anew.
+    those of a chain, which is not written anew. All of it is in `table`.
     """
 
     written: Mapping[str, Rules] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Change:
     repairs: tuple[str, ...] = ()
     appended: Mapping[str, Rules] = field(default_factory=dict)
     passed: tuple[tuple[str, str], ...] = ()
+    table: str = NAT
 
     def __bool__(self) -> bool:
         return bool(self.written or self.dropped or self.unhooked or self.hooked or self.appended)
@@ -122,7 +124,8 @@ class Change:
         early = leaves[: len(leaves) // _PART * _PART]
         for start in range(0, len(early), _PART):
             names = early[start : start + _PART]
-            yield Change({name: self.written[name] for name in names}, new=frozenset(names))
+            written = {name: self.written[name] for name in names}
+            yield Change(written, new=frozenset(names), table=self.table)
         done = frozenset(early)
         rest = {name: rules for name, rules in self.written.items() if name not in done}
         yield replace(self, written=rest, new=self.new - done)
@@ -176,7 +179,14 @@ def difference(found: Found, wanted: Ruleset) -> Change:
     new = frozenset(written.keys() - found.chains.keys())
     replaced = {name: found.chains[name] for name in (*written, *dropped) if name not in new}
     return Change(
-        written, dropped, tuple(unhooked), tuple(hooked), new, replaced, passed=tuple(passed)
+        written,
+        dropped,
+        tuple(unhooked),
+        tuple(hooked),
+        new,
+        replaced,
+        passed=tuple(passed),
+        table=wanted.table,
     )
 
 

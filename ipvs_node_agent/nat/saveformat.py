@@ -1,4 +1,4 @@
-"""The text of a nat table: what iptables-save prints, and what iptables-restore is given.
+"""The text of a table: what iptables-save prints, and what iptables-restore is given.
 
 Of other owners' rules only their position relative to our jumps is read, whether they refer to a
 chain of ours, and what those may do that stand before our jumps.
@@ -21,7 +21,7 @@ _CHAIN_LINE = re.compile(r":(\S+) ")
 def parse_save(
     text: str, owns: Callable[[str], bool], expected: Mapping[str, Rules] = MappingProxyType({})
 ) -> Found:
-    """What `text`, printed by iptables-save for the nat table, holds of ours.
+    """What `text`, printed by iptables-save for one table, holds of ours.
 
     Rules that are as `expected` are the very same objects, and take no memory of their own.
     """
@@ -115,7 +115,7 @@ def restore_input(change: Change) -> str:
     Every chain is declared, and so emptied, before a rule jumps to it; a dropped one is emptied
     and unhooked before it goes.
     """
-    lines = ["*nat"]
+    lines = [f"*{change.table}"]
     leaves = change.leaves()
     for name in leaves:
         lines.append(f":{name} - [0:0]")

@@ -8,8 +8,9 @@ The clock is handed in, and so are the tables; no thread is started and no socke
 a simulation can play years of events, faults and moments against it (tests/simulation).
 
 In the order of the work: `cluster` is what was told, `agent` says what is due, `wanted` plans for
-one family, `family` writes it and tries again, `refused` knows whom the kernel refuses, `repairs`
-how often others are in the way, `progress` how far a table is behind, and `log` says it.
+one family, `kept` writes a table and tries again (`family` its nat table, `invalid` its filter
+table), `refused` knows whom the kernel refuses, `repairs` how often others are in the way,
+`progress` how far a table is behind, and `log` says it.
 
 One thread uses all of this. What other threads may know, they read from `state`: values that are
 replaced, never changed.

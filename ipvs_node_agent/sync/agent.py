@@ -11,7 +11,7 @@ in. What is due, and when:
   drift that is told   within half a second, since asking costs next to nothing (nft)
   a drift check        each `driftCheckPeriod`, or up to 4 s where that took over 0.5 % of a core
   a thorough one       every five minutes
-  a failed write       after a back-off of its family's own, 0.2 s doubling to 10 s (`family`)
+  a failed write       after a back-off of its table's own, 0.2 s doubling to 10 s (`kept`)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
@@ -43,6 +43,8 @@ from ipvs_node_agent.rules.policy import lacking, pod_cidrs, pod_interfaces, unn
 from ipvs_node_agent.sync.cluster import Cluster, Pending
 from ipvs_node_agent.sync.family import FamilyTable
 from ipvs_node_agent.sync.here import Here
+from ipvs_node_agent.sync.invalid import InvalidInput
+from ipvs_node_agent.sync.kept import KeptTable
 from ipvs_node_agent.sync.log import Notices
 from ipvs_node_agent.sync.state import AgentState, Meter, View, in_sync_sentence
 
@@ -109,6 +111,7 @@ class Agent:
         conntrack: Forgetter | None = None,
         meter: Meter | None = None,
         here: Here | None = None,
+        filters: Mapping[Family, Programmer] | None = None,
     ) -> None:
         self._clock, self._notices = clock, Notices()
         self._inputs = Inputs(config, here=here or Here())
@@ -121,6 +124,10 @@ class Agent:
             family: FamilyTable(family, programmers[family], conntrack, clock, meter or Meter())
             for family in FAMILIES
         }
+        self._filters = {
+            family: InvalidInput(family, programmer, clock, meter or Meter())
+            for family, programmer in (filters or {}).items()
+        }
         self._next_sync = self._next_check = self._next_resync = -math.inf
         self._was_in_sync, self._in_sync_since = False, clock()
         self._refusals: frozenset[Problem] = frozenset()
@@ -131,7 +138,12 @@ class Agent:
         """Whether the kernel holds what is wanted, as far as the agent knows."""
         if self._planned is not self._inputs or self._inputs.lacking:
             return False
-        return not any(table.dirty or table.error for table in self._tables.values())
+        return not any(table.dirty or table.error for table in self._all)
+
+    @property
+    def _all(self) -> Sequence[KeptTable]:
+        """The tables of both kinds, those that Services depend on first."""
+        return (*self._tables.values(), *self._filters.values())
 
     def sentence(self) -> str:
         """How far the agent is, as an operator wants to know it; true at this moment."""
@@ -150,9 +162,9 @@ class Agent:
         return f"{sentence}; not following changes: {trouble}" if trouble else sentence
 
     def _programmed(self) -> str:
-        for family, table in self._tables.items():
+        for table in self._all:
             if table.error is not None:
-                return f"Cannot program the kernel, trying again: {family}: {table.error}"
+                return f"Cannot program the kernel, trying again: {table.name}: {table.error}"
         if not self.in_sync:
             return "Writing changes to the kernel"
         if unneeded_in(self._inputs.proxy_mode):
@@ -165,8 +177,11 @@ class Agent:
     def state(self) -> AgentState:
         """What others may know of the agent, at this moment."""
         families = {family: table.state for family, table in self._tables.items()}
+        for family, other in self._filters.items():
+            if not other.resting:
+                families[family] = families[family].joined(other.state)
         repairs = Counter(dict.fromkeys(DRIFT, 0))
-        for table in self._tables.values():
+        for table in self._all:
             repairs.update(table.repairs.counts)
         return AgentState(
             families=families,
@@ -185,7 +200,7 @@ class Agent:
         served: dict[Address, tuple[str, ...]] = {}
         for table in self._tables.values():
             served.update(table.wanted.planner.served)
-        errors = [*(t.last_error for t in self._tables.values()), self._notices.last_trouble]
+        errors = [*(table.last_error for table in self._all), self._notices.last_trouble]
         return View(
             in_sync=self._was_in_sync,
             since=self._in_sync_since,
@@ -196,10 +211,17 @@ class Agent:
             last_error=max((error for error in errors if error is not None), default=None),
         )
 
-    def reconfigure(self, config: Config, programmers: Mapping[Family, Programmer]) -> None:
+    def reconfigure(
+        self,
+        config: Config,
+        programmers: Mapping[Family, Programmer],
+        filters: Mapping[Family, Programmer] | None = None,
+    ) -> None:
         """Goes on with another configuration; nothing that was learnt is lost."""
         for family, programmer in programmers.items():
             self._tables[family].use(programmer)
+        for family, programmer in (filters or {}).items():
+            self._filters[family].use(programmer)
         self._become(replace(self._inputs, config=config), self._clock())
         self._next_check = -math.inf
 
@@ -267,13 +289,13 @@ class Agent:
         looking = now >= self._next_check
         if now >= self._next_resync:
             self._next_resync = now + _RESYNC_PERIOD
-            for table in self._tables.values():
+            for table in self._all:
                 table.programmer.resync()
         # One that fails may hang until its time limit.
-        for table in sorted(self._tables.values(), key=lambda table: table.error is not None):
+        for table in sorted(self._all, key=lambda table: table.error is not None):
             table.sync(looking)
         if looking:
-            took = sum(table.programmer.check_seconds for table in self._tables.values())
+            took = sum(table.check_seconds for table in self._all)
             pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
             self._next_check = now + max(self._inputs.config.drift_check_period, pause)
         self._say_problems()
@@ -281,7 +303,7 @@ class Agent:
         if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
         next_sync = math.inf if planned else self._next_sync
-        due = (table.due for table in self._tables.values())
+        due = (table.due for table in self._all)
         listen = min(now + _LISTEN_PERIOD, self._inputs.here.due)
         return min(self._next_check, listen, next_sync, *due)
 
@@ -311,6 +333,10 @@ class Agent:
                 self._pending,
                 since,
             )
+        for family, other in self._filters.items():
+            # Where the node has no address of a family, there is nothing to protect.
+            here = bool(self._tables[family].ruleset.chains)
+            other.plan(inputs.config.drop_invalid_input and here, since)
         self._planned, self._behind_since = inputs, math.inf
 
     def _say_problems(self) -> None:

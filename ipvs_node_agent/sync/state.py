@@ -31,7 +31,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class FamilyState:
-    """One family's table: what is wanted there, and how far it is there.
+    """One family's tables: what is wanted there, and how far it is there.
 
     `synced` is when the table was last known to hold what is wanted, `queued` when something else
     was last wanted, and `waiting_since` since when something is wanted that is not there.
@@ -44,6 +44,18 @@ class FamilyState:
     synced: float = -math.inf
     queued: float = -math.inf
     waiting_since: float = math.inf
+
+    def joined(self, other: FamilyState) -> FamilyState:
+        """Both as one: what holds of the one that is further behind."""
+        return FamilyState(
+            services=self.services + other.services,
+            rules=self.rules + other.rules,
+            chains=self.chains + other.chains,
+            failures=self.failures + other.failures,
+            synced=min(self.synced, other.synced),
+            queued=max(self.queued, other.queued),
+            waiting_since=min(self.waiting_since, other.waiting_since),
+        )
 
 
 @dataclass(frozen=True)

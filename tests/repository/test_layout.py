@@ -19,6 +19,7 @@ SHORT = {
     "commands/cleanup": "a command has a file of its own, and this one has little to do",
     "check/finding": "what each check gives",
     "kubeconfig/installers": "a list that grows with the installers",
+    "rules/invalid": "one rule, in a table of its own",
 }
 # Values alone, which the tests of whoever makes them are about.
 WITHOUT_TEST = {

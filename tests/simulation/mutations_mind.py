@@ -130,18 +130,20 @@ MUTATIONS = {
             "if [t for _, t in jumps] == [target] or not (jumps or target):",
         ),
     },
-    "sync/family.py": {
+    "sync/kept.py": {
         "a failed write is not tried again": (
             "self._retry_at = now + max(self._delay, 0.0 if error.locked else seconds)",
             "self._retry_at = math.inf",
         ),
+        "a family that nothing belongs to is done whatever happens": (
+            "nothing = not (self.ruleset.chains or self._held)",
+            "nothing = not self.ruleset.chains",
+        ),
+    },
+    "sync/family.py": {
         "what an attempt showed of the chain that marks is not planned for": (
             "self.wanted.own_mark = not self.wanted.own_mark",
             "pass",
-        ),
-        "a family that nothing belongs to is done whatever happens": (
-            "nothing = not self.wanted.ruleset.chains and self._written is None",
-            "nothing = not self.wanted.ruleset.chains",
         ),
     },
     "sync/refused.py": {

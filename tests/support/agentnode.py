@@ -38,8 +38,8 @@ Entry = tuple[str, str, str]
 class Table(FakeTable):
     """A table that can be broken for longer than once, and that counts how often it is read."""
 
-    def __init__(self) -> None:
-        super().__init__(MARK_MASQ)
+    def __init__(self, content: str = MARK_MASQ, name: str = "nat") -> None:
+        super().__init__(content, name)
         self.broken: TableError | None = None
         self.tries = 0
 
@@ -57,7 +57,7 @@ class Table(FakeTable):
     def meddle(self, *lines: str) -> None:
         """Somebody else changes the table."""
         count = self.restores
-        self.restore("\n".join(["*nat", *lines, "COMMIT", ""]))
+        self.restore("\n".join([f"*{self.name}", *lines, "COMMIT", ""]))
         self.restores = count
 
     @property
@@ -79,7 +79,17 @@ class Node:
         self.clock = Clock()
         self.config = config or Config()
         self.tables: dict[Family, Table] = before.tables if before else self.new_tables()
-        self.agent = Agent(self.config, self.programmers(), self.clock, conntrack, meter)
+        self.filters: dict[Family, Table] = (
+            before.filters if before else {f: Table("", "filter") for f in FAMILIES}
+        )
+        self.agent = Agent(
+            self.config,
+            self.programmers(),
+            self.clock,
+            conntrack,
+            meter,
+            filters=self.filter_programmers(),
+        )
 
     @staticmethod
     def new_tables() -> dict[Family, Table]:
@@ -87,6 +97,10 @@ class Node:
 
     def programmers(self) -> dict[Family, Programmer]:
         return {f: Programmer(table, owner(NAMES), str(f)) for f, table in self.tables.items()}
+
+    def filter_programmers(self) -> dict[Family, Programmer]:
+        owns = owner(frozenset({"IPVS_INPUT"}))
+        return {f: Programmer(table, owns, f"{f} filter") for f, table in self.filters.items()}
 
     # What the API server tells
 
@@ -114,7 +128,8 @@ class Node:
 
     def reload(self, **changes: Any) -> None:
         """Goes on with these changes of the configuration, on the tables that there are."""
-        self.agent.reconfigure(replace(self.config, **changes), self.programmers())
+        config = replace(self.config, **changes)
+        self.agent.reconfigure(config, self.programmers(), self.filter_programmers())
 
     # Time
 

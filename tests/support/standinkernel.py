@@ -17,6 +17,8 @@ class StandInKernel:
     """A `Kernel` whose tables are in memory; they outlive it, as the kernel's do."""
 
     backends: dict[str, dict[Family, FakeTable]]
+    # Of the backend in use; nobody moves with them.
+    filter_tables: dict[Family, FakeTable]
     # What `choose` finds out next.
     found: str | None
     cleaned: list[str]
@@ -44,6 +46,10 @@ class StandInKernel:
         tables = self.backends[self.backend]
         return {family: Programmer(table, owner(self.names)) for family, table in tables.items()}
 
+    def filters(self) -> dict[Family, Programmer]:
+        owns = owner(frozenset({"IPVS_INPUT"}))
+        return {family: Programmer(table, owns) for family, table in self.filter_tables.items()}
+
     def close(self) -> None:
         """Nobody listens to these tables."""
 
@@ -59,6 +65,9 @@ def fresh_kernel() -> type[StandInKernel]:
         backends = {  # noqa: RUF012  (fresh for each test)
             backend: {family: FakeTable(MARK_MASQ) for family in FAMILIES}
             for backend in ("nft", "legacy")
+        }
+        filter_tables = {  # noqa: RUF012
+            family: FakeTable("", "filter") for family in FAMILIES
         }
         found = None
         cleaned = []  # noqa: RUF012

@@ -8,7 +8,8 @@ import pytest
 
 from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.check.facts import KubeProxy, Listener, Unit
-from ipvs_node_agent.check.finding import FAIL
+from ipvs_node_agent.check.finding import FAIL, OK, WARN
+from ipvs_node_agent.check.judge_host import invalid_input
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
@@ -216,6 +217,29 @@ RIGHT: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fields", RIGHT.values(), ids=[*RIGHT])
 def test_what_is_as_it_may_be_gives_only_ok(fields: dict[str, Any]) -> None:
     assert bad(facts(**fields)) == []
+
+
+LOOSE, LIBERAL = "netfilter/nf_conntrack_tcp_loose", "netfilter/nf_conntrack_tcp_be_liberal"
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "text"),
+    [
+        ({}, OK, "drops TCP packets"),
+        ({LOOSE: "1", LIBERAL: "0"}, OK, "drops TCP packets"),
+        ({LOOSE: "1", LIBERAL: "1"}, OK, "does little: net.netfilter.nf_conntrack_tcp_be_liberal"),
+        ({LOOSE: "0", LIBERAL: "0"}, WARN, "net.netfilter.nf_conntrack_tcp_loose is 0"),
+        ({LOOSE: "0", LIBERAL: "1"}, WARN, "net.netfilter.nf_conntrack_tcp_loose is 0"),
+    ],
+)
+def test_what_dropping_invalid_packets_does_is_said_where_it_is_asked_for(
+    settings: dict[str, str], level: str, text: str
+) -> None:
+    settings = {**healthy_host().settings, **settings}
+    (found,) = invalid_input(facts(config=Config(drop_invalid_input=True), settings=settings))
+    assert (found.level, text in found.text) == (level, True)
+    assert bool(found.mend) is (level == WARN)
+    assert not [*invalid_input(facts(settings=settings))]
 
 
 PROXY_ON_LEGACY = nat(backend="legacy", found=PROXYS_ALONE)

@@ -45,6 +45,7 @@ iptables:
 driftCheckPeriod: 1m30s
 metricsBindAddress: "[::1]:9000"
 serviceMetrics: false
+dropInvalidInput: true
 """
 EVERY_VALUE = Config(
     kubeconfig="/root/.kube/config",
@@ -57,6 +58,7 @@ EVERY_VALUE = Config(
     drift_check_period=90.0,
     metrics_bind_address="[::1]:9000",
     service_metrics=False,
+    drop_invalid_input=True,
 )
 
 

@@ -39,6 +39,7 @@ WANTED = {
     "driftCheckPeriod": PERIOD,
     "metricsBindAddress": TEXT,
     "serviceMetrics": BOOLEAN,
+    "dropInvalidInput": BOOLEAN,
 }
 # What a value of the type looks like in a file, and how a message shows it.
 TYPES = {
@@ -143,7 +144,7 @@ def test_a_value_at_the_edge_is_taken(attribute: str, value: str, read: Any) -> 
 
 KNOWN = (
     "(known are kubeconfig, nodeName, podCIDRs, podInterfaces, chains, masquerade, services,"
-    " iptables, driftCheckPeriod, metricsBindAddress, serviceMetrics)"
+    " iptables, driftCheckPeriod, metricsBindAddress, serviceMetrics, dropInvalidInput)"
 )
 ONE = "(keep one of them)"
 

@@ -49,7 +49,7 @@ def table() -> Table:
     return Table()
 
 
-def programming(table: Table, writes: Writes | None = None) -> Programmer:
+def programming(table: FakeTable, writes: Writes | None = None) -> Programmer:
     return Programmer(table, owner(frozenset({"IPVS_OUTPUT"})), writes=writes)
 
 
@@ -200,3 +200,14 @@ def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:
     assert known.written(now) == Knowledge(now, How.WRITTEN)
     # Of what nobody knows nobody can tell what others did to it.
     assert Knowledge().read(now, wanted).drift == ()
+
+
+@pytest.mark.parametrize(("name", "watched"), [("nat", {"cali-X", "cali-Y"}), ("filter", set())])
+def test_what_stands_before_ours_is_watched_where_it_is_judged(
+    name: str, watched: set[str]
+) -> None:
+    chains = [f":cali-{each} - [0:0]" for each in "XYZ"]
+    rules = ["-A OUTPUT -j cali-X", "-A cali-X -j cali-Y"]
+    table = FakeTable("\n".join([f"*{name}", *chains, *rules, "COMMIT"]), name)
+    programming(table).read(Ruleset(table=name))
+    assert table.watched == watched

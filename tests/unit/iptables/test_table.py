@@ -71,7 +71,7 @@ def test_a_legacy_table_tells_closely_by_its_digest(
 ) -> None:
     digests = [b"first"]
     monkeypatch.setattr(legacytable, "names", lambda _: ["nat"])
-    monkeypatch.setattr(legacytable, "digest", lambda _: digests[-1])
+    monkeypatch.setattr(legacytable, "digest", lambda *_: digests[-1])
     table = made(LEGACY)
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
     table.save()
@@ -89,7 +89,7 @@ def test_a_legacy_table_that_is_not_there_is_not_made(
     printed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(legacytable, "names", lambda _: ["mangle"])
-    monkeypatch.setattr(legacytable, "digest", lambda _: pytest.fail("asked for"))
+    monkeypatch.setattr(legacytable, "digest", lambda *_: pytest.fail("asked for"))
     table = made(LEGACY)
     table.save()
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)

@@ -129,7 +129,9 @@ def test_for_people_each_difference_is_a_line() -> None:
 def test_thousands_of_new_chains_come_before_what_leads_to_them() -> None:
     leaves = {f"{OUT}-{number}": ("-j A",) for number in range(5000)}
     top = tuple(f"-d 10.0.0.1/32 -j {name}" for name in leaves)
-    *early, last = difference(found(), Ruleset({**leaves, OUT: top}, {"OUTPUT": OUT})).parts()
+    wanted = Ruleset({**leaves, OUT: top}, {"OUTPUT": OUT}, table="filter")
+    *early, last = difference(found(), wanted).parts()
+    assert {part.table for part in (*early, last)} == {"filter"}
     assert [len(part.written) for part in early] == [2048, 2048]
     assert all(name in leaves and not part.hooked for part in early for name in part.written)
     assert len(last.written) == 5001 - 4096

@@ -7,7 +7,7 @@ import pytest
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.model.events import RESTART_REASONS, Restarted
 from ipvs_node_agent.nat.ruleset import DRIFT
-from ipvs_node_agent.sync.state import PATIENCE, AgentState, Published, sickness
+from ipvs_node_agent.sync.state import PATIENCE, AgentState, FamilyState, Published, sickness
 from tests.support.agentnode import BUSY, EXTERNAL_4, EXTERNAL_6, Node, other, running, web
 from tests.support.cluster import node
 
@@ -49,6 +49,13 @@ def test_a_change_waits_for_the_kernel_from_its_arrival_until_it_is_there() -> N
     made.tables[IPV4].broken = None
     made.pass_time(11)
     assert not sick(made)
+
+
+def test_two_tables_of_a_family_are_as_far_as_the_one_that_is_behind() -> None:
+    nat = FamilyState(5, 20, 4, 1, synced=90, queued=80)
+    other = FamilyState(0, 1, 1, 2, synced=70, queued=95, waiting_since=75)
+    both = FamilyState(5, 21, 5, 3, synced=70, queued=95, waiting_since=75)
+    assert nat.joined(other) == other.joined(nat) == both
 
 
 def test_a_repair_that_fails_waits_too() -> None:

@@ -1,0 +1,58 @@
+"""One family's filter table: the rule that drops INVALID packets, where `dropInvalidInput` is true.
+
+Where it is false the table is read once, as an earlier run may have left the rule, and then not any
+more: it may be a large one, and is no business of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Callable
+
+from ipvs_node_agent.iptables.programmer import Programmer
+from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.nat.ruleset import Ruleset
+from ipvs_node_agent.rules.invalid import input_rules
+from ipvs_node_agent.sync.kept import KeptTable
+from ipvs_node_agent.sync.state import Meter
+
+
+class InvalidInput(KeptTable):
+    """What the filter table is to hold of ours; nothing before `plan`."""
+
+    def __init__(
+        self, family: Family, programmer: Programmer, clock: Callable[[], float], meter: Meter
+    ) -> None:
+        super().__init__(f"{family} filter", family, programmer, clock, meter)
+        self._ruleset = input_rules(dropping=False)
+
+    @property
+    def ruleset(self) -> Ruleset:
+        """See `KeptTable`."""
+        return self._ruleset
+
+    @property
+    def resting(self) -> bool:
+        """Whether there is nothing of ours, nor to be."""
+        return not (self._ruleset.chains or self.dirty)
+
+    @property
+    def check_seconds(self) -> float:
+        """See `KeptTable`."""
+        return 0.0 if self.resting else super().check_seconds
+
+    def plan(self, dropping: bool, since: float) -> None:
+        """Drops INVALID packets from now on, or does not; told at the time `since`."""
+        if dropping != bool(self._ruleset.chains):
+            self._ruleset = replace(input_rules(dropping), behind=self._ruleset.behind)
+            self._progress.queue(since, self._clock())
+
+    def sync(self, looking: bool) -> None:
+        """See `KeptTable`."""
+        if not self.resting:
+            super().sync(looking)
+            if self.resting:
+                self.programmer.rest()
+
+    def _give_way(self, other: tuple[str, str]) -> None:
+        self._ruleset = replace(self._ruleset, behind=self._ruleset.behind | {other})
