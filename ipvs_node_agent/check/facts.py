@@ -10,8 +10,8 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.model.addresses import Address, Family
-from ipvs_node_agent.model.objects import Node, Service, Snapshot
+from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.model.objects import Node, Service, Snapshot, UncoveredPod
 from ipvs_node_agent.nat.ruleset import Change, Found
 
 
@@ -124,14 +124,12 @@ class HostFacts:
     conntrack: bool = True
     # Kernel settings by their path below /proc/sys/net; absent ones are left out.
     settings: Mapping[str, str] = field(default_factory=dict)
-    # Addresses that have a route to a pod's device.
-    pods: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True)
 class Facts:
     """Everything. `seen` is what rules depend on, and `changes` what `run` would change now, by
-    command; None where nobody can tell.
+    command; None where nobody can tell. `uncovered` are pods whose packets no rule is about.
     """
 
     configuration: ConfigFacts
@@ -140,3 +138,4 @@ class Facts:
     now: float
     changes: tuple[tuple[str, Change], ...] | None = None
     seen: Snapshot | None = None
+    uncovered: tuple[UncoveredPod, ...] = ()

@@ -9,12 +9,10 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from ipvs_node_agent.check.facts import HostFacts, KubeProxy, Listener, TableFacts, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host import links, pods
 from ipvs_node_agent.host.kubeproxy import page
 from ipvs_node_agent.host.procfs import (
     agent_processes,
@@ -29,7 +27,7 @@ from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import nft_tables, proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, may_read
-from ipvs_node_agent.model.addresses import FAMILIES, Address, parse_host_port, reached_at
+from ipvs_node_agent.model.addresses import FAMILIES, parse_host_port, reached_at
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import parse_save
 
@@ -45,8 +43,6 @@ _SETTINGS = (
     "netfilter/nf_conntrack_tcp_loose",
     "netfilter/nf_conntrack_tcp_be_liberal",
 )
-# The devices of pods, as the network plugins with routes for single pods name them.
-_POD_DEVICES = ("cali", "veth", "lxc", "eni", "azv")
 
 
 def look_at_host(config: Config) -> HostFacts:
@@ -76,7 +72,6 @@ def look_at_host(config: Config) -> HostFacts:
         settings={
             key: text.strip() for key in _SETTINGS if (text := _text(f"/proc/sys/net/{key}"))
         },
-        pods=tuple(_pods()),
     )
 
 
@@ -171,13 +166,6 @@ def _listener(address: str) -> Listener | None:
     ours = "ipvs_node_agent_" in page((reached_at(host), port), "/metrics")
     ours = ours and users_listening_on(host, port) <= {0, os.geteuid()}
     return Listener(found.number, found.program, ours)
-
-
-def _pods() -> Iterator[Address]:
-    """Addresses with a route of their own to a device of a pod's."""
-    with suppress(OSError):
-        routed = pods.routed(links.ask())
-        yield from sorted((to for by, to in routed if by.startswith(_POD_DEVICES)), key=str)
 
 
 def _search(path: str, pattern: str) -> re.Match[str] | None:

@@ -19,12 +19,11 @@ from ipvs_node_agent.model.addresses import (
     FAMILIES,
     Address,
     Network,
-    contains,
-    show_address,
     show_network,
 )
 from ipvs_node_agent.model.objects import Problem, Snapshot
 from ipvs_node_agent.rules import policy
+from ipvs_node_agent.rules.coverage import coverage, described, remedy
 from ipvs_node_agent.rules.planner import plan
 
 # The kubelet renews its certificate at 70 to 90 % of its lifetime.
@@ -127,7 +126,7 @@ def api_server(facts: Facts) -> Iterator[Finding]:
 
 
 def node(facts: Facts) -> Iterator[Finding]:
-    """The Node and its pod CIDRs."""
+    """The Node, and how packets of its pods are known."""
     cluster, path = facts.cluster, facts.configuration.path
     if cluster.services is None:
         return
@@ -136,23 +135,20 @@ def node(facts: Facts) -> Iterator[Finding]:
         yield Finding(FAIL, "Node", text, f"nodeName: one that kubectl get nodes shows, in {path}")
         return
     yield Finding(OK, "Node", cluster.node_name)
-    if facts.seen is not None and facts.seen.pod_interfaces:
-        yield Finding(OK, "pods", f"by interface: {_list(facts.seen.pod_interfaces)}")
-        return
-    cidrs = policy.pod_cidrs(facts.configuration.config, cluster.node)
-    if cidrs is None:
+    interfaces = facts.seen.pod_interfaces if facts.seen is not None else ()
+    known = coverage(facts.configuration.config, cluster.node, interfaces)
+    what, shown = "pods", f"by interface: {_list(interfaces)}"
+    if not interfaces:
+        what, shown = "pod CIDRs", _list([*map(show_network, known.cidrs)])
+    if not (interfaces or known.cidrs):
         text = f"Node {cluster.node_name} has none yet, and nothing is programmed until it has"
         mend = f"podCIDRs: [CIDR] in {path}, if the network plugin keeps its own"
         yield Finding(FAIL, "pod CIDRs", text, mend)
-        return
-    outside = [pod for pod in facts.host.pods if not any(contains(c, pod) for c in cidrs)]
-    shown = _list([*map(show_network, cidrs)])
-    if outside:
-        pods = _list([*map(show_address, outside)])
-        text = f"{shown}, but pods of this node have other addresses: {pods}"
-        yield Finding(WARN, "pod CIDRs", text, f"podCIDRs: with theirs too, in {path}")
+    elif facts.uncovered:
+        text = f"{shown}, but {described(facts.uncovered)}"
+        yield Finding(WARN, what, text, f"{remedy(facts.uncovered, known)}, in {path}")
     else:
-        yield Finding(OK, "pod CIDRs", shown)
+        yield Finding(OK, what, shown)
 
 
 def external_ips(facts: Facts) -> Iterator[Finding]:

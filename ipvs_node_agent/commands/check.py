@@ -14,6 +14,7 @@ from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Facts, HostFa
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.check.gather_host import look_at_host
+from ipvs_node_agent.check.gather_pods import look_at_pods
 from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.commands.diff import changes_for, looked_around
@@ -56,7 +57,8 @@ def check(path: Path | None) -> list[Finding]:
     host = look_at_host(config)
     seen = _seen(config, cluster)
     changes = _changes(config, seen, host) if seen is not None else None
-    return judge(Facts(configuration, cluster, host, time.time(), changes, seen))
+    uncovered = look_at_pods(config, seen) if seen is not None else ()
+    return judge(Facts(configuration, cluster, host, time.time(), changes, seen, uncovered))
 
 
 def _configuration(path: Path | None) -> ConfigFacts:

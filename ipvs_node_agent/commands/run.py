@@ -8,7 +8,6 @@ the agent and the kernel. It waits for nothing else, so that a watchdog can tell
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.links import LinkFollower, Links
+from ipvs_node_agent.host.memory import return_freed_memory
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
@@ -47,6 +48,7 @@ from ipvs_node_agent.observe.nodeevents import EventRecorder
 from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
+from ipvs_node_agent.observe.uncovered import UncoveredPods
 from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, Here
 from ipvs_node_agent.sync.state import Published, View
@@ -63,23 +65,10 @@ _TAKING_SECONDS = 0.5
 _PROXY_PERIOD = 10.0
 # How often, and how many times, where its word and its tables do not agree.
 _PROXY_SOON, _PROXY_DOUBTS = 1.0, 15
-# mallopt(3)
-_M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
-
-
-def _return_freed_memory() -> None:
-    """Has glibc give freed memory back at once, not keep it for a list that comes once a day.
-
-    With 10,000 Services that is a fifth of the process. Other C libraries do so by themselves.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 64 << 10)
-        mallopt(_M_ARENA_MAX, 1)
-
-
 # What the main thread is to do, put into its queue by the others.
 _Put = Callable[[Callable[[], object]], None]
+# What else uses the API server, as the Node of a name, until it is to stop.
+_Beside = Callable[[Api, Callable[[], str], threading.Event], None]
 
 
 def main(options: argparse.Namespace) -> int:
@@ -91,7 +80,7 @@ def main(options: argparse.Namespace) -> int:
 def run(config_path: Path | None, manager: ServiceManager) -> None:
     """Runs the agent until SIGTERM or SIGINT, and tells `manager` of it. Raises AgentError."""
     config = load(config_path)
-    _return_freed_memory()
+    return_freed_memory()
     with only_one("run"):
         _Loop(config_path, config, manager).run()
 
@@ -136,10 +125,10 @@ class _Following:
         put: _Put,
         take: Callable[[Event], None],
         take_places: Callable[[Places, bool], None],
-        recorder: EventRecorder,
+        beside: Sequence[_Beside],
     ) -> None:
         self.api = Api(Path(config.kubeconfig))
-        self._config, self._put, self._take, self._recorder = config, put, take, recorder
+        self._config, self._put, self._take, self._beside = config, put, take, beside
         self._stopped = threading.Event()
         self._leash = Leash(
             self.api, lambda places, complete: put(partial(take_places, places, complete))
@@ -152,7 +141,8 @@ class _Following:
     def start(self) -> None:
         """Follows from now on, until `stop`."""
         name = partial(node_name, self.api, self._config)
-        _start(partial(self._recorder.run, self.api, name, self._stopped), self._put)
+        for beside in self._beside:
+            _start(partial(beside, self.api, name, self._stopped), self._put)
         for run in (self._refresh, self._leash.run, *(one.run for one in self._followers)):
             _start(run, self._put)
 
@@ -200,6 +190,12 @@ class _Loop:
         self._monitoring = Monitoring()
         self._status_socket = StatusSocket(directory(), self._status)
         self._recorder = EventRecorder(lambda: self._monitoring.published)
+        self._found = Links()
+        self._uncovered = UncoveredPods(
+            lambda: self._monitoring.published,
+            lambda: self._found,
+            lambda pods: self._queue.put(lambda: self._agent.take_uncovered(pods)),
+        )
         self._following = self._follow()
         self._launcher = launch(manager.alive)
         self._conntrack = Conntrack(launch)
@@ -254,7 +250,7 @@ class _Loop:
             self._queue.put,
             lambda event: self._agent.take(event),
             self._take_places,
-            self._recorder,
+            (self._recorder.run, self._uncovered.run),
         )
 
     def _take_places(self, places: Places, complete: bool) -> None:
@@ -270,6 +266,7 @@ class _Loop:
             self._tell_links(Links())
 
     def _tell_links(self, found: Links) -> None:
+        self._found = found
         # Read here, as the main thread waits for no file.
         self._queue.put(partial(self._take_links, found, pods.networks(found, pods.plugins())))
 

@@ -21,6 +21,7 @@ from ipvs_node_agent.observe.status import (
     ServiceReport,
     as_json,
 )
+from ipvs_node_agent.rules.coverage import described
 from ipvs_node_agent.sync.state import in_sync_sentence
 
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
@@ -81,6 +82,11 @@ def _summary(made: Report, now: float, colours: bool) -> Iterable[str]:
         services = _counted(family.services, "Service")
         rules, chains = _counted(family.rules, "rule"), _counted(family.chains, "chain")
         yield f"  {family.name}: {services}, {rules} in {chains}"
+    if made.pods:
+        yield f"  pods are known by {made.pods}"
+    if made.uncovered:
+        text = f"{described(made.uncovered)} => {made.remedy}"
+        yield f"  {coloured(text, YELLOW, colours)}"
     if made.refused:
         text = f"{_counted(len(made.refused), 'refusal')}, see below"
         yield f"  {coloured(text, YELLOW, colours)}"

@@ -31,6 +31,7 @@ _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _GROUPS = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
 _LINK, _ADDR, _ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=8BI")
 _IFLA_IFNAME, _IFA_ADDRESS, _IFA_LOCAL, _RTA_DST, _RTA_OIF = 3, 1, 2, 1, 4
+_RTA_GATEWAY, _RTA_VIA = 5, 18
 # What the kernel makes of an interface's own addresses.
 _TABLE_LOCAL, _PROTOCOL_KERNEL = 255, 2
 _RTN_UNICAST, _RTN_BLACKHOLE = 1, 6
@@ -45,12 +46,16 @@ _ATTEMPTS = 5
 
 
 class Route(NamedTuple):
-    """A route to `destination` by an interface, which a blackhole has not; `protocol` made it."""
+    """A route to `destination` by an interface, which a blackhole has not; `protocol` made it.
+
+    With a gateway it leads to another host, and on from there.
+    """
 
     destination: Network
     interface: str
     protocol: int
     is_blackhole: bool
+    has_gateway: bool = False
 
 
 class Links(NamedTuple):
@@ -135,7 +140,9 @@ class Interfaces:
         if len(packed) != _LENGTHS[family]:
             raise Lost
         (index,) = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))
-        route = Route(ipaddress.ip_network((packed, length)), "", protocol, is_blackhole)
+        has_gateway = _RTA_GATEWAY in found or _RTA_VIA in found
+        destination = ipaddress.ip_network((packed, length))
+        route = Route(destination, "", protocol, is_blackhole, has_gateway)
         before = set(self._routes)
         if is_there and message.flags & _NLM_F_REPLACE:
             # Nobody tells of the one that it takes the place of.

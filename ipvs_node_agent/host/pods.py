@@ -9,14 +9,14 @@ by what they made in the kernel; the pods' addresses decide nothing, as they com
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipvs_node_agent.host.links import BLOCK_PROTOCOLS, Links
 from ipvs_node_agent.model.addresses import Address, Network, address_of, parse_network
-from ipvs_node_agent.model.objects import PodNetwork
+from ipvs_node_agent.model.objects import Candidate, PodNetwork
 
 CNI = Path("/etc/cni/net.d")
 _SUFFIXES = (".conf", ".conflist", ".json")
@@ -50,12 +50,36 @@ def networks(links: Links, plugins: Iterable[Plugin]) -> frozenset[PodNetwork]:
 
 
 def routed(links: Links) -> frozenset[tuple[str, Address]]:
-    """The single addresses that the kernel has routes to, each with its interface."""
+    """The single addresses that the kernel has routes to without a gateway, by interface."""
     return frozenset(
         (route.interface, address_of(route.destination.network_address.packed))
         for route in links.routes
-        if route.destination.num_addresses == 1 and route.interface
+        if route.destination.num_addresses == 1 and route.interface and not route.has_gateway
     )
+
+
+def candidates(
+    links: Links,
+    plugins: Iterable[Plugin],
+    neighbours: Iterable[tuple[str, Address]],
+    own: Collection[Address],
+) -> frozenset[Candidate]:
+    """What may be pods' addresses: routed to, neighbours' or a bridge's. The API server knows.
+
+    An interface with one of the Node's `own` addresses leads to other hosts.
+    """
+    outside = {name for name, address in links.addresses if address in own}
+    found = {
+        Candidate(network.interface, address_of(subnet.network_address.packed), subnet.prefixlen)
+        for network in networks(links, plugins)
+        for subnet in network.subnets or ()
+    }
+    found.update(
+        Candidate(name, address, address.max_prefixlen)
+        for name, address in (*routed(links), *neighbours)
+        if not (address.is_link_local or address.is_multicast or address.is_loopback)
+    )
+    return frozenset(each for each in found if each.interface not in outside)
 
 
 def blocks(links: Links) -> frozenset[Network]:

@@ -86,6 +86,38 @@ class PodNetwork(NamedTuple):
     subnets: tuple[Network, ...] | None = None
 
 
+class Candidate(NamedTuple):
+    """Addresses that may be those of pods on this node, and the interface that leads there.
+
+    They are those that have the first `length` bits of `address`. This is no Network, as others
+    choose what addresses they have here, and could choose ten thousand that hash alike.
+    """
+
+    interface: str
+    address: Address
+    length: int
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one address."""
+        return self.length == self.address.max_prefixlen
+
+
+class OwnPod(NamedTuple):
+    """A pod of this node's that has addresses of its own; `key` is its namespace and name."""
+
+    key: str
+    addresses: tuple[Address, ...]
+
+
+class UncoveredPod(NamedTuple):
+    """A pod of this node's whose packets no rule is about, with an address of it."""
+
+    key: str
+    address: Address
+    interface: str
+
+
 NO_NETWORK = NodeNetwork()
 
 

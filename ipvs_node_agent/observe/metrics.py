@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ipvs_node_agent import __version__
 from ipvs_node_agent.model.addresses import FAMILIES, Family
 from ipvs_node_agent.observe.counters import Count, Series
+from ipvs_node_agent.rules.coverage import how_many
 from ipvs_node_agent.sync.state import FamilyState, Meter, Published
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -133,6 +134,8 @@ def _of_all(published: Published) -> Iterator[Metric]:
     yield _gauge("refused_external_ips", "External IPs that get no rules.", refused, "reason")
     text = "Watches of the API server that ended."
     yield _counter("watch_restarts", text, agent.restarts, "reason")
+    text = "Pods of this node that no rule covers."
+    yield _gauge("uncovered_pods", text, {(): how_many(agent.uncovered)})
     text = "1 where the configuration file is not what is in use."
     yield _gauge("config_stale", text, {(): int(published.config_stale)})
     if published.expires is not None:

@@ -1,9 +1,9 @@
 """Events on the Node, for whoever looks at it with `kubectl describe node`.
 
-What is told: that changes do not reach the kernel, that external IPs are refused, and that
-kube-proxy's mode needs no agent. A node may create Events (the Node authorizer), and nothing else
-is ever written to the API server. `conditions` says what there is to tell, `Schedule` when it is
-due, and `EventRecorder` is the thread that tells it.
+What is told: that changes do not reach the kernel, that external IPs are refused, that pods have no
+rules, and that kube-proxy's mode needs no agent. A node may create Events (the Node authorizer),
+and nothing else is ever written to the API server. `conditions` says what there is to tell,
+`Schedule` when it is due, and `EventRecorder` is the thread that tells it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any, Callable
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.rules.coverage import described, remedy
 from ipvs_node_agent.rules.policy import unneeded_in
 from ipvs_node_agent.sync.state import Published, sickness
 
 log = logging.getLogger(__name__)
 
 PROGRAMMING_FAILED, REFUSED, NOT_NEEDED = "ProgrammingFailed", "ExternalIPRefused", "NotNeeded"
+UNCOVERED = "PodsUncovered"
 
 _LOOK_PERIOD = 10.0
 # The least time between two Events of the same reason.
@@ -62,6 +64,9 @@ def conditions(published: Published, now: float) -> Iterator[Condition]:
         if len(agent.refusals) > _MOST_REFUSALS:
             shown.append(f"and {len(agent.refusals) - _MOST_REFUSALS} more")
         yield Condition(REFUSED, "; ".join(shown))
+    if agent.uncovered and agent.coverage is not None:
+        text = f"{described(agent.uncovered)}; to be set: {remedy(agent.uncovered, agent.coverage)}"
+        yield Condition(UNCOVERED, text)
 
 
 class Schedule:

@@ -15,9 +15,10 @@ from typing import Any, Callable, TypeVar
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import one_line
-from ipvs_node_agent.model.addresses import show_address
-from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.model.addresses import parse_address, show_address
+from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Series
+from ipvs_node_agent.rules.coverage import remedy
 from ipvs_node_agent.sync.state import Published, View
 
 IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING = "InSync", "NotInSync", "Hanging", "NotRunning"
@@ -60,7 +61,10 @@ class ServiceReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The agent at one moment. `since` is when `state` became what it is, since the epoch."""
+    """The agent at one moment. `since` is when `state` became what it is, since the epoch.
+
+    `pods` says how packets of pods are known, and `remedy` what would cover the `uncovered` ones.
+    """
 
     state: str
     sentence: str
@@ -72,6 +76,9 @@ class Report:
     families: tuple[FamilyReport, ...] = ()
     services: tuple[ServiceReport, ...] = ()
     refused: tuple[Problem, ...] = ()
+    pods: str = ""
+    uncovered: tuple[UncoveredPod, ...] = ()
+    remedy: str = ""
 
 
 def report(
@@ -85,6 +92,7 @@ def report(
         FamilyReport(str(family), table.services, table.rules, table.chains)
         for family, table in published.agent.families.items()
     )
+    known, missed = published.agent.coverage, published.agent.uncovered
     made = Report(
         HANGING,
         published.sentence,
@@ -92,6 +100,9 @@ def report(
         __version__,
         backend=published.backend,
         families=families,
+        pods=str(known) if known is not None else "",
+        uncovered=missed,
+        remedy=remedy(missed, known) if missed and known is not None else "",
     )
     if view is None:
         return made
@@ -157,6 +168,14 @@ def as_json(made: Report) -> str:
             for s in made.services
         ],
         "refused": [problem._asdict() for problem in made.refused],
+        "pods": {
+            "knownBy": made.pods,
+            "uncovered": [
+                {"pod": pod.key, "ip": show_address(pod.address), "interface": pod.interface}
+                for pod in made.uncovered
+            ],
+            "remedy": made.remedy,
+        },
     }
     return json.dumps(raw, indent=2) + "\n"
 
@@ -181,6 +200,9 @@ def from_json(text: str) -> Report:
             families=_each(raw["families"], _family),
             services=_each(raw["services"], _service),
             refused=_each(raw["refused"], _problem),
+            pods=_text(raw["pods"]["knownBy"]),
+            uncovered=_each(raw["pods"]["uncovered"], _pod),
+            remedy=_text(raw["pods"]["remedy"]),
         )
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise ValueError(str(wrong)) from None
@@ -205,6 +227,11 @@ def _service(raw: Any) -> ServiceReport:
 
 def _problem(raw: Any) -> Problem:
     return Problem(*(_text(raw[key]) for key in Problem._fields))
+
+
+def _pod(raw: Any) -> UncoveredPod:
+    key, ip, interface = (_text(raw[key]) for key in ("pod", "ip", "interface"))
+    return UncoveredPod(key, parse_address(ip), interface)
 
 
 def _each(raw: Any, read: Callable[[Any], T]) -> tuple[T, ...]:

@@ -26,7 +26,7 @@ from typing import Callable
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.iptables.conntrack import Forgetter
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.model.addresses import FAMILIES, Address, Family, show_network
+from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.events import (
     NODES,
     RESTART_REASONS,
@@ -36,10 +36,11 @@ from ipvs_node_agent.model.events import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import DRIFT
-from ipvs_node_agent.rules.policy import lacking, pod_cidrs, pod_interfaces, unneeded_in
+from ipvs_node_agent.rules.coverage import Coverage, coverage, still_uncovered
+from ipvs_node_agent.rules.policy import lacking, pod_interfaces, unneeded_in
 from ipvs_node_agent.sync.cluster import Cluster, Pending
 from ipvs_node_agent.sync.family import FamilyTable
 from ipvs_node_agent.sync.here import Here
@@ -87,12 +88,12 @@ class Inputs:
         return pod_interfaces(self.config, self.cluster.node, self.here.pod_networks)
 
     @property
-    def pods(self) -> str:
-        """How packets of pods are known, for people."""
-        if self.pod_interfaces:
-            return f"interface: {', '.join(self.pod_interfaces)}"
-        cidrs = pod_cidrs(self.config, self.cluster.node) if self.cluster.node else None
-        return f"pod CIDR: {', '.join(map(show_network, cidrs or ())) or 'there is none'}"
+    def coverage(self) -> Coverage | None:
+        """Which packets are a pod's; None where that is not known, or no rule needs to know."""
+        node = self.cluster.node
+        if node is None or not self.told or unneeded_in(self.proxy_mode):
+            return None
+        return coverage(self.config, node, self.pod_interfaces)
 
     @property
     def told(self) -> bool:
@@ -132,6 +133,8 @@ class Agent:
         self._was_in_sync, self._in_sync_since = False, clock()
         self._refusals: frozenset[Problem] = frozenset()
         self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
+        # As they were told; some may be covered meanwhile.
+        self._uncovered: tuple[UncoveredPod, ...] = ()
 
     @property
     def in_sync(self) -> bool:
@@ -183,6 +186,7 @@ class Agent:
         repairs = Counter(dict.fromkeys(DRIFT, 0))
         for table in self._all:
             repairs.update(table.repairs.counts)
+        node, known = self._inputs.cluster.node, self._inputs.coverage
         return AgentState(
             families=families,
             repairs=repairs,
@@ -192,6 +196,9 @@ class Agent:
                 self._behind_since, *(family.waiting_since for family in families.values())
             ),
             proxy_mode=self._inputs.proxy_mode,
+            coverage=known,
+            node_addresses=node.addresses if node is not None else (),
+            uncovered=still_uncovered(self._uncovered, known) if known is not None else (),
         )
 
     def view(self) -> View:
@@ -240,6 +247,11 @@ class Agent:
         """Goes by what `change` makes of what is known of this node at a time."""
         now = self._clock()
         self._become(replace(self._inputs, here=change(self._inputs.here, now)), now)
+
+    def take_uncovered(self, pods: tuple[UncoveredPod, ...]) -> None:
+        """These are all pods of this node whose packets no rule takes for a pod's."""
+        self._uncovered = pods
+        self._notices.take_uncovered(pods, self._inputs.coverage)
 
     def take(self, event: Event) -> None:
         """Notes what `event` says; the kernel is `tick`'s business."""
@@ -319,7 +331,7 @@ class Agent:
         node = inputs.cluster.node
         if node is None:
             raise RuntimeError("a plan without a Node")
-        self._notices.take_pods(inputs.pods)
+        self._notices.take_pods(str(coverage(inputs.config, node, inputs.pod_interfaces)))
         if unneeded_in(inputs.proxy_mode):
             # The kernel is not to know them.
             self._pending = {}

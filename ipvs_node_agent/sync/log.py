@@ -10,7 +10,8 @@ from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
-from ipvs_node_agent.model.objects import Problem, Service
+from ipvs_node_agent.model.objects import Problem, Service, UncoveredPod
+from ipvs_node_agent.rules.coverage import Coverage, described, remedy
 from ipvs_node_agent.rules.policy import external_ips, unneeded_in
 from ipvs_node_agent.sync.cluster import WHOLE, Cluster, Pending
 
@@ -30,7 +31,7 @@ class Notices:
         self._skipped: set[Skipped] = set()
         self.problems: frozenset[Problem] = frozenset()
         self._lacks, self._pods, self._doubt = Once(), Once(), Once()
-        self.proxy_doubt = ""
+        self.proxy_doubt, self._uncovered = "", False
 
     # The API server
 
@@ -82,6 +83,14 @@ class Notices:
         """How packets of pods are known."""
         if self._pods.new(known_by):
             log.info("pods are known by %s", known_by)
+
+    def take_uncovered(self, pods: tuple[UncoveredPod, ...], known: Coverage | None) -> None:
+        """These pods are not; said once as long as there are any."""
+        if pods and known and not self._uncovered:
+            log.warning("%s; to be set: %s", described(pods), remedy(pods, known))
+        elif self._uncovered and not pods:
+            log.info("all pods of this node have rules now")
+        self._uncovered = bool(pods)
 
     def take_proxy_doubt(self, doubt: str) -> None:
         """What speaks against kube-proxy's mode as it is known; empty where nothing does."""

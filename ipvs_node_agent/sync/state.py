@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.model.addresses import Address, Family
-from ipvs_node_agent.model.objects import Problem, Service
+from ipvs_node_agent.model.objects import Problem, Service, UncoveredPod
+from ipvs_node_agent.rules.coverage import Coverage
 
 # A change may wait so long for the kernel, and the main loop may take so long for one round.
 PATIENCE = 60.0
@@ -60,7 +61,11 @@ class FamilyState:
 
 @dataclass(frozen=True)
 class AgentState:
-    """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel."""
+    """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel.
+
+    `coverage` says which packets are a pod's, and is None where no rule needs to know;
+    `uncovered` are the pods whose packets are not among them.
+    """
 
     families: Mapping[Family, FamilyState] = field(default_factory=dict)
     repairs: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +73,9 @@ class AgentState:
     restarts: Mapping[str, int] = field(default_factory=dict)
     waiting_since: float = math.inf
     proxy_mode: str | None = None
+    coverage: Coverage | None = None
+    node_addresses: tuple[Address, ...] = ()
+    uncovered: tuple[UncoveredPod, ...] = ()
 
 
 @dataclass(frozen=True)

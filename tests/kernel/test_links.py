@@ -126,7 +126,15 @@ def test_a_port_that_leaves_its_bridge_is_still_there(node: Namespace) -> None:
         ),
         (
             "10.233.91.0/26 via 192.0.2.9 proto bird",
-            Route(parse_network("10.233.91.0/26"), "eth0", 12, is_blackhole=False),
+            Route(parse_network("10.233.91.0/26"), "eth0", 12, False, has_gateway=True),
+        ),
+        (
+            "10.233.91.7/32 via 192.0.2.9",
+            Route(parse_network("10.233.91.7/32"), "eth0", 3, False, has_gateway=True),
+        ),
+        (
+            "10.233.91.8/32 via inet6 2001:db8::9 dev eth0",
+            Route(parse_network("10.233.91.8/32"), "eth0", 3, False, has_gateway=True),
         ),
     ],
 )
@@ -134,13 +142,11 @@ def test_routes_to_pods_and_of_their_blocks_are_told(
     node: Namespace, arguments: str, route: Route
 ) -> None:
     told = Told(node)
-    assert told.links.routes == set()
-    node.run("ip", *(["-6"] if ":" in arguments else []), "route", "add", *arguments.split())
-    told.next()
-    assert told.links.routes == {route}
-    node.run("ip", *(["-6"] if ":" in arguments else []), "route", "delete", *arguments.split())
-    told.next()
-    assert told.links.routes == set()
+    family = "-6" if route.destination.version == 6 else "-4"
+    for action, there in (("add", {route}), ("delete", set[Route]())):
+        node.run("ip", family, "route", action, *arguments.split())
+        told.next()
+        assert told.links.routes == there
 
 
 def test_a_route_that_is_replaced_is_one(node: Namespace) -> None:

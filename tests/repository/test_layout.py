@@ -15,6 +15,8 @@ LINES = {name: len(path.read_text("utf-8").splitlines()) for name, path in modul
 SHORT = {
     "__init__": "the version",
     "__main__": "an entry point has nothing of its own",
+    "check/gather_pods": "two questions to others, and no judgement",
+    "host/memory": "one call of the C library",
     "errors": "what all others raise",
     "commands/cleanup": "a command has a file of its own, and this one has little to do",
     "check/finding": "what each check gives",

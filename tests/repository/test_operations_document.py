@@ -55,7 +55,8 @@ def alerts() -> list[str]:
 
 
 def reasons_of_events() -> list[str]:
-    return [nodeevents.NOT_NEEDED, nodeevents.PROGRAMMING_FAILED, nodeevents.REFUSED]
+    of_pods = [nodeevents.UNCOVERED]
+    return [nodeevents.NOT_NEEDED, nodeevents.PROGRAMMING_FAILED, nodeevents.REFUSED, *of_pods]
 
 
 def queries() -> list[str]:

@@ -44,6 +44,10 @@ def authorize(request: Request) -> None:
     verbs = ("create",) if request.resource == "events" else ("list", "watch")
     if prefix != "system:node" or request.verb not in verbs:
         raise forbidden(request)
-    myself = Term("metadata.name", True, node)
-    if request.resource == "nodes" and myself not in selector_of(request):
-        raise forbidden(request, f"node '{node}' cannot read all nodes, only its own Node object")
+    # AuthorizeNodeWithSelectors, for both of them.
+    for resource, field, why in (
+        ("nodes", "metadata.name", "cannot read all nodes, only its own Node object"),
+        ("pods", "spec.nodeName", "can only list/watch pods with spec.nodeName field selector"),
+    ):
+        if request.resource == resource and Term(field, True, node) not in selector_of(request):
+            raise forbidden(request, f"node '{node}' {why}")

@@ -1,7 +1,7 @@
 """A small Kubernetes API server for tests and for the demo.
 
-It knows Services, Nodes and Events, and speaks list, watch and create as the real one does. It
-breaks in all the ways a real one does when it is told to:
+It knows Services, Nodes, Pods and Events, and speaks list, watch and create as the real one does.
+It breaks in all the ways a real one does when it is told to:
 
     with ApiServer() as server:
         server.put({"kind": "Service", "metadata": {"name": "web"}, "spec": {}})
@@ -194,6 +194,10 @@ class ApiServer:
         """All requests so far, in the order of their arrival."""
         with self._changed:
             return list(self._requests)
+
+    def objects(self, kind: str) -> list[Any]:
+        """The objects of a kind: only to be read."""
+        return self._store.items(kind)[0]
 
     def watches(self, resource: str) -> int:
         """How many watches are open."""

@@ -25,6 +25,17 @@ def node(*cidrs: str, name: str = "worker-1") -> dict[str, Any]:
     }
 
 
+def pod(name: str, *ips: str, node: str = "worker-1", **spec: Any) -> dict[str, Any]:
+    """A running Pod in `default` with these addresses; `spec` is in its spec as well."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"nodeName": node, **spec},
+        "status": {"phase": "Running", "podIPs": [{"ip": ip} for ip in ips]},
+    }
+
+
 def service(
     name: str, cluster_ips: Sequence[str], external_ips: Iterable[str], **fields: Any
 ) -> dict[str, Any]:

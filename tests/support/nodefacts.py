@@ -80,7 +80,9 @@ def facts(**fields: Any) -> Facts:
     config = ConfigFacts("/etc/x.yaml", fields.pop("config", Config()))
     configuration = fields.pop("configuration", config)
     seen, changes = fields.pop("cluster", cluster()), fields.pop("changes", ())
-    return Facts(configuration, seen, replace(healthy_host(), **fields), NOW, changes)
+    missed = fields.pop("uncovered", ())
+    host = replace(healthy_host(), **fields)
+    return Facts(configuration, seen, host, NOW, changes, uncovered=missed)
 
 
 def bad(found: Facts) -> list[Finding]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.model.addresses import parse_address
+from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.observe import status
 from ipvs_node_agent.observe.counters import Count
 from ipvs_node_agent.observe.status import FamilyReport, Happened, Report, ServiceReport
@@ -32,4 +33,7 @@ WHOLE = Report(
         ),
     ),
     refused=(Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address"),),
+    pods="pod CIDR: 10.240.2.128/25",
+    uncovered=(UncoveredPod("default/a", parse_address("10.9.0.5"), "veth1"),),
+    remedy="podInterfaces: [veth+]",
 )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = {"services": "Service", "nodes": "Node", "events": "Event"}
+KINDS = {"services": "Service", "nodes": "Node", "events": "Event", "pods": "Pod"}
 # Collections alone: single objects are nothing that the agent asks for.
 _PATH = re.compile(r"/api/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)")
 

@@ -13,6 +13,7 @@ _FIELDS = {
     "services": _METADATA_FIELDS | {"spec.clusterIP", "spec.type"},
     "nodes": {"metadata.name", "spec.unschedulable"},
     "events": _METADATA_FIELDS,
+    "pods": _METADATA_FIELDS | {"spec.nodeName", "status.phase"},
 }
 _TERM = re.compile(r"(?P<field>[^=!]+)(?P<operator>!=|==|=)(?P<value>.*)")
 

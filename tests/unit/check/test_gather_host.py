@@ -10,10 +10,7 @@ import pytest
 from ipvs_node_agent.check import gather_host
 from ipvs_node_agent.check.facts import HostFacts, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.host import links
-from ipvs_node_agent.host.links import Links, Route
 from ipvs_node_agent.iptables.proxymode import ProxyMode
-from ipvs_node_agent.model.addresses import parse_address, parse_network
 
 UNPRIVILEGED = "Name:\tpython3\nCapEff:\t0000000000000400\n"
 UNITS = """\
@@ -41,7 +38,6 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(gather_host, "agent_processes", tuple)
     monkeypatch.setattr(gather_host, "proxy_mode", lambda *_: ProxyMode(None))
     monkeypatch.setattr(gather_host, "nft_tables", set)
-    monkeypatch.setattr(links, "ask", Links)
     for name in ("process_called", "lock_holder"):
         monkeypatch.setattr(gather_host, name, lambda *_: None)
     monkeypatch.setattr(Path, "is_dir", lambda path: str(path) in texts)
@@ -54,7 +50,7 @@ def gathered() -> HostFacts:
 
 def test_without_rights_nothing_is_asked_of_the_kernel(files: dict[str, str]) -> None:
     found = gathered()
-    assert (found.may_program, found.tables, found.units, found.pods) == (False, (), None, ())
+    assert (found.may_program, found.tables, found.units) == (False, (), None)
 
 
 def test_units_are_read_in_the_words_of_systemctl(
@@ -87,19 +83,3 @@ def test_files_of_the_node_are_looked_into(
 ) -> None:
     files[path] = text
     assert getattr(gathered(), fact) == value
-
-
-def test_of_pods_single_addresses_with_a_route_to_a_pod_s_device_are_seen(
-    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def route(to: str, interface: str) -> Route:
-        return Route(parse_network(to), interface, 3, False)
-
-    found = [
-        route("10.240.130.5/32", "cali1"),
-        route("10.240.130.6/32", "eth0"),
-        route("10.240.130.0/24", "cali2"),
-        route("fd00:10::5/128", "lxc1"),
-    ]
-    monkeypatch.setattr(links, "ask", lambda: Links(routes=frozenset(found)))
-    assert gathered().pods == (parse_address("10.240.130.5"), parse_address("fd00:10::5"))

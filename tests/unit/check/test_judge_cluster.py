@@ -16,6 +16,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.kubeconfig.reader import refused
 from ipvs_node_agent.model.addresses import FAMILIES, parse_address, parse_network
+from ipvs_node_agent.model.objects import UncoveredPod
 from tests.support.cluster import node, service
 from tests.support.nodefacts import DAY, NOW, SERVER, bad, cluster, facts, nat, says
 
@@ -139,8 +140,9 @@ WRONG: dict[str, dict[str, Any]] = {
         "cluster": cluster(node=read_node(node())),
         "changes": None,
     },
-    "warn pod CIDRs: other addresses: 172.31.0.9 => podCIDRs: ": {
-        "pods": (parse_address("10.240.2.130"), parse_address("172.31.0.9"))
+    "warn pod CIDRs: 10.240.2.128/25, fd00:10:240:2::/64, but 1 pod of this node has no rules:"
+    " default/web at 172.31.0.9 by veth1 => podInterfaces: [veth+], with": {
+        "uncovered": (UncoveredPod("default/web", parse_address("172.31.0.9"), "veth1"),)
     },
     "fail external IPs: all 2 are refused => podCIDRs: [this node's own]": pods_in(
         "10.0.0.0/8", "fd00::/8"

@@ -21,6 +21,8 @@ TEXT = """\
 In sync since 2025-11-25 12:00:00 UTC (5 min ago); node worker-1, iptables-nft
   IPv4: 2 Services, 8 rules in 2 chains
   IPv6: 1 Service, 4 rules in 2 chains
+  pods are known by pod CIDR: 10.240.2.128/25
+  1 pod of this node has no rules: default/a at 10.9.0.5 by veth1 => podInterfaces: [veth+]
   1 refusal, see below
   last error 2025-11-25 10:00:00 UTC (2 h ago): IPv4: iptables-nft-restore: busy
 
@@ -72,7 +74,7 @@ def test_a_table_fits_a_terminal_at_the_cost_of_names() -> None:
 
 
 def test_without_services_there_is_no_table() -> None:
-    made = replace(WHOLE, services=(), refused=(), last_error=None)
+    made = replace(WHOLE, services=(), refused=(), last_error=None, pods="", uncovered=())
     assert as_text(made, NOON + 300) == "".join(TEXT.splitlines(keepends=True)[:3])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.host.links import Links, Route
-from ipvs_node_agent.host.pods import Plugin, blocks, networks, plugins, routed
+from ipvs_node_agent.host.pods import Plugin, blocks, candidates, networks, plugins, routed
 from ipvs_node_agent.model.addresses import parse_address, parse_network
 from ipvs_node_agent.model.objects import PodNetwork
 
@@ -136,3 +136,47 @@ def test_plugins_are_those_of_the_file_that_the_container_runtime_takes(
 
 def test_without_a_folder_there_are_no_plugins(tmp_path: Path) -> None:
     assert plugins(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize(
+    ("there", "configured", "beside", "found"),
+    [
+        pytest.param(links("10.9.0.5/32 veth1"), [], [], ["veth1 10.9.0.5/32"], id="a route"),
+        pytest.param(links("fd00::5/128 veth1"), [], [], ["veth1 fd00::5/128"], id="of IPv6"),
+        pytest.param(links("10.9.0.0/24 veth1", "10.9.0.0/26 80"), [], [], [], id="no host route"),
+        pytest.param(links(), [], ["br1 10.9.0.5"], ["br1 10.9.0.5/32"], id="a neighbour"),
+        pytest.param(
+            links(br1="10.9.0.1"),
+            [bridge("br1", "10.9.0.0/24", "fd00:9::/64")],
+            [],
+            ["br1 10.9.0.0/24", "br1 fd00:9::/64"],
+            id="a bridge",
+        ),
+        pytest.param(
+            links("192.0.2.9/32 br0", br0="192.0.2.1"),
+            [],
+            ["br0 192.0.2.7", "br0 fd00::7"],
+            [],
+            id="the LAN",
+        ),
+        pytest.param(
+            links("169.254.1.5/32 veth1"),
+            [],
+            ["veth1 fe80::5", "veth1 ff02::5", "veth1 169.254.0.9"],
+            [],
+            id="link-local and multicast",
+        ),
+    ],
+)
+def test_what_may_be_a_pods_is_routed_to_a_neighbour_or_a_bridges(
+    there: Links, configured: list[Plugin], beside: list[str], found: list[str]
+) -> None:
+    neighbours = [(name, parse_address(ip)) for name, ip in (text.split() for text in beside)]
+    made = candidates(there, configured, neighbours, [parse_address("192.0.2.1")])
+    shown = [f"{each.interface} {each.address}/{each.length}" for each in made]
+    assert sorted(shown) == sorted(found)
+
+
+def test_a_route_through_a_gateway_leads_to_no_pod() -> None:
+    beyond = Route(parse_network("10.9.0.5/32"), "veth1", 3, False, has_gateway=True)
+    assert not routed(Links(routes=frozenset({beyond})))

@@ -10,8 +10,8 @@ import pytest
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.model.addresses import IPV4, IPV6
-from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_address
+from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count
 from ipvs_node_agent.observe.metrics import CONTENT_TYPE
@@ -62,6 +62,7 @@ def full(bed: Bed) -> str:
             repairs={"JumpMissing": 5, "TableFlushed": 0},
             refusals=frozenset({loopback, link_local, link_local._replace(text="neither")}),
             restarts={"Expired": 6},
+            uncovered=tuple(UncoveredPod("default/a", parse_address(ip), "x") for ip in STRAY),
         ),
         config_stale=True,
         expires=1_900_000_000,
@@ -74,6 +75,8 @@ def by_family(ipv4: object) -> dict[str, object]:
     return {"ip_family=IPv4": ipv4, "ip_family=IPv6": 0}
 
 
+# One pod's.
+STRAY = ("10.9.0.5", "fd00:9::5")
 WEB = "namespace=default,path={},service=web"
 
 
@@ -107,6 +110,7 @@ def test_every_metric_has_its_type_labels_and_values(bed: Bed) -> None:
         "drift_repairs_total": ("counter", {"reason=JumpMissing": 5, "reason=TableFlushed": 0}),
         "refused_external_ips": ("gauge", {"reason=Loopback": 1, "reason=LinkLocal": 2}),
         "watch_restarts_total": ("counter", {"reason=Expired": 6}),
+        "uncovered_pods": ("gauge", {"": 1}),
         "config_stale": ("gauge", {"": 1}),
         "credentials_expiry_timestamp_seconds": ("gauge", {"": 1_900_000_000}),
         "service_packets_total": ("counter", {WEB.format(POD): 3, WEB.format(HOST): 5}),

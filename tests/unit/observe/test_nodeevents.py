@@ -13,18 +13,21 @@ import pytest
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.model.objects import Problem
+from ipvs_node_agent.model.addresses import parse_address
+from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.observe import nodeevents
 from ipvs_node_agent.observe.nodeevents import (
     NOT_NEEDED,
     PROGRAMMING_FAILED,
     REFUSED,
+    UNCOVERED,
     Condition,
     EventRecorder,
     Schedule,
     conditions,
     event,
 )
+from ipvs_node_agent.rules.coverage import Coverage
 from ipvs_node_agent.sync.state import AgentState, Published
 from tests.support.apiserver import ApiServer
 from tests.support.clock import Clock
@@ -33,6 +36,8 @@ from tests.support.pki import plain_kubeconfig
 NOW = 1000.0
 WELL = Published(NOW, ready=True, sentence="In sync; Services with rules: 1 in IPv4")
 BAD = Problem("default/bad", "Loopback", "127.0.0.1 is refused: it is a loopback address")
+
+STRAY = UncoveredPod("default/a", parse_address("10.9.0.5"), "cni0")
 
 
 def having(**known: object) -> Published:
@@ -60,8 +65,15 @@ def told(published: Published) -> dict[str, str]:
             {NOT_NEEDED: "kube-proxy is in nftables mode, which needs no ipvs-node-agent"},
         ),
         (having(refusals=frozenset({BAD})), {REFUSED: str(BAD)}),
+        (
+            having(uncovered=(STRAY,), coverage=Coverage(("cali+",), ())),
+            {
+                UNCOVERED: "1 pod of this node has no rules: default/a at 10.9.0.5 by cni0;"
+                " to be set: podInterfaces: [cali+, cni0]"
+            },
+        ),
     ],
-    ids=["well", "a minute", "stuck", "another mode", "refused"],
+    ids=["well", "a minute", "stuck", "another mode", "refused", "uncovered"],
 )
 def test_what_an_operator_should_know_is_told(
     published: Published, expected: dict[str, str]

@@ -153,6 +153,11 @@ def test_the_json_has_these_keys() -> None:
                 "text": "127.0.0.1 is refused: it is a loopback address",
             }
         ],
+        "pods": {
+            "knownBy": "pod CIDR: 10.240.2.128/25",
+            "uncovered": [{"pod": "default/a", "ip": "10.9.0.5", "interface": "veth1"}],
+            "remedy": "podInterfaces: [veth+]",
+        },
     }
 
 
@@ -187,6 +192,7 @@ def mangled(change: dict[str, Any]) -> str:
         mangled({"services": [3]}),
         mangled({"families": [{"ipFamily": "IPv4", "services": "2", "rules": 8, "chains": 2}]}),
         mangled({"refused": [{"service": "x", "reason": "y"}]}),
+        mangled({"pods": {"knownBy": "x", "uncovered": [{"pod": "x"}], "remedy": ""}}),
         mangled({"lastError": "x"}),
     ],
 )

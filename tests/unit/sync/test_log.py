@@ -8,8 +8,9 @@ import pytest
 
 from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.model.addresses import IPV4, IPV6
+from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_address, parse_network
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Recovered, Skipped, Trouble
+from ipvs_node_agent.model.objects import UncoveredPod
 from ipvs_node_agent.sync import log as notices
 from tests.support.agentnode import (
     BUSY,
@@ -198,3 +199,36 @@ def test_what_is_remembered_for_that_is_bounded(log: Log, monkeypatch: pytest.Mo
         made.take_skipped(Skipped("services", f"the {n}th"))
     # The fourth has the first three forgotten.
     assert [line[-3:] for line in log.said()] == ["0th", "1th", "2th", "3th", "0th"]
+
+
+# Pods
+
+
+STRAYS = tuple(
+    UncoveredPod(f"default/{name}", parse_address("10.9.0.5"), "veth1") for name in ("a", "b")
+)
+
+
+def test_pods_without_rules_are_said_once_and_again_when_there_were_none(
+    started: Node, log: Log
+) -> None:
+    for found in (STRAYS[:1], STRAYS, STRAYS[1:], (), (), STRAYS):
+        started.agent.take_uncovered(found)
+    said = log.said("this node ha|all pods")
+    assert said[0].startswith("1 pod of this node has no rules: default/a at 10.9.0.5 by veth1; to")
+    assert said[0].partition("to be set: ")[2].startswith("podInterfaces: [veth+], ")
+    assert said[1] == "all pods of this node have rules now"
+    assert said[2].startswith("2 pods of this node have no rules: ")
+    assert len(said) == 3
+
+
+def test_pods_that_a_reload_covers_are_none_without_rules_any_more(started: Node) -> None:
+    started.agent.take_uncovered(STRAYS)
+    assert started.agent.state().uncovered == STRAYS
+    started.reload(pod_interfaces=("veth+",))
+    assert started.agent.state().uncovered == ()
+    started.reload(pod_cidrs=(parse_network("10.240.2.128/25"),))
+    assert started.agent.state().uncovered == STRAYS
+    # There is no rule for anybody.
+    started.agent.take_proxy_mode("nftables")
+    assert (started.agent.state().uncovered, started.agent.state().coverage) == ((), None)

@@ -1,0 +1,19 @@
+"""The process' own memory, which the C library keeps for later unless told otherwise."""
+
+from __future__ import annotations
+
+import ctypes
+
+# mallopt(3)
+_M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8
+
+
+def return_freed_memory() -> None:
+    """Has glibc give freed memory back at once, not keep it for a list that comes once a day.
+
+    With 10,000 Services that is a fifth of the process. Other C libraries do so by themselves.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 64 << 10)
+        mallopt(_M_ARENA_MAX, 1)

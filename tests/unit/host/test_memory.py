@@ -1,0 +1,35 @@
+"""Freed memory goes back to the system, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.places import REPOSITORY
+
+# How many MiB are left of 40 in small pieces, after the size of a list made glibc keep them.
+PROGRAM = """
+import sys
+from ipvs_node_agent.host.memory import return_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20
+
+if sys.argv[1] == "told":
+    return_freed_memory()
+before = resident()
+bytearray(30 << 20)
+pieces = [bytearray(100_000) for _ in range(400)]
+del pieces
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize("told", ["told", "not told"])
+def test_what_was_freed_goes_back_where_the_c_library_is_told(told: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, told]
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    assert (int(printed) < 10) == (told == "told")
