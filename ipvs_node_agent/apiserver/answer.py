@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from ipvs_node_agent.model.addresses import Address, parse_address
+from ipvs_node_agent.model.addresses import Address, address_met
 
 _CHUNK = 64 << 10
 
@@ -69,6 +69,6 @@ def _peer(response: Any) -> tuple[Address, int] | None:
     try:
         # Where the connection is not kept, only what reads the body has it still.
         host, port = response._original_response.fp.raw._sock.getpeername()[:2]
-        return parse_address(host), port
+        return address_met(host), port
     except (AttributeError, OSError, ValueError, TypeError):
         return None

@@ -191,6 +191,8 @@ class Api:
             if answer.peer is not None:
                 self._peers.pop(answer.peer, None)
                 self._peers[answer.peer] = None
+                if len(self._peers) > _PEERS:
+                    del self._peers[next(iter(self._peers))]
             self._open.add(answer)
             superseded = self._ended != ended
         try:
@@ -218,7 +220,7 @@ class Api:
     def peers(self) -> list[tuple[Address, int]]:
         """The addresses and ports that the last connections led to."""
         with self._lock:
-            return list(self._peers)[-_PEERS:]
+            return list(self._peers)
 
     def answers(self) -> bool:
         """Whether anybody takes connections where the requests go to; it is not asked anything."""

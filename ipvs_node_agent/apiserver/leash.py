@@ -1,9 +1,11 @@
 """Where this node reaches the API server: addresses and ports that no rule may ever take.
 
 A rule that did would cut the agent off from the one who could tell it better. Three know of them:
-the kubeconfig (its server and proxy, whatever their names stand for), our own connections, and the
-Endpoints of the API server's own Service, which any node may get. The last is what counts where the
-kubeconfig names a proxy of this node's own, as those of kubespray, k3s and RKE2 do.
+the kubeconfig (its server and proxy, whatever their names stand for), the Endpoints of the API
+server's own Service, which any node may get, and our own connections. The Endpoints are what counts
+where the kubeconfig names a proxy of this node's own, as those of kubespray, k3s and RKE2 do.
+
+Of what cannot be told at the moment, the last that was known stays.
 """
 
 from __future__ import annotations
@@ -12,23 +14,31 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain, islice
+from time import monotonic
 from typing import Any, Callable
-from urllib.parse import urlsplit
 
 from ipvs_node_agent.apiserver.answer import Superseded
-from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.apiserver.client import Api, ApiError
+from ipvs_node_agent.backoff import Backoff, seconds_left
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.model.addresses import Address, parse_address
+from ipvs_node_agent.kubeconfig import urls
+from ipvs_node_agent.model.addresses import Address, address_met, parse_address
 
 log = logging.getLogger(__name__)
 
-Places = frozenset[tuple[Address, int]]
+Place = tuple[Address, int]
+Places = frozenset[Place]
+# What one part of all that is known was last; a part that is not in it was never known.
+Known = Mapping[str, Places]
 
 # How long until all of it is looked up again, and at least between two looks, in seconds.
-_PERIOD, _LEAST = 240.0, 2.0
+_PERIOD, _LEAST = 240.0, 1.0
 _PATH = "/api/v1/namespaces/default/endpoints/kubernetes"
+# As the API server's cache has them, at no cost for etcd.
+_CACHED = {"resourceVersion": "0"}
 _TIMEOUT = 10.0
 _MOST_BYTES = 1 << 20
 # More of them than any control plane has are none of ours.
@@ -38,7 +48,7 @@ _MOST = 256
 class Leash:
     """Tells where the API server is reached: at the start, after each reconnect, and now and then.
 
-    `tell` is given what is known, and whether that is all.
+    `tell` is given what is known, and whether each part of it has been known once.
     """
 
     def __init__(self, api: Api, tell: Callable[[Places, bool], None]) -> None:
@@ -48,16 +58,23 @@ class Leash:
     def run(self) -> None:
         """Tells until `stop`."""
         backoff = Backoff()
-        while not self._stopped.is_set():
+        known: Known = {}
+        while True:
+            # Before `stopped` is looked at, as `stop` wakes it too.
             self._wake.clear()
-            places, complete = look(self._api)
-            if not self._stopped.is_set():
-                self._tell(places, complete)
-            if complete:
+            if self._stopped.is_set():
+                return
+            is_answered = True
+            # Told after each part, as the next one may hang for want of what this one gives.
+            for now_known, is_told in look(self._api, known):
+                known = now_known
+                is_answered &= is_told
+                if not self._stopped.is_set():
+                    self._tell(*summed_up(known))
+            if is_answered:
                 backoff.reset()
-            self._stopped.wait(_LEAST if complete else _LEAST + backoff.next())
-            if complete:
-                self._wake.wait(_PERIOD)
+            self._stopped.wait(_LEAST)
+            self._wake.wait(_PERIOD if is_answered else backoff.next())
 
     def hurry(self) -> None:
         """Has it looked up soon."""
@@ -69,38 +86,70 @@ class Leash:
         self._wake.set()
 
 
-def look(api: Api) -> tuple[Places, bool]:
+def ask(api: Api) -> tuple[Places, bool]:
     """Where the API server is reached, as far as that is known, and whether that is all."""
-    # The Endpoints first: who has asked for them has a peer.
-    found, complete = set[tuple[Address, int]](), True
-    for part in (_endpoints, _named):
-        try:
-            found.update(part(api))
-        except (AgentError, Superseded, OSError, ValueError, RecursionError) as error:
-            complete = False
-            log.debug("where the API server is reached is not known: %s", error)
-    return frozenset([*api.peers, *sorted(found, key=str)][:_MOST]), complete
+    *_, (known, _) = look(api, {})
+    return summed_up(known)
 
 
-def _named(api: Api) -> Iterable[tuple[Address, int]]:
+def look(api: Api, known: Known) -> Iterator[tuple[Known, bool]]:
+    """What is known after each part was asked for, `known` before, and whether it was told."""
+    for name, part in _PARTS.items():
+        now, is_told = _asked(part, api)
+        if is_told:
+            now = now or known.get(name) or frozenset()
+            known = {**known, name: now}
+        yield known, is_told
+
+
+def summed_up(known: Known) -> tuple[Places, bool]:
+    """All that is `known`, and whether each part is."""
+    # Our own connections first, and last what another one wrote.
+    parts = (known.get(name, frozenset()) for name in ("connections", "kubeconfig", "Endpoints"))
+    found = dict.fromkeys(chain.from_iterable(sorted(part, key=str) for part in parts))
+    return frozenset(islice(found, _MOST)), len(known) == len(_PARTS)
+
+
+def _asked(part: Callable[[Api], Iterable[Place]], api: Api) -> tuple[Places, bool]:
+    """What one part is, and whether that was told; what is refused for good is nothing."""
+    try:
+        return frozenset(islice(part(api), _MOST)), True
+    except (AgentError, Superseded, OSError, ValueError, RecursionError) as error:
+        log.debug("where the API server is reached is not known: %s", error)
+        # Another answer is not to be had by asking again.
+        refused = isinstance(error, ApiError) and error.status in (403, 404)
+        return frozenset(), refused or isinstance(error, (ValueError, RecursionError))
+
+
+def _named(api: Api) -> Iterator[Place]:
     credentials = api.credentials()
-    server = urlsplit(credentials.server)
-    port = server.port or (443 if server.scheme == "https" else 80)
-    places = {credentials.address, (server.hostname or "", port)}
-    return [place for host, port in places for place in _resolved(host, port)]
+    yield from _resolved(*credentials.address)
+    # Behind a proxy, nobody here need know the server's name.
+    with suppress(OSError, UnicodeError):
+        yield from _resolved(*urls.parse(credentials.server, "https", "http").address)
 
 
-def _endpoints(api: Api) -> Iterable[tuple[Address, int]]:
-    body = bytearray()
-    with api.get(_PATH, {}, "get endpoints kubernetes", _TIMEOUT, once=True) as answer:
+def _endpoints(api: Api) -> Iterable[Place]:
+    body, end = bytearray(), monotonic() + _TIMEOUT
+    with api.get(_PATH, _CACHED, "get endpoints kubernetes", _TIMEOUT, once=True) as answer:
         for piece in answer.pieces():
+            seconds_left(end)
             body += piece
             if len(body) > _MOST_BYTES:
                 raise ValueError("the Endpoints of the API server are too large")
-    return list(endpoints(json.loads(body)))
+    return endpoints(json.loads(body))
 
 
-def endpoints(raw: Any) -> Iterator[tuple[Address, int]]:
+# The kubeconfig first: where it has just changed, all else hangs on it. The last are there only
+# where somebody was asked.
+_PARTS: dict[str, Callable[[Api], Iterable[Place]]] = {
+    "kubeconfig": _named,
+    "Endpoints": _endpoints,
+    "connections": lambda api: api.peers,
+}
+
+
+def endpoints(raw: Any) -> Iterator[Place]:
     """The addresses and TCP ports in a raw Endpoints object; what cannot be read is left out."""
     for subset in _items(raw, "subsets"):
         ports = [
@@ -119,11 +168,10 @@ def endpoints(raw: Any) -> Iterator[tuple[Address, int]]:
             yield from ((address, port) for port in ports)
 
 
-def _resolved(host: str, port: int) -> Iterator[tuple[Address, int]]:
+def _resolved(host: str, port: int) -> Iterator[Place]:
     """Where `host` is. Raises OSError."""
     for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        # A link-local address of IPv6 has its interface behind it.
-        yield parse_address(str(address[0]).partition("%")[0]), port
+        yield address_met(str(address[0])), port
 
 
 def _items(raw: Any, key: str) -> list[Any]:

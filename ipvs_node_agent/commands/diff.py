@@ -75,7 +75,7 @@ def looked_around(api: Api, config: Config, seen: Snapshot) -> Snapshot:
     networks = pods.networks(found, pods.plugins())
     here = Here(addresses=addresses).with_pod_networks(networks)
     here = here.with_routes(pods.routed(found), pods.blocks(found))
-    here = here.with_api_servers(*leash.look(api))
+    here = here.with_api_servers(*leash.ask(api))
     interfaces = pod_interfaces(config, seen.node, here.pod_networks)
     return replace(seen, network=here.network(interfaces), pod_interfaces=interfaces)
 

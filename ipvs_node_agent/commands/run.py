@@ -40,7 +40,7 @@ from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import NFT
-from ipvs_node_agent.model.events import Event, Recovered
+from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
 from ipvs_node_agent.model.objects import PodNetwork
 from ipvs_node_agent.nat.chains import OWN_INPUT_CHAIN
 from ipvs_node_agent.observe import statussocket
@@ -151,10 +151,12 @@ class _Following:
         if self._stopped.is_set():
             return
         self._put(partial(self._take, event))
+        if isinstance(event, (Recovered, Restarted, Trouble)):
+            # Its name may stand for another address now, which a rule must let go of.
+            self._leash.hurry()
         if isinstance(event, Recovered):
             # What keeps one resource away mostly keeps the other away too, and is over for both.
             self._hurry(but=event.resource)
-            self._leash.hurry()
 
     def _hurry(self, but: str = "") -> None:
         for follower in self._followers:
@@ -165,6 +167,7 @@ class _Following:
         """Follows the credentials' files. To read them may take two minutes (an exec plugin)."""
         while not self._stopped.wait(_CREDENTIALS_PERIOD):
             if self.api.refresh():
+                self._leash.hurry()
                 self._hurry()
 
     def stop(self) -> None:

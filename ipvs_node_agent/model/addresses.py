@@ -74,6 +74,16 @@ def address_of(packed: bytes) -> Address:
     return address if isinstance(address, ipaddress.IPv4Address) else _Address6(int(address))
 
 
+def address_met(text: str) -> Address:
+    """The address at the end of a connection, as the C library spells it. Raises ValueError.
+
+    A link-local one has its interface behind it; an IPv4-mapped one is IPv4's on the wire.
+    """
+    bare = text.partition("%")[0]
+    mapped = getattr(ipaddress.ip_address(bare), "ipv4_mapped", None)
+    return mapped or parse_address(bare)
+
+
 def parse_network(text: str, strict: bool = True) -> Network:
     """The prefix that `text` spells as ADDRESS/LENGTH.
 

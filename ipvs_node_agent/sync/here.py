@@ -62,9 +62,10 @@ class Here:
         return replace(self, addresses=addresses, gone=gone, awaited=self.awaited - {ADDRESSES})
 
     def with_api_servers(self, places: frozenset[tuple[Address, int]], complete: bool) -> Here:
-        """Where the API server is reached there; without `complete`, there too."""
-        known = places if complete else self.api_servers | places
-        return replace(self, api_servers=known, awaited=self.awaited - {API_SERVERS})
+        """Where the API server is reached there; without `complete`, there too, and elsewhere."""
+        if not complete:
+            return replace(self, api_servers=self.api_servers | places)
+        return replace(self, api_servers=places, awaited=self.awaited - {API_SERVERS})
 
     def with_pod_networks(self, networks: frozenset[PodNetwork]) -> Here:
         """Where these were told of, which take the place of others by the same interface."""

@@ -6,7 +6,6 @@ Where credentials may stand, and what is refused, is tried in tests/unit/kubecon
 from __future__ import annotations
 
 import base64
-import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tests.cluster.rest import Client
 from tests.support.execplugin import VERSION, plugin, saying
 from tests.support.kubeconfigs import document, write
 from tests.support.netns import Namespace
+from tests.support.relay import hand_on
 
 _V1 = "client.authentication.k8s.io/v1"
 
@@ -160,12 +160,7 @@ def proxy(namespace: Namespace) -> Iterator[tuple[int, list[tuple[str, str]]]]:
             host, _, port = line.split()[1].rpartition(":")
             with namespace.enter(), socket.create_connection((host, int(port))) as server:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                while True:
-                    for source in select.select([client, server], [], [])[0]:
-                        data = source.recv(65536)
-                        if not data:
-                            return
-                        (server if source is client else client).sendall(data)
+                hand_on(client, server)
 
     def run() -> None:
         with suppress(OSError):

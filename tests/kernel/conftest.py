@@ -139,13 +139,17 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @contextmanager
 def node_bed(
-    namespace: Namespace, backend: str, directory: Path, pki: Pki | None = None
+    namespace: Namespace,
+    backend: str,
+    directory: Path,
+    pki: Pki | None = None,
+    server: ApiServer | None = None,
 ) -> Iterator[Bed]:
     """A node whose API server knows a dual-stack Node and no Service; the agent is down.
 
     With `pki` it is set up as kubeadm does that, and the configuration has nothing else.
     """
-    with ApiServer(netns=str(namespace.path), pki=pki) as api:
+    with server or ApiServer(netns=str(namespace.path), pki=pki) as api:
         api.put(node(*POD_CIDRS))
         kubeconfig = directory / "kubelet.conf"
         settings: dict[str, Any] = {"kubeconfig": str(kubeconfig)}

@@ -1,7 +1,7 @@
 """A small Kubernetes API server for tests and for the demo.
 
-It knows Services, Nodes, Pods and Events, and speaks list, watch and create as the real one does.
-It breaks in all the ways a real one does when it is told to:
+It knows Services, Nodes, Pods, Events and the Endpoints of its own Service, and speaks list, watch,
+create and get as the real one does. It breaks in all the ways a real one does when it is told to:
 
     with ApiServer() as server:
         server.put({"kind": "Service", "metadata": {"name": "web"}, "spec": {}})
@@ -129,7 +129,8 @@ class ApiServer:
     @property
     def url(self) -> str:
         """Where clients find the server."""
-        return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     def start(self) -> None:
         """Listen; after a `stop` on the same port, with the same objects."""
@@ -231,7 +232,8 @@ class ApiServer:
         if not self._hung:
             self._healed.set()
         server = _Connections(self._handle, self._client_left)
-        sock = socket.create_server((self._host, self.port), backlog=128)
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        sock = socket.create_server((self._host, self.port), family=family, backlog=128)
         self.port = sock.getsockname()[1]
         listener = await self._loop.create_server(server, sock=sock, ssl=self._tls)
         listening.set_result(None)
@@ -321,6 +323,10 @@ class ApiServer:
             return await self._watch(http, request)
         if request.resource in KINDS and request.verb == "list":
             return await self._list(http, request)
+        if request.verb == "get" and request.resource == "endpoints":
+            objects, _ = self._store.items("Endpoints")
+            if objects:
+                return self._reply(request, 200, objects[0])
         raise no_such_path()
 
     def _answered(self, request: Request, status: int) -> None:

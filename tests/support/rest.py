@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 KINDS = {"services": "Service", "nodes": "Node", "events": "Event", "pods": "Pod"}
-# Collections alone: single objects are nothing that the agent asks for.
+# The single object that the agent asks for.
+_SINGLE = "/api/v1/namespaces/default/endpoints/kubernetes"
 _PATH = re.compile(r"/api/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)")
 
 
@@ -57,6 +58,8 @@ def parse_target(method: str, path: str, params: Mapping[str, str]) -> tuple[str
     """Verb, resource and namespace ("" for all); an unknown path stands for the resource."""
     match = _PATH.fullmatch(path)
     verb = method.lower()
+    if path == _SINGLE:
+        return verb, "endpoints", "default"
     if method == "GET":
         verb = "watch" if is_true(params, "watch") else "list"
     elif method == "POST":

@@ -65,4 +65,5 @@ def test_where_the_api_server_is_known_in_part_the_last_known_stays() -> None:
 def test_what_was_awaited_has_been_told() -> None:
     here = Here(awaited=frozenset({ADDRESSES, API_SERVERS})).with_addresses(ALONE, 0)
     assert here.awaited == {API_SERVERS}
-    assert not here.with_api_servers(frozenset(), complete=False).awaited
+    assert here.with_api_servers(frozenset(), complete=False).awaited == {API_SERVERS}
+    assert not here.with_api_servers(frozenset(), complete=True).awaited
