@@ -230,7 +230,7 @@ class _Loop:
     def _start(self) -> None:
         # First of all that takes time, as the list may take a second to arrive.
         self._following.start()
-        _start(self._follow_links, self._queue.put)
+        _start(self._links.run, self._queue.put)
         _start(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
         _start(self._conntrack.run, self._queue.put)
@@ -258,15 +258,6 @@ class _Loop:
 
     def _take_places(self, places: Places, complete: bool) -> None:
         self._agent.take_here(lambda here, _: here.with_api_servers(places, complete))
-
-    def _follow_links(self) -> None:
-        try:
-            self._links.run()
-        except OSError as error:
-            log.warning(
-                "going by the Node alone: the kernel does not tell its addresses: %s", error
-            )
-            self._tell_links(Links())
 
     def _tell_links(self, found: Links) -> None:
         self._found = found

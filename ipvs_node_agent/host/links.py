@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
+import math
 import select
 import socket
 import struct
+from time import monotonic
 from typing import Callable, NamedTuple, TypeVar
 
-from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.backoff import Backoff, Once
 from ipvs_node_agent.host import netlink
 from ipvs_node_agent.host.netlink import Lost, Message
 from ipvs_node_agent.model.addresses import Address, Network, address_of
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -40,7 +45,7 @@ _LENGTHS = {socket.AF_INET: 4, socket.AF_INET6: 16}
 # rtnetlink(7)'s RTPROT_BIRD, and the one that Calico takes for what it routes itself.
 BLOCK_PROTOCOLS = (12, 80)
 _PROXY_INTERFACE = "kube-ipvs0"
-# A burst of changes, as a pod that starts makes one, is one piece of news.
+# A burst of changes, as a pod that starts makes one, is one piece of news so long after the first.
 _TOGETHER = 0.05
 _ATTEMPTS = 5
 
@@ -103,6 +108,9 @@ class Interfaces:
         if is_there:
             name = netlink.attributes(message.body[_LINK.size :]).get(_IFLA_IFNAME, b"")
             self._names[index] = name.rstrip(b"\0").decode("utf-8", "replace")
+            if self._names[index] == _PROXY_INTERFACE:
+                # Its first addresses may have been told of before its name.
+                self._addresses = {each for each in self._addresses if each[0] != index}
         else:
             # The bridge that a port leaves tells so in the same words, and the port is still there.
             family = message.body[0]
@@ -143,16 +151,15 @@ class Interfaces:
         has_gateway = _RTA_GATEWAY in found or _RTA_VIA in found
         destination = ipaddress.ip_network((packed, length))
         route = Route(destination, "", protocol, is_blackhole, has_gateway)
-        before = set(self._routes)
-        if is_there and message.flags & _NLM_F_REPLACE:
+        item = (route, index, table)
+        if is_there and message.flags & _NLM_F_REPLACE and item not in self._routes:
             # Nobody tells of the one that it takes the place of.
             self._routes = {
                 known
                 for known in self._routes
                 if (known[0].destination, known[2]) != (route.destination, table)
             }
-        _noted(self._routes, (route, index, table), is_there)
-        return self._routes != before
+        return _noted(self._routes, item, is_there)
 
 
 def _noted(known: set[T], item: T, is_there: bool) -> bool:
@@ -163,26 +170,31 @@ def _noted(known: set[T], item: T, is_there: bool) -> bool:
     return True
 
 
+class _Pauses(Backoff):
+    # A VIP that comes meanwhile has to be known soon.
+    CAP = 2.0
+
+
 class LinkFollower:
     """Tells how the interfaces are, and tells anew after each change."""
 
     def __init__(self, tell: Callable[[Links], None]) -> None:
-        self._tell = tell
+        self._tell, self._told = tell, False
         self._stopping, self._stop = socket.socketpair()
 
     def run(self) -> None:
-        """Tells until `stop`. Raises OSError where the kernel tells nothing at all."""
-        backoff = Backoff()
+        """Tells until `stop`; where the kernel has told nothing at all, that there is nothing."""
+        backoff, said = _Pauses(), Once()
         while not _is_readable(self._stopping, 0.0):
-            with netlink.connect(_NETLINK_ROUTE, _GROUPS) as heard:
-                try:
+            try:
+                with netlink.connect(_NETLINK_ROUTE, _GROUPS) as heard:
                     self._follow(heard)
-                    return
-                except Lost:
-                    pass  # All of it is asked for again.
-                except OSError as error:
-                    if error.errno != errno.ENOBUFS:
-                        raise
+                return
+            except Lost:
+                pass  # All of it is asked for again.
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    self._failed(error, said)
             _is_readable(self._stopping, backoff.next())
 
     def stop(self) -> None:
@@ -191,14 +203,33 @@ class LinkFollower:
 
     def _follow(self, heard: socket.socket) -> None:
         known = _all()
-        self._tell(known.links)
+        self._pass_on(known.links)
         while self._stopping not in select.select([heard, self._stopping], [], [])[0]:
-            news = False
-            while _is_readable(heard, _TOGETHER if news else 0.0):
-                for message in netlink.receive(heard):
-                    news |= known.take(message)
-            if news:
-                self._tell(known.links)
+            end = math.inf
+            # kube-proxy may bind its addresses for many seconds without a pause, and has no news.
+            while monotonic() < end and _is_readable(heard, _left(end)):
+                news = [known.take(message) for message in netlink.receive(heard)]
+                if any(news):
+                    end = min(end, monotonic() + _TOGETHER)
+            if end < math.inf:
+                self._pass_on(known.links)
+
+    def _failed(self, error: OSError, said: Once) -> None:
+        if said.new(str(error)):
+            log.warning(
+                "going by what is known: the kernel does not tell this node's addresses: %s", error
+            )
+        if not self._told:
+            self._pass_on(Links())
+
+    def _pass_on(self, links: Links) -> None:
+        self._told = True
+        self._tell(links)
+
+
+def _left(end: float) -> float:
+    """How long to wait for more where what came is told at `end`; where nothing did, not at all."""
+    return 0.0 if end == math.inf else max(0.0, end - monotonic())
 
 
 def _is_readable(source: socket.socket, seconds: float) -> bool:

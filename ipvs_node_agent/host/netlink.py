@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
@@ -16,6 +17,9 @@ _F_REQUEST, _F_DUMP, _F_DUMP_INTERRUPTED = 0x1, 0x300, 0x10
 _TYPE_MASK = 0x3FFF
 _DATAGRAM = 1 << 17
 _KERNEL = 0
+# socket(7), which Python does not name.
+_SO_RCVBUFFORCE = 33
+_HEARING = 4 << 20
 
 
 class Lost(Exception):
@@ -34,6 +38,10 @@ def connect(protocol: int, groups: int = 0) -> socket.socket:
     """A socket that hears what the kernel tells the multicast `groups`. Raises OSError."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
+        if groups:
+            # kube-proxy binds ten thousand addresses in one go. For more than others it takes root.
+            with suppress(OSError):
+                made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HEARING)
         made.bind((0, groups))
     except OSError:
         made.close()

@@ -66,7 +66,8 @@ class Claims:
         touched = {*before.addresses ^ network.addresses, *before.pods ^ network.pods}
         touched.update(address for address, _ in before.api_servers ^ network.api_servers)
         blocks = before.pod_blocks ^ network.pod_blocks
-        inside = {a for a in self._claims if any(contains(block, a) for block in blocks)}
+        # With many Services, only where they have to be looked at.
+        inside = {a for a in self._claims if blocks and any(contains(block, a) for block in blocks)}
         return inside | (touched & self._claims.keys())
 
     def replace(self, old: Service | None, new: Service | None) -> set[Address]:

@@ -36,7 +36,7 @@ from ipvs_node_agent.model.events import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.model.objects import Problem, UncoveredPod
+from ipvs_node_agent.model.objects import NodeNetwork, Problem, UncoveredPod
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.rules.coverage import Coverage, coverage, still_uncovered
@@ -94,6 +94,12 @@ class Inputs:
         if node is None or not self.told or unneeded_in(self.proxy_mode):
             return None
         return coverage(self.config, node, self.pod_interfaces)
+
+    @property
+    def of_node(self) -> tuple[NodeNetwork, tuple[str, ...], frozenset[str]]:
+        """All that the rules depend on of what is known of this node, and what is awaited."""
+        interfaces = self.pod_interfaces
+        return self.here.network(interfaces), interfaces, self.here.awaited
 
     @property
     def told(self) -> bool:
@@ -245,8 +251,18 @@ class Agent:
 
     def take_here(self, change: Callable[[Here, float], Here]) -> None:
         """Goes by what `change` makes of what is known of this node at a time."""
-        now = self._clock()
-        self._become(replace(self._inputs, here=change(self._inputs.here, now)), now)
+        now, before = self._clock(), self._inputs
+        here = change(before.here, now)
+        if here is before.here:
+            return
+        inputs = replace(before, here=here)
+        if inputs.of_node != before.of_node:
+            self._become(inputs, now)
+            return
+        # A VIP that moves away, or a route to a pod, is nothing that anybody has to wait for.
+        self._inputs = inputs
+        if self._planned is before:
+            self._planned = inputs
 
     def take_uncovered(self, pods: tuple[UncoveredPod, ...]) -> None:
         """These are all pods of this node whose packets no rule takes for a pod's."""

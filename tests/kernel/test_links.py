@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import queue
+import subprocess
 import threading
 
 import pytest
 
 from ipvs_node_agent.host.links import LinkFollower, Links, Route
 from ipvs_node_agent.model.addresses import parse_address, parse_network
+from tests.support.meanwhile import meanwhile
 from tests.support.netns import Namespace
 from tests.support.sockets import enter_netns
 
@@ -89,6 +91,19 @@ def test_what_kube_proxy_binds_is_nobodys_news(node: Namespace) -> None:
     told.next()
     assert told.addresses() == HERE | {("eth0", "192.0.2.2")}
     assert told.quiet()
+
+
+def test_what_is_news_is_told_while_kube_proxy_goes_on_binding(node: Namespace) -> None:
+    told = Told(node)
+    numbers = [f"10.{n >> 8}.{n & 255}.{m}" for n in range(1000) for m in (1, 2)]
+    lines = (f"address {do} {n}/32 dev kube-ipvs0\n" for n in numbers for do in ("add", "delete"))
+    binding = node.popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True)
+    with meanwhile(lambda: binding.communicate("".join(lines)) if binding.poll() is None else None):
+        node.add_address("eth0", "192.0.2.2/24")
+        told.next()
+        assert binding.poll() is None, "it has not ended yet"
+        assert ("eth0", "192.0.2.2") in told.addresses()
+        binding.kill()
 
 
 def test_an_interface_that_goes_takes_its_addresses_along(node: Namespace) -> None:

@@ -10,11 +10,20 @@ import pytest
 
 from ipvs_node_agent.apiserver.reading import read_service
 from ipvs_node_agent.config.settings import DEFAULTS
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
-from ipvs_node_agent.model.objects import Node, NodeNetwork, Problem
+from ipvs_node_agent.model.addresses import (
+    FAMILIES,
+    IPV4,
+    IPV6,
+    Address,
+    Family,
+    parse_address,
+    parse_network,
+)
+from ipvs_node_agent.model.objects import NO_NETWORK, Node, NodeNetwork, Problem
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.nat.ruletext import read
+from ipvs_node_agent.rules.claims import Claim, Claims
 from ipvs_node_agent.rules.planner import Basis, Plan, Replanner, plan
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
@@ -115,6 +124,28 @@ def test_a_network_that_changes_leaves_no_trace() -> None:
         basis = Basis(DEFAULTS, node(), services, network=network)
         replanner.become(basis)
         assert replanner.planner.plan() == Replanner(IPV4, basis).planner.plan()
+
+
+def test_an_address_that_comes_is_planned_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many Services there are."""
+    many = [service(f"s{n}", [f"10.231.1.{n}"], [f"10.19.1.{n}"]) for n in range(200)]
+    services = Services().listed(snapshot(WEB, *many).services.values())
+    replanner = Replanner(IPV4, Basis(DEFAULTS, node(), services))
+    asked: list[Address] = []
+    awarded = Claims.awarded
+
+    def noted(claims: Claims, address: Address) -> tuple[list[Claim], list[Problem]]:
+        asked.append(address)
+        return awarded(claims, address)
+
+    monkeypatch.setattr(Claims, "awarded", noted)
+    for network in (
+        NodeNetwork(addresses=frozenset({HERE, parse_address("192.0.2.7")})),
+        NO_NETWORK,
+    ):
+        replanner.become(Basis(DEFAULTS, node(), services, network=network))
+        assert asked == [HERE]
+        asked.clear()
 
 
 def test_without_a_rule_nothing_has_to_be_marked() -> None:

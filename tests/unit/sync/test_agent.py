@@ -14,7 +14,15 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.model import events
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_network
+from ipvs_node_agent.model.addresses import (
+    FAMILIES,
+    IPV4,
+    IPV6,
+    Address,
+    Family,
+    parse_address,
+    parse_network,
+)
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,
@@ -438,3 +446,31 @@ def test_the_sentence_tells_what_is_wrong_now_and_not_what_was() -> None:
     started.delete("web", "other")
     started.settle()
     assert started.agent.sentence() == "In sync; Services with rules: none"
+
+
+# The node's own addresses
+
+
+def test_an_address_that_moves_away_and_back_costs_nobody_anything() -> None:
+    """Narrowed to ports at once when it comes, and wide again a minute after it is gone."""
+    here = running(web(EXTERNAL_4), other())
+    vip = frozenset({parse_address(EXTERNAL_4)})
+
+    def hold(addresses: frozenset[Address]) -> None:
+        here.agent.take_here(lambda known, now: known.with_addresses(addresses, now))
+        here.tick()
+
+    hold(vip)
+    narrowed = here.rules(IPV4)
+    assert all("--dport 80" in line for line in narrowed if EXTERNAL_4 in line)
+    since, restores = here.agent.view().since, here.restores
+    for _ in range(5):
+        for addresses in (frozenset[Address](), vip):
+            hold(addresses)
+            here.pass_time(10)
+            assert (here.agent.view().since, here.restores) == (since, restores)
+    hold(frozenset())
+    here.pass_time(59)
+    assert here.rules(IPV4) == narrowed
+    here.pass_time(2)
+    here.holds(WEB_4, OTHER)
