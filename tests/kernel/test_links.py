@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import queue
+import select
 import subprocess
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from ipvs_node_agent.host import links
 from ipvs_node_agent.host.links import LinkFollower, Links, Route
 from ipvs_node_agent.model.addresses import parse_address, parse_network
 from tests.support.meanwhile import meanwhile
 from tests.support.netns import Namespace
 from tests.support.sockets import enter_netns
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once]
 
@@ -104,6 +109,25 @@ def test_what_is_news_is_told_while_kube_proxy_goes_on_binding(node: Namespace) 
         assert binding.poll() is None, "it has not ended yet"
         assert ("eth0", "192.0.2.2") in told.addresses()
         binding.kill()
+
+
+def test_nothing_is_asked_for_while_nothing_changes(
+    node: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits without an end, and not for a time."""
+    waits: list[object] = []
+
+    def waiting(*arguments: Any) -> Any:
+        waits.append(arguments[3:])
+        return select.select(*arguments)
+
+    monkeypatch.setattr(links, "select", SimpleNamespace(select=waiting))
+    told = Told(node)
+    for number in range(3):
+        eventually(lambda: waits and waits[-1] == ())
+        node.add_address("eth0", f"192.0.2.{number + 2}/24")
+        told.next()
+    eventually(lambda: waits[-1] == ())
 
 
 def test_an_interface_that_goes_takes_its_addresses_along(node: Namespace) -> None:

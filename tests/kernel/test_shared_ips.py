@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ipvs_node_agent.model.addresses import FAMILIES
-from tests.kernel.conftest import Bed
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
+from tests.kernel.conftest import EVERYWHERE, Bed
 from tests.support.agentnode import with_ingress, with_metadata
 from tests.support.cluster import service
 from tests.support.topology import EXTERNAL_IP, Topology, ask, own, serving
@@ -96,25 +99,117 @@ def test_shared_unshared_and_shared_again_without_a_gap(wired: Topology, wired_b
     wired_bed.agent.start()
     shared = sharing("second", SECOND, "90/TCP")
     elsewhere = with_ingress(shared, {"ip": "10.19.20.202"}, {"ip": "fd00:19::202"})
-    ignored = with_metadata(shared, annotations={"ipvs-node-agent/ignore": "true"})
     with streams(wired) as flowing:
 
         def expect(by_port: bool) -> None:
             eventually(lambda: matching_ports(wired_bed) == {by_port})
             flowing.expect(FIRST)
 
-        # Who is ignored names the address all the same, and keeps its port.
-        for gone, by_port in ((elsewhere, False), (ignored, True), (None, False)):
+        for gone in (elsewhere, None):
             wired_bed.api.put(shared)
             expect(by_port=True)
             if gone is None:
                 wired_bed.delete("second")
             else:
                 wired_bed.api.put(gone)
-            expect(by_port)
+            expect(by_port=False)
         for choice in ("Always", "Shared"):
             wired_bed.reload(services={"matchPorts": choice})
             expect(by_port=choice == "Always")
+
+
+GREETED = "the node"
+ANNOTATED = {"annotations": {"ipvs-node-agent/ignore": "true"}}
+LABELLED = {"labels": {"service.kubernetes.io/service-proxy-name": "another"}}
+
+
+def proxied(raw: dict[str, Any]) -> dict[str, Any]:
+    return with_ingress(raw, *({"ip": ip, "ipMode": "Proxy"} for ip in EXTERNAL_IP.values()))
+
+
+def named_by_its_author(raw: dict[str, Any]) -> dict[str, Any]:
+    spec = {**raw["spec"], "type": "ClusterIP", "externalIPs": [*EXTERNAL_IP.values()]}
+    return {**with_ingress(raw), "spec": spec}
+
+
+def of_the_other_policy(raw: dict[str, Any]) -> dict[str, Any]:
+    return {**raw, "spec": {**raw["spec"], "externalTrafficPolicy": "Cluster"}}
+
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+# Whoever has no rules, and the configuration for it.
+WITHOUT_RULES: dict[str, tuple[Change, dict[str, str]]] = {
+    "annotation": (partial(with_metadata, **ANNOTATED), {}),
+    "label": (partial(with_metadata, **LABELLED), {}),
+    "ipMode Proxy": (proxied, {}),
+    "externalIPs": (named_by_its_author, {}),
+    "policy": (of_the_other_policy, {"externalTrafficPolicy": "Local"}),
+    "refused by the kernel": (lambda raw: raw, {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("why", "backend"),
+    [
+        *((why, ("nft", "legacy")[n % 2]) for n, why in enumerate(WITHOUT_RULES)),
+        ("refused by the kernel", "nft"),
+    ],
+)
+def test_a_port_of_who_gets_no_rules_is_nobody_elses(
+    why: str, wired: Topology, wired_bed: Bed, tmp_path: Path
+) -> None:
+    """The other comes and goes, and not one connection to the port that has rules fails."""
+    change, services = WITHOUT_RULES[why]
+    silent = change(sharing("second", SECOND, f"{NODES_PORT}/TCP"))
+    if why == "refused by the kernel":
+        refusing = 'text=$(cat); case $text in *default/second*) exit 2;; esac; echo "$text"'
+        for family in FAMILIES:
+            command = f"{family.command}-{wired_bed.backend}-restore"
+            script = f'{refusing} | exec $real "$@"'
+            wired_bed.stand_in(tmp_path, command, script)
+    wired_bed.configure(services=services)
+    wired_bed.api.put(sharing("first", FIRST, "80/TCP"))
+    wired_bed.agent.start()
+    with streams(wired) as flowing:
+        for is_there in (True, False):
+            if is_there:
+                wired_bed.api.put(silent)
+            else:
+                wired_bed.delete("second")
+            eventually(lambda b=is_there: matching_ports(wired_bed) == {b}, wired_bed.agent.log)  # type: ignore[misc]
+            flowing.expect(FIRST)
+            for client in (wired.pod, wired.node):
+                for version, external in EXTERNAL_IP.items():
+                    met = GREETED if is_there else FIRST[version]
+                    assert ask(client, external, NODES_PORT) == met
+
+
+RANGES = ["1:2", "79:81", "65534:65535", "1000:2000"]
+
+
+@EVERYWHERE
+def test_consecutive_ports_are_one_rule_that_reads_back_the_same(bed: Bed) -> None:
+    wanted = set()
+    for number, span in enumerate(RANGES, 1):
+        first, last = map(int, span.split(":"))
+        ports = [
+            {"name": f"{kind.lower()}{port}", "protocol": kind, "port": port}
+            for kind in ("TCP", "UDP", "SCTP")
+            for port in range(first, last + 1)
+        ]
+        bed.put((f"10.19.20.{number}", f"s{number}", f"10.231.2.{number}"), ports=ports)
+        wanted |= {(f"10.19.20.{number}", kind, span) for kind in ("tcp", "udp", "sctp")}
+    bed.configure(services={"matchPorts": "Always"})
+    bed.agent.start()
+    rule = re.compile(r"-A IPVS_\S+.* -d (\S+)/32 -p (\w+) .*-m \2 --dport (\S+) .*-j DNAT")
+    found = [
+        rule.fullmatch(line.partition(" --to")[0]) for line in bed.ours(IPV4) if "DNAT" in line
+    ]
+    assert len(found) == 2 * len(wanted)
+    assert {match.groups() for match in found if match} == wanted
+    # Nothing is left to write: the kernel gives back what was wanted.
+    done = bed.agent.call("diff")
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_oldest_has_a_port_that_two_want_and_the_other_takes_over(

@@ -31,6 +31,9 @@ LET_IN: list[tuple[tuple[str, ...], str, str]] = [
     ((*PART, *SECOND_POD_CIDR.values()), "pod second", "pod second"),
     (("192.168.7.0/24", "fd00:192:168:7::/64"), "host", "host"),
     (("10.240.0.0/16", "fd00:192:168:7::11/128"), PODS, "host"),
+    # Of one family alone: nobody is kept out of the other.
+    (PART[:1], "pod", EVERYBODY),
+    (PART[1:], EVERYBODY, "pod"),
     # Somebody else's addresses, of which the node has none.
     (("203.0.113.0/24", "2001:db8::/32"), "", ""),
     (("0.0.0.0/0", "::/0"), EVERYBODY, EVERYBODY),

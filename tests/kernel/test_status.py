@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import WEB, WEB6, Bed
+from tests.support.agentnode import with_ingress
 from tests.support.agentprocess import altered
+from tests.support.cluster import service
 from tests.support.places import REPOSITORY
 from tests.support.topology import EXTERNAL_IP, Topology, ask
 from tests.support.waiting import eventually
@@ -120,3 +122,23 @@ def test_root_and_members_of_adm_may_ask(
     else:
         assert done.returncode == 3
         assert done.stderr.endswith("Permission denied (be root or in the group adm)\n")
+
+
+@pytest.mark.parametrize("backend", ["nft"])
+def test_what_gets_no_rules_is_said_once_with_its_reason(wired_bed: Bed) -> None:
+    hostname = service("named", ["10.231.2.4"], [])
+    wired_bed.api.put(with_ingress(hostname, {"hostname": "lb.example.org"}))
+    wired_bed.put(("fd00:19::9", "lone", "10.231.2.3"))
+    wired_bed.put(("10.19.20.9", "portless", "10.231.2.5"), ports=[])
+    wired_bed.configure(services={"matchPorts": "Always"})
+    wired_bed.agent.start()
+    problems = [(p["service"], p["reason"]) for p in status(wired_bed)["refused"]]
+    assert sorted(problems) == [
+        ("default/lone", "NoClusterIP"),
+        ("default/named", "NoAddress"),
+        ("default/portless", "NoPorts"),
+    ]
+    shown = wired_bed.agent.call("status").stdout
+    for name, _ in problems:
+        assert shown.count(name) == 1
+        assert wired_bed.agent.log.count(f"{name}: ") == 1
