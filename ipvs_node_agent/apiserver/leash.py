@@ -54,6 +54,8 @@ class Leash:
     def __init__(self, api: Api, tell: Callable[[Places, bool], None]) -> None:
         self._api, self._tell = api, tell
         self._wake, self._stopped = threading.Event(), threading.Event()
+        # When the API server is asked again that did not answer; 0 where it did.
+        self._ask_due = 0.0
 
     def run(self) -> None:
         """Tells until `stop`."""
@@ -64,20 +66,28 @@ class Leash:
             self._wake.clear()
             if self._stopped.is_set():
                 return
-            is_answered = True
+            asks, is_answered = monotonic() >= self._ask_due, True
             # Told after each part, as the next one may hang for want of what this one gives.
-            for now_known, is_told in look(self._api, known):
+            for now_known, is_told in look(self._api, known, asks):
                 known = now_known
                 is_answered &= is_told
                 if not self._stopped.is_set():
                     self._tell(*summed_up(known))
-            if is_answered:
+            if asks and is_answered:
                 backoff.reset()
+                self._ask_due = 0.0
+            elif asks:
+                self._ask_due = monotonic() + backoff.next()
             self._stopped.wait(_LEAST)
-            self._wake.wait(_PERIOD if is_answered else backoff.next())
+            self._wake.wait(max(self._ask_due - monotonic(), 0.0) if self._ask_due else _PERIOD)
 
-    def hurry(self) -> None:
-        """Has it looked up soon."""
+    def hurry(self, reached: bool = False) -> None:
+        """Has it looked up soon.
+
+        An API server that does not answer is asked as seldom as ever, unless it was just `reached`.
+        """
+        if reached:
+            self._ask_due = 0.0
         self._wake.set()
 
     def stop(self) -> None:
@@ -92,9 +102,14 @@ def ask(api: Api) -> tuple[Places, bool]:
     return summed_up(known)
 
 
-def look(api: Api, known: Known) -> Iterator[tuple[Known, bool]]:
-    """What is known after each part was asked for, `known` before, and whether it was told."""
+def look(api: Api, known: Known, asks: bool = True) -> Iterator[tuple[Known, bool]]:
+    """What is known after each part was looked up, `known` before, and whether it was told.
+
+    Unless it `asks`, nothing is requested of the API server.
+    """
     for name, part in _PARTS.items():
+        if part is _endpoints and not asks:
+            continue
         now, is_told = _asked(part, api)
         if is_told:
             now = now or known.get(name) or frozenset()

@@ -153,7 +153,7 @@ class _Following:
         self._put(partial(self._take, event))
         if isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.
-            self._leash.hurry()
+            self._leash.hurry(reached=isinstance(event, Recovered))
         if isinstance(event, Recovered):
             # What keeps one resource away mostly keeps the other away too, and is over for both.
             self._hurry(but=event.resource)
@@ -167,7 +167,7 @@ class _Following:
         """Follows the credentials' files. To read them may take two minutes (an exec plugin)."""
         while not self._stopped.wait(_CREDENTIALS_PERIOD):
             if self.api.refresh():
-                self._leash.hurry()
+                self._leash.hurry(reached=True)
                 self._hurry()
 
     def stop(self) -> None:
