@@ -47,6 +47,12 @@ class InvalidInput(KeptTable):
             self._ruleset = replace(input_rules(dropping), behind=self._ruleset.behind)
             self._progress.queue(since, self._clock())
 
+    def use(self, programmer: Programmer) -> None:
+        """See `KeptTable`."""
+        super().use(programmer)
+        # Of a table in which nothing of ours was, another one may be out of reach.
+        self._held = self._held and bool(self._ruleset.chains)
+
     def sync(self, looking: bool) -> None:
         """See `KeptTable`."""
         if not self.resting:

@@ -38,7 +38,7 @@ class KeptTable(ABC):
     ) -> None:
         self.name, self.programmer, self._clock = name, programmer, clock
         self.repairs = Repairs()
-        # What the table holds, None where that is not known, and whether anything of ours ever was.
+        # What the table holds, None where that is not known, and whether it was ever known.
         self._holds: Ruleset | None = None
         self._held = False
         self._delay, self._retry_at = _RETRY_FIRST, 0.0
@@ -162,7 +162,7 @@ class KeptTable(ABC):
                 built_in,
             )
             self._give_way((built_in, target))
-        self._holds, self._held = ruleset, bool(ruleset.chains)
+        self._holds, self._held = ruleset, True
         self._progress.sync(now, seconds if change else None)
 
     def _is_told(self, change: Change) -> bool:

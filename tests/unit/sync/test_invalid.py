@@ -97,6 +97,14 @@ def test_a_filter_table_that_cannot_be_used_matters_where_the_key_is_true() -> N
     assert held(site) == OURS
 
 
+def test_another_table_may_be_out_of_reach_where_nothing_of_ours_was() -> None:
+    site = running(web(EXTERNAL_4))
+    site.filters[IPV4].broken = BUSY
+    site.reload(masquerade="HostOnly")
+    site.pass_time(1)
+    assert site.agent.in_sync
+
+
 @pytest.mark.parametrize("config", [ON, Config()])
 def test_a_family_that_the_node_has_not_is_not_touched(config: Config) -> None:
     site = Node(config)
