@@ -18,7 +18,7 @@ from ipaddress import ip_network
 from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address, Network, contains
-from ipvs_node_agent.nat.ruletext import QUOTED, targets
+from ipvs_node_agent.nat.ruletext import goes_to, targets
 
 # Calico's chains (felix `rules.ChainNamePrefix`), and the one of kube-ovn's in PREROUTING.
 _INSISTING = r"cali-.*|OVN-PREROUTING"
@@ -31,9 +31,11 @@ _NEVER = "KUBE-"
 _HARMLESS = frozenset(
     {"MARK", "CONNMARK", "LOG", "NFLOG", "SET", "RETURN", "TRACE", "NOTRACK", "CT", "AUDIT", "TEE"}
 )
-_DESTINATION = re.compile(r"(?:^| )(! )?-d (\S+)")
-# Who needs more of them cannot be judged.
-MOST_RULES = 4096
+# iptables-save prints addresses first. A mask that is no prefix, such as /0.255.255.255, is left to
+# those that cannot be judged.
+_DESTINATION = re.compile(r"(?:(?:! )?-s \S+ )?-d ([^\s/]+(?:/\d+)?) ")
+# Who needs more of them cannot be judged; and of so many jumps nobody is given way to.
+MOST_RULES, MOST_JUMPS = 4096, 32
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
@@ -61,36 +63,69 @@ class Ahead(NamedTuple):
 
 
 def may_stand_before(rule: str, foreign: Container[str]) -> str:
-    """The chain of others' that `rule` jumps to, if we may stand behind it; empty where not."""
+    """The chain of others' that `rule` jumps to, if we may stand behind it; empty where not.
+
+    Behind a goto we may not: who comes back from there has passed by the rest of the chain.
+    """
     to = targets(rule)
     name = next(iter(to)) if len(to) == 1 else ""
     kubernetes = name.startswith(_NEVER) and name != _KUBE_ROUTER
-    return name if name in foreign and not kubernetes else ""
+    return name if name in foreign and not kubernetes and not goes_to(rule) else ""
 
 
-def judged(rule: str, target: str, chains: Mapping[str, Sequence[str]]) -> Ahead:
-    """What may become of packets that follow `rule` to `target`, one of others' `chains`."""
-    reached, left = {target}, [target]
-    ends: dict[Network, None] = {}
-    read = 0
-    while left:
-        for inner in chains[left.pop()]:
-            read += 1
-            for to in targets(inner):
-                if to in chains and to not in reached:
-                    reached.add(to)
-                    left.append(to)
-                elif to not in chains and to not in _HARMLESS:
-                    ends.update(dict.fromkeys(_destinations(inner)))
-    return Ahead(rule, target, frozenset(reached), EVERYWHERE if read > MOST_RULES else tuple(ends))
+class _Read(NamedTuple):
+    """What a chain says: whom it may lead to of others' chains, and which walks it may end."""
+
+    leads: frozenset[str]
+    ends: frozenset[Network]
+    rules: int
+
+
+class Others:
+    """The rules of others' `chains`, which are judged; each chain is read once."""
+
+    def __init__(self, chains: Mapping[str, Sequence[str]]) -> None:
+        self._chains = chains
+        self._read: dict[str, _Read] = {}
+        self._judged: dict[str, Ahead] = {}
+
+    def judged(self, rule: str, target: str) -> Ahead:
+        """What may become of packets that follow `rule` to the chain `target`."""
+        if target not in self._judged:
+            self._judged[target] = self._walked(target)
+        return self._judged[target]._replace(rule=rule)
+
+    def _walked(self, target: str) -> Ahead:
+        reached, left = {target}, [target]
+        ends: set[Network] = set()
+        rules = 0
+        while left:
+            read = self._of(left.pop())
+            rules += read.rules
+            ends |= read.ends
+            left += read.leads - reached
+            reached |= read.leads
+        shown = EVERYWHERE if rules > MOST_RULES else tuple(sorted(ends, key=str))
+        return Ahead("", target, frozenset(reached), shown)
+
+    def _of(self, chain: str) -> _Read:
+        if chain not in self._read:
+            rules = self._chains[chain]
+            leads: set[str] = set()
+            ends: set[Network] = set()
+            for rule in rules:
+                to = targets(rule)
+                leads |= to & self._chains.keys()
+                if not to - self._chains.keys() <= _HARMLESS:
+                    ends.update(_destinations(rule))
+            self._read[chain] = _Read(frozenset(leads), frozenset(ends), len(rules))
+        return self._read[chain]
 
 
 def _destinations(rule: str) -> Sequence[Network]:
     """The destinations that `rule` asks for."""
-    found = _DESTINATION.search(QUOTED.sub('""', rule))
-    if found is None or found[1]:
-        return EVERYWHERE
+    found = _DESTINATION.match(rule)
     try:
-        return [ip_network(found[2], strict=False)]
+        return [ip_network(found[1], strict=False)] if found else EVERYWHERE
     except ValueError:
         return EVERYWHERE

@@ -174,7 +174,9 @@ def difference(found: Found, wanted: Ruleset) -> Change:
         unhooked += [(built_in, chain) for _, chain in jumps]
         if target:
             hooked.append((built_in, place, target))
-            others = found.ahead.get(built_in, ())[place - 1 :]
+            # Ours counts in the places, and is not among those ahead.
+            before = jumps[0][0] - 1 if jumps else None
+            others = found.ahead.get(built_in, ())[place - 1 : before]
             passed += [(built_in, other.target) for other in others]
     new = frozenset(written.keys() - found.chains.keys())
     replaced = {name: found.chains[name] for name in (*written, *dropped) if name not in new}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# What iptables-save puts into quotes, such as a comment.
-QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# What iptables-save puts into quotes, such as a comment. Names of chains and interfaces may have a
+# quote in them, and are printed as they are.
+QUOTED = re.compile(r'(?<!\S)"(?:[^"\\]|\\.)*"', re.DOTALL)
+OPENED = re.compile(r'(?<!\S)"')
 # The overlap matters: a comment may be `-j`, which is printed without quotes.
 _TARGETS = re.compile(r" -[jg](?= (\S+))")
 _COMMENT = r'-m comment --comment "(?P<service>[^"]*)"'
@@ -95,6 +97,11 @@ def target(text: str) -> str:
 def targets(text: str) -> set[str]:
     """The chains or targets that a rule, whoever's, may lead to, whatever its comments say."""
     return set(_TARGETS.findall(" " + QUOTED.sub('""', text)))
+
+
+def goes_to(text: str) -> bool:
+    """Whether a rule, whoever's, may be a goto, from which no packet comes back to its chain."""
+    return " -g " in " " + QUOTED.sub('""', text)
 
 
 def counted(line: str) -> tuple[int, int, str, str] | None:

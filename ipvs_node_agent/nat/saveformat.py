@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Callable
 
-from ipvs_node_agent.nat.ahead import Ahead, judged, may_stand_before
+from ipvs_node_agent.nat.ahead import MOST_JUMPS, Ahead, Others, may_stand_before
 from ipvs_node_agent.nat.ruleset import Change, Found, Rules
-from ipvs_node_agent.nat.ruletext import QUOTED, targets
+from ipvs_node_agent.nat.ruletext import OPENED, QUOTED, targets
 
 _CHAIN_LINE = re.compile(r":(\S+) ")
 
@@ -45,7 +45,8 @@ def parse_save(
                 continue
             positions[chain] = positions.get(chain, 0) + 1
             if chain in leading:
-                if other := may_stand_before(rule, foreign):
+                other = may_stand_before(rule, foreign)
+                if other and len(leading[chain]) < MOST_JUMPS:
                     leading[chain].append((rule, other))
                 elif rule[3:] not in chains:
                     first[chain] = leading.pop(chain)
@@ -87,8 +88,9 @@ def _ahead(
         chain, _, rule = line[3:].partition(" ")
         if line.startswith("-A ") and chain in chains:
             chains[chain].append(rule)
+    others = Others(chains)
     return {
-        name: tuple(judged(rule, target, chains) for rule, target in found)
+        name: tuple(others.judged(rule, target) for rule, target in found)
         for name, found in begin.items()
     }
 
@@ -102,7 +104,11 @@ def lines(text: str) -> Iterator[str]:
         end = len(text) if end < 0 else end
         line = pending + text[start:end]
         start = end + 1
-        if '"' in line and (line.count('"') % 2 or "\\" in line) and '"' in QUOTED.sub("", line):
+        if (
+            '"' in line
+            and (line.count('"') % 2 or "\\" in line)
+            and OPENED.search(QUOTED.sub("", line))
+        ):
             pending = line + "\n"
         else:
             pending = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ipvs_node_agent.model.addresses import parse_address
@@ -61,6 +63,21 @@ def moves(found: Found, wanted: Ruleset = WANTED) -> list[str]:
         ([CALICO, KUBE, OVN, OURS], [f"-D PREROUTING {OURS}", f"-I PREROUTING 2 {OURS}"]),
         ([CALICO, OURS, OURS], [f"-D PREROUTING {OURS}"] * 2 + [f"-I PREROUTING 2 {OURS}"]),
         (["-p tcp -j ACCEPT", OURS], [f"-D PREROUTING {OURS}", f"-I PREROUTING 1 {OURS}"]),
+        ([CALICO, CALICO, OURS, KUBE], []),
+        (["-i eth0 -j cali-PREROUTING", OURS], []),
+        # Who comes back from a goto has passed by the rest of the chain.
+        (["-g cali-PREROUTING", OURS], [f"-D PREROUTING {OURS}", f"-I PREROUTING 1 {OURS}"]),
+        (
+            ["-d 192.0.2.7/32 -g cali-PREROUTING", OURS],
+            [f"-D PREROUTING {OURS}", f"-I PREROUTING 1 {OURS}"],
+        ),
+        (
+            ["-m comment --comment -g -j cali-PREROUTING", OURS],
+            [f"-D PREROUTING {OURS}", f"-I PREROUTING 1 {OURS}"],
+        ),
+        (['-m comment --comment "x -g y" -j cali-PREROUTING', OURS], []),
+        ([CALICO] * 32 + [OURS], []),
+        ([CALICO] * 33 + [OURS], [f"-D PREROUTING {OURS}", f"-I PREROUTING 33 {OURS}"]),
     ],
 )
 def test_ours_stands_behind_those_who_insist_and_before_all_others(
@@ -83,6 +100,17 @@ def test_ours_stands_behind_those_who_insist_and_before_all_others(
         ("-m set --match-set their-ips dst -j ACCEPT", False),
         ("-j NEWFANGLED", False),
         ("-d nonsense -j ACCEPT", False),
+        ("-s 10.0.0.0/8 -d 192.0.2.7/32 -j ACCEPT", True),
+        ("! -s 10.0.0.0/8 -d 192.0.2.7/32 -j ACCEPT", True),
+        # The mask is of the last 24 bits, and so of 10.19.0.1 too.
+        ("-d 0.19.0.1/0.255.255.255 -j ACCEPT", False),
+        ("-d ::1/::ffff -j ACCEPT", False),
+        # Names may look like options, and have quotes in them.
+        ("-m set --match-set -d src,dst -j ACCEPT", False),
+        ("-m recent --name -d 192.0.2.7 -j ACCEPT", False),
+        ('-i a"b -m comment --comment "x" -j ACCEPT', False),
+        ("-m comment --comment -j -j ACCEPT", False),
+        ("-p tcp -g ACCEPTING", False),
         ('-m comment --comment "-d 192.0.2.7/32 " -j ACCEPT', False),
         (
             '-d 192.0.2.7/32 -m comment --comment "x -j ACCEPT" -j DNAT --to-destination 10.0.0.1',
@@ -136,6 +164,23 @@ def test_behind_the_translation_there_is_nothing_to_take() -> None:
 def test_who_is_passed_by_is_told() -> None:
     change = difference(table(CALICO, "-j OTHERS", OVN, KUBE, OURS), WANTED)
     assert change.passed == (("PREROUTING", "OTHERS"), ("PREROUTING", "OVN-PREROUTING"))
+
+
+def test_who_stands_behind_ours_is_not_passed_by() -> None:
+    change = difference(table("-j OTHERS", OURS, "-j DEEPER", KUBE), WANTED)
+    assert change.passed == (("PREROUTING", "OTHERS"),)
+
+
+def test_many_jumps_to_many_chains_cost_no_more_than_reading_the_table() -> None:
+    rules = {f"cali-{n}": [f"-j cali-{n + 1}"] * 4 for n in range(4000)}
+    rules["cali-4000"] = [f"-d 192.0.2.7/32 -p tcp --dport {n} -j ACCEPT" for n in range(4000)]
+    jumps = [f"-j cali-{n % 4000}" for n in range(20_000)]
+    started = time.process_time()
+    found = table(*jumps, OURS, **rules)
+    alone = time.process_time()
+    table(OURS, *jumps[:0], **rules)
+    assert len(found.ahead["PREROUTING"]) == 32
+    assert alone - started < 3 * (time.process_time() - alone) + 2
 
 
 @pytest.mark.parametrize(

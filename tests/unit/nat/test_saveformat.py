@@ -134,6 +134,11 @@ def test_rules_that_are_as_expected_take_no_memory_of_their_own() -> None:
 
 
 def test_a_line_break_in_quotes_ends_no_line() -> None:
+    assert list(lines(':a"b - [0:0]\n-A X -i e"0 -j Y\nlast')) == [
+        ':a"b - [0:0]',
+        '-A X -i e"0 -j Y',
+        "last",
+    ]
     assert list(lines('-A A "one\ntwo" x\n-A B "\\"" y\nlast')) == [
         '-A A "one\ntwo" x',
         '-A B "\\"" y',
