@@ -16,6 +16,7 @@ from ipvs_node_agent.commands.output import PROGRAM
 from ipvs_node_agent.errors import AgentError, RefusedError, UsageError, one_line
 from ipvs_node_agent.host.systemd import JournalFormatter, is_journal
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, Network, parse_network
+from ipvs_node_agent.model.objects import INTERFACE_WANTED, is_interface
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--family", type=_family, default=IPV4, metavar="{IPv4,IPv6}", help=text)
     text = "a pod CIDR of the node (may be repeated)"
     render.add_argument("--pod-cidr", metavar="CIDR", type=_cidr, action="append", help=text)
+    text = "an interface that leads to pods, or its beginning with a + (may be repeated)"
+    flag = "--pod-interface"
+    render.add_argument(flag, metavar="NAME", type=_interface, action="append", help=text)
     text = "a Node object, for its pod CIDRs and addresses"
     render.add_argument("--node", metavar="FILE", help=text)
     command("diff", "print what run would change now, without changing it")
@@ -113,6 +117,12 @@ def _family(text: str) -> Family:
         if text == family.name:
             return family
     raise argparse.ArgumentTypeError(f"wanted IPv4 or IPv6, got {text!r}")
+
+
+def _interface(text: str) -> str:
+    if not is_interface(text):
+        raise argparse.ArgumentTypeError(f"wanted {INTERFACE_WANTED}, got {text!r}")
+    return text
 
 
 def _cidr(text: str) -> Network:

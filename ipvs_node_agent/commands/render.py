@@ -25,6 +25,7 @@ from ipvs_node_agent.model.objects import Node, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
+from ipvs_node_agent.rules.policy import pod_interfaces
 
 
 def main(options: argparse.Namespace) -> int:
@@ -32,16 +33,21 @@ def main(options: argparse.Namespace) -> int:
     config = load(options.config)
     if options.pod_cidr is not None:
         config = replace(config, pod_cidrs=tuple(options.pod_cidr))
+    if options.pod_interface is not None:
+        config = replace(config, pod_interfaces=tuple(options.pod_interface))
     if [options.node, *options.file].count("-") > 1:
         raise UsageError("render", "standard input is named twice", "it can be read only once")
     broken: list[str] = []
     node = _node(options.node, broken) if options.node else Node("", (), (), ())
-    if config.pod_cidrs is None and not node.pod_cidrs:
+    if not (config.pod_interfaces or config.pod_cidrs is not None or node.pod_cidrs):
         raise UsageError(
-            "render", "no pod CIDR", "give --pod-cidr CIDR, --node FILE, or podCIDRs in --config"
+            "render",
+            "no pod CIDR",
+            "give --pod-cidr CIDR, --pod-interface NAME, --node FILE, or podCIDRs in --config",
         )
     services = _services(options.file, broken)
-    planned = plan(config, Snapshot(services, node), options.family)
+    snapshot = Snapshot(services, node, pod_interfaces=pod_interfaces(config, node, ()))
+    planned = plan(config, snapshot, options.family)
     unreadable = [*node.problems, *(each for one in services.values() for each in one.problems)]
     for problem in (*unreadable, *planned.problems):
         output.note(str(problem))

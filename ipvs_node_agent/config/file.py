@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from ipvs_node_agent.config.settings import (
 )
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.model.addresses import Network
-from ipvs_node_agent.model.objects import is_node_name
+from ipvs_node_agent.model.objects import INTERFACE_WANTED, is_interface, is_node_name
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
@@ -86,15 +85,10 @@ def _pod_cidrs(node: yaml.Node, at: str) -> tuple[Network, ...]:
     return cidrs
 
 
-# An interface's name as plugins give them, or what it begins with; iptables(8), -i.
-_INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@-]*\+?")
-_MAX_INTERFACE = 15
-
-
 def _pod_interface(node: yaml.Node, at: str) -> str:
     text = read.string(node, at)
-    if len(text) > _MAX_INTERFACE or not _INTERFACE.fullmatch(text):
-        raise read.wanted(node, at, "the name of an interface, or its beginning with a + behind it")
+    if not is_interface(text):
+        raise read.wanted(node, at, INTERFACE_WANTED)
     return text
 
 

@@ -121,6 +121,17 @@ class UncoveredPod(NamedTuple):
 NO_NETWORK = NodeNetwork()
 
 
+# An interface's name as plugins give them, or what it begins with; iptables(8), -i.
+_INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@-]*\+?")
+_MAX_INTERFACE = 15
+INTERFACE_WANTED = "the name of an interface, or its beginning with a + behind it"
+
+
+def is_interface(text: str) -> bool:
+    """Whether `text` may be in `podInterfaces`."""
+    return len(text) <= _MAX_INTERFACE and _INTERFACE.fullmatch(text) is not None
+
+
 def is_node_name(text: str) -> bool:
     """Whether a Node can be called that."""
     return len(text) <= 253 and _DNS_SUBDOMAIN.fullmatch(text) is not None

@@ -115,6 +115,14 @@ RENDER_HINT = "(see ipvs-node-agent render --help)"
             "render -f x --pod-cidr ::/0",
             "argument --pod-cidr: '::/0' is every address, not this node's pods'",
         ),
+        *(
+            (
+                f"render -f x --pod-interface {name}",
+                "argument --pod-interface: wanted the name of an interface, or its beginning with a"
+                f" + behind it, got '{name}' {RENDER_HINT}",
+            )
+            for name in ("+", "cali++", "sixteen-letters+", "a/b", "x;y")
+        ),
     ],
 )
 def test_bad_usage_is_one_line_with_a_hint(

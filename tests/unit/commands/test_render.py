@@ -208,11 +208,33 @@ def test_the_command_line_counts_more_than_the_configuration_and_that_more_than_
     assert set(re.findall(r"-s (\S+)", result.out)) == {cidr}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "interfaces"),
+    [
+        ("--pod-interface cali+", ["cali+"]),
+        ("--pod-interface lxc+ --pod-interface cni0", ["cni0", "lxc+"]),
+        ("--node node --pod-interface cali+", ["cali+"]),
+        ("--config config", ["weave"]),
+        ("--config config --pod-interface cali+", ["cali+"]),
+        (f"--pod-cidr {POD_CIDR} --pod-interface cali+", ["cali+"]),
+    ],
+)
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_pods_are_known_by_interface_where_that_is_asked_for(
+    command: Command, arguments: str, interfaces: list[str], family: str
+) -> None:
+    written("config", {"podInterfaces": ["weave"]})
+    written("node", node(POD_CIDR))
+    result = command("render", "-f", DUAL_STACK, "--family", family, *arguments.split())
+    assert (result.status, sorted(set(re.findall(r"-i (\S+)", result.out)))) == (0, interfaces)
+    assert "-s " not in result.out
+
+
 @pytest.mark.parametrize("arguments", [[], ["--node", "node"]])
 def test_without_a_pod_cidr_nothing_is_rendered(command: Command, arguments: list[str]) -> None:
     written("node", node())
     result = command("render", "-f", written("web", WEB), *arguments)
-    hint = "(give --pod-cidr CIDR, --node FILE, or podCIDRs in --config)"
+    hint = "(give --pod-cidr CIDR, --pod-interface NAME, --node FILE, or podCIDRs in --config)"
     assert result == (2, "", f"ipvs-node-agent: render: no pod CIDR {hint}\n")
 
 
