@@ -7,8 +7,9 @@ from typing import Callable
 
 from ipvs_node_agent.check.facts import Facts, HostFacts, TableFacts, Unit
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
-from ipvs_node_agent.model.addresses import IPV4, Family
-from ipvs_node_agent.nat.ruletext import target
+from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address
+from ipvs_node_agent.nat.ruleset import Found
+from ipvs_node_agent.nat.ruletext import read, target
 
 _REMOVE = "apt purge ipvs-node-agent"
 _UNIT = "ipvs-node-agent.service"
@@ -153,20 +154,34 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     # Without our chains there is nothing to jump to; whether they should be there is told by diff.
     if not table.chains.intersection(wanted.values()):
         return
-    what, faults = f"jumps, {table.family}", []
+    what, faults, passed = f"jumps, {table.family}", [], set()
+    addresses = frozenset(_addresses(table.found))
     for built_in, name in wanted.items():
         places = [place for place, chain in table.found.jumps.get(built_in, ()) if chain == name]
         if not places:
             faults.append(f"{built_in} does not jump to {name}, so that no packet gets there")
-        elif places[0] > 1:
-            first = target(table.first.get(built_in, ""))
+            continue
+        ahead = table.found.ahead.get(built_in, ())[: places[0] - 1]
+        taking = [other.target for other in ahead if other.keeps(addresses)]
+        passed |= {other.target for other in ahead}
+        if taking or len(ahead) < places[0] - 1:
+            first = taking[0] if taking else target(table.first.get(built_in, ""))
             faults.append(
                 f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
             )
     for text in faults:
         yield Finding(FAIL, what, text, "systemctl restart ipvs-node-agent")
     if not faults:
-        yield Finding(OK, what, "first in PREROUTING and OUTPUT")
+        behind = f"; {', '.join(sorted(passed))} may stand in front, and takes nothing of ours"
+        text = f"first in PREROUTING and OUTPUT{behind if passed else ''}"
+        yield Finding(OK, what, text)
+
+
+def _addresses(found: Found) -> Iterator[Address]:
+    """The single addresses that our rules are about."""
+    for rule in (read(text) for rules in found.chains.values() for text in rules):
+        if rule is not None and rule.destination.endswith(("/32", "/128")):
+            yield parse_address(rule.destination.partition("/")[0])
 
 
 def agent(facts: Facts) -> Iterator[Finding]:

@@ -9,11 +9,13 @@ import pytest
 from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.check.facts import KubeProxy, Listener, Unit
 from ipvs_node_agent.check.finding import FAIL, OK, WARN
+from ipvs_node_agent.check.judge_cluster import judge
 from ipvs_node_agent.check.judge_host import invalid_input
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.model.addresses import FAMILIES, IPV6
+from ipvs_node_agent.model.addresses import FAMILIES, IPV6, parse_network
+from ipvs_node_agent.nat.ahead import Ahead
 from ipvs_node_agent.nat.ruleset import Change, Found
 from tests.support.cluster import node
 from tests.support.nodefacts import (
@@ -70,6 +72,26 @@ def without(setting: str) -> dict[str, Any]:
 
 
 UNPRIVILEGED = {"may_program": False, "tables": (), "proxy": KubeProxy("ipvs"), "changes": None}
+
+
+def behind_calico(ends: str) -> dict[str, Any]:
+    """Our jump in OUTPUT stands behind Calico's, in whose chain packets to `ends` end."""
+    calico = Ahead("-j cali-OUTPUT", "cali-OUTPUT", frozenset(), (parse_network(ends),))
+    ours = {**OURS, "IPVS_OUTPUT": ("-d 10.19.0.1/32 -j DNAT --to-destination 10.231.0.1",)}
+    jumps = {**JUMPS, "OUTPUT": ((2, "IPVS_OUTPUT"),)}
+    return table(found=Found(ours, jumps, PROXYS_CHAINS, ahead={"OUTPUT": (calico,)}))
+
+
+def test_who_may_stand_in_front_is_named() -> None:
+    (found,) = (
+        one
+        for one in judge(facts(**behind_calico("192.0.2.0/24")))
+        if "IPv4" in one.what and "jumps" in one.what
+    )
+    assert found.level == OK
+    assert "cali-OUTPUT may stand in front" in found.text
+
+
 BEHIND = table(
     found=Found(OURS, {**JUMPS, "OUTPUT": ((2, "IPVS_OUTPUT"),)}, PROXYS_CHAINS),
     first={"OUTPUT": '-m comment --comment "a -j b" -j KUBE-SERVICES'},
@@ -119,6 +141,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "warn KUBE-MARK-MASQ, IPv4: nothing in POSTROUTING => delete pod": table(masquerading=False),
     "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
     " => systemctl restart ipvs-node-agent": BEHIND,
+    "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind cali-OUTPUT"
+    " => systemctl restart ipvs-node-agent": behind_calico("10.19.0.0/16"),
     "fail jumps, IPv4: PREROUTING does not jump to IPVS_PREROUTING"
     " => systemctl restart ipvs-node-agent": holding(jumps={"OUTPUT": JUMPS["OUTPUT"]}),
     f"fail rules: {OUT_OF_SYNC} => systemctl restart ipvs-node-agent": CHANGES,
