@@ -34,7 +34,7 @@ test: ## Run all tests, in each of the four environments
 cluster-test: ## Run the agent against real API servers of two versions, a quarter of an hour (QUICK=1: most of it, 6)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
 
-node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 10)
+node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 14)
 	@packaging/build/install-missing $(NODE_TEST_PACKAGES)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node $(NODE_TEST)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.node.scene import EXTERNAL, VERSIONS, Connection, Scene
+from collections.abc import Mapping
+
+from tests.node.scene import EXTERNAL, VERSIONS, Connection, Scene, is_answer
+from tests.support.promlint import read
+from tests.support.waiting import eventually
 
 # Our jump is the first rule of both chains in both families.
 FIRST = """for family in iptables ip6tables; do
@@ -26,11 +30,50 @@ exec 3<>/dev/tcp/127.0.0.1/10273 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&
 # The emulation takes twenty times as long as a real machine to start a Python with many modules.
 READY_SECONDS = 180.0
 DEBS = "/root/debs"
+_FETCH = """\
+import sys, urllib.request
+print("\\0".join(urllib.request.urlopen(url).read().decode() for url in sys.argv[1:]))
+"""
 
 
 def external(*clients: str) -> list[Connection]:
     """From each of the clients to the external IPs, IPv4 first."""
     return [Connection(client, EXTERNAL[v]) for client in clients for v in VERSIONS]
+
+
+def leads_on(addresses: Mapping[int, str], port: int = 0) -> str:
+    """A command that succeeds where our rules lead these on: at a port alone, or without one."""
+    then = f"{f' -p tcp -m tcp --dport {port}' if port else ''} -m comment .* -j DNAT"
+    return " && ".join(
+        f"{family}-save -t nat | grep -q -e '-d {addresses[version]}/{bits}{then}'"
+        for version, family, bits in ((4, "iptables", 32), (6, "ip6tables", 128))
+    )
+
+
+def come_to(scene: Scene, wanted: Mapping[Connection, str], seconds: float = 60) -> None:
+    """Waits until every connection comes to this: who the server sees, or nothing at all."""
+
+    def found() -> dict[Connection, str]:
+        answers = zip(wanted, scene.ask(*wanted))
+        return {connection: answer * is_answer(answer) for connection, answer in answers}
+
+    try:
+        eventually(lambda: found() == wanted, "", seconds, pause=1)
+    except AssertionError as error:
+        now = found().items()
+        raise AssertionError(f"{now - wanted.items()}, and not {wanted.items() - now}") from error
+
+
+def pages(scene: Scene, *names: str) -> list[str]:
+    """What the agent serves there."""
+    urls = [f"http://127.0.0.1:10273/{name}" for name in names]
+    return scene.machine.run(f"python3 - {' '.join(urls)}", _FETCH).split("\0")
+
+
+def repairs(scene: Scene) -> float:
+    """How often the agent has undone what others did."""
+    (metrics,) = pages(scene, "metrics")
+    return sum(read(metrics)["ipvs_node_agent_drift_repairs_total"].samples.values())
 
 
 def put_package(scene: Scene, which: str) -> None:

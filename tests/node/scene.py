@@ -86,6 +86,8 @@ ip route add fd00:10:240:3::/64 via fd00:192:168:7::12
 add "" to-outside 203.0.113.1/24 2001:db8:113::1/64
 add "-n outside" eth0 {OUTSIDE[4]}/24 {OUTSIDE[6]}/64
 gateway outside 203.0.113.1 2001:db8:113::1
+# In IPv4 it is qemu's. Without one the host would have no source address for external IPs.
+ip route add default via {OUTSIDE[6]}
 # What the kubelet leaves behind to say which iptables the node uses.
 iptables -t mangle -N KUBE-IPTABLES-HINT
 """
@@ -142,7 +144,8 @@ WantedBy=multi-user.target
 _KUBE_PROXY = f"""\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-mode: ipvs
+mode: %s
+metricsBindAddress: "%s:10249"
 hostnameOverride: {NODE}
 clusterCIDR: 10.240.0.0/16,fd00:10:240::/48
 clientConnection:
@@ -156,6 +159,8 @@ class Service:
 
     cluster: dict[int, str]
     node_port: int
+    # Its ClusterIPs have the endpoints of this node alone, where there are some.
+    prefers_local: bool
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,8 @@ class Scene:
         self._directory = directory
         self._certificate = KubeletCertificate(plane.pki, directory / "kubelet", NODE)
         self.services: dict[str, Service] = {}
+        # Where their pods are.
+        self._places = {"remote": True, "local": False}
         # The nat tables before the agent's first installation.
         self.nat_without_us: dict[int, list[str]] = {}
         # How the agent ended by a test's doing, in systemd's words.
@@ -233,22 +240,25 @@ class Scene:
         """The cluster's objects; for kube-proxy to find them all at once, before it is there."""
         self.admin.post(NODES, node(*POD_CIDRS, name=NODE))
         self.admin.post(NODES, node("10.240.3.128/25", name=OTHER_NODE))
-        self._add_service("web", type="LoadBalancer", externalTrafficPolicy="Local")
-        set_external_ips(self.admin, "web", *EXTERNAL.values())
-        self._add_service("plain", type="NodePort")
-        self._put_endpoints(remote=True, local=False)
+        self._post_service("web", EXTERNAL)
+        self._post_service("plain", type="NodePort", externalTrafficPolicy="Cluster")
+        self._put_endpoints()
 
     def set_up(self) -> None:
         """Everything in the machine but the agent."""
         self.machine.run("systemctl is-system-running --wait || true")
         self._write_credentials()
         self.machine.write("/usr/local/sbin/topology", _TOPOLOGY, "755")
-        self.machine.write("/etc/kubernetes/kube-proxy.yaml", _KUBE_PROXY)
+        self.write_proxy_config("ipvs")
         for name, text in _UNITS.items():
             self.machine.write(f"/etc/systemd/system/{name}", text)
         servers = "answer@pod answer@remote answer@outside"
         self.machine.run(f"systemctl enable -q --now topology kube-proxy {servers}")
-        self._wait_for_proxy(remote=True, local=False)
+        self._wait_for_proxy()
+
+    def write_proxy_config(self, mode: str, metrics: str = "127.0.0.1") -> None:
+        """Has kube-proxy be in a mode from its next start on, and tell of it at an address."""
+        self.machine.write("/etc/kubernetes/kube-proxy.yaml", _KUBE_PROXY % (mode, metrics))
 
     def _write_credentials(self) -> None:
         self._certificate.rotate()
@@ -271,24 +281,54 @@ class Scene:
 
     # The cluster's objects
 
-    def _add_service(self, name: str, **fields: Any) -> None:
+    @contextmanager
+    def service(self, name: str, external: Mapping[int, str], **more: Any) -> Iterator[Service]:
+        """Meanwhile there is one Service more, which kube-proxy knows; see `_post_service`."""
+        self._post_service(name, external, **more)
+        try:
+            self._put_endpoints()
+            self._wait_for_proxy()
+            yield self.services[name]
+        finally:
+            del self.services[name]
+            self.admin.delete(f"{SERVICES}/{name}")
+            for version in VERSIONS:
+                self.admin.delete(f"{_SLICES}/{name}-{version}")
+
+    def _post_service(
+        self,
+        name: str,
+        external: Mapping[int, str] | None = None,
+        port: int = PORT,
+        annotations: Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Makes a Service with a port and external IPs; `fields` go into its spec."""
         spec = {
+            "type": "LoadBalancer",
+            "externalTrafficPolicy": "Local",
             "ipFamilyPolicy": "RequireDualStack",
-            "ports": [{"protocol": "TCP", "port": PORT, "targetPort": TARGET_PORT}],
+            "ports": [{"protocol": "TCP", "port": port, "targetPort": TARGET_PORT}],
             **fields,
         }
-        made = self.admin.post(SERVICES, {"metadata": {"name": name}, "spec": spec})
-        cluster = {6 if ":" in ip else 4: ip for ip in made["spec"]["clusterIPs"]}
-        self.services[name] = Service(cluster, made["spec"]["ports"][0]["nodePort"])
+        metadata = {"name": name, "annotations": annotations or {}}
+        made = self.admin.post(SERVICES, {"metadata": metadata, "spec": spec})["spec"]
+        cluster = {6 if ":" in ip else 4: ip for ip in made["clusterIPs"]}
+        prefers_local = made["internalTrafficPolicy"] == "Local"
+        self.services[name] = Service(cluster, made["ports"][0]["nodePort"], prefers_local)
+        if external:
+            set_external_ips(self.admin, name, *external.values())
 
     def set_endpoints(self, *, remote: bool, local: bool) -> None:
         """Has the Services' pods be on this node, on the other one, or on both."""
-        self._put_endpoints(remote, local)
-        self._wait_for_proxy(remote, local)
+        self._places = {"remote": remote, "local": local}
+        self._put_endpoints()
+        self._wait_for_proxy()
 
-    def _put_endpoints(self, remote: bool, local: bool) -> None:
+    def _put_endpoints(self) -> None:
         found = {item["metadata"]["name"] for item in self.admin.get(_SLICES)["items"]}
-        places = [(POD, NODE)] * local + [(REMOTE_POD, OTHER_NODE)] * remote
+        places = [(POD, NODE)] * self._places["local"]
+        places += [(REMOTE_POD, OTHER_NODE)] * self._places["remote"]
         for service, version in itertools.product(self.services, VERSIONS):
             name = f"{service}-{version}"
             labels = {"kubernetes.io/service-name": service}
@@ -306,23 +346,24 @@ class Scene:
             else:
                 self.admin.post(_SLICES, wanted)
 
-    def _wait_for_proxy(self, remote: bool, local: bool) -> None:
-        """Waits until IPVS gives new connections to the ClusterIPs to exactly these servers.
+    def _wait_for_proxy(self) -> None:
+        """Waits until IPVS gives new connections to the ClusterIPs to exactly the endpoints."""
+        here, there = [POD] * self._places["local"], [REMOTE_POD] * self._places["remote"]
+        for service in self.services.values():
+            places = here or there if service.prefers_local else here + there
+            self.wait_for_servers(service, *places)
+
+    def wait_for_servers(self, service: Service, *pods: Mapping[int, str]) -> None:
+        """Waits until IPVS gives new connections to its ClusterIPs to exactly these pods.
 
         One that is gone keeps its old connections, with a weight of 0.
         """
-        places = [POD] * local + [REMOTE_POD] * remote
-        wanted = {
-            (address, place[version])
-            for service in self.services.values()
-            for version, address in service.cluster.items()
-            for place in places
-        }
-        addresses = {address for address, _ in wanted}
+        cluster = service.cluster.items()
+        wanted = {(address, pod[version]) for version, address in cluster for pod in pods}
 
         def proxied() -> set[tuple[str, str]]:
             found = real_servers(self.machine.read("/proc/net/ip_vs"))
-            return {pair for pair in found if pair[0] in addresses}
+            return {pair for pair in found if pair[0] in service.cluster.values()}
 
         eventually(lambda: proxied() == wanted, "IPVS", _PROXY_SECONDS, _LONG_POLL_SECONDS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.node.cases import READY, READY_SECONDS, apt, put_package
+from tests.node.cases import READY, READY_SECONDS, apt, pages, put_package
 from tests.node.scene import (
     EXTERNAL,
     NODE_ADDRESS,
@@ -23,10 +23,6 @@ MASQUERADING = " && ".join(
     f"{family}-save -t nat | grep -q -e '-A KUBE-POSTROUTING .*-j MASQUERADE'"
     for family in ("iptables", "ip6tables")
 )
-_FETCH = """\
-import sys, urllib.request
-print("\\0".join(urllib.request.urlopen(url).read().decode() for url in sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,7 @@ def test_without_the_agent_the_node_itself_does_not_reach_the_external_ip(
 ) -> None:
     for version in VERSIONS:
         assert not is_answer(before[f"host to web's external IP, IPv{version}"])
-        # kube-proxy since 1.21.
+        # kube-proxy since 1.24.
         assert before[f"pod to web's external IP, IPv{version}"] == POD[version]
         assert is_answer(before[f"host to web's ClusterIP, IPv{version}"])
         assert is_answer(before[f"pod to plain's node port, IPv{version}"])
@@ -100,8 +96,7 @@ def test_status_metrics_and_health_work_in_the_confined_service(scene: Scene) ->
         assert "default/web" in status
     refused = scene.machine.attempt("setpriv --reuid nobody --clear-groups ipvs-node-agent status")
     assert refused.status == 3
-    pages = [f"http://127.0.0.1:10273/{page}" for page in ("healthz", "readyz", "metrics")]
-    *health, metrics = scene.machine.run(f"python3 - {' '.join(pages)}", _FETCH).split("\0")
+    *health, metrics = pages(scene, "healthz", "readyz", "metrics")
     assert [text.strip() for text in health] == ["ok", "ok"]
     assert value(metrics, "ipvs_node_agent_services", ip_family="IPv4") == 1
     seen = {"namespace": "default", "service": "web"}

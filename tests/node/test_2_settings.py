@@ -7,11 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node.cases import external
-from tests.node.scene import NODE_ADDRESS, POD, Scene, is_answer
+from tests.node.cases import external, leads_on
+from tests.node.scene import (
+    NODE_ADDRESS,
+    POD,
+    REMOTE_POD,
+    VERSIONS,
+    Connection,
+    Scene,
+    Service,
+    is_answer,
+)
 from tests.node.shown import RELOAD
 from tests.support.waiting import eventually
 
+NEAR = {4: "10.19.20.202", 6: "fd00:10:19:20::202"}
 CONFIG = "/etc/ipvs-node-agent/config.yaml"
 
 
@@ -38,14 +48,39 @@ def test_with_host_only_the_backend_sees_the_pods_own_address(scene: Scene) -> N
     pods_are_seen_as(scene, POD)
 
 
+@pytest.fixture(scope="module")
+def near(scene: Scene) -> Iterator[Service]:
+    """A Service whose clients inside of the cluster prefer its pods on their own node."""
+    with scene.service("near", NEAR, internalTrafficPolicy="Local") as made:
+        scene.wait(leads_on(NEAR))
+        yield made
+
+
 @pytest.mark.quick("debian13")
 @pytest.mark.parametrize(
-    ("local", "remote"), [(True, True), (True, False), (False, True)], ids=["both", "here", "there"]
+    ("local", "remote", "everywhere", "nearby"),
+    [
+        pytest.param(True, True, [POD, REMOTE_POD], [POD], id="both"),
+        pytest.param(True, False, [POD], [POD], id="here"),
+        # As the Service has external IPs, kube-proxy takes what there is (since 1.24).
+        pytest.param(False, True, [REMOTE_POD], [REMOTE_POD], id="there"),
+    ],
 )
-def test_access_works_wherever_the_endpoints_are(scene: Scene, local: bool, remote: bool) -> None:
+def test_access_works_wherever_the_endpoints_are(
+    scene: Scene,
+    near: Service,
+    local: bool,
+    remote: bool,
+    everywhere: list[dict[int, str]],
+    nearby: list[dict[int, str]],
+) -> None:
     scene.set_endpoints(local=local, remote=remote)
+    # What a ClusterIP leads to with `internalTrafficPolicy: Cluster`, and with Local.
+    scene.wait_for_servers(scene.services["web"], *everywhere)
+    scene.wait_for_servers(near, *nearby)
     # IPVS takes one endpoint after the other.
     clients = external("host", "pod") * 2
+    clients += [Connection(client, NEAR[v]) for client in ("host", "pod") for v in VERSIONS] * 2
     answers = scene.ask(*clients)
     assert all(map(is_answer, answers)), dict(zip(map(str, clients), answers))
 

@@ -36,10 +36,10 @@ ELSEWHERE = {
     "ipvs-node-agent check": "tests/kernel/test_check.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
     "apt install ./ipvs-node-agent_*.deb": "tests/node/test_1_install.py",
-    "systemctl mask --runtime ipvs-node-agent": "tests/node/test_6_removal.py",
-    "systemctl unmask --runtime ipvs-node-agent": "tests/node/test_6_removal.py",
-    "systemctl enable ipvs-node-agent": "tests/node/test_6_removal.py",
-    "systemctl restart ipvs-node-agent": "tests/node/test_6_removal.py",
+    "systemctl mask --runtime ipvs-node-agent": "tests/node/test_8_removal.py",
+    "systemctl unmask --runtime ipvs-node-agent": "tests/node/test_8_removal.py",
+    "systemctl enable ipvs-node-agent": "tests/node/test_8_removal.py",
+    "systemctl restart ipvs-node-agent": "tests/node/test_8_removal.py",
 }
 # Scripts, by the document and their names.
 SCRIPTS = {
