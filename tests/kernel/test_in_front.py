@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, Family
@@ -47,8 +49,13 @@ def order(bed: Bed, family: Family, built_in: str) -> list[str]:
 
 
 def is_before(bed: Bed, family: Family, *names: str) -> bool:
-    """Whether in PREROUTING these come in this order, one directly behind the other at first."""
-    return order(bed, family, "PREROUTING")[: len(names)] == [*names]
+    """Whether PREROUTING leads to these first."""
+    return begins(bed, family, "PREROUTING", [*names])
+
+
+def begins(bed: Bed, family: Family, built_in: str, names: list[str]) -> bool:
+    """Whether a built-in chain leads to these first."""
+    return order(bed, family, built_in)[: len(names)] == names
 
 
 def repairs(bed: Bed) -> int:
@@ -84,7 +91,7 @@ def test_an_hour_beside_felix_has_neither_a_rewrite_nor_a_repair(
     for family, felix in felixes.items():
         for built_in, ours in OUR_CHAIN.items():
             wanted = [f"cali-{built_in}", ours]
-            eventually(lambda b=built_in, w=wanted, f=family: order(bed, f, b)[:2] == w, built_in)
+            eventually(partial(begins, bed, family, built_in, wanted), built_in)
         before = repairs(bed)
         while felix.now < HOUR:
             felix.wait()
