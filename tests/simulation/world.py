@@ -69,6 +69,7 @@ class World:
         self.gone: dict[Address, float] = {}
         self.addresses: frozenset[Address] = frozenset()
         here = Here(awaited=frozenset({ADDRESSES, API_SERVERS}))
+        self.places = frozenset[tuple[Address, int]]()
         self.agent = Agent(self.told.config, self._programmers(), lambda: self.now, here=here)
 
     def _programmers(self) -> dict[Family, Programmer]:
@@ -243,8 +244,10 @@ class World:
         """The API server is reached at these addresses, or at these too."""
         places = frozenset((parse_address(ip), port) for ip in ips)
         self.agent.take_here(lambda here, _: here.with_api_servers(places, complete))
-        known = frozenset() if complete else self.told.api_servers or frozenset()
-        self._become(api_servers=known | places)
+        self.places = places if complete else self.places | places
+        # In part it is not known yet, where nobody has told all of it.
+        if complete or self.told.api_servers is not None:
+            self._become(api_servers=self.places)
 
     def pods_are(self, what: str) -> None:
         """Network plugins tell of pods, and the kernel has routes to them."""
