@@ -127,6 +127,16 @@ _MODES = [
 ]
 
 
+# What kube-proxy leaves behind where it goes from iptables to IPVS mode, also with --cleanup.
+_NOTHING_LEFT = """for family in iptables ip6tables; do
+    $family-save -t nat | awk '
+        /^:KUBE-/ { print $1, "- [0:0]"; gone = gone "-X " substr($1, 2) "\\n" }
+        /^-A [A-Z]+ .*-j KUBE-/ { sub("-A", "-D"); print }
+        /^[*]/ { print }
+        /^COMMIT/ { printf "%s", gone; print }' | $family-restore --noflush || exit 1
+done"""
+
+
 def start_proxy(scene: Scene, mode: str, address: str) -> None:
     """Has kube-proxy be in another mode, and say so at an address."""
     bound = f"[{address}]" if ":" in address else address
@@ -148,9 +158,7 @@ def test_in_another_mode_of_kube_proxys_no_service_has_rules_and_all_are_back_af
     without_us = {Connection("pod", EXTERNAL[v]): POD[v] for v in VERSIONS}
     without_us.update((Connection("host", EXTERNAL[v]), NODE_ADDRESS[v]) for v in VERSIONS)
     come_to(scene, without_us, _PROXY_SECONDS)
-    # Between iptables and IPVS mode it cleans up only when it is told to.
-    cleanup = "/bed/kube-proxy --cleanup --config=/etc/kubernetes/kube-proxy.yaml || true"
-    scene.machine.run(f"systemctl stop kube-proxy; {cleanup}")
+    scene.machine.run(f"systemctl stop kube-proxy; {_NOTHING_LEFT}")
     start_proxy(scene, "ipvs", back)
     scene.wait(_TO_SETS, _PROXY_SECONDS)
     again = scene.wait(f"{FIRST} && {leads_on(EXTERNAL)}", 15)
