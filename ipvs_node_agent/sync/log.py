@@ -12,7 +12,7 @@ from ipvs_node_agent.model.addresses import Address, show_address
 from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
 from ipvs_node_agent.model.objects import Problem, Service, UncoveredPod
 from ipvs_node_agent.rules.coverage import Coverage, described, remedy
-from ipvs_node_agent.rules.policy import external_ips, unneeded_in
+from ipvs_node_agent.rules.policy import external_ips, is_counted, unneeded_in
 from ipvs_node_agent.sync.cluster import WHOLE, Cluster, Pending
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,7 @@ class Notices:
         for key, change in changed[:_LINES_AT_ONCE]:
             asked = _asked(service(key), config)
             served = [address for address in asked if serves(key, address)]
-            before = _leading(_asked(change.before, config), change.before)
-            shown = _outcome(service(key), asked, served, before)
+            shown = _outcome(service(key), asked, served, _before(change.before, config))
             log.info("%s: %s (%.0f ms)", key, shown, (now - change.since) * 1000)
         if len(changed) > _LINES_AT_ONCE:
             log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
@@ -146,6 +145,12 @@ class Notices:
 
 def _asked(service: Service | None, config: Config) -> tuple[Address, ...]:
     return () if service is None else external_ips(service, config)
+
+
+def _before(service: Service | None, config: Config) -> str:
+    asked = _asked(service, config)
+    has_rules = service is not None and is_counted(service, config)
+    return _leading(asked, service) if has_rules else f"{_shown(asked)} without rules"
 
 
 def _outcome(

@@ -23,6 +23,7 @@ from tests.support.agentnode import (
     other,
     running,
     web,
+    with_metadata,
 )
 from tests.support.cluster import POD_CIDRS, node, service
 
@@ -65,6 +66,16 @@ def test_a_change_is_one_line_with_the_time_it_took(started: Node, log: Log) -> 
         )
     ]
     assert not [line for line in log.said() if not line.startswith("default/web: ")]
+
+
+def test_who_is_left_alone_had_no_rules(started: Node, log: Log) -> None:
+    started.put(with_metadata(web(EXTERNAL_4), annotations={"ipvs-node-agent/ignore": "true"}))
+    started.pass_time(10)
+    started.delete("web")
+    started.pass_time(10)
+    said = [line.rpartition(" (")[0] for line in log.said("^default/web: .* ms\\)$")]
+    alone = f"{EXTERNAL_4} without rules"
+    assert said == [f"default/web: {alone}", f"default/web: deleted, was {alone}"]
 
 
 @pytest.mark.parametrize("counts", [False, True])
