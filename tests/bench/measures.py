@@ -35,6 +35,8 @@ from tests.support.waiting import eventually
 POOL = {IPV4: LAYOUTS["one dense pool"], IPV6: LAYOUTS["one IPv6 pool"]}
 NOBODY = {4: "9.9.9.9", 6: "2001:db8:9::9"}
 FLAT = replace(DEFAULTS, chains=Chains(services_per_chain=1 << 30))
+# As cali+ is matched; the node's end of the link to the pod.
+POD_INTERFACES = ("to-p+",)
 STREAM_RATE = 50
 
 Figures = dict[str, Any]
@@ -101,9 +103,11 @@ def percentiles(values: Sequence[float]) -> Figures:
     return {f"p{share}": ordered[min(last, share * len(ordered) // 100)] for share in (50, 99)}
 
 
-def ruleset(services: dict[str, Service], family: Family, flat: bool = False) -> Ruleset:
+def ruleset(services: dict[str, Service], family: Family, layout: str = "split") -> Ruleset:
     """What is wanted for `services`."""
-    return plan(FLAT if flat else DEFAULTS, Snapshot(services, NODE), family).ruleset
+    interfaces = POD_INTERFACES if layout == "by interface" else ()
+    seen = Snapshot(services, NODE, pod_interfaces=interfaces)
+    return plan(FLAT if layout == "flat" else DEFAULTS, seen, family).ruleset
 
 
 # 1. The cost of a new connection
@@ -114,18 +118,18 @@ def connections(scale: Scale) -> list[Figures]:
 
     Of each the quickest round counts, since whatever else the machine does only makes it longer.
     """
-    sizes = [(IPV4, count, False) for count in scale.split]
-    sizes += [(IPV6, 1, False), (IPV6, scale.services, False)]
-    sizes += [(IPV4, count, True) for count in scale.flat]
+    sizes = [(IPV4, count, "split") for count in scale.split]
+    sizes += [(IPV6, 1, "split"), (IPV6, scale.services, "split")]
+    sizes += [(IPV4, 1, "by interface"), (IPV4, scale.services, "by interface")]
+    sizes += [(IPV4, count, "flat") for count in scale.flat]
     with pinned():
         return [_connection(scale, backend, *size) for backend in BACKENDS for size in sizes]
 
 
-def _connection(scale: Scale, backend: str, family: Family, count: int, flat: bool) -> Figures:
-    layout = "flat" if flat else "split"
+def _connection(scale: Scale, backend: str, family: Family, count: int, layout: str) -> Figures:
     say(f"connections: {backend}, {family}, {count} Services, {layout}")
     services = fleet(POOL[family], count)
-    wanted = ruleset(services, family, flat)
+    wanted = ruleset(services, family, layout)
     addresses = sorted(service.load_balancer_ips[0] for service in services.values())
     # An address of the pool that no Service has walks as far as one that has, and comes back.
     targets = {
@@ -134,7 +138,7 @@ def _connection(scale: Scale, backend: str, family: Family, count: int, flat: bo
         "none": NOBODY[family.version],
     }
     source = POD[family.version]
-    number = scale.connections // 10 if flat and count >= 1000 else scale.connections
+    number = scale.connections // (10 if layout == "flat" and count >= 1000 else 1)
     times: dict[str, list[float]] = {name: [] for name in ("no rules", *targets)}
     with wire() as without, wire() as ruled:
         for each in (without, ruled):
