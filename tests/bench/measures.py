@@ -35,8 +35,8 @@ from tests.support.waiting import eventually
 POOL = {IPV4: LAYOUTS["one dense pool"], IPV6: LAYOUTS["one IPv6 pool"]}
 NOBODY = {4: "9.9.9.9", 6: "2001:db8:9::9"}
 FLAT = replace(DEFAULTS, chains=Chains(services_per_chain=1 << 30))
-# As cali+ is matched; the node's end of the link to the pod.
-POD_INTERFACES = ("to-p+",)
+# The node's end of the link to the pod, and what matches it, as cali+ does.
+POD_INTERFACE, POD_INTERFACES = "to-pod", ("to-p+",)
 STREAM_RATE = 50
 
 Figures = dict[str, Any]
@@ -162,7 +162,9 @@ def _connection(scale: Scale, backend: str, family: Family, count: int, layout: 
         "layout": layout,
         "microseconds": {name: min(values) for name, values in times.items()},
         "walked": {
-            name: trace(wanted.chains, "IPVS_PREROUTING", Packet(source, target)).walked
+            name: trace(
+                wanted.chains, "IPVS_PREROUTING", Packet(source, target, interface=POD_INTERFACE)
+            ).walked
             for name, target in targets.items()
         },
     }

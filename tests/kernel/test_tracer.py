@@ -74,10 +74,14 @@ def counted(wired: Topology, family: Family, backend: str) -> dict[tuple[str, st
     return {(name, rule): int(count) for count, name, rule in found}
 
 
-def test_the_tracer_and_the_kernel_agree(family: Family, backend: str, around: Topology) -> None:
+@pytest.mark.parametrize("interfaces", [(), ("eth0", "to-p+")], ids=["by CIDR", "by interface"])
+def test_the_tracer_and_the_kernel_agree(
+    family: Family, backend: str, interfaces: tuple[str, ...], around: Topology
+) -> None:
     """On the rules that match, one by one; and on those that there are."""
     fleet = services(family)
-    ruleset = plan(DEFAULTS, Snapshot(fleet, NODE), family).ruleset
+    seen = Snapshot(fleet, NODE, pod_interfaces=interfaces)
+    ruleset = plan(DEFAULTS, seen, family).ruleset
     add_mark_masq(around.node, family, backend)
     # What is not translated has to leave the node as well.
     around.node.add_route("default" if family is IPV4 else "::/0", BACKEND[family.version])
@@ -89,7 +93,10 @@ def test_the_tracer_and_the_kernel_agree(family: Family, backend: str, around: T
     expected = dict.fromkeys(before, 0)
     for address, port in destinations(family, list(fleet.values())):
         for top, packet in (
-            ("IPVS_PREROUTING", Packet(POD[family.version], str(address), *port)),
+            (
+                "IPVS_PREROUTING",
+                Packet(POD[family.version], str(address), *port, interface="to-pod"),
+            ),
             ("IPVS_OUTPUT", Packet(POD[family.version], str(address), *port, local=True)),
         ):
             send(around, packet)

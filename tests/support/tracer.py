@@ -17,13 +17,17 @@ MARK = "KUBE-MARK-MASQ"
 
 
 class Packet(NamedTuple):
-    """The first packet of a connection. `local` says that its source is an address of the host."""
+    """The first packet of a connection, and the interface that it comes in by.
+
+    `local` says that its source is an address of the host.
+    """
 
     source: str
     destination: str
     protocol: str = "tcp"
     port: int = 80
     local: bool = False
+    interface: str = ""
 
 
 @dataclass
@@ -47,6 +51,7 @@ class _Rule(NamedTuple):
     protocol: str
     ports: tuple[int, int] | None
     local: bool
+    interface: str
     target: str
     sent_to: str
 
@@ -65,6 +70,7 @@ def trace(chains: Mapping[str, Sequence[str]], start: str, packet: Packet) -> Wa
             and rule.protocol in ("", packet.protocol)
             and (rule.ports is None or rule.ports[0] <= packet.port <= rule.ports[1])
             and (packet.local or not rule.local)
+            and _is_by(packet.interface, rule.interface)
         )
 
     def visit(name: str) -> None:
@@ -93,6 +99,12 @@ def _within(number: int, network: tuple[int, int] | None, bits: int) -> bool:
     return network is None or not (number ^ network[0]) >> (bits - network[1])
 
 
+def _is_by(interface: str, wanted: str) -> bool:
+    if wanted.endswith("+"):
+        return interface.startswith(wanted[:-1])
+    return wanted in ("", interface)
+
+
 @lru_cache(maxsize=1 << 18)
 def _parsed(text: str) -> _Rule:
     values: dict[str, str] = {}
@@ -102,7 +114,7 @@ def _parsed(text: str) -> _Rule:
             next(words)
         else:
             values[word] = next(words)
-    known = {"-s", "-d", "-p", "-j", "--dport", "--comment", "--src-type", "--to-destination"}
+    known = {"-s", "-d", "-i", "-p", "-j", "--dport", "--comment", "--src-type", "--to-destination"}
     if not values.keys() <= known or values.get("--src-type", "LOCAL") != "LOCAL":
         raise ValueError(f"a rule that the tracer does not know: {text}")
     ports = None
@@ -115,6 +127,7 @@ def _parsed(text: str) -> _Rule:
         values.get("-p", ""),
         ports,
         "--src-type" in values,
+        values.get("-i", ""),
         values["-j"],
         values.get("--to-destination", ""),
     )
