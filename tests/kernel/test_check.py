@@ -158,7 +158,7 @@ def test_a_healthy_node_gives_only_ok_and_stays_as_it_is(started: Node, systemd:
     before, requests = state(), len(started.api.requests)
     with proxy_mode(started.namespace, "ipvs"):
         done = started.agent.call("check")
-    assert {request.verb for request in started.api.requests[requests:]} == {"list", "watch"}
+    assert {request.verb for request in started.api.requests[requests:]} == {"list", "watch", "get"}
     assert state() == before
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()

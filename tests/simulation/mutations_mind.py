@@ -50,8 +50,8 @@ MUTATIONS = {
         ),
         "an address that is gone counts for ever": ("if now < self.due:", "if True:"),
         "what could not be looked up is forgotten": (
-            "known = places if complete else self.api_servers | places",
-            "known = places",
+            "return replace(self, api_servers=self.api_servers | places)",
+            "return replace(self, api_servers=places)",
         ),
         "an interface that was found is forgotten": (
             "return replace(self, pod_networks=networks.union(others))",

@@ -341,8 +341,9 @@ def test_a_mistake_of_the_programs_own_in_a_follower_ends_the_process(
 
 
 def test_neither_a_restart_nor_a_reload_that_changes_nothing_writes(setting: Setting) -> None:
+    ready = 0
+
     def script() -> None:
-        ready = setting.ready
         setting.holds(WEB_ENTRY)
         eventually(lambda: setting.ready > ready)
         for _ in range(3):
@@ -351,6 +352,7 @@ def test_neither_a_restart_nor_a_reload_that_changes_nothing_writes(setting: Set
             eventually(lambda b=before: len(setting.said("read the configuration again")) > b)  # type: ignore[misc]
 
     for _ in range(2):
+        ready = setting.ready
         setting.run_while(script)
     assert setting.restores == {IPV4: 1, IPV6: 1}
 
