@@ -50,6 +50,8 @@ FROM_DEBIAN = (
     " python3-pytest python3-pytest-xdist python3-hypothesis python3-aiohttp python3-trustme"
     " prometheus"
 )
+# The reference CNI plugins, which tests/kernel/test_network_plugins.py has pods made by.
+NETWORK_PLUGINS = "containernetworking-plugins"
 FROM_PYPI = (
     "kubernetes sh PyYAML cryptography prometheus-client"
     " pytest pytest-xdist hypothesis aiohttp trustme"
@@ -74,7 +76,7 @@ RECIPES = {
     ),
     "oldest": Recipe("bullseye", f"{TOOLS} python3-venv", FROM_PYPI),
     "debian12": Recipe("bookworm", f"{TOOLS} {FROM_DEBIAN}"),
-    "debian13": Recipe("trixie", f"{TOOLS} {FROM_DEBIAN}"),
+    "debian13": Recipe("trixie", f"{TOOLS} {FROM_DEBIAN} {NETWORK_PLUGINS}"),
 }
 
 # Run last of all in a new environment: its presence says that the environment is whole.

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Callable
 
 import pytest
 
-from ipvs_node_agent.model.addresses import FAMILIES
+from ipvs_node_agent.model.addresses import FAMILIES, Family
 from tests.kernel.conftest import WEB, WEB6, Bed
+from tests.support.cluster import node as node_object
 from tests.support.netns import Namespace, link, namespaces
-from tests.support.topology import EXTERNAL_IP, NODE_TO_BACKEND, OUTSIDE, Topology, ask, reaching
+from tests.support.topology import (
+    CLUSTER_IP,
+    EXTERNAL_IP,
+    NODE_TO_BACKEND,
+    OUTSIDE,
+    Topology,
+    ask,
+    other_node_pod,
+    reaching,
+)
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 # Outside the Node's pod CIDRs, as Calico's and others' IPAM give them.
 POD = {4: "10.233.90.5", 6: "fd00:233:90::5"}
 GATEWAY = {4: "10.233.90.1", 6: "fd00:233:90::1"}
-ELSEWHERE = {4: "10.233.91.7", 6: "fd00:233:91::7"}
+ELSEWHERE = {4: "10.233.91.7/24", 6: "fd00:233:91::7/64"}
 SUBNET_BITS, HOST_BITS = {4: 24, 6: 64}, {4: 32, 6: 128}
 LINK_LOCAL = {4: "169.254.1.1", 6: "fe80::ecee:eeff:feee:eeee"}
 DEFAULT = {4: "default", 6: "::/0"}
+# What Calico gives this node's pods addresses from, and one that no pod has.
+BLOCKS = {4: "10.233.90.0/26", 6: "fd00:233:90::/122"}
+IN_BLOCK = {4: "10.233.90.40", 6: "fd00:233:90::30"}
+REFUSED = "ConnectionRefusedError"
 CALI, LXC = "cali12ab34cd56e", "lxc12ab34cd56e"
 
 
@@ -96,6 +111,13 @@ def reaches(client: Namespace, version: int) -> bool:
     return ask(client, EXTERNAL_IP[version]) == NODE_TO_BACKEND[version]
 
 
+def taken_for_pods(bed: Bed, family: Family) -> int:
+    """How many packets the rules for pods have matched."""
+    saved = bed.namespace.run(f"{family.command}-{bed.backend}-save", "-c", "-t", "nat")
+    counted = re.findall(r"^\[(\d+):\d+\] -A IPVS_PREROUTING ", saved, re.MULTILINE)
+    return sum(map(int, counted))
+
+
 @pytest.mark.parametrize("plugin", DATAPATHS)
 def test_pods_reach_an_external_ip_and_nobody_from_elsewhere_does(
     around: Topology, wired_bed: Bed, others: tuple[Namespace, Namespace], plugin: str
@@ -104,12 +126,7 @@ def test_pods_reach_an_external_ip_and_nobody_from_elsewhere_does(
     (pod, remote), node = others, around.node
     connect(node, pod)
     # A tunnel from another node is one more device, whose packets have pods' addresses.
-    link(node, remote, "vxlan.calico", "eth0")
-    for version, address in ELSEWHERE.items():
-        gate = address[:-1] + "1"
-        node.add_address("vxlan.calico", f"{gate}/{SUBNET_BITS[version]}")
-        remote.add_address("eth0", f"{address}/{SUBNET_BITS[version]}")
-        remote.add_route(DEFAULT[version], gate)
+    other_node_pod(node, remote, "vxlan.calico", ELSEWHERE)
     if interfaces is not None:
         wired_bed.configure(podInterfaces=interfaces)
     wired_bed.put(WEB, WEB6)
@@ -118,7 +135,9 @@ def test_pods_reach_an_external_ip_and_nobody_from_elsewhere_does(
     assert known_by in said
     for family in FAMILIES:
         assert f" -i {known_by} " in "\n".join(wired_bed.ours(family))
-        assert [reaches(pod, family.version), reaches(remote, family.version)] == [True, False]
+        assert reaches(pod, family.version)
+        # By the node itself, so the tunnel is one.
+        assert ask(remote, EXTERNAL_IP[family.version]) == REFUSED
         # The topology's own pod is none by interface, so it is like anybody from outside.
         assert reaching(around, family.version) == "host"
 
@@ -132,3 +151,35 @@ def test_a_prefix_means_all_that_begin_with_it(
     wired_bed.put(WEB, WEB6)
     wired_bed.agent.start()
     assert reaches(others[0], 4)
+
+
+def test_calicos_pods_inside_the_pod_cidr_by_chance_and_its_blocks(
+    around: Topology, wired_bed: Bed, others: tuple[Namespace, Namespace]
+) -> None:
+    """Pods stay known by interface; an external IP among pods' addresses is refused."""
+    (pod, remote), node, bed = others, around.node, wired_bed
+    routed(CALI)(node, pod)
+    other_node_pod(node, remote, "vxlan.calico", ELSEWHERE)
+    for block in BLOCKS.values():
+        node.run("ip", "route", "add", "blackhole", block, "proto", "80")
+    # The other node's pods are inside as well: by pod CIDR they would be taken for this one's.
+    bed.api.put(node_object("10.233.90.0/23", "fd00:233:90::/47"))
+    bed.put(WEB, WEB6)
+    bed.agent.start()
+    for family in FAMILIES:
+        version = family.version
+        own = POD[version]
+        remote.add_address("eth0", f"{own}/{family.bits}")
+        # A local pod's packet that comes back in by the tunnel; no answer finds its way to it.
+        ask(remote, EXTERNAL_IP[version], timeout=0.2, source=own)
+        assert ask(remote, EXTERNAL_IP[version], source=ELSEWHERE[version].split("/")[0]) == REFUSED
+        assert taken_for_pods(bed, family) == 0
+        assert reaches(pod, version)
+        assert taken_for_pods(bed, family) > 0
+    # Without the pod CIDR the block alone has to tell.
+    bed.api.put(node_object("10.240.2.128/25", "fd00:10:240:2::/64"))
+    bed.put(*((address, "greedy", CLUSTER_IP[version]) for version, address in IN_BLOCK.items()))
+    for version, address in IN_BLOCK.items():
+        bed.agent.said(f"{address} is refused: it is inside {BLOCKS[version]}")
+        assert not bed.has(address)
+        assert reaches(pod, version)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Callable
@@ -80,6 +80,26 @@ def _wire(t: Topology) -> None:
         t.outside.add_address("eth0", f"{OUTSIDE[version]}/{lengths['lan']}")
         t.outside.add_route(_EXTERNAL_RANGE[version], NODE[version])
         t.node.add_address("kube-ipvs0", f"{EXTERNAL_IP[version]}/{lengths['host']}")
+
+
+def other_node_pod(
+    node: Namespace, remote: Namespace, device: str, addresses: Mapping[int, str]
+) -> None:
+    """Makes `remote` a pod of another node's, whose packets come in by a VXLAN tunnel `device`.
+
+    Its addresses (ADDRESS/LENGTH) end in 7, and the node has the one that ends in 1.
+    """
+    link(node, remote, "to-remote", "underlay")
+    ends = (node, "192.0.2.1", device, "1"), (remote, "192.0.2.2", "eth0", "7")
+    for (there, own, name, last), (_, peer_address, *_) in zip(ends, reversed(ends)):
+        there.add_address("to-remote" if there is node else "underlay", f"{own}/24")
+        vxlan = ("vxlan", "id", "4096", "dstport", "4789", "local", own, "remote", peer_address)
+        there.run("ip", "link", "add", name, "up", "type", *vxlan)
+        for address in addresses.values():
+            there.add_address(name, address.replace("7/", f"{last}/"))
+    for version, address in addresses.items():
+        gateway = address.replace("7/", "1/").partition("/")[0]
+        remote.add_route("default" if version == 4 else "::/0", gateway)
 
 
 def add_pods(t: Topology) -> None:
