@@ -10,6 +10,7 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
+from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Node, Service, Snapshot, UncoveredPod
 from ipvs_node_agent.nat.ruleset import Change, Found
@@ -122,6 +123,8 @@ class HostFacts:
     flushing_file: bool = False
     saved_rules: bool = False
     conntrack: bool = True
+    # All of nftables.
+    base_chains: tuple[BaseChain, ...] = ()
     # Kernel settings by their path below /proc/sys/net; absent ones are left out.
     settings: Mapping[str, str] = field(default_factory=dict)
 

@@ -22,10 +22,11 @@ from ipvs_node_agent.host.procfs import (
     users_listening_on,
 )
 from ipvs_node_agent.host.rundir import directory, own_names
+from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.backends import Kernel, detect_backend, installed
 from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.proxymode import nft_tables, proxy_mode
+from ipvs_node_agent.iptables.proxymode import proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, parse_host_port, reached_at
 from ipvs_node_agent.nat.chains import owner
@@ -69,6 +70,7 @@ def look_at_host(config: Config) -> HostFacts:
             for version in (4, 6)
         ),
         conntrack=find("conntrack") is not None,
+        base_chains=nftlist.base_chains() if may_program else (),
         settings={
             key: text.strip() for key in _SETTINGS if (text := _text(f"/proc/sys/net/{key}"))
         },
@@ -114,7 +116,7 @@ def _proxy(launcher: Launcher) -> KubeProxy:
     return KubeProxy(
         answer=proxy_mode(launcher).mode,
         device=os.path.exists("/proc/sys/net/ipv4/conf/kube-ipvs0"),
-        nftables="kube-proxy" in nft_tables(),
+        nftables="kube-proxy" in nftlist.tables(),
         process=process_called("kube-proxy"),
     )
 

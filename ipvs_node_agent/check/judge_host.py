@@ -7,6 +7,7 @@ from typing import Callable
 
 from ipvs_node_agent.check.facts import Facts, HostFacts, TableFacts, Unit
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.iptables.nftlist import NAT_PRIORITY
 from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address
 from ipvs_node_agent.nat.ruleset import Found
 from ipvs_node_agent.nat.ruletext import read, target
@@ -184,6 +185,22 @@ def _addresses(found: Found) -> Iterator[Address]:
             yield parse_address(rule.destination.partition("/")[0])
 
 
+def before_iptables(facts: Facts) -> Iterator[Finding]:
+    """Chains of nft's own that translate a packet before it comes to iptables' nat table."""
+    for chain in facts.host.base_chains:
+        is_before = chain.kind == "nat" and chain.hook in ("prerouting", "output")
+        is_before = is_before and chain.rules > 0 and chain.priority <= NAT_PRIORITY
+        is_iptables = chain.family != "inet" and chain.table == "nat"
+        if is_before and not is_iptables and chain.table != "kube-proxy":
+            name = f"{chain.family} {chain.table}"
+            when = "before" if chain.priority < NAT_PRIORITY else "before or after"
+            text = (
+                f"the chain {chain.name} of the nft table {name} runs {when} iptables' own on"
+                f" {chain.hook}: no rule of the agent's sees what it translates or accepts"
+            )
+            yield Finding(WARN, "nat chains", text, "nft list ruleset shows what it takes")
+
+
 def agent(facts: Facts) -> Iterator[Finding]:
     """Whether it runs, once, and comes back after a reboot."""
     host = facts.host
@@ -341,6 +358,7 @@ HOST_CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     kube_proxy,
     backend,
     nat_tables,
+    before_iptables,
     agent,
     predecessors,
     metrics_port,

@@ -7,20 +7,15 @@ say the same, and a word that nothing agrees with is a doubt, which changes noth
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
-from ipvs_node_agent.host import netlink
 from ipvs_node_agent.host.kubeproxy import answers
+from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import BACKENDS, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES
 from ipvs_node_agent.rules.policy import unneeded_in
-
-# linux/netfilter/nfnetlink.h and nf_tables.h
-_NETLINK_NETFILTER, _GETTABLE, _TABLE_NAME = 12, 10 << 8 | 1, 1
-_EVERY_FAMILY = struct.pack("=BBH", 0, 0, 0)
 
 
 class ProxyMode(NamedTuple):
@@ -51,7 +46,7 @@ def proxy_mode(launcher: Launcher, known: str | None = None) -> ProxyMode:
 def _has_tables(mode: str, launcher: Launcher) -> bool:
     """Whether the kernel has what kube-proxy makes in `mode`."""
     if mode == "nftables":
-        return "kube-proxy" in nft_tables()
+        return "kube-proxy" in nftlist.tables()
     rules = _service_rules(launcher)
     has_set = any("KUBE-CLUSTER-IP" in rule for rule in rules)
     if mode == "ipvs":
@@ -72,13 +67,3 @@ def _service_rules(launcher: Launcher) -> list[str]:
             except TableError:
                 continue
     return rules
-
-
-def nft_tables() -> set[str]:
-    """The names of all tables of nftables; none where the kernel does not tell."""
-    try:
-        found = list(netlink.dump(_NETLINK_NETFILTER, _GETTABLE, _EVERY_FAMILY))
-        names = (netlink.attributes(each.body[4:]).get(_TABLE_NAME, b"") for each in found)
-        return {name.rstrip(b"\0").decode("utf-8", "replace") for name in names}
-    except (OSError, netlink.Lost):
-        return set()

@@ -262,6 +262,13 @@ ON_EITHER_BACKEND = {
         "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
         " => systemctl restart ipvs-node-agent",
     ),
+    "a chain of nft's own in front": (
+        "nft add table inet firewall; nft add chain inet firewall pre"
+        " '{ type nat hook prerouting priority -150; }'; nft add rule inet firewall pre accept",
+        "nft delete table inet firewall",
+        "warn nat chains: the chain pre of the nft table inet firewall runs before iptables' own on"
+        " prerouting => nft list ruleset shows",
+    ),
     "marks that nobody masquerades": (
         f"nat -D {MASQUERADES}",
         f"nat -A {MASQUERADES}",

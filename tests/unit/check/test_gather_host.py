@@ -10,6 +10,7 @@ import pytest
 from ipvs_node_agent.check import gather_host
 from ipvs_node_agent.check.facts import HostFacts, Unit
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.proxymode import ProxyMode
 
 UNPRIVILEGED = "Name:\tpython3\nCapEff:\t0000000000000400\n"
@@ -37,7 +38,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(gather_host, "_said", lambda *_: "")
     monkeypatch.setattr(gather_host, "agent_processes", tuple)
     monkeypatch.setattr(gather_host, "proxy_mode", lambda *_: ProxyMode(None))
-    monkeypatch.setattr(gather_host, "nft_tables", set)
+    monkeypatch.setattr(nftlist, "tables", set)
     for name in ("process_called", "lock_holder"):
         monkeypatch.setattr(gather_host, name, lambda *_: None)
     monkeypatch.setattr(Path, "is_dir", lambda path: str(path) in texts)
@@ -59,7 +60,7 @@ def test_units_are_read_in_the_words_of_systemctl(
     files["/run/systemd/system"] = ""
     said = {"systemctl": UNITS}
     monkeypatch.setattr(gather_host, "_said", lambda command, *_: said[command])
-    monkeypatch.setattr(gather_host, "nft_tables", lambda: {"x", "kube-proxy"})
+    monkeypatch.setattr(nftlist, "tables", lambda: {"x", "kube-proxy"})
     found = gathered()
     assert found.units == {
         "ipvs-node-agent.service": Unit("loaded", "active", "enabled", 4711, "In sync; a=b"),
