@@ -41,7 +41,6 @@ from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
-from ipvs_node_agent.model.objects import PodNetwork
 from ipvs_node_agent.nat.chains import OWN_INPUT_CHAIN
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import EventRecorder
@@ -261,16 +260,16 @@ class _Loop:
 
     def _tell_links(self, found: Links) -> None:
         self._found = found
-        # Read here, as the main thread waits for no file.
-        self._queue.put(partial(self._take_links, found, pods.networks(found, pods.plugins())))
+        # Read and worked out here, as the main thread waits for no file.
+        addresses = frozenset(address for _, address in found.addresses)
+        networks = pods.networks(found, pods.plugins())
+        routed, blocks = pods.routed(found), pods.blocks(found)
 
-    def _take_links(self, found: Links, networks: frozenset[PodNetwork]) -> None:
         def told(here: Here, now: float) -> Here:
-            addresses = frozenset(address for _, address in found.addresses)
             here = here.with_addresses(addresses, now).with_pod_networks(networks)
-            return here.with_routes(pods.routed(found), pods.blocks(found))
+            return here.with_routes(routed, blocks)
 
-        self._agent.take_here(told)
+        self._queue.put(lambda: self._agent.take_here(told))
 
     def _follow_proxy_mode(self) -> None:
         found, doubts, pause = ProxyMode(None), 0, 0.0

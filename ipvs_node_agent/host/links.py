@@ -16,7 +16,7 @@ import math
 import select
 import socket
 import struct
-from time import monotonic
+from time import monotonic, sleep
 from typing import Callable, NamedTuple, TypeVar
 
 from ipvs_node_agent.backoff import Backoff, Once
@@ -43,28 +43,28 @@ _RTN_UNICAST, _RTN_BLACKHOLE = 1, 6
 _NLM_F_REPLACE = 0x100
 _LENGTHS = {socket.AF_INET: 4, socket.AF_INET6: 16}
 # rtnetlink(7)'s RTPROT_BIRD, and the one that Calico takes for what it routes itself.
-BLOCK_PROTOCOLS = (12, 80)
+_BLOCK_PROTOCOLS = (12, 80)
 _PROXY_INTERFACE = "kube-ipvs0"
 # A burst of changes, as a pod that starts makes one, is one piece of news so long after the first.
 _TOGETHER = 0.05
 _ATTEMPTS = 5
+_RESTLESS = "the interfaces of this node change all the time"
 
 
 class Route(NamedTuple):
-    """A route to `destination` by an interface, which a blackhole has not; `protocol` made it.
-
-    With a gateway it leads to another host, and on from there.
-    """
+    """A route to `destination` by an interface, which a blackhole has not."""
 
     destination: Network
     interface: str
-    protocol: int
     is_blackhole: bool
-    has_gateway: bool = False
 
 
 class Links(NamedTuple):
-    """The names of the interfaces, the addresses on them and the routes to other hosts."""
+    """The names of the interfaces, the addresses on them, and the routes that tell of pods.
+
+    These lead to a single address without a gateway, or are blackholes of those who route blocks of
+    pods' addresses. A node may have a million others.
+    """
 
     names: frozenset[str] = frozenset()
     addresses: frozenset[tuple[str, Address]] = frozenset()
@@ -77,8 +77,8 @@ class Interfaces:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._addresses: set[tuple[int, Address]] = set()
-        # With the number of its interface, and its table, which tells apart what else is equal.
-        self._routes: set[tuple[Route, int, int]] = set()
+        # By table, each with the number of its interface.
+        self._routes: dict[tuple[Network, int], frozenset[tuple[Route, int]]] = {}
 
     @property
     def links(self) -> Links:
@@ -87,7 +87,9 @@ class Interfaces:
             names=frozenset(self._names.values()),
             addresses=frozenset((self._names.get(at, ""), what) for at, what in self._addresses),
             routes=frozenset(
-                route._replace(interface=self._names.get(at, "")) for route, at, _ in self._routes
+                route._replace(interface=self._names.get(at, ""))
+                for routes in self._routes.values()
+                for route, at in routes
             ),
         )
 
@@ -118,7 +120,11 @@ class Interfaces:
                 return False
             self._names.pop(index, None)
             self._addresses = {each for each in self._addresses if each[0] != index}
-            self._routes = {each for each in self._routes if each[1] != index}
+            self._routes = {
+                where: left
+                for where, routes in self._routes.items()
+                if (left := frozenset(each for each in routes if each[1] != index))
+            }
         return self._names.get(index) != before
 
     def _address(self, message: Message, is_there: bool) -> bool:
@@ -138,28 +144,32 @@ class Interfaces:
         is_own = table == _TABLE_LOCAL or protocol == _PROTOCOL_KERNEL
         if family not in _LENGTHS or is_own or not length:
             return False
-        bits = 8 * _LENGTHS[family]
-        is_blackhole = kind == _RTN_BLACKHOLE
-        is_pods = kind == _RTN_UNICAST and length == bits
-        if not (is_blackhole or is_pods or protocol in BLOCK_PROTOCOLS):
+        is_block = kind == _RTN_BLACKHOLE and protocol in _BLOCK_PROTOCOLS
+        is_pods = kind == _RTN_UNICAST and length == 8 * _LENGTHS[family]
+        replaces = is_there and bool(message.flags & _NLM_F_REPLACE)
+        if not (is_block or is_pods or replaces):
             return False
         found = netlink.attributes(message.body[_ROUTE.size :])
         packed = found.get(_RTA_DST, b"")
         if len(packed) != _LENGTHS[family]:
             raise Lost
         (index,) = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))
-        has_gateway = _RTA_GATEWAY in found or _RTA_VIA in found
-        destination = ipaddress.ip_network((packed, length))
-        route = Route(destination, "", protocol, is_blackhole, has_gateway)
-        item = (route, index, table)
-        if is_there and message.flags & _NLM_F_REPLACE and item not in self._routes:
+        where = ipaddress.ip_network((packed, length)), table
+        before = self._routes.get(where, frozenset())
+        is_direct = is_pods and not {_RTA_GATEWAY, _RTA_VIA} & found.keys()
+        item = Route(where[0], "", is_block), index
+        told = frozenset({item} if is_block or is_direct else ())
+        if not is_there:
+            after = before - told
+        elif replaces and not (told and told <= before):
             # Nobody tells of the one that it takes the place of.
-            self._routes = {
-                known
-                for known in self._routes
-                if (known[0].destination, known[2]) != (route.destination, table)
-            }
-        return _noted(self._routes, item, is_there)
+            after = told
+        else:
+            after = before | told
+        self._routes[where] = after
+        if not after:
+            del self._routes[where]
+        return after != before
 
 
 def _noted(known: set[T], item: T, is_there: bool) -> bool:
@@ -180,6 +190,8 @@ class LinkFollower:
 
     def __init__(self, tell: Callable[[Links], None]) -> None:
         self._tell, self._told = tell, False
+        # How often in a row the kernel could not be followed.
+        self._losses = 0
         self._stopping, self._stop = socket.socketpair()
 
     def run(self) -> None:
@@ -191,7 +203,10 @@ class LinkFollower:
                     self._follow(heard)
                 return
             except Lost:
-                pass  # All of it is asked for again.
+                # All of it is asked for again.
+                self._losses += 1
+                if self._losses > _ATTEMPTS:
+                    self._failed(OSError(errno.EAGAIN, _RESTLESS), said)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     self._failed(error, said)
@@ -223,7 +238,7 @@ class LinkFollower:
             self._pass_on(Links())
 
     def _pass_on(self, links: Links) -> None:
-        self._told = True
+        self._told, self._losses = True, 0
         self._tell(links)
 
 
@@ -243,8 +258,8 @@ def ask() -> Links:
         try:
             return _all().links
         except Lost:
-            pass  # They changed meanwhile.
-    raise OSError(errno.EAGAIN, "the interfaces of this node change all the time")
+            sleep(_TOGETHER)  # They changed meanwhile.
+    raise OSError(errno.EAGAIN, _RESTLESS)
 
 
 def _all() -> Interfaces:

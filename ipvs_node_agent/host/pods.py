@@ -9,12 +9,13 @@ by what they made in the kernel; the pods' addresses decide nothing, as they com
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipvs_node_agent.host.links import BLOCK_PROTOCOLS, Links
+from ipvs_node_agent.host.links import Links
 from ipvs_node_agent.model.addresses import Address, Network, address_of, parse_network
 from ipvs_node_agent.model.objects import Candidate, PodNetwork
 
@@ -23,6 +24,8 @@ _SUFFIXES = (".conf", ".conflist", ".json")
 _MOST_BYTES = 1 << 20
 # felix's interface_prefix (FelixConfiguration interfacePrefix).
 _CALICO = "cali"
+# The shortest prefixes of its blocks (IPPool blockSize); bird has other blackholes as well.
+_LARGEST_BLOCK = {4: 20, 6: 116}
 # What the reference plugin calls its bridge, and flannel has it made.
 _BRIDGE = "cni0"
 
@@ -54,7 +57,7 @@ def routed(links: Links) -> frozenset[tuple[str, Address]]:
     return frozenset(
         (route.interface, address_of(route.destination.network_address.packed))
         for route in links.routes
-        if route.destination.num_addresses == 1 and route.interface and not route.has_gateway
+        if route.destination.num_addresses == 1 and route.interface
     )
 
 
@@ -87,7 +90,8 @@ def blocks(links: Links) -> frozenset[Network]:
     return frozenset(
         route.destination
         for route in links.routes
-        if route.is_blackhole and route.protocol in BLOCK_PROTOCOLS
+        if route.is_blackhole
+        and route.destination.prefixlen >= _LARGEST_BLOCK[route.destination.version]
     )
 
 
@@ -110,7 +114,9 @@ def plugins(folder: Path = CNI) -> list[Plugin]:
 
 def _plugins(path: Path) -> Iterator[Plugin]:
     try:
-        with path.open("rb") as file:
+        # Non-blocking, since opening a FIFO would wait for its writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
             raw = json.loads(file.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         # The container runtime passes over it as well.

@@ -42,7 +42,9 @@ class Here:
         """What rules depend on, where `pod_interfaces` lead to pods."""
         pods = frozenset(each for name, each in self.routed if is_one_of(name, pod_interfaces))
         addresses = self.addresses.union(self.gone)
-        return NodeNetwork(addresses, self.api_servers, pods, self.pod_blocks)
+        # By pod CIDR, a blackhole is nothing but somebody's route.
+        blocks = self.pod_blocks if pod_interfaces else frozenset()
+        return NodeNetwork(addresses, self.api_servers, pods, blocks)
 
     @property
     def due(self) -> float:

@@ -57,7 +57,7 @@ def test_pods_are_asked_for_where_addresses_are_left_over(
     found: tuple[UncoveredPod, ...],
     asked: int,
 ) -> None:
-    route = Route(parse_network(routed), "veth1", 3, False)
+    route = Route(parse_network(routed), "veth1", False)
     monkeypatch.setattr(links, "ask", lambda: Links(routes=frozenset({route})))
     config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
     seen = Snapshot(SEEN.services, SEEN.node, pod_interfaces=interfaces)

@@ -37,10 +37,15 @@ def address(index: int, text: str) -> Message:
     return Message(NEWADDR, 0, header + attribute(1, packed))
 
 
-def route(text: str, index: int, flags: int = 0) -> Message:
-    header = struct.pack("=8BI", socket.AF_INET, 32, 0, 0, 254, BIRD, 0, 1, 0)
-    to = attribute(1, ip_address(text).packed)
-    return Message(NEWROUTE, flags, header + to + attribute(4, struct.pack("=I", index)))
+def route(
+    text: str, index: int, flags: int = 0, length: int = 32, kind: int = 1, by: str = ""
+) -> Message:
+    """A route of bird's; `by` is its gateway, and `kind` RTN_UNICAST or another one."""
+    header = struct.pack("=8BI", socket.AF_INET, length, 0, 0, 254, BIRD, 0, kind, 0)
+    to = attribute(1, ip_address(text).packed) + attribute(4, struct.pack("=I", index))
+    return Message(
+        NEWROUTE, flags, header + to + (attribute(5, ip_address(by).packed) if by else b"")
+    )
 
 
 def told(*messages: Message) -> Links:
@@ -68,6 +73,33 @@ def test_all_routes_of_a_router_are_taken_in_in_a_time_that_grows_with_them() ->
         told(*(route(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 7) for n in range(size)))
 
     grows_no_faster_than_linear(take, 1000)
+
+
+BLACKHOLE = 6
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"by": "192.0.2.9"},
+        {"by": "192.0.2.9", "length": 24},
+        {"length": 24},
+        {"kind": 7},
+        {"kind": 7, "length": 24},
+    ],
+    ids=["gateway", "network by a gateway", "network", "unreachable", "unreachable network"],
+)
+def test_routes_that_tell_of_no_pod_are_not_kept_and_take_the_place_of_one_that_does(
+    other: dict[str, Any],
+) -> None:
+    length = other.get("length", 32)
+    is_news = Interfaces()
+    assert not is_news.take(route("10.0.0.0", 7, REPLACE, **other))
+    assert is_news.take(route("10.0.0.0", 7, length=length, kind=1 if length == 32 else BLACKHOLE))
+    assert not is_news.take(route("10.0.0.0", 7, **other))
+    assert len(is_news.links.routes) == 1
+    assert is_news.take(route("10.0.0.0", 7, REPLACE, **other))
+    assert not is_news.links.routes
 
 
 def test_a_route_that_is_told_again_is_no_news() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ def links(*routes: str, **addresses: str) -> Links:
     made = []
     for route in routes:
         destination, interface = route.split()
-        is_blackhole = interface in ("80", "12", "4")
-        protocol = int(interface) if is_blackhole else 3
+        is_blackhole = interface == "blackhole"
         name = "" if is_blackhole else interface
-        made.append(Route(parse_network(destination), name, protocol, is_blackhole))
+        made.append(Route(parse_network(destination), name, is_blackhole))
     return Links(
         names=frozenset({"eth0", *addresses}),
         addresses=frozenset((name, parse_address(ip)) for name, ip in addresses.items() if ip),
@@ -79,16 +79,20 @@ def test_pods_are_told_of_by_plugins_and_by_what_they_made(
 
 
 def test_single_addresses_have_routes_to_pods() -> None:
-    there = links("10.0.0.1/32 cali1", "10.0.0.2/32 br1", "10.0.1.0/24 cali1", "10.0.2.0/26 80")
+    there = links(
+        "10.0.0.1/32 cali1", "10.0.0.2/32 br1", "10.0.1.0/24 cali1", "10.0.2.0/26 blackhole"
+    )
     assert routed(there) == {
         ("cali1", parse_address("10.0.0.1")),
         ("br1", parse_address("10.0.0.2")),
     }
 
 
-def test_blocks_are_blackholes_of_calicos() -> None:
-    there = links("10.0.0.0/26 80", "10.0.1.0/26 12", "10.0.2.0/26 4", "10.0.3.0/26 tunl0")
-    assert blocks(there) == {parse_network("10.0.0.0/26"), parse_network("10.0.1.0/26")}
+def test_blocks_are_blackholes_as_small_as_calicos() -> None:
+    small = ["10.0.0.0/26", "10.0.16.0/20", "fd00:10::/116"]
+    large = ["10.32.0.0/19", "10.0.0.0/8", "fd00:10::/64"]
+    there = links("10.0.3.0/26 tunl0", *(f"{each} blackhole" for each in (*small, *large)))
+    assert blocks(there) == set(map(parse_network, small))
 
 
 # What network plugins write.
@@ -177,6 +181,11 @@ def test_what_may_be_a_pods_is_routed_to_a_neighbour_or_a_bridges(
     assert sorted(shown) == sorted(found)
 
 
-def test_a_route_through_a_gateway_leads_to_no_pod() -> None:
-    beyond = Route(parse_network("10.9.0.5/32"), "veth1", 3, False, has_gateway=True)
-    assert not routed(Links(routes=frozenset({beyond})))
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+def test_what_is_no_file_is_passed_over_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "00-odd.conf"
+    {"fifo": os.mkfifo, "folder": os.mkdir, "device": lambda to: os.symlink("/dev/zero", to)}[kind](
+        path
+    )
+    (tmp_path / "10-real.conf").write_text('{"type": "calico"}')
+    assert plugins(tmp_path) == [Plugin("calico")]

@@ -41,7 +41,7 @@ class Node:
         monkeypatch.setattr(uncovered, "own_pods", self._ask)
 
     def _links(self) -> Links:
-        routes = (Route(parse_network(f"{ip}/32"), "veth1", 3, False) for ip in self.routed)
+        routes = (Route(parse_network(f"{ip}/32"), "veth1", False) for ip in self.routed)
         return Links(routes=frozenset(routes))
 
     def _ask(self, api: Api, node: str) -> tuple[OwnPod, ...]:

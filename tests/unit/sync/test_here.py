@@ -54,6 +54,13 @@ def test_pods_are_those_behind_the_interfaces_that_lead_to_them() -> None:
     assert here.network([]).pods == set()
 
 
+def test_blackholes_are_of_pods_where_pods_are_known_by_interface() -> None:
+    block = parse_network("10.233.90.0/26")
+    here = Here().with_routes(frozenset(), frozenset({block}))
+    assert here.network(["cali+"]).pod_blocks == {block}
+    assert here.network([]).pod_blocks == set()
+
+
 def test_where_the_api_server_is_known_in_part_the_last_known_stays() -> None:
     here = Here().with_api_servers(frozenset({(OWN, 6443)}), complete=True)
     here = here.with_api_servers(frozenset({(VIP, 6443)}), complete=False)
