@@ -13,11 +13,11 @@ the destination that it asks for, and nothing else; a target that is not known e
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from ipvs_node_agent.model.addresses import Address, Network, contains
+from ipvs_node_agent.model.addresses import Address, Network, address_of, contains
 from ipvs_node_agent.nat.ruletext import goes_to, targets
 
 # Calico's chains (felix `rules.ChainNamePrefix`), and the one of kube-ovn's in PREROUTING.
@@ -50,10 +50,12 @@ class Ahead(NamedTuple):
     chains: frozenset[str]
     ends: tuple[Network, ...]
 
-    def keeps(self, addresses: Iterable[Address]) -> bool:
+    def keeps(self, addresses: frozenset[Address]) -> bool:
         """Whether a packet to one of `addresses` may not come back from it."""
-        return bool(self.ends) and any(
-            contains(network, address) for address in addresses for network in self.ends
+        single = {address_of(each.network_address.packed) for each in self.ends if _is_one(each)}
+        wide = [network for network in self.ends if not _is_one(network)]
+        return not single.isdisjoint(addresses) or any(
+            contains(network, address) for network in wide for address in addresses
         )
 
     @property
@@ -120,6 +122,10 @@ class Others:
                     ends.update(_destinations(rule))
             self._read[chain] = _Read(frozenset(leads), frozenset(ends), len(rules))
         return self._read[chain]
+
+
+def _is_one(network: Network) -> bool:
+    return network.prefixlen == network.max_prefixlen
 
 
 def _destinations(rule: str) -> Sequence[Network]:
