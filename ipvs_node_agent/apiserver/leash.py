@@ -36,6 +36,8 @@ Known = Mapping[str, Places]
 
 # How long until all of it is looked up again, and at least between two looks, in seconds.
 _PERIOD, _LEAST = 240.0, 1.0
+# So long the Endpoints are waited for before there are any rules, in seconds.
+_PATIENCE = 30.0
 _PATH = "/api/v1/namespaces/default/endpoints/kubernetes"
 # As the API server's cache has them, at no cost for etcd.
 _CACHED = {"resourceVersion": "0"}
@@ -54,19 +56,19 @@ class Leash:
     def __init__(self, api: Api, tell: Callable[[Places, bool], None]) -> None:
         self._api, self._tell = api, tell
         self._wake, self._stopped = threading.Event(), threading.Event()
-        # When the API server is asked again that did not answer; 0 where it did.
-        self._ask_due = 0.0
+        self._reached = threading.Event()
 
     def run(self) -> None:
         """Tells until `stop`."""
-        backoff = Backoff()
+        backoff, began, ask_due = Backoff(), monotonic(), 0.0
         known: Known = {}
         while True:
             # Before `stopped` is looked at, as `stop` wakes it too.
             self._wake.clear()
             if self._stopped.is_set():
                 return
-            asks, is_answered = monotonic() >= self._ask_due, True
+            asks, is_answered = self._reached.is_set() or monotonic() >= ask_due, True
+            self._reached.clear()
             # Told after each part, as the next one may hang for want of what this one gives.
             for now_known, is_told in look(self._api, known, asks):
                 known = now_known
@@ -75,11 +77,14 @@ class Leash:
                     self._tell(*summed_up(known))
             if asks and is_answered:
                 backoff.reset()
-                self._ask_due = 0.0
+                ask_due = 0.0
             elif asks:
-                self._ask_due = monotonic() + backoff.next()
+                ask_due = monotonic() + backoff.next()
+                if self._is_without(known, monotonic() - began):
+                    known = {**known, "Endpoints": frozenset()}
+                    self._tell(*summed_up(known))
             self._stopped.wait(_LEAST)
-            self._wake.wait(max(self._ask_due - monotonic(), 0.0) if self._ask_due else _PERIOD)
+            self._wake.wait(max(ask_due - monotonic(), 0.0) if ask_due else _PERIOD)
 
     def hurry(self, reached: bool = False) -> None:
         """Has it looked up soon.
@@ -87,8 +92,20 @@ class Leash:
         An API server that does not answer is asked as seldom as ever, unless it was just `reached`.
         """
         if reached:
-            self._ask_due = 0.0
+            self._reached.set()
         self._wake.set()
+
+    def _is_without(self, known: Known, seconds: float) -> bool:
+        """Whether the API server answers, and does not tell its Endpoints after so many seconds."""
+        if "Endpoints" in known or "kubeconfig" not in known:
+            return False
+        is_over = bool(self._api.peers) and seconds >= _PATIENCE and not self._stopped.is_set()
+        if is_over:
+            log.warning(
+                "going by the kubeconfig alone: the API server does not tell its own addresses"
+                " (the Endpoints kubernetes in the namespace default)"
+            )
+        return is_over
 
     def stop(self) -> None:
         """Has `run` end, and tell nothing any more."""

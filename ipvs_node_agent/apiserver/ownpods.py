@@ -35,7 +35,7 @@ def own_pods(api: Api, node: str) -> tuple[OwnPod, ...]:
     # The only pods that a node may list (Node authorizer).
     parameters = {"fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
     try:
-        with api.get(_PATH, parameters, _DOING, _TIMEOUT) as answer:
+        with api.get(_PATH, parameters, _DOING, _TIMEOUT, once=True) as answer:
             read_list(_bounded(answer.pieces()), take)
     except Superseded:
         raise ApiError("API server", "the credentials were just replaced") from None

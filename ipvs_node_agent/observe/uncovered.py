@@ -15,8 +15,8 @@ from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.ownpods import own_pods
-from ipvs_node_agent.backoff import Seldom
-from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.backoff import Once, Seldom
+from ipvs_node_agent.errors import AgentError, one_line
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.links import Links
 from ipvs_node_agent.host.neighbours import neighbours
@@ -27,7 +27,7 @@ from ipvs_node_agent.sync.state import Published
 log = logging.getLogger(__name__)
 
 _LOOK_PERIOD = 30.0
-# The least time between two answers of the API server's.
+# The least time between two requests.
 _LEAST_PAUSE = 600.0
 
 
@@ -49,7 +49,7 @@ class UncoveredPods:
         self._pods: tuple[OwnPod, ...] = ()
         # What no rule covered at the last look, and what of it the API server knows nothing of.
         self._before = self._nobodys = frozenset[Candidate]()
-        self._asking = Seldom(_LEAST_PAUSE, clock)
+        self._asking, self._refused = Seldom(_LEAST_PAUSE, clock), Once()
         # With other credentials there is another thread, and the last one may not be through.
         self._lock = threading.Lock()
 
@@ -86,12 +86,16 @@ class UncoveredPods:
         doubtful = _not_of(self._pods, lasting - self._nobodys)
         if not (doubtful and self._asking.due):
             return
+        # Also where it fails, as who is overloaded is not to be asked more often.
+        self._asking.done()
         try:
             self._pods = ask()
         except (AgentError, OSError, ValueError, RecursionError) as error:
-            log.debug("whose the addresses without rules are is not known: %s", error)
+            why = one_line(str(error)) or type(error).__name__
+            if self._refused.new(why):
+                log.warning("cannot tell whether rules cover all pods of this node: %s", why)
             return
-        self._asking.done()
+        self._refused.new("")
         # Of a subnet, another address may be a pod's the next time.
         self._nobodys |= {each for each in _not_of(self._pods, doubtful) if each.is_single}
 

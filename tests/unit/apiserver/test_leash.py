@@ -183,6 +183,7 @@ class Told:
 
     def __init__(self, api: Api) -> None:
         self._told: queue.Queue[tuple[Places, bool]] = queue.Queue()
+        self.has_been_complete = False
         self.leash = Leash(api, lambda *told: self._told.put(told))
         self.thread = threading.Thread(target=self.leash.run, daemon=True)
         self.thread.start()
@@ -193,6 +194,7 @@ class Told:
 
     def _next(self) -> tuple[list[str], bool]:
         places, complete = self._told.get(timeout=10)
+        self.has_been_complete |= complete
         return shown(places), complete
 
     def quiet(self) -> bool:
@@ -261,6 +263,64 @@ def test_what_fails_is_asked_again_soon_and_what_is_refused_is_not(
         told.wait_for(PROXY)
         told.wait_for(PROXY)
         assert told.quiet()
+
+
+@pytest.mark.parametrize("status", [400, 401, 405, 429, 500, 503])
+def test_who_answers_all_but_that_is_waited_for_no_longer_than_a_while(
+    status: int,
+    server: ApiServer,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(leash, "_PATIENCE", 0.3)
+    monkeypatch.setattr(Backoff, "FIRST", 0.05)
+    server.fail(status, verb="get")
+    here = f"127.0.0.1 {server.port}"
+    with telling(api) as told:
+        told.wait_for(here, complete=False)
+        told.wait_for(here)
+        server.heal()
+        told.leash.hurry(reached=True)
+        told.wait_for(here)
+    said = "going by the kubeconfig alone: the API server does not tell its own addresses"
+    assert len([line for line in caplog.messages if line.startswith(said)]) == 1
+
+
+def test_whoever_never_answered_is_waited_for(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leash, "_PATIENCE", 0.0)
+    monkeypatch.setattr(Backoff, "FIRST", 0.01)
+    names["api"] = ["198.51.100.1"]
+    wire = Wire(ConnectionRefusedError())
+    with telling(WiredApi(wire)) as told:
+        for _ in range(10):
+            told.wait_for(PROXY, "198.51.100.1 80", complete=False)
+        assert not told.has_been_complete
+        wire.body = REAL
+        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
+
+
+def test_who_is_reached_while_a_request_of_ours_hangs_is_asked_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Backoff, "FIRST", 60.0)
+    asked, hanging = threading.Event(), threading.Event()
+
+    class Hanging(Wire):
+        def request(self, method: str, url: str, **options: Any) -> Response:
+            if asked.is_set():
+                return super().request(method, url, **options)
+            asked.set()
+            assert hanging.wait(10)
+            raise ConnectionResetError
+
+    with telling(WiredApi(Hanging({}))) as told:
+        assert asked.wait(10)
+        told.leash.hurry(reached=True)
+        hanging.set()
+        told.wait_for(PROXY)
 
 
 def test_what_hangs_holds_up_neither_what_is_known_nor_the_end(

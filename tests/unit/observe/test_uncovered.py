@@ -112,11 +112,15 @@ def test_the_server_is_not_asked_twice_in_ten_minutes(node: Node) -> None:
     assert node.asked == 3
 
 
-def test_what_failed_is_tried_again_at_the_next_look(node: Node) -> None:
+def test_what_failed_is_said_once_and_tried_again_after_ten_minutes(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
     node.has("10.9.0.5", pods=["10.9.0.5"])
-    for node.broken in (RefusedError("x", "y"), OSError(), ValueError(), RecursionError(), None):
-        node.look(2)
-    assert (node.asked, node.tells()) == (8, [["10.9.0.5"]])
+    broken = (RefusedError("x", "y"), OSError(), ValueError(), RecursionError())
+    for node.broken in (broken[0], *broken, None):
+        node.look(20)
+    assert (node.asked, node.tells()) == (6, [["10.9.0.5"]])
+    assert len([said for said in caplog.messages if said.startswith("cannot tell whether")]) == 4
 
 
 def test_who_goes_or_is_covered_is_told_at_the_next_look(node: Node) -> None:
