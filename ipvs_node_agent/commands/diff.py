@@ -16,9 +16,9 @@ from ipvs_node_agent.apiserver.resources import list_all, node_name, resources
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.host import links, pods
-from ipvs_node_agent.host.rundir import own_names
+from ipvs_node_agent.host.rundir import directory, own_names
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.programmer import Programmer
@@ -27,6 +27,7 @@ from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.nat.saveformat import restore_input
+from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.rules.invalid import input_rules
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.policy import lacking, pod_interfaces, to_program
@@ -97,22 +98,34 @@ def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
     kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
     kernel.choose()
     changes: list[tuple[str, Change]] = []
-    tables, filters = kernel.programmers(), kernel.filters()
+    tables, filters, behind = kernel.programmers(), kernel.filters(), _in_front()
     for family, programmer in tables.items():
         found = programmer.read()
         own_mark = config.chains.mark_masquerade not in found.filled
-        wanted = plan(config, seen, family, own_mark).ruleset
+        given_way = behind.get(str(family), frozenset())
+        wanted = replace(plan(config, seen, family, own_mark).ruleset, behind=given_way)
         dropping = config.drop_invalid_input and bool(wanted.chains)
-        for change in (difference(found, wanted), _of_filter(filters[family], dropping)):
+        for change in (difference(found, wanted), _of_filter(filters[family], dropping, given_way)):
             if change:
                 changes.append((f"{family.command}-{kernel.backend}-restore", change))
     return changes
 
 
-def _of_filter(programmer: Programmer, dropping: bool) -> Change:
+def _in_front() -> dict[str, frozenset[tuple[str, str]]]:
+    """Whom the running agent leaves the first place to, by family; nobody where none runs."""
+    try:
+        families = statussocket.ask(directory()).families
+    except AgentError:
+        return {}
+    return {family.name: frozenset(family.in_front) for family in families}
+
+
+def _of_filter(
+    programmer: Programmer, dropping: bool, behind: frozenset[tuple[str, str]]
+) -> Change:
     """What has to be changed in a filter table. Raises RefusedError."""
     try:
-        return programmer.pending(input_rules(dropping))
+        return programmer.pending(replace(input_rules(dropping), behind=behind))
     except TableError:
         if dropping:
             raise

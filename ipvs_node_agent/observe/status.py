@@ -39,12 +39,13 @@ class Happened:
 
 @dataclass(frozen=True)
 class FamilyReport:
-    """What there is of one address family."""
+    """What there is of one address family; `in_front` are others' jumps, by built-in chain."""
 
     name: str
     services: int
     rules: int
     chains: int
+    in_front: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def report(
 ) -> Report:
     """An agent's report; `view` is None where it hangs, `now` makes monotonic time the epoch's."""
     families = tuple(
-        FamilyReport(str(family), table.services, table.rules, table.chains)
+        FamilyReport(
+            str(family), table.services, table.rules, table.chains, tuple(sorted(table.behind))
+        )
         for family, table in published.agent.families.items()
     )
     known, missed = published.agent.coverage, published.agent.uncovered
@@ -153,7 +156,13 @@ def as_json(made: Report) -> str:
         "backend": made.backend,
         "lastError": error and {"time": _written(error.time), "text": error.text},
         "families": [
-            {"ipFamily": f.name, "services": f.services, "rules": f.rules, "chains": f.chains}
+            {
+                "ipFamily": f.name,
+                "services": f.services,
+                "rules": f.rules,
+                "chains": f.chains,
+                "inFront": [{"chain": chain, "target": target} for chain, target in f.in_front],
+            }
             for f in made.families
         ],
         "services": [
@@ -212,8 +221,13 @@ def from_json(text: str) -> Report:
 
 
 def _family(raw: Any) -> FamilyReport:
-    counts = (_number(raw[key]) for key in ("services", "rules", "chains"))
-    return FamilyReport(_text(raw["ipFamily"]), *counts)
+    services, rules, chains = (_number(raw[key]) for key in ("services", "rules", "chains"))
+    in_front = _each(raw.get("inFront", []), _jump)
+    return FamilyReport(_text(raw["ipFamily"]), services, rules, chains, in_front)
+
+
+def _jump(raw: Any) -> tuple[str, str]:
+    return _text(raw["chain"]), _text(raw["target"])
 
 
 def _service(raw: Any) -> ServiceReport:

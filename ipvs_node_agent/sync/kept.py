@@ -75,6 +75,7 @@ class KeptTable(ABC):
             synced=self._progress.synced,
             queued=self._progress.queued,
             waiting_since=self._progress.waiting_since,
+            behind=self.ruleset.behind,
         )
 
     @property

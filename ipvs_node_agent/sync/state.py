@@ -35,7 +35,8 @@ class FamilyState:
     """One family's tables: what is wanted there, and how far it is there.
 
     `synced` is when the table was last known to hold what is wanted, `queued` when something else
-    was last wanted, and `waiting_since` since when something is wanted that is not there.
+    was last wanted, and `waiting_since` since when something is wanted that is not there. `behind`
+    are the jumps of others that have the first place (see `nat.Ruleset`).
     """
 
     services: int = 0
@@ -45,6 +46,7 @@ class FamilyState:
     synced: float = -math.inf
     queued: float = -math.inf
     waiting_since: float = math.inf
+    behind: frozenset[tuple[str, str]] = frozenset()
 
     def joined(self, other: FamilyState) -> FamilyState:
         """Both as one: what holds of the one that is further behind."""
@@ -56,6 +58,7 @@ class FamilyState:
             synced=min(self.synced, other.synced),
             queued=max(self.queued, other.queued),
             waiting_since=min(self.waiting_since, other.waiting_since),
+            behind=self.behind | other.behind,
         )
 
 

@@ -18,7 +18,10 @@ WHOLE = Report(
     node="worker-1",
     backend="nft",
     last_error=Happened(NOON - 7200, "IPv4: iptables-nft-restore: busy"),
-    families=(FamilyReport("IPv4", 2, 8, 2), FamilyReport("IPv6", 1, 4, 2)),
+    families=(
+        FamilyReport("IPv4", 2, 8, 2, (("PREROUTING", "THEIRS"),)),
+        FamilyReport("IPv6", 1, 4, 2),
+    ),
     services=(
         ServiceReport(
             "default", "other", ("10.19.22.57",), ("10.231.2.62",), Count(0, 0), Count(0, 0)

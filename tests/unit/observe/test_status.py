@@ -125,8 +125,14 @@ def test_the_json_has_these_keys() -> None:
         "backend": "nft",
         "lastError": {"time": "2025-11-25T10:00:00Z", "text": "IPv4: iptables-nft-restore: busy"},
         "families": [
-            {"ipFamily": "IPv4", "services": 2, "rules": 8, "chains": 2},
-            {"ipFamily": "IPv6", "services": 1, "rules": 4, "chains": 2},
+            {
+                "ipFamily": "IPv4",
+                "services": 2,
+                "rules": 8,
+                "chains": 2,
+                "inFront": [{"chain": "PREROUTING", "target": "THEIRS"}],
+            },
+            {"ipFamily": "IPv6", "services": 1, "rules": 4, "chains": 2, "inFront": []},
         ],
         "services": [
             {
