@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterable
 from typing import Callable
 
-from ipvs_node_agent.apiserver.client import Api
+from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.ownpods import own_pods
 from ipvs_node_agent.backoff import Once, Seldom
-from ipvs_node_agent.errors import AgentError, one_line
+from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.links import Links
 from ipvs_node_agent.host.neighbours import neighbours
@@ -91,9 +91,11 @@ class UncoveredPods:
         try:
             self._pods = ask()
         except (AgentError, OSError, ValueError, RecursionError) as error:
-            why = one_line(str(error)) or type(error).__name__
-            if self._refused.new(why):
-                log.warning("cannot tell whether rules cover all pods of this node: %s", why)
+            log.debug("whose the addresses without rules are is not known: %s", error)
+            # Of an outage, those tell who follow the API server.
+            refused = isinstance(error, ApiError) and error.status == 403
+            if refused and self._refused.new(str(error)):
+                log.warning("cannot tell whether rules cover all pods of this node: %s", error)
             return
         self._refused.new("")
         # Of a subnet, another address may be a pod's the next time.

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.links import Links, Route
 from ipvs_node_agent.model.addresses import parse_address, parse_network
@@ -116,11 +115,13 @@ def test_what_failed_is_said_once_and_tried_again_after_ten_minutes(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.has("10.9.0.5", pods=["10.9.0.5"])
-    broken = (RefusedError("x", "y"), OSError(), ValueError(), RecursionError())
-    for node.broken in (broken[0], *broken, None):
+    refused = ApiError("x", "y", status=403)
+    outage = (ApiError("x", "y"), ApiError("x", "y", status=503), OSError(), RecursionError())
+    for node.broken in (refused, refused, *outage, None):
         node.look(20)
-    assert (node.asked, node.tells()) == (6, [["10.9.0.5"]])
-    assert len([said for said in caplog.messages if said.startswith("cannot tell whether")]) == 4
+    assert (node.asked, node.tells()) == (7, [["10.9.0.5"]])
+    said = "cannot tell whether rules cover all pods of this node: x: y"
+    assert [line for line in caplog.messages if line.startswith("cannot tell")] == [said]
 
 
 def test_who_goes_or_is_covered_is_told_at_the_next_look(node: Node) -> None:
