@@ -144,3 +144,23 @@ def test_a_kernel_that_tells_nothing_for_a_while_takes_no_address_away(
     assert [heard.get(timeout=10) for _ in range(3)] == [Links(), known, known]
     assert heard.empty()
     assert len(caplog.messages) == 1
+
+
+def test_interfaces_that_cannot_be_followed_are_said_and_hold_up_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost() -> Interfaces:
+        raise Lost
+
+    monkeypatch.setattr(links, "_all", lost)
+    monkeypatch.setattr(links._Pauses, "CAP", 0.01)
+    monkeypatch.setattr(links._Pauses, "FIRST", 0.01)
+    heard: queue.Queue[Links] = queue.Queue()
+    follower = LinkFollower(heard.put)
+    thread = threading.Thread(target=follower.run, daemon=True)
+    thread.start()
+    assert heard.get(timeout=5) == Links()
+    follower.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert caplog.text.count("the interfaces of this node change all the time") == 1

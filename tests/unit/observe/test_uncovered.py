@@ -116,7 +116,7 @@ def test_what_failed_is_said_once_and_tried_again_after_ten_minutes(
 ) -> None:
     node.has("10.9.0.5", pods=["10.9.0.5"])
     refused = ApiError("x", "y", status=403)
-    outage = (ApiError("x", "y"), ApiError("x", "y", status=503), OSError(), RecursionError())
+    outage = (ApiError("x", "z"), ApiError("x", "full", status=503), OSError("no"), ValueError())
     for node.broken in (refused, refused, *outage, None):
         node.look(20)
     assert (node.asked, node.tells()) == (7, [["10.9.0.5"]])
