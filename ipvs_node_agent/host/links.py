@@ -41,6 +41,7 @@ _RTA_GATEWAY, _RTA_VIA = 5, 18
 _TABLE_LOCAL, _PROTOCOL_KERNEL = 255, 2
 _RTN_UNICAST, _RTN_BLACKHOLE = 1, 6
 _NLM_F_REPLACE = 0x100
+_IFF_UP = 0x1
 _LENGTHS = {socket.AF_INET: 4, socket.AF_INET6: 16}
 # rtnetlink(7)'s RTPROT_BIRD, and the one that Calico takes for what it routes itself.
 _BLOCK_PROTOCOLS = (12, 80)
@@ -105,9 +106,12 @@ class Interfaces:
         return False
 
     def _link(self, message: Message, is_there: bool) -> bool:
-        _, _, index, _, _ = _LINK.unpack_from(message.body)
-        before = self._names.get(index)
+        _, _, index, flags, _ = _LINK.unpack_from(message.body)
+        before = self._names.get(index), len(self._routes)
         if is_there:
+            if not flags & _IFF_UP:
+                # The kernel drops its IPv4 routes, and tells of none.
+                self._drop_routes(index)
             name = netlink.attributes(message.body[_LINK.size :]).get(_IFLA_IFNAME, b"")
             self._names[index] = name.rstrip(b"\0").decode("utf-8", "replace")
             if self._names[index] == _PROXY_INTERFACE:
@@ -120,12 +124,15 @@ class Interfaces:
                 return False
             self._names.pop(index, None)
             self._addresses = {each for each in self._addresses if each[0] != index}
-            self._routes = {
-                where: left
-                for where, routes in self._routes.items()
-                if (left := frozenset(each for each in routes if each[1] != index))
-            }
-        return self._names.get(index) != before
+            self._drop_routes(index)
+        return (self._names.get(index), len(self._routes)) != before
+
+    def _drop_routes(self, index: int) -> None:
+        self._routes = {
+            where: left
+            for where, routes in self._routes.items()
+            if (left := frozenset(each for each in routes if each[1] != index))
+        }
 
     def _address(self, message: Message, is_there: bool) -> bool:
         family, _, _, _, index = _ADDR.unpack_from(message.body)

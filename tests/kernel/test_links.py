@@ -184,6 +184,22 @@ def test_a_route_that_is_replaced_is_one(node: Namespace) -> None:
     assert [route.interface for route in told.links.routes] == ["cali1"]
 
 
+@pytest.mark.parametrize("pod", ["10.233.90.5", "fd00:233::5"])
+def test_an_interface_that_is_set_down_has_no_routes_any_more(node: Namespace, pod: str) -> None:
+    """Of IPv4 ones the kernel tells nothing."""
+    node.run("ip", "route", "add", pod, "dev", "cali1")
+    told = Told(node)
+    for number, state in enumerate(("down", "up"), 3):
+        node.run("ip", "link", "set", "cali1", state)
+        node.add_address("eth0", f"192.0.2.{number}/24")
+        while f"192.0.2.{number}" not in {a for _, a in told.addresses()}:
+            told.next()
+        assert told.links.routes == set()
+    node.run("ip", "route", "add", pod, "dev", "cali1")
+    told.next()
+    assert [route.interface for route in told.links.routes] == ["cali1"]
+
+
 def test_routes_of_others_are_nobodys_news(node: Namespace) -> None:
     told = Told(node)
     node.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.9")
