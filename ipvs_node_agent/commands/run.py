@@ -299,7 +299,7 @@ class _Loop:
         # Before the work as well, as that may take a while.
         self._publish()
         due = min(self._agent.tick(), self._backend_due)
-        if self._agent.in_sync:
+        if self._agent.serves:
             self._after_sync()
         self._publish()
         due = min(due, self._manager.sign_due)

@@ -145,9 +145,13 @@ class Agent:
     @property
     def in_sync(self) -> bool:
         """Whether the kernel holds what is wanted, as far as the agent knows."""
-        if self._planned is not self._inputs or self._inputs.lacking:
-            return False
-        return not any(table.dirty or table.error for table in self._all)
+        return self.serves and not any(t.dirty or t.error for t in self._filters.values())
+
+    @property
+    def serves(self) -> bool:
+        """Whether it holds all that Services depend on, which the filter tables are not."""
+        is_planned = self._planned is self._inputs and not self._inputs.lacking
+        return is_planned and not any(t.dirty or t.error for t in self._tables.values())
 
     @property
     def _all(self) -> Sequence[KeptTable]:
@@ -210,9 +214,7 @@ class Agent:
     def view(self) -> View:
         """What is known of each Service, at this moment."""
         cluster = self._inputs.cluster
-        served: dict[Address, tuple[str, ...]] = {}
-        for table in self._tables.values():
-            served.update(table.wanted.planner.served)
+        served = {a: k for t in self._tables.values() for a, k in t.wanted.planner.served.items()}
         errors = [*(table.last_error for table in self._all), self._notices.last_trouble]
         return View(
             in_sync=self._was_in_sync,

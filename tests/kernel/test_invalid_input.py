@@ -300,6 +300,10 @@ def test_a_table_that_iptables_cannot_use_matters_to_nobody_who_does_not_ask_for
     assert not re.search("WARNING .*filter|ERROR", bed.agent.log)
     bed.reload(dropInvalidInput=True)
     eventually(lambda: "IPv4 filter: cannot program the kernel" in bed.agent.log)
+    # Ready it is as soon as Services have their rules, which `start` waits for.
+    bed.agent.stop()
+    bed.agent.start()
+    eventually(lambda: bed.agent.log.count("IPv4 filter: cannot program the kernel") == 2)
     eventually(lambda: ours(bed, FAMILIES[1]) == OURS)
     bed.reload(dropInvalidInput=False)
     eventually(lambda: "IPv6 filter: wrote 1 chain removed" in bed.agent.log, bed.agent.log)
