@@ -13,6 +13,7 @@ from typing import Callable
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.events import NODES as THE_NODE
 from ipvs_node_agent.model.events import SERVICES
+from tests.simulation.filters import MEDDLING as IN_FILTER
 from tests.simulation.objects import CONFIGS, MEDDLING, NODES, PODS, Put
 from tests.simulation.search import Step, step
 
@@ -52,10 +53,11 @@ def history(seed: int) -> list[Step]:
         (lambda: step("deliver", choice((1, 1, 2, 50))), 2.0),
         (lambda: step("list_anew", choice((SERVICES, SERVICES, THE_NODE))), 0.5),
         (lambda: _others(chance), 4.0),
+        (lambda: _others_in_filter(chance), 1.0),
         (lambda: step("refuse", choice(pool), often(0.5)), 1.0),
         (lambda: step("accept"), 0.5),
         (lambda: _fail(chance), 1.0),
-        (lambda: step("reload", choice(tuple(CONFIGS))), 1.0),
+        (lambda: step("reload", choice((*CONFIGS, "drop invalid"))), 1.0),
         (
             lambda: step("kernel_has", chance.sample((*pool, "192.168.7.11"), choice((0, 1, 1)))),
             1.0,
@@ -115,10 +117,15 @@ def _others(chance: random.Random) -> Step:
     return step("others", what, family, chain, told, chance.choice(MOMENTS))
 
 
+def _others_in_filter(chance: random.Random) -> Step:
+    what, family = chance.choice(tuple(IN_FILTER)), chance.choice((IPV4, *FAMILIES))
+    return step("others_in_filter", what, family, chance.random() < 0.9, chance.choice(MOMENTS))
+
+
 def _fail(chance: random.Random) -> Step:
     count = chance.choice((1, 1, 2, 5))
     faults = chance.choices(tuple(FAULTS), tuple(FAULTS.values()), k=count)
-    return step("fail", chance.choice((IPV4, *FAMILIES)), faults)
+    return step("fail", chance.choice((IPV4, *FAMILIES)), faults, chance.random() < 0.2)
 
 
 def _pass(chance: random.Random) -> Step:

@@ -84,8 +84,8 @@ MUTATIONS = {
             "                pass\n",
         ),
         "it says that it is in sync while it is behind": (
-            "if self._planned is not self._inputs or self._inputs.lacking:",
-            "if self._inputs.lacking:",
+            "is_planned = self._planned is self._inputs and not self._inputs.lacking",
+            "is_planned = not self._inputs.lacking",
         ),
     },
     "sync/wanted.py": {
@@ -162,6 +162,16 @@ MUTATIONS = {
         "a refusal is told for ever": (
             "            del self._entries[key]\n        return taken\n",
             "            pass\n        return taken\n",
+        ),
+    },
+    "sync/invalid.py": {
+        "a filter table that was used rests though a write failed": (
+            "return not (self._ruleset.chains or self.dirty)",
+            "return not self._ruleset.chains",
+        ),
+        "another configuration changes nothing in filter": (
+            "if dropping != bool(self._ruleset.chains):",
+            "if dropping and not self._ruleset.chains:",
         ),
     },
     "sync/progress.py": {

@@ -28,6 +28,7 @@ def _config(chains: ChainNames | None = None, **services: Any) -> Config:
 PLAIN = _config()
 CONFIGS = {
     "plain": PLAIN,
+    "drop invalid": replace(PLAIN, drop_invalid_input=True),
     "HostOnly": replace(PLAIN, masquerade="HostOnly"),
     "by port": _config(match_ports="Always"),
     "external IPs": _config(external_ips=True),

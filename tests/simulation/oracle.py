@@ -25,7 +25,7 @@ from tests.simulation.search import Violation
 from tests.support.faketable import BUILT_IN, Chains
 
 OWN_CHAIN = re.compile(
-    r"(IPVS_PREROUTING|IPVS_OUTPUT|NEW_PREROUTING|NEW_OUTPUT|IPVS_MARK_MASQ|IPVS_POSTROUTING)(-.*)?"
+    r"(IPVS_PREROUTING|IPVS_OUTPUT|IPVS_INPUT|NEW_PREROUTING|NEW_OUTPUT|IPVS_MARK_MASQ|IPVS_POSTROUTING)(-.*)?"
 )
 _DESTINATION = re.compile(r"-d (\S+)(?: -i \S+)?(?: -p (\w+)(?: -m \w+ --dport (\S+))?)?")
 _PORTS = re.compile(r"--dport (\d+):(\d+)")

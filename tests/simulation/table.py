@@ -1,4 +1,4 @@
-"""A nat table that others change, and that fails, at the moments that a history says.
+"""A nat or filter table that others change, and that fails, at the moments that a history says.
 
 It is the table of tests/support, which real kernels are held to, with neighbours and faults. It
 remembers what the agent can know of it: what the agent last saw there or wrote.
@@ -43,8 +43,9 @@ class SimTable(FakeTable):
         family: Family,
         advance: Callable[[float], None],
         wrote: Callable[[SimTable, Wrote], None],
+        name: str = "nat",
     ) -> None:
-        super().__init__(MARK_MASQ)
+        super().__init__(MARK_MASQ if name == "nat" else "", name)
         self.family, self.tells = family, False
         self._advance, self._wrote = advance, wrote
         self.seen: Chains = self.copy()
@@ -68,7 +69,7 @@ class SimTable(FakeTable):
     def change(self, text: str, told: bool = True) -> None:
         """Somebody else applies `text`; what cannot be done is left."""
         try:
-            self._chains = applied(self._chains, f"*nat\n{text}\nCOMMIT\n")
+            self._chains = applied(self._chains, f"*{self.name}\n{text}\nCOMMIT\n", self.name)
         except TableError:
             return
         self.note(told)
@@ -126,7 +127,7 @@ class SimTable(FakeTable):
         there = self.copy()
         super().restore(text)
         self._last = next(self._version)
-        seen, self.seen = self.seen, applied(self.seen, text)
+        seen, self.seen = self.seen, applied(self.seen, text, self.name)
         self._wrote(self, Wrote(text, seen, self.seen, there, self.copy()))
         self._pause("after restore")
         if fault:

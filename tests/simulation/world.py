@@ -30,7 +30,7 @@ from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, Here
-from tests.simulation import objects, oracle
+from tests.simulation import filters, objects, oracle
 from tests.simulation.history import history
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put
 from tests.simulation.oracle import State
@@ -65,16 +65,31 @@ class World:
         self.ever_refused: set[str] = set()
         self.slow = self.unsaid = -math.inf
         self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
+        self.filters = {f: SimTable(f, self.advance, filters.judge, "filter") for f in FAMILIES}
         # Addresses that the kernel has no more, and since when.
         self.gone: dict[Address, float] = {}
         self.addresses: frozenset[Address] = frozenset()
         here = Here(awaited=frozenset({ADDRESSES, API_SERVERS}))
         self.places = frozenset[tuple[Address, int]]()
-        self.agent = Agent(self.told.config, self._programmers(), lambda: self.now, here=here)
+        self.agent = Agent(
+            self.told.config,
+            self._programmers(),
+            lambda: self.now,
+            here=here,
+            filters=self._of_filters(),
+        )
 
     def _programmers(self) -> dict[Family, Programmer]:
         names = NAMES - {self.told.config.chains.mark_masquerade}
         return {f: Programmer(table, owner(names), str(f)) for f, table in self.tables.items()}
+
+    def _of_filters(self) -> dict[Family, Programmer]:
+        owns = owner(frozenset({filters.CHAIN}))
+        return {f: Programmer(table, owns, f"{f} filter") for f, table in self.filters.items()}
+
+    @property
+    def _all(self) -> list[SimTable]:
+        return [*self.tables.values(), *self.filters.values()]
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -84,7 +99,7 @@ class World:
 
     def backend(self, tells: bool) -> None:
         """First of all: whether the kernel tells of others' changes, as nft's does."""
-        for table in self.tables.values():
+        for table in self._all:
             table.tells = tells
 
     def put(self, put: Put, told: bool) -> None:
@@ -208,6 +223,20 @@ class World:
         else:
             table.change(MEDDLING[what].format(chain=chain, built_in=built_in), told)
 
+    def others_in_filter(self, what: str, family: Family, told: bool, moment: str) -> None:
+        """See `others`; in a filter table."""
+        table = self.filters[family]
+
+        def meddle() -> None:
+            if not told or not table.tells:
+                self.unsaid = self.now
+            filters.meddle(table, what, told)
+
+        if moment:
+            table.meanwhile.append((moment, meddle))
+        else:
+            meddle()
+
     def refuse(self, ip: str, names_it: bool) -> None:
         """The kernel refuses all rules for `ip` from now on, and says or does not say which."""
         self.ever_refused.add(ip)
@@ -220,14 +249,14 @@ class World:
         for table in self.tables.values():
             table.refused.clear()
 
-    def fail(self, family: Family, faults: Sequence[str]) -> None:
+    def fail(self, family: Family, faults: Sequence[str], in_filter: bool = False) -> None:
         """The next commands fail."""
-        self.tables[family].faults += faults
+        (self.filters if in_filter else self.tables)[family].faults += faults
 
     def reload(self, config: str) -> None:
         """The configuration becomes another one."""
         self._become(config=CONFIGS[config])
-        self.agent.reconfigure(self.told.config, self._programmers())
+        self.agent.reconfigure(self.told.config, self._programmers(), self._of_filters())
 
     def kernel_has(self, ips: Sequence[str]) -> None:
         """The kernel has these addresses, and no others."""
@@ -304,7 +333,7 @@ class World:
         self.deliver()
         began = self.now
         self._tick_until(began + CALM)
-        tables = self.tables.values()
+        tables = self._all
         slow = began - self.slow < SLOW or began - self.unsaid < QUIET
         if slow or any(table.faults or table.meanwhile or table.refused for table in tables):
             return
@@ -324,7 +353,7 @@ class World:
             self.kernel_has(["192.168.7.11"])
         if self.told.api_servers is None:
             self.api_is_at([], 6443, True)
-        for table in self.tables.values():
+        for table in self._all:
             table.faults.clear()
             table.meanwhile.clear()
             if table.native:
@@ -393,6 +422,10 @@ class World:
                     f"{family}: in sync, and the table as last seen or left has {got},\n"
                     f"while what was told means {next(self._meant(self.told, table, table.seen))}"
                 )
+            self._expect_filter(family, self.filters[family].seen, bool(oracle.own(table.seen)))
+
+    def _expect_filter(self, family: Family, there: dict[str, list[str]], serves: bool) -> None:
+        filters.expect(self.filters[family], there, self.told, serves)
 
     def _expect_everything(self) -> None:
         """All is as if the agent had been started this moment, and it says so."""
@@ -406,6 +439,7 @@ class World:
         for family, table in self.tables.items():
             plan, refused = self._expected(family, table)
             self._expect_table(family, table.copy(), plan)
+            self._expect_filter(family, self.filters[family].copy(), bool(plan.ruleset.chains))
             counts[family] = len(oracle.with_rules(plan.ruleset.chains.values()))
             self._expect_state(family, plan, counts[family])
             problems |= set(plan.problems)
@@ -457,7 +491,9 @@ class World:
         state = self.agent.state()
         of = state.families[family]
         chains = plan.ruleset.chains
-        wanted = (services, sum(map(len, chains.values())), len(chains), math.inf)
+        more = int(self.told.config.drop_invalid_input and bool(chains))
+        rules = sum(map(len, chains.values()))
+        wanted = (services, rules + more, len(chains) + more, math.inf)
         got = (of.services, of.rules, of.chains, of.waiting_since)
         if got != wanted or state.waiting_since != math.inf:
             raise Violation(f"{family}: the state is {got}, wanted {wanted}")
