@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import base64
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,7 +20,7 @@ from tests.cluster.rest import Client
 from tests.support.execplugin import VERSION, plugin, saying
 from tests.support.kubeconfigs import document, write
 from tests.support.netns import Namespace
-from tests.support.relay import hand_on
+from tests.support.relay import answering, hand_on
 
 _V1 = "client.authentication.k8s.io/v1"
 
@@ -153,8 +152,7 @@ def proxy(namespace: Namespace) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     asked: list[tuple[str, str]] = []
 
     def serve(client: socket.socket) -> None:
-        # At the end either side may be gone first.
-        with suppress(OSError), client, client.makefile("rb") as reader:
+        with client.makefile("rb") as reader:
             line, *headers = iter(lambda: reader.readline().decode().strip(), "")
             asked.append((line, "\n".join(headers).lower()))
             host, _, port = line.split()[1].rpartition(":")
@@ -162,15 +160,5 @@ def proxy(namespace: Namespace) -> Iterator[tuple[int, list[tuple[str, str]]]]:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 hand_on(client, server)
 
-    def run() -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                threading.Thread(target=serve, args=(client,), daemon=True).start()
-
-    with namespace.enter():
-        listener = socket.create_server(("127.0.0.1", 0))
-    with listener:
-        threading.Thread(target=run, daemon=True).start()
-        yield listener.getsockname()[1], asked
-        listener.shutdown(socket.SHUT_RDWR)
+    with answering(namespace, "127.0.0.1", serve) as port:
+        yield port, asked
