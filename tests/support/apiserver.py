@@ -300,6 +300,7 @@ class ApiServer:
             params=params,
             user=common_name(certificate) or self._tokens.get(bearer_token(http)),
             serial=int(certificate["serialNumber"], 16) if certificate else None,
+            keeps=http.keep_alive,
         )
         with self._changed:
             self._requests.append(request)

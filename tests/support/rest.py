@@ -16,7 +16,10 @@ _PATH = re.compile(r"/api/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[
 
 @dataclass
 class Request:
-    """One request as it arrived; `status` is 0 as long as it has no answer."""
+    """One request as it arrived; `status` is 0 as long as it has no answer.
+
+    `keeps` says whether the client wants its connection kept for another one.
+    """
 
     verb: str
     resource: str
@@ -24,6 +27,7 @@ class Request:
     params: dict[str, str]
     user: str | None
     serial: int | None
+    keeps: bool
     status: int = 0
 
 

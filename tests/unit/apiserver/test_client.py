@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ipvs_node_agent.apiserver import client
-from ipvs_node_agent.apiserver.client import Api
+from ipvs_node_agent.apiserver import client, leash
+from ipvs_node_agent.apiserver.client import Api, ApiError
+from ipvs_node_agent.apiserver.ownpods import own_pods
 from tests.support.apiclient import NodeFiles, failure, get, plain, token_kubeconfig
 from tests.support.apiserver import ApiServer
 from tests.support.execplugin import plugin, saying
@@ -43,6 +45,27 @@ def test_a_request_carries_certificate_and_parameters(
 def test_a_request_carries_the_token(server: ApiServer, pki: Pki, tmp_path: Path) -> None:
     assert b"ServiceList" in get(Api(token_kubeconfig(tmp_path / "token.conf", server, pki)))
     assert server.requests[-1].user == USER
+
+
+@pytest.mark.parametrize(
+    ("resource", "ask"),
+    [
+        ("pods", lambda api: own_pods(api, "worker-1")),
+        ("endpoints", leash.ask),
+        ("events", lambda api: api.post("/api/v1/namespaces/default/events", {}, "say", 10.0)),
+    ],
+)
+def test_what_is_asked_now_and_then_keeps_no_connection(
+    resource: str, ask: Callable[[Api], object], api: Api, server: ApiServer
+) -> None:
+    """Thousands of nodes would each keep one more at the API server."""
+    get(api)
+    with suppress(ApiError):
+        ask(api)  # What becomes of it matters to nobody here.
+    assert [(r.resource, r.keeps) for r in server.requests] == [
+        ("services", True),
+        (resource, False),
+    ]
 
 
 def test_whether_anybody_takes_connections_is_told_without_a_request(
