@@ -148,13 +148,7 @@ WITHOUT_RULES: dict[str, tuple[Change, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("why", "backend"),
-    [
-        *((why, ("nft", "legacy")[n % 2]) for n, why in enumerate(WITHOUT_RULES)),
-        ("refused by the kernel", "nft"),
-    ],
-)
+@pytest.mark.parametrize("why", WITHOUT_RULES)
 def test_a_port_of_who_gets_no_rules_is_nobody_elses(
     why: str, wired: Topology, wired_bed: Bed, tmp_path: Path
 ) -> None:
