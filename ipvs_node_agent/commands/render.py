@@ -9,14 +9,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import yaml
 
-from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
+from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service, shown
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.yamlloader import Bounded
@@ -26,6 +26,9 @@ from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.policy import pod_interfaces
+
+_GET_SERVICES = "kubectl get services -A -o yaml prints some"
+_GET_NODE = "kubectl get node NAME -o yaml prints one"
 
 
 def main(options: argparse.Namespace) -> int:
@@ -38,14 +41,15 @@ def main(options: argparse.Namespace) -> int:
     if [options.node, *options.file].count("-") > 1:
         raise UsageError("render", "standard input is named twice", "it can be read only once")
     broken: list[str] = []
-    node = _node(options.node, broken) if options.node else Node("", (), (), ())
+    named = _node(options.node, broken) if options.node else None
+    services, nodes = _read(options.file, broken)
+    node = named or _own_node(nodes, config.node_name)
     if not (config.pod_interfaces or config.pod_cidrs is not None or node.pod_cidrs):
         raise UsageError(
             "render",
             "no pod CIDR",
             "give --pod-cidr CIDR, --pod-interface NAME, --node FILE, or podCIDRs in --config",
         )
-    services = _services(options.file, broken)
     snapshot = Snapshot(services, node, pod_interfaces=pod_interfaces(config, node, ()))
     planned = plan(config, snapshot, options.family)
     unreadable = [*node.problems, *(each for one in services.values() for each in one.problems)]
@@ -55,44 +59,87 @@ def main(options: argparse.Namespace) -> int:
     return UsageError.exit_status if broken else output.OK
 
 
-def _services(names: Sequence[str], broken: list[str]) -> dict[str, Service]:
-    found: dict[str, Service] = {}
+def _read(names: Sequence[str], broken: list[str]) -> tuple[dict[str, Service], dict[str, Node]]:
+    """The Services and Nodes in files, by their names."""
+    services: dict[str, Service] = {}
+    nodes: dict[str, Node] = {}
     for name in names:
-        for raw in _objects(name, broken):
+        for raw in _objects(name, broken, _GET_SERVICES):
             try:
-                service = read_service(raw)
+                if isinstance(raw, dict) and raw.get("kind") == "Node":
+                    node = read_node(raw)
+                    nodes[node.name] = node
+                else:
+                    service = read_service(raw)
+                    services[service.key] = service
             except UnknownObject as error:
                 output.note(f"{name}: skipped an object: {error}")
-                continue
-            found[service.key] = service
-    return found
+    return services, nodes
+
+
+def _own_node(nodes: Mapping[str, Node], name: str | None) -> Node:
+    """The one that the rules are for: the only one, or the one that the configuration names."""
+    if name is not None and name in nodes:
+        return nodes[name]
+    if len(nodes) == 1:
+        return next(iter(nodes.values()))
+    if nodes:
+        output.note(f"none of {len(nodes)} Nodes counts: --node FILE or nodeName says which")
+    return Node("", (), (), ())
 
 
 def _node(name: str, broken: list[str]) -> Node:
     try:
-        nodes = [read_node(raw) for raw in _objects(name, broken)]
+        nodes = [read_node(raw) for raw in _objects(name, broken, _GET_NODE)]
     except UnknownObject as error:
-        hint = "kubectl get node NAME -o yaml prints one"
-        raise UsageError(name, str(error), hint) from None
+        raise UsageError(name, str(error), _GET_NODE) from None
     if len(nodes) != 1:
         raise UsageError(name, f"wanted one Node, got {len(nodes)}")
     return nodes[0]
 
 
-def _objects(name: str, broken: list[str]) -> Iterator[Any]:
-    """The objects in a file, as far as they can be read; if not to its end, it is `broken`."""
+def _objects(name: str, broken: list[str], hint: str) -> list[Any]:
+    """The objects in a file, as far as they can be read; if not to its end, it is `broken`.
+
+    Raises UsageError for a file without any. Its rules would be none, and a restore would take
+    away those that are there.
+    """
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(name, error.strerror or str(error)) from None
     except ValueError:
         raise UsageError(name, "is no UTF-8 text") from None
-
-    def end(why: str) -> None:
-        output.note(f"{name}: {why} (the objects before it are used)")
+    why: list[str] = []
+    documents = list(read_documents(text, why.append))
+    for status in filter(_is_error, documents):
+        said = shown(status.get("message"))
+        raise UsageError(name, f"has an error of the API server's in place of objects: {said}")
+    if not any(map(_is_kubernetes, documents)):
+        found = f": it {why[0]}" if why else ""
+        raise UsageError(name, f"holds no Kubernetes object{found}", hint)
+    for each in why:
+        output.note(f"{name}: {each} (the objects before it are used)")
         broken.append(name)
+    return [item for document in documents for item in items_of(document)]
 
-    return read_objects(text, end)
+
+def _is_error(document: Any) -> bool:
+    return isinstance(document, dict) and document.get("kind") == "Status"
+
+
+def _is_kubernetes(document: Any) -> bool:
+    """Whether it is an object, or a list of some or none; as opposed to a text that is YAML too."""
+    return isinstance(document, dict) and isinstance(document.get("kind"), str)
+
+
+def items_of(document: Any) -> list[Any]:
+    """The objects in a document, which may be a list of some."""
+    if not isinstance(document, dict) or "items" not in document:
+        return [] if document is None else [document]
+    items = document["items"]
+    # An empty list of Go's may be null.
+    return items if isinstance(items, list) else [] if items is None else [document]
 
 
 # Scans in C where it can, and composes in Python.
@@ -115,16 +162,8 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_objects(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
-    """The objects in `text`, lists taken apart; where it cannot be parsed, `broken` is told why."""
-    for document in _documents(text, broken):
-        if isinstance(document, dict) and isinstance(document.get("items"), list):
-            yield from document["items"]
-        elif document is not None:
-            yield document
-
-
-def _documents(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
+def read_documents(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
+    """The documents in `text`; where it cannot be parsed, `broken` is told why."""
     if text.lstrip().startswith("{"):
         try:
             yield json.loads(text)

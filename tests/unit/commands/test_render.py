@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ipvs_node_agent.commands.render import read_objects
+from ipvs_node_agent.commands.render import items_of, read_documents
 from tests.support.cluster import node, service
 from tests.support.commandline import (
     DUAL_STACK,
@@ -28,6 +28,7 @@ from tests.support.commandline import (
 from tests.support.places import TESTS
 
 TWO_SERVICES = TESTS / "data/two-services.yaml"
+POD_CIDR_2 = "10.240.9.0/24"
 POD_CIDR_6 = "fd00:10:240:2::/64"
 NO_RULES = """\
 *nat
@@ -50,7 +51,8 @@ LISTED = json.dumps({"kind": "List", "items": [A, B]})
 def read(text: str) -> tuple[list[Any], list[str]]:
     """The objects, and what was said to be broken."""
     complaints: list[str] = []
-    return list(read_objects(text, complaints.append)), complaints
+    documents = list(read_documents(text, complaints.append))
+    return [item for document in documents for item in items_of(document)], complaints
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,8 @@ def read(text: str) -> tuple[list[Any], list[str]]:
         (LISTED, [A, B]),
         ("kind: List\nitems:\n- name: a\n- name:\n---\nname:\n", [A, B, B]),
         ('{"kind": "List", "items": []}', []),
-        ('{"items": null}', [{"items": None}]),
+        ('{"kind": "ServiceList", "items": null}', []),
+        ('{"items": 1}', [{"items": 1}]),
         ("[1, two]", [[1, "two"]]),
         ("just text", ["just text"]),
         ("\ufeffname:\n", [B]),
@@ -137,8 +140,8 @@ def test_a_character_that_yaml_does_not_allow_breaks_the_whole_file() -> None:
 def test_deep_nesting_is_broken_and_does_not_crash(text: str) -> None:
     # In a process of its own, since a parser in C would take this one along.
     program = (
-        "from ipvs_node_agent.commands.render import read_objects\n"
-        f"print(len(list(read_objects({text}, lambda why: print(why[:10])))))\n"
+        "from ipvs_node_agent.commands.render import read_documents\n"
+        f"print(len(list(read_documents({text}, lambda why: print(why[:10])))))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
@@ -154,10 +157,7 @@ def golden(name: str) -> str:
 
 
 def test_the_two_services_give_the_golden_rules(command: Command) -> None:
-    result = command("render", "-f", TWO_SERVICES, "--node", written("node", node(POD_CIDR)))
-    assert (result.status, result.out) == (0, golden("two-services.IPv4.rules"))
-    skipped = f"{TWO_SERVICES}: skipped an object: wanted a Service, got 'Node'"
-    assert result.complaint == skipped
+    assert command("render", "-f", TWO_SERVICES) == (0, golden("two-services.IPv4.rules"), "")
 
 
 @pytest.mark.parametrize("family", ["IPv4", "IPv6"])
@@ -179,8 +179,12 @@ def test_no_root_is_needed() -> None:
     assert result == (0, golden("dual-stack.IPv4.rules"), "")
 
 
-def test_no_services_give_empty_chains(command: Command) -> None:
-    assert command.render("-f", written("none")) == (0, NO_RULES, "")
+@pytest.mark.parametrize("empty", [[], None])
+def test_a_list_without_services_gives_empty_chains(
+    command: Command, empty: list[Any] | None
+) -> None:
+    none = written("none", {"apiVersion": "v1", "kind": "List", "items": empty})
+    assert command.render("-f", none) == (0, NO_RULES, "")
 
 
 def test_of_several_files_with_the_same_service_the_last_one_counts(command: Command) -> None:
@@ -206,6 +210,46 @@ def test_the_command_line_counts_more_than_the_configuration_and_that_more_than_
     written("node", node(POD_CIDR))
     result = command("render", "-f", written("web", WEB), *arguments.split())
     assert set(re.findall(r"-s (\S+)", result.out)) == {cidr}
+
+
+OTHER_CIDR = "10.99.0.0/24"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "arguments", "cidrs", "note"),
+    [
+        ([], "", None, ""),
+        (["worker-1"], "", [POD_CIDR], ""),
+        (["worker-1"], "--node other", [OTHER_CIDR], ""),
+        (["worker-1"], f"--pod-cidr {OTHER_CIDR}", [OTHER_CIDR], ""),
+        (["worker-1"], "--config config", [POD_CIDR], ""),
+        (["worker-1", "worker-1"], "", [POD_CIDR], ""),
+        (["worker-1", "worker-2"], "", None, "none of 2 Nodes counts: "),
+        (["worker-1", "worker-2"], "--node other", [OTHER_CIDR], ""),
+        (["worker-1", "worker-2"], "--config config", [POD_CIDR_2], ""),
+    ],
+)
+def test_a_node_among_the_objects_counts_as_one_that_is_named_would(
+    command: Command, nodes: list[str], arguments: str, cidrs: list[str] | None, note: str
+) -> None:
+    written("config", {"nodeName": "worker-2"})
+    written("other", node(OTHER_CIDR))
+    given = {"worker-1": POD_CIDR, "worker-2": POD_CIDR_2}
+    web = written("web", *(node(given[name], name=name) for name in nodes), WEB)
+    result = command("render", "-f", web, *arguments.split())
+    assert (result.status == 0) == (cidrs is not None)
+    assert sorted(set(re.findall(r"-s (\S+)", result.out))) == (cidrs or [])
+    assert note in result.err
+
+
+def test_the_addresses_of_a_node_among_the_objects_count_too(command: Command) -> None:
+    """An external IP that is the node's own is matched by port."""
+    mine = node(POD_CIDR)
+    mine["status"]["addresses"] = [{"type": "InternalIP", "address": "10.19.0.1"}]
+    alone, beside = written("alone", WEB), written("beside", mine, WEB)
+    named = command("render", "-f", alone, "--node", written("node", mine))
+    assert "--dport" in named.out
+    assert command("render", "-f", beside) == named
 
 
 @pytest.mark.parametrize(
@@ -279,6 +323,51 @@ def test_what_cannot_be_used_is_reported_and_the_rest_is_rendered(
     assert (result.status, result.ips, result.complaint) == (0, ["10.19.0.1"], complaint)
 
 
+NO_OBJECT = "(kubectl get services -A -o yaml prints some)"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", ""),
+        ("# nothing\n---\n", ""),
+        ("null\n", ""),
+        ("{}", ""),
+        ("[]", ""),
+        ("just text\n", ""),
+        ("No resources found\n", ""),
+        ("NAMESPACE   NAME   TYPE\ndefault     web    LoadBalancer\n", ""),
+        ('error: the server doesn\'t have a resource type "servces"\n', ""),
+        ("Error from server (Forbidden): services is forbidden: no", ": it is no YAML in line 1: "),
+        ("E1129 memcache.go:265] couldn't get current server API: x\n", ""),
+        ("<html>\n<body>502</body>\n</html>\n", ""),
+        ("\0", ": it is no YAML: "),
+        ("items: []\n", ""),
+        ("metadata: {name: web}\n", ""),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_holds_no_object_is_an_error_and_gives_no_rules(
+    command: Command, text: str, why: str
+) -> None:
+    """Into iptables-restore, no rules would take away those that are there."""
+    Path("text").write_text(text)
+    written("web", WEB)
+    for files in ("-f text", "-f web -f text", "-f text -f web"):
+        result = command.render(*files.split())
+        assert (result.status, result.out) == (2, "")
+        assert result.complaint.startswith(f"text: holds no Kubernetes object{why}")
+        assert result.complaint.endswith(NO_OBJECT)
+
+
+def test_an_error_of_the_api_servers_is_one_and_gives_no_rules(command: Command) -> None:
+    status = {"kind": "Status", "apiVersion": "v1", "message": "services is forbidden\n\x1b[2J"}
+    result = command.render("-f", written("web", WEB, status))
+    why = "has an error of the API server's in place of objects"
+    said = "'services is forbidden\\n\\x1b[2J'"
+    assert result == (2, "", f"ipvs-node-agent: web: {why}: {said}\n")
+
+
 def test_broken_yaml_is_said_with_its_line_and_what_came_before_is_rendered(
     command: Command,
 ) -> None:
@@ -321,7 +410,8 @@ def test_a_file_that_cannot_be_read_is_an_error(
 @pytest.mark.parametrize(
     ("documents", "why"),
     [
-        ([], "wanted one Node, got 0"),
+        ([], "holds no Kubernetes object (kubectl get node NAME -o yaml prints one)"),
+        ([{"kind": "List", "items": []}], "wanted one Node, got 0"),
         ([node(POD_CIDR), node(POD_CIDR)], "wanted one Node, got 2"),
         ([WEB], "wanted a Node, got 'Service' (kubectl get node NAME -o yaml prints one)"),
     ],
