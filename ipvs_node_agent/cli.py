@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     for asked in (status, check):
         forms, text = ("text", "json"), "the form (default: text)"
         asked.add_argument("-o", "--output", choices=forms, default="text", help=text)
+    config = command("config", "read the configuration, and print what is in effect")
+    text = "the configuration, in place of the one of --config"
+    config.add_argument("file", metavar="FILE", nargs="?", type=Path, help=text)
+    config.add_argument("--quiet", action="store_true", help="print nothing but errors")
     command("cleanup", "remove every rule and chain that the agent ever made")
     return main_parser
 

@@ -64,7 +64,7 @@ def check(path: Path | None) -> list[Finding]:
 def _configuration(path: Path | None) -> ConfigFacts:
     shown = str(path or DEFAULT_PATH)
     there = os.path.exists(path or DEFAULT_PATH)
-    if path is not None and not there:
+    if path is not None and not os.path.isfile(path):
         load(path)  # Bad usage: there is nothing to look at.
     try:
         return ConfigFacts(shown, load(path), there=there)

@@ -28,6 +28,7 @@ from ipvs_node_agent.apiserver.resources import node_name, resources
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.config.shown import changes
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.links import LinkFollower, Links
@@ -377,6 +378,8 @@ class _Loop:
             self._config_fault = str(error)
             return
         self._config_fault = ""
+        for change in changes(self._config, config):
+            log.info("configuration: %s", change)
         old, self._config = self._config, config
         before, self._kernel = self._kernel, _kernel(self._launcher, config, self._kernel)
         before.close()

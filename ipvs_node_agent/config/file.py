@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,6 +27,19 @@ from ipvs_node_agent.model.objects import INTERFACE_WANTED, is_interface, is_nod
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, name_fault, stem
 
 DEFAULT_PATH = Path("/etc/ipvs-node-agent/config.yaml")
+# A file may say what it is, so that a later version with other keys can tell.
+IDENTITY = {"apiVersion": "ipvs-node-agent/v1", "kind": "Configuration"}
+
+
+class Loaded(NamedTuple):
+    """A configuration, the file's name, and the keys that it has; None where it is missing.
+
+    Those of sections are SECTION.KEY.
+    """
+
+    config: Config
+    name: str
+    given: frozenset[str] | None = frozenset()
 
 
 def load(path: Path | None) -> Config:
@@ -34,13 +48,19 @@ def load(path: Path | None) -> Config:
     Raises UsageError for a file that is missing though named, unreadable, open to changes by
     others, or wrong in itself.
     """
-    what, data = f"configuration {path or DEFAULT_PATH}", b""
+    return load_with_keys(path).config
+
+
+def load_with_keys(path: Path | None) -> Loaded:
+    """The same, with the keys that the file has."""
+    name = str(path or DEFAULT_PATH)
+    what, data = f"configuration {name}", b""
     try:
-        data = regularfile.read(path or DEFAULT_PATH, private=True)
+        data = regularfile.read(name, private=True)
         text = data.decode()
     except FileNotFoundError:
         if path is None:
-            return DEFAULTS
+            return Loaded(DEFAULTS, name, None)
         hint = "name a file that exists, or leave --config out"
         raise UsageError(what, "no such file", hint) from None
     except OSError as error:
@@ -51,22 +71,57 @@ def load(path: Path | None) -> Config:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{what} line {line}", "is no UTF-8 text") from None
-    return parse(text, str(path or DEFAULT_PATH))
+    return _parse(text, name)
 
 
 def parse(text: str, name: str) -> Config:
     """The configuration in `text`; `name` is the file's, for messages. Raises UsageError."""
+    return _parse(text, name).config
+
+
+def values(config: Config) -> dict[str, Any]:
+    """What `config` has for every key, those of sections as SECTION.KEY."""
+    found: dict[str, Any] = {}
+    for key, reader in _KEYS.items():
+        value = getattr(config, read.attribute(key))
+        if isinstance(reader, read.Section):
+            inside = {f"{key}.{each}": getattr(value, read.attribute(each)) for each in reader.keys}
+            found.update(inside)
+        else:
+            found[key] = value
+    return found
+
+
+def _parse(text: str, name: str) -> Loaded:
     root = read.compose(text, f"configuration {name}")
     if root is None or read.is_null(root):
-        return DEFAULTS
+        return Loaded(DEFAULTS, name)
     try:
-        config = Config(**read.mapping(root, "", _KEYS))
+        _check_identity(root)
+        attributes = read.mapping(root, "", {**_IDENTITY, **_KEYS})
+        config = Config(**{k: v for k, v in attributes.items() if k not in _OF_IDENTITY})
         _check_chain_names_differ(root, config.chains)
-        return config
+        return Loaded(config, name, frozenset(_given(root)))
     except read.Bad as bad:
         line = bad.node.start_mark.line + 1
         what = f"configuration {name} line {line}"
         raise UsageError(what, bad.why, bad.hint) from None
+
+
+def _check_identity(root: yaml.Node) -> None:
+    """First of all, as keys that are not known here may be another version's."""
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and key.value in _IDENTITY:
+            _IDENTITY[key.value](value, key.value)
+
+
+def _given(root: yaml.Node) -> Iterator[str]:
+    """The keys in a file that was read."""
+    for key, value in root.value:
+        if not isinstance(_KEYS.get(key.value), read.Section):
+            yield key.value
+        elif not read.is_null(value):
+            yield from (f"{key.value}.{each.value}" for each, _ in value.value)
 
 
 def _node_name(node: yaml.Node, at: str) -> str:
@@ -124,6 +179,8 @@ def _check_chain_names_differ(root: yaml.Node, chains: Chains) -> None:
         raise read.Bad(node, fault)
 
 
+_IDENTITY: Mapping[str, read.Reader] = {key: read.one_of(word) for key, word in IDENTITY.items()}
+_OF_IDENTITY = frozenset(map(read.attribute, IDENTITY))
 _KEYS: Mapping[str, read.Reader] = {
     "kubeconfig": read.path,
     "nodeName": read.or_null(_node_name),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, TypeVar
+from dataclasses import dataclass
+from typing import Any, Callable
 
 import yaml
 from yaml.reader import ReaderError
@@ -33,7 +34,6 @@ class Bad(Exception):
         self.node, self.why, self.hint = node, why, hint
 
 
-T = TypeVar("T")
 Reader = Callable[[yaml.Node, str], Any]
 
 
@@ -69,11 +69,15 @@ def mapping(node: yaml.Node, at: str, keys: Mapping[str, Reader]) -> dict[str, A
         path = f"{at}.{key}" if at else key
         if key not in keys:
             raise Bad(key_node, f"unknown key {path}", _suggestion(key, list(keys)))
-        attribute = re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
-        if attribute in values:
+        if attribute(key) in values:
             raise Bad(key_node, f"{path} is given twice", "keep one of them")
-        values[attribute] = keys[key](value_node, path)
+        values[attribute(key)] = keys[key](value_node, path)
     return values
+
+
+def attribute(key: str) -> str:
+    """The attribute of a key: pod_cidrs of podCIDRs."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", key).lower()
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
@@ -219,10 +223,18 @@ def bind_address(node: yaml.Node, at: str) -> str:
     return text
 
 
-def section(cls: Callable[..., T], **keys: Reader) -> Reader:
-    """A reader of a mapping into `cls`; null means its defaults."""
+@dataclass(frozen=True)
+class Section:
+    """A reader of a mapping of `keys` into `cls`; null means its defaults."""
 
-    def read(node: yaml.Node, at: str) -> T:
-        return cls() if is_null(node) else cls(**mapping(node, at, keys))
+    cls: Callable[..., Any]
+    keys: Mapping[str, Reader]
 
-    return read
+    def __call__(self, node: yaml.Node, at: str) -> Any:
+        """The value of one node."""
+        return self.cls() if is_null(node) else self.cls(**mapping(node, at, self.keys))
+
+
+def section(cls: Callable[..., Any], **keys: Reader) -> Section:
+    """A reader of a mapping of `keys` into `cls`."""
+    return Section(cls, keys)

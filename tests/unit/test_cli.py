@@ -44,16 +44,27 @@ def test_the_configuration_is_taken_before_and_after_the_command(
     assert "-I OUTPUT 1 -j OUT\n" in result.out
 
 
-@pytest.mark.parametrize("name", ["render", "diff", "check", "cleanup", "run"])
-def test_a_configuration_that_is_named_and_missing_is_an_error_everywhere(
-    command: Command, name: str
+@pytest.mark.parametrize("name", ["render", "diff", "check", "cleanup", "run", "config"])
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("missing.yaml", "no such file (name a file that exists, or leave --config out)"),
+        ("missing/x.yaml", "no such file (name a file that exists, or leave --config out)"),
+        ("folder", "Is a directory"),
+        ("pipe", "is no regular file"),
+        ("web/x.yaml", "Not a directory"),
+    ],
+)
+def test_a_configuration_that_is_named_and_no_file_is_an_error_everywhere(
+    command: Command, name: str, file: str, why: str
 ) -> None:
-    rest = ["-f", "x", "--pod-cidr", POD_CIDR] if name == "render" else []
-    result = command("--config", "missing.yaml", name, *rest)
+    os.mkdir("folder")
+    os.mkfifo("pipe")
+    rest = ["-f", str(written("web", WEB)), "--pod-cidr", POD_CIDR] if name == "render" else []
+    written("web")
+    result = command("--config", file, name, *rest)
     assert (result.status, result.out) == (2, "")
-    assert result.complaint == (
-        "configuration missing.yaml: no such file (name a file that exists, or leave --config out)"
-    )
+    assert result.complaint == f"configuration {file}: {why}"
 
 
 # Usage.

@@ -374,6 +374,10 @@ def test_another_configuration_is_put_to_work(
         eventually(lambda: setting.said("read the configuration again"))
 
     setting.run_while(script)
+    ((key, value),) = values.items()
+    shown = str(value).replace("'", "")
+    before = "worker-1" if key == "nodeName" else "null"
+    assert setting.said("^configuration: ") == [f"configuration: {key} was {before} and is {shown}"]
     assert "fd00:10:240" not in "".join(setting.rules(IPV6))
     # Once at first, and once at the reload's end.
     assert setting.ready == 2

@@ -10,56 +10,11 @@ from typing import Any, Callable
 import pytest
 
 from ipvs_node_agent.config import file as config_file
-from ipvs_node_agent.config.file import load, parse
-from ipvs_node_agent.config.settings import (
-    DEFAULTS,
-    Chains,
-    Config,
-    IptablesOptions,
-    ServiceOptions,
-)
+from ipvs_node_agent.config.file import IDENTITY, load, load_with_keys, parse, values
+from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.errors import UsageError
-from ipvs_node_agent.model.addresses import parse_network
 from ipvs_node_agent.nat.chains import stem
-from tests.support.configs import FILE, at, nested, refusal
-
-# Every key with another value than its default.
-EVERY_KEY = """\
-kubeconfig: /root/.kube/config
-nodeName: worker-1.example.com
-podCIDRs: [10.240.2.128/25, "fd00:10:240:2::/64"]
-chains:
-  prerouting: LB_PRE
-  output: LB_OUT
-  markMasquerade: MY-MARK
-  servicesPerChain: 32
-masquerade: HostOnly
-services:
-  externalIPs: true
-  externalTrafficPolicy: Local
-  allowedExternalCIDRs: [10.19.0.0/16]
-  matchPorts: Always
-iptables:
-  backend: legacy
-  lockWaitSeconds: 30
-driftCheckPeriod: 1m30s
-metricsBindAddress: "[::1]:9000"
-serviceMetrics: false
-dropInvalidInput: true
-"""
-EVERY_VALUE = Config(
-    kubeconfig="/root/.kube/config",
-    node_name="worker-1.example.com",
-    pod_cidrs=(parse_network("10.240.2.128/25"), parse_network("fd00:10:240:2::/64")),
-    chains=Chains("LB_PRE", "LB_OUT", "MY-MARK", 32),
-    masquerade="HostOnly",
-    services=ServiceOptions(True, "Local", (parse_network("10.19.0.0/16"),), "Always"),
-    iptables=IptablesOptions("legacy", 30),
-    drift_check_period=90.0,
-    metrics_bind_address="[::1]:9000",
-    service_metrics=False,
-    drop_invalid_input=True,
-)
+from tests.support.configs import EVERY_KEY, EVERY_VALUE, FILE, at, nested, refusal
 
 
 # That the file which is shipped shows the defaults is tests/repository/test_documents.py's.
@@ -87,6 +42,42 @@ def test_every_key_can_be_set() -> None:
 def test_a_key_alone_leaves_the_others_at_their_defaults() -> None:
     expected = replace(DEFAULTS, chains=replace(DEFAULTS.chains, output="LB_OUT"))
     assert parse("chains: {output: LB_OUT}", FILE) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("apiVersion: ipvs-node-agent/v2", "apiVersion: wanted ipvs-node-agent/v1, got"),
+        ("apiVersion: v1\nkind: Configuration", "apiVersion: wanted ipvs-node-agent/v1, got"),
+        ("kind: KubeProxyConfiguration", "kind: wanted Configuration, got"),
+        ("kind: configuration", "kind: wanted Configuration, got"),
+        ("{apiVersion: {a: b}}", "apiVersion: wanted ipvs-node-agent/v1, got a mapping"),
+        ("kind: Configuration\nkind: Configuration", "kind is given twice"),
+    ],
+)
+def test_a_file_that_says_to_be_something_else_is_refused(text: str, complaint: str) -> None:
+    assert complaint in refusal(text)
+
+
+def test_what_a_file_says_to_be_comes_before_what_it_holds() -> None:
+    """Its keys may be known to the version that it is for."""
+    text = refusal("masquerade: Some\nnewKey: 1\napiVersion: ipvs-node-agent/v2\n")
+    assert text.startswith(f"{at(3)}apiVersion: wanted ipvs-node-agent/v1, got ")
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("", []),
+        ("chains:\n", []),
+        ("masquerade: All\nchains: {output: A}", ["chains.output", "masquerade"]),
+        ("kind: Configuration\nnodeName: null", ["kind", "nodeName"]),
+        (EVERY_KEY, [*IDENTITY, *values(DEFAULTS)]),
+    ],
+)
+def test_the_keys_of_a_file_are_known(text: str, given: list[str], file: Path) -> None:
+    file.write_text(text)
+    assert sorted(load_with_keys(file).given or ()) == sorted(given)
 
 
 A_PATH = "an absolute path"

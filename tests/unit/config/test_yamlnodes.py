@@ -19,6 +19,8 @@ PER_CHAIN = "a whole number from 2 to 4096"
 LOCK_WAIT = "a whole number from 1 to 60"
 BIND = 'HOST:PORT such as 127.0.0.1:10273, or "" to turn it off'
 WANTED = {
+    "apiVersion": "ipvs-node-agent/v1",
+    "kind": "Configuration",
     "kubeconfig": TEXT,
     "nodeName": TEXT,
     "podCIDRs": CIDRS,
@@ -143,8 +145,9 @@ def test_a_value_at_the_edge_is_taken(attribute: str, value: str, read: Any) -> 
 
 
 KNOWN = (
-    "(known are kubeconfig, nodeName, podCIDRs, podInterfaces, chains, masquerade, services,"
-    " iptables, driftCheckPeriod, metricsBindAddress, serviceMetrics, dropInvalidInput)"
+    "(known are apiVersion, kind, kubeconfig, nodeName, podCIDRs, podInterfaces, chains,"
+    " masquerade, services, iptables, driftCheckPeriod, metricsBindAddress, serviceMetrics,"
+    " dropInvalidInput)"
 )
 ONE = "(keep one of them)"
 
