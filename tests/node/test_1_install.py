@@ -88,6 +88,13 @@ def test_systemctl_and_the_journal_tell_how_far_it_is(scene: Scene) -> None:
     assert "ready: the kernel (iptables-nft) holds all rules" in journal
 
 
+def test_where_memory_runs_out_pods_go_before_the_agent(scene: Scene) -> None:
+    containerds = "-999"
+    assert (
+        scene.machine.read(f"/proc/{scene.agent('MainPID')}/oom_score_adj").strip() == containerds
+    )
+
+
 def test_status_metrics_and_health_work_in_the_confined_service(scene: Scene) -> None:
     scene.machine.run("useradd --system --no-create-home --groups adm reader")
     for user in ("root", "reader"):

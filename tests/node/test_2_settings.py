@@ -23,6 +23,7 @@ from tests.support.waiting import eventually
 
 NEAR = {4: "10.19.20.202", 6: "fd00:10:19:20::202"}
 CONFIG = "/etc/ipvs-node-agent/config.yaml"
+ARGUMENTS = "/etc/default/ipvs-node-agent"
 
 
 def pods_are_seen_as(scene: Scene, addresses: dict[int, str]) -> None:
@@ -46,6 +47,42 @@ def host_only(scene: Scene) -> Iterator[None]:
 @pytest.mark.usefixtures("host_only")
 def test_with_host_only_the_backend_sees_the_pods_own_address(scene: Scene) -> None:
     pods_are_seen_as(scene, POD)
+
+
+@pytest.fixture
+def settings(scene: Scene) -> Iterator[None]:
+    """Whatever is done to what the operator writes is undone."""
+    files = f"{CONFIG} {ARGUMENTS}"
+    scene.machine.run(f"tar --create --absolute-names --file=/root/settings.tar {files}")
+    yield
+    scene.machine.run("tar --extract --absolute-names --file=/root/settings.tar")
+    scene.machine.run(RELOAD)
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            f"echo 'masquerade: Some' >>{CONFIG}",
+            f"configuration {CONFIG} line 4: masquerade: wanted All or HostOnly",
+        ),
+        (
+            f"echo 'IPVS_NODE_AGENT_ARGS=--config /etc/absent.yaml --log-level debug' >{ARGUMENTS}",
+            "configuration /etc/absent.yaml: no such file",
+        ),
+    ],
+    ids=["a bad file", "another file"],
+)
+def test_a_reload_of_a_bad_configuration_fails_with_its_sentence_and_nothing_changes(
+    scene: Scene, change: str, why: str
+) -> None:
+    pid = scene.agent("MainPID")
+    scene.machine.run(change)
+    assert scene.machine.attempt(RELOAD).status
+    said = eventually(lambda: [line for line in scene.journal() if why in line], why)
+    assert [line.partition(":")[0] for line in said] == ["ipvs-node-agent"]
+    assert (scene.agent("ActiveState"), scene.agent("MainPID")) == ("active", pid)
 
 
 @pytest.fixture(scope="module")

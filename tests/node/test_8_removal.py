@@ -39,7 +39,7 @@ def test_removing_takes_our_chains_and_jumps_and_nothing_else(scene: Scene) -> N
     assert not scene.ours()
     for version in VERSIONS:
         assert sorted(scene.nat(version)) == sorted(scene.nat_without_us[version])
-    assert "masquerade" in scene.machine.run("cat /etc/ipvs-node-agent/config.yaml")
+    assert "ipvs-node-agent.yaml" in scene.machine.run("cat /etc/ipvs-node-agent/config.yaml")
     web = external("host")
     assert not any(map(is_answer, scene.ask(*web)))
 
@@ -77,6 +77,12 @@ def test_on_a_node_that_has_not_joined_yet_it_waits_calmly(scene: Scene) -> None
     assert "activating (start)" in status
     assert f"Waiting: kubeconfig {KUBELET_CONF}" in status
     assert scene.machine.run("systemctl is-enabled ipvs-node-agent").strip() == "enabled"
+    # As needrestart does it after an upgrade of a library; it waits for nothing.
+    pid = scene.agent("MainPID")
+    scene.machine.run("timeout 15 /etc/needrestart/restart.d/ipvs-node-agent.service")
+    scene.wait(
+        f'[ "$(systemctl show --value -p MainPID ipvs-node-agent)" != {pid} ]', READY_SECONDS
+    )
     scene.give_kubelet_conf()
     scene.wait(READY, READY_SECONDS)
     assert scene.agent("NRestarts") == "0"

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ import pytest
 from ipvs_node_agent import __version__, cli
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.config import file as config
+from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.host.systemd import _SILENCE
 from ipvs_node_agent.iptables.command import TIME_LIMIT
+from ipvs_node_agent.unitarguments import value, words
 from tests.support.places import PACKAGING, REPOSITORY
 
 PLACES = ("ipvs_node_agent/__init__.py", "CHANGELOG.md", "debian/changelog")
@@ -98,7 +101,7 @@ def keys() -> Iterator[str]:
             yield f"{section}.{match[2]}"
         elif match:
             section = match[2]
-            if section not in ("chains", "services", "iptables"):
+            if section not in ("chains", "services", "iptables", "apiVersion", "kind"):
                 yield section
 
 
@@ -143,6 +146,7 @@ def test_the_page_has_every_key_with_its_default() -> None:
     shown = (PACKAGING / "config.yaml").read_text()
     names = list(keys())
     assert len(names) == 19
+    assert "apiVersion (default ipvs-node-agent/v1), kind (default Configuration)" in text
     assert {name.partition(".")[0] for name in names} == set(vars(config)["_KEYS"])
     for name in names:
         (default,) = re.findall(rf"^#\s*{name.rpartition('.')[2]}: (.+)$", shown, re.MULTILINE)
@@ -191,8 +195,9 @@ def test_values_are_completed(tmp_path: Path) -> None:
     (tmp_path / "services.yaml").touch()
     assert completions("--log-level", "") == ["debug", "info", "warning", "error"]
     assert completions("render", "--family", "IPv") == ["IPv4", "IPv6"]
-    for words in (["--config"], ["render", "-f"], ["render", "--file"], ["render", "--node"]):
-        assert completions(*words, "ser", directory=tmp_path) == ["services.yaml"]
+    files = (["--config"], ["render", "-f"], ["render", "--file"], ["render", "--node"], ["config"])
+    for before in files:
+        assert completions(*before, "ser", directory=tmp_path) == ["services.yaml"]
 
 
 # 5. The unit
@@ -206,14 +211,77 @@ def test_the_watchdog_waits_for_longer_than_any_command_may_take() -> None:
     assert longest <= _SILENCE * 3 / 4
 
 
-def test_conffiles_hold_no_setting() -> None:
-    for name in ("packaging/config.yaml", "debian/ipvs-node-agent.default"):
-        lines = (REPOSITORY / name).read_text().splitlines()
-        settings = [line for line in lines if line and not line.startswith("#")]
-        assert settings in ([], ["IPVS_NODE_AGENT_ARGS="])
+UNIT_LINES = (REPOSITORY / "systemd" / "ipvs-node-agent.service").read_text().splitlines()
+ARGUMENTS = (
+    "",
+    "--config /etc/x.yaml",
+    "--config '/etc/my x.yaml' --log-level=debug",
+    "-o json",
+    "--family IPv4",
+    "--nonsense",
+    "--config",
+)
 
 
-# 6. Scripts
+@pytest.mark.parametrize("text", ARGUMENTS)
+def test_a_reload_looks_first_at_the_configuration_that_the_service_has(text: str) -> None:
+    """Whatever is in IPVS_NODE_AGENT_ARGS, it is taken or refused as the start does."""
+    (start,) = (line for line in UNIT_LINES if line.startswith("ExecStart="))
+    reload, kill = (line for line in UNIT_LINES if line.startswith("ExecReload="))
+    assert kill == "ExecReload=/bin/kill -HUP $MAINPID"
+    found: list[object] = []
+    for line, command in ((start, "run"), (reload, "config --quiet")):
+        program, _, rest = line.partition("=")[2].partition(" ")
+        assert (program, rest) == (
+            "/usr/bin/ipvs-node-agent",
+            f"{command} $IPVS_NODE_AGENT_ARGS",
+        )
+        try:
+            options = vars(cli)["_parser"]().parse_args([*command.split(), *words(text)])
+            found.append((options.config, options.log_level))
+        except UsageError:
+            found.append(None)
+    assert found[0] == found[1]
+
+
+# 6. Files of the operator's
+
+
+def test_what_the_first_installation_makes_says_nothing_yet() -> None:
+    postinst = (REPOSITORY / "debian" / "ipvs-node-agent.postinst").read_text()
+    made = dict(re.findall(r"^    make (\S+) <<'END'\n(.*?)^END$", postinst, re.M | re.S))
+    assert list(made) == [str(config.DEFAULT_PATH), "/etc/default/ipvs-node-agent"]
+    configuration, default = made.values()
+    assert all(line.startswith("# ") for line in configuration.splitlines())
+    assert value(default, "IPVS_NODE_AGENT_ARGS") == ""
+    for name in re.findall(r"/usr/share/doc/ipvs-node-agent/examples/(\S+)", configuration):
+        assert f"packaging/{name}\n" in (REPOSITORY / "debian/ipvs-node-agent.examples").read_text()
+
+
+def test_a_conffile_never_changes() -> None:
+    """dpkg would ask about one that an operator has edited, and an upgrade at night would fail."""
+    installed = (REPOSITORY / "debian" / "ipvs-node-agent.install").read_text().splitlines()
+    conffiles = [line.split()[0] for line in installed if line.split()[1].startswith("etc")]
+    digests = {
+        name: sha256((REPOSITORY / name).read_bytes()).hexdigest()[:16] for name in conffiles
+    }
+    assert digests == {
+        "packaging/needrestart/ipvs-node-agent.service": "217f5be5c5958452",
+    }
+    named = {path.name for path in (REPOSITORY / "debian").glob("ipvs-node-agent.*")}
+    assert not named & {f"ipvs-node-agent.{kind}" for kind in ("default", "init", "cron.d", "pam")}
+
+
+def test_needrestart_does_not_wait_for_the_service(tmp_path: Path) -> None:
+    script = PACKAGING / "needrestart" / "ipvs-node-agent.service"
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text('#!/bin/sh\necho "$@"\n')
+    systemctl.chmod(0o755)
+    command = subprocess.run([script], env={"PATH": f"{tmp_path}:/bin"}, capture_output=True)
+    assert command.stdout == b"--no-block restart ipvs-node-agent.service\n"
+
+
+# 7. Scripts
 
 
 def scripts() -> Iterator[Path]:
@@ -237,4 +305,5 @@ def test_no_script_has_a_gate_that_never_fails() -> None:
 
 def test_no_script_of_the_package_runs_the_environment_file() -> None:
     for script in (REPOSITORY / "debian").glob("ipvs-node-agent.p*"):
-        assert "/etc/default" not in script.read_text()
+        for line in script.read_text().splitlines():
+            assert not re.search(r"(^|\s)(\.|source|eval)\s", line), line
