@@ -16,9 +16,12 @@ import threading
 import time
 from collections.abc import Mapping
 
-# Isolated, so that neither variables nor the working directory bring in other code than ours.
+# Isolated, so that neither variables nor the working directory bring in other code than ours. An
+# upgrade of the system may have put another Python in the place of the one that runs here; that
+# one's own libraries come first, as it cannot use these.
 _PROGRAM = (
-    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "import importlib, json, sys; version, path = json.loads(sys.argv[1]);"
+    " sys.path[:] = [*(sys.path if version != [*sys.version_info[:2]] else ()), *path];"
     " importlib.import_module(sys.argv[2]).main(*sys.argv[3:])"
 )
 _CHUNK = 1 << 16
@@ -35,7 +38,8 @@ def start(
     """Calls `main` of the module with an open file's `descriptor` and more. Raises OSError."""
     # A package that is being removed must not leave bytecode; isolated, a variable cannot say so.
     options = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]
-    program = [sys.executable, *options, "-c", _PROGRAM, json.dumps(sys.path), module]
+    ours = json.dumps([sys.version_info[:2], sys.path])
+    program = [sys.executable, *options, "-c", _PROGRAM, ours, module]
     return subprocess.Popen(  # noqa: S603  (no shell, and the arguments are ours)
         [*program, str(descriptor), *arguments],
         env=environment,
