@@ -137,9 +137,16 @@ def items_of(document: Any) -> list[Any]:
     """The objects in a document, which may be a list of some."""
     if not isinstance(document, dict) or "items" not in document:
         return [] if document is None else [document]
-    items = document["items"]
     # An empty list of Go's may be null.
-    return items if isinstance(items, list) else [] if items is None else [document]
+    items = [] if document["items"] is None else document["items"]
+    if not isinstance(items, list):
+        return [document]
+    kind = document.get("kind")
+    if not isinstance(kind, str) or kind == "List" or not kind.endswith("List"):
+        return items
+    # The API server's own lists say once for all of their items what these are.
+    kind = kind[: -len("List")]
+    return [{"kind": kind, **item} if isinstance(item, dict) else item for item in items]
 
 
 # Scans in C where it can, and composes in Python.

@@ -72,6 +72,8 @@ def read(text: str) -> tuple[list[Any], list[str]]:
         ('{"kind": "List", "items": []}', []),
         ('{"kind": "ServiceList", "items": null}', []),
         ('{"items": 1}', [{"items": 1}]),
+        ('{"kind": "NodeList", "items": [{"name": "a"}, 1]}', [{"kind": "Node", **A}, 1]),
+        ('{"kind": "PodList", "items": [{"kind": "x"}]}', [{"kind": "x"}]),
         ("[1, two]", [[1, "two"]]),
         ("just text", ["just text"]),
         ("\ufeffname:\n", [B]),
