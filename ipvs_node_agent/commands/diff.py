@@ -28,10 +28,10 @@ from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.observe import statussocket
+from ipvs_node_agent.rules.here import Here
 from ipvs_node_agent.rules.invalid import input_rules
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.policy import lacking, pod_interfaces, to_program
-from ipvs_node_agent.sync.here import Here
 
 
 def main(options: argparse.Namespace) -> int:

@@ -49,8 +49,8 @@ from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
 from ipvs_node_agent.observe.uncovered import UncoveredPods
+from ipvs_node_agent.rules.here import ADDRESSES, API_SERVERS, Here
 from ipvs_node_agent.sync.agent import Agent
-from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, Here
 from ipvs_node_agent.sync.state import Published, View
 
 log = logging.getLogger(__name__)

@@ -40,10 +40,10 @@ from ipvs_node_agent.model.objects import NodeNetwork, Problem, UncoveredPod
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import DRIFT
 from ipvs_node_agent.rules.coverage import Coverage, coverage, still_uncovered
+from ipvs_node_agent.rules.here import Here
 from ipvs_node_agent.rules.policy import lacking, pod_interfaces, unneeded_in
 from ipvs_node_agent.sync.cluster import Cluster, Pending
 from ipvs_node_agent.sync.family import FamilyTable
-from ipvs_node_agent.sync.here import Here
 from ipvs_node_agent.sync.invalid import InvalidInput
 from ipvs_node_agent.sync.kept import KeptTable
 from ipvs_node_agent.sync.log import Notices

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipvs_node_agent.sync.here import LINGER
+from ipvs_node_agent.rules.here import LINGER
 from tests.node.cases import FIRST, REPAIRED, come_to, external, leads_on
 from tests.node.scene import (
     EXTERNAL,

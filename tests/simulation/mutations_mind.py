@@ -43,7 +43,7 @@ MUTATIONS = {
             "return inside",
         ),
     },
-    "sync/here.py": {
+    "rules/here.py": {
         "an address that is gone counts no more": (
             "gone.update(dict.fromkeys(self.addresses - addresses, now + LINGER))",
             "pass",

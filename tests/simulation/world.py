@@ -28,8 +28,8 @@ from ipvs_node_agent.model.addresses import FAMILIES, Address, Family, parse_add
 from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.rules.here import ADDRESSES, API_SERVERS, Here
 from ipvs_node_agent.sync.agent import Agent
-from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, Here
 from tests.simulation import filters, objects, oracle
 from tests.simulation.history import history
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put

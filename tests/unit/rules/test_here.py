@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipvs_node_agent.model.addresses import parse_address, parse_network
 from ipvs_node_agent.model.objects import PodNetwork
-from ipvs_node_agent.sync.here import ADDRESSES, API_SERVERS, LINGER, Here
+from ipvs_node_agent.rules.here import ADDRESSES, API_SERVERS, LINGER, Here
 
 OWN, VIP = parse_address("192.0.2.1"), parse_address("192.0.2.77")
 ALONE, BOTH = frozenset({OWN}), frozenset({OWN, VIP})
