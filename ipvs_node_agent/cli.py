@@ -104,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--node", metavar="FILE", help=text)
     command("diff", "print what run would change now, without changing it")
     status = command("status", "ask the running agent whether it is in sync")
+    text = "show this Service alone (may be repeated)"
+    form = "[NAMESPACE/]NAME"
+    status.add_argument("services", metavar=form, nargs="*", help=text)
     check = command("check", "look at the set-up: what is wrong, and what mends it")
     for asked in (status, check):
         forms, text = ("text", "json"), "the form (default: text)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 from ipvs_node_agent.model.addresses import Address, address_met
 
@@ -19,11 +19,12 @@ class Superseded(Exception):
 class Answer:
     """A response of urllib3's that has begun, of a pool of `kubeconfig.connections`.
 
-    `peer` is the address and port that it came from, None where nobody knows.
+    `peer` is the address and port that it came from, None where nobody knows; `heard` is called
+    with each piece of the body.
     """
 
-    def __init__(self, response: Any) -> None:
-        self._response = response
+    def __init__(self, response: Any, heard: Callable[[], None] = lambda: None) -> None:
+        self._response, self._heard = response, heard
         # The same in all versions of urllib3, and the only way to read what is there (1.26).
         self._body: Any = response._original_response
         self.ended = False
@@ -37,6 +38,7 @@ class Answer:
                 raise Superseded
             if not piece:
                 break
+            self._heard()
             yield piece
         if self._body.length:
             raise http.client.IncompleteRead(b"", self._body.length)

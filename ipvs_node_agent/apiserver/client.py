@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import math
 import re
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -33,6 +36,8 @@ _MAX_STATUS_BYTES = 64 << 10
 # A server may ask for a pause, but not for hours of silence.
 _MAX_RETRY_AFTER = 60.0
 _PEERS = 16
+_UNACCEPTED = "the server's certificate is not accepted"
+_CUT = "it ended in the middle"
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
@@ -47,7 +52,10 @@ class ApiError(RefusedError):
 
 
 class Api:
-    """The API server, as the node's credentials name it. Safe to use from several threads."""
+    """The API server, as the node's credentials name it. Safe to use from several threads.
+
+    `contact` is the monotonic time of the last good answer, or byte of one.
+    """
 
     def __init__(self, kubeconfig: Path) -> None:
         self._reader = Reader(kubeconfig)
@@ -63,6 +71,7 @@ class Api:
         self._peers: dict[tuple[Address, int], None] = {}
         # Counts the times that everything under way was ended.
         self._ended = 0
+        self.contact = -math.inf
 
     def credentials(self) -> Credentials:
         """The credentials to use now. Raises RefusedError while there are none."""
@@ -186,7 +195,7 @@ class Api:
             # Not what for: whatever else is asked of it meanwhile fails for the same reason.
             why = reason(error)
             raise ApiError(what, f"cannot be reached: {why}", _way_hint(why)) from None
-        answer = Answer(response)
+        answer = Answer(response, self._heard)
         with self._lock:
             if answer.peer is not None:
                 self._peers.pop(answer.peer, None)
@@ -205,6 +214,7 @@ class Api:
                         self._credentials = None
             if response.status not in (200, 201):
                 raise _refusal(what, doing, response, credentials)
+            self._heard()
             yield answer
         except _BROKEN as error:
             if answer.ended:
@@ -215,6 +225,9 @@ class Api:
                 self._open.discard(answer)
             # Half-read, it must not serve another request with older credentials.
             answer.close()
+
+    def _heard(self) -> None:
+        self.contact = time.monotonic()
 
     @property
     def peers(self) -> list[tuple[Address, int]]:
@@ -253,13 +266,34 @@ def reason(error: BaseException) -> str:
     inner = next((c for c in candidates if isinstance(c, BaseException)), None)
     if inner is not None:
         return reason(inner)
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    words = next((words for kinds, words in _PLAIN if isinstance(error, kinds)), "")
+    if isinstance(error, ssl.CertificateError):
+        words = f"{_UNACCEPTED}: {getattr(error, 'verify_message', '') or error}"
+    elif isinstance(error, ssl.SSLError) and error.reason:
+        named = error.reason.lower().replace("_", " ")
+        words = words or _PLAIN_TLS.get(error.reason, f"TLS failed: {named}")
+    text = words or getattr(error, "strerror", None) or str(error) or type(error).__name__
     return one_line(str(text), 300)
+
+
+# What libraries say of these is about their own insides; the first that fits counts.
+_PLAIN: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((http.client.RemoteDisconnected,), "it was closed without an answer"),
+    ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), _CUT),
+    ((urllib3.exceptions.InvalidChunkLength, ssl.SSLEOFError, ssl.SSLZeroReturnError), _CUT),
+    ((http.client.HTTPException,), "what answers there speaks no HTTP that can be read"),
+    ((socket.timeout,), "timed out"),
+    ((urllib3.exceptions.TimeoutError,), "timed out"),
+)
+_PLAIN_TLS = {
+    "WRONG_VERSION_NUMBER": "what answers there speaks no TLS",
+    "UNEXPECTED_EOF_WHILE_READING": _CUT,
+}
 
 
 def _way_hint(why: str) -> str:
     """What to do where a connection fails for a reason that is not the network's."""
-    if "CERTIFICATE_VERIFY_FAILED" not in why and "doesn't match" not in why:
+    if _UNACCEPTED not in why and "doesn't match" not in why:
         return ""
     if "expired" in why:
         return "renew it on the control plane: kubeadm certs renew apiserver"

@@ -150,7 +150,7 @@ class Follower:
             self._version, self._list_from, self._breaks = "", "", 0
         always = told is Told.ALWAYS or (told is Told.WITHOUT_VERSION and not self._version)
         if outcome.error is not None and always:
-            self._emit(Trouble(self.name, outcome.error))
+            self._emit(Trouble(self.name, outcome.error, outcome.away))
         if reason:
             self._emit(Restarted(self.name, reason))
 

@@ -81,6 +81,8 @@ FOLLOWS = {
 }
 
 _PASSING = (401, 403, 429, 503)
+# Of an API server that starts, ends or has too much to do, or of a proxy that finds none.
+_UNABLE = (429, 500, 502, 503, 504)
 
 
 class Outcome(NamedTuple):
@@ -89,6 +91,12 @@ class Outcome(NamedTuple):
     ending: Ending
     error: AgentError | None = None
     lived: bool = False
+
+    @property
+    def away(self) -> bool:
+        """Whether nobody is there to ask, or nobody who could answer."""
+        status = self.error.status if isinstance(self.error, ApiError) else None
+        return status == 0 or status in _UNABLE
 
     @property
     def least(self) -> float:

@@ -15,17 +15,14 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Callable
 
-from ipvs_node_agent.apiserver.client import Api
-from ipvs_node_agent.apiserver.follower import Follower
-from ipvs_node_agent.apiserver.leash import Leash, Places
-from ipvs_node_agent.apiserver.resources import node_name, resources
+from ipvs_node_agent.apiserver.leash import Places
 from ipvs_node_agent.commands import output
+from ipvs_node_agent.commands.following import Following, start_thread
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.config.shown import changes
@@ -41,7 +38,6 @@ from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import NFT
-from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
 from ipvs_node_agent.nat.chains import OWN_INPUT_CHAIN
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.nodeevents import EventRecorder
@@ -55,8 +51,6 @@ from ipvs_node_agent.sync.state import Published, View
 
 log = logging.getLogger(__name__)
 
-# How often the credentials' files are looked at: a rotation is followed within this time.
-_CREDENTIALS_PERIOD = 1.0
 # How often the kubelet's backend is looked for, as long as it is a guess, and afterwards.
 _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 # So long events are taken out of the queue before what they change is looked after.
@@ -65,10 +59,6 @@ _TAKING_SECONDS = 0.5
 _PROXY_PERIOD = 10.0
 # How often, and how many times, where its word and its tables do not agree.
 _PROXY_SOON, _PROXY_DOUBTS = 1.0, 15
-# What the main thread is to do, put into its queue by the others.
-_Put = Callable[[Callable[[], object]], None]
-# What else uses the API server, as the Node of a name, until it is to stop.
-_Beside = Callable[[Api, Callable[[], str], threading.Event], None]
 
 
 def main(options: argparse.Namespace) -> int:
@@ -97,87 +87,6 @@ def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) ->
     return kernel
 
 
-def _start(run: Callable[[], None], put: _Put) -> None:
-    """Runs it in a thread of its own; what it raises is raised in the main thread."""
-
-    def until_it_ends() -> None:
-        try:
-            run()
-        except BaseException as error:  # A bug must end the process, not just its thread.
-            put(partial(_crash, error))
-
-    threading.Thread(target=until_it_ends, daemon=True).start()
-
-
-def _crash(error: BaseException) -> None:
-    raise error
-
-
-class _Following:
-    """The threads that follow the API server with one set of credentials.
-
-    `take` takes what they tell, in the main thread, and `take_places` where they reach it.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        put: _Put,
-        take: Callable[[Event], None],
-        take_places: Callable[[Places, bool], None],
-        beside: Sequence[_Beside],
-    ) -> None:
-        self.api = Api(Path(config.kubeconfig))
-        self._config, self._put, self._take, self._beside = config, put, take, beside
-        self._stopped = threading.Event()
-        self._leash = Leash(
-            self.api, lambda places, complete: put(partial(take_places, places, complete))
-        )
-        self._followers = [
-            Follower(self.api, resource, self._emit, self._stopped)
-            for resource in resources(self.api, config)
-        ]
-
-    def start(self) -> None:
-        """Follows from now on, until `stop`."""
-        name = partial(node_name, self.api, self._config)
-        for beside in self._beside:
-            _start(partial(beside, self.api, name, self._stopped), self._put)
-        for run in (self._refresh, self._leash.run, *(one.run for one in self._followers)):
-            _start(run, self._put)
-
-    def _emit(self, event: Event) -> None:
-        # The next set of threads tells everything anew.
-        if self._stopped.is_set():
-            return
-        self._put(partial(self._take, event))
-        if isinstance(event, (Recovered, Restarted, Trouble)):
-            # Its name may stand for another address now, which a rule must let go of.
-            self._leash.hurry(reached=isinstance(event, Recovered))
-        if isinstance(event, Recovered):
-            # What keeps one resource away mostly keeps the other away too, and is over for both.
-            self._hurry(but=event.resource)
-
-    def _hurry(self, but: str = "") -> None:
-        for follower in self._followers:
-            if follower.name != but:
-                follower.hurry()
-
-    def _refresh(self) -> None:
-        """Follows the credentials' files. To read them may take two minutes (an exec plugin)."""
-        while not self._stopped.wait(_CREDENTIALS_PERIOD):
-            if self.api.refresh():
-                self._leash.hurry(reached=True)
-                self._hurry()
-
-    def stop(self) -> None:
-        """Lets the threads end; nothing of theirs arrives any more."""
-        self._stopped.set()
-        self._leash.stop()
-        self.api.close()
-        self._hurry()
-
-
 class _Loop:
     """The main loop; only `run` starts threads, listens, and asks the kernel."""
 
@@ -190,7 +99,7 @@ class _Loop:
         self._config_fault = ""
         self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._stopped = threading.Event()
-        self._monitoring = Monitoring()
+        self._monitoring = Monitoring(contact=lambda: self._following.api.contact)
         self._status_socket = StatusSocket(directory(), self._status)
         self._recorder = EventRecorder(lambda: self._monitoring.published)
         self._found = Links()
@@ -230,10 +139,10 @@ class _Loop:
     def _start(self) -> None:
         # First of all that takes time, as the list may take a second to arrive.
         self._following.start()
-        _start(self._links.run, self._queue.put)
-        _start(self._follow_proxy_mode, self._queue.put)
+        start_thread(self._links.run, self._queue.put)
+        start_thread(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
-        _start(self._conntrack.run, self._queue.put)
+        start_thread(self._conntrack.run, self._queue.put)
         tables, meters = self._kernel.programmers(self._monitoring.writes), self._monitoring.meters
         here, filters = Here(awaited=frozenset({ADDRESSES, API_SERVERS})), self._kernel.filters()
         self._agent = Agent(
@@ -247,8 +156,8 @@ class _Loop:
         self._monitoring.configure(self._config)
         self._status_socket.start()
 
-    def _follow(self) -> _Following:
-        return _Following(
+    def _follow(self) -> Following:
+        return Following(
             self._config,
             self._queue.put,
             lambda event: self._agent.take(event),

@@ -7,9 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.commands.output import GREEN, RED, YELLOW, coloured
+from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.host import rundir
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.observe.status import (
@@ -44,13 +46,38 @@ def main(options: argparse.Namespace) -> int:
         if options.output == "json":
             output.print_text(as_json(Report(error.state, error.why)))
         raise
+    if options.services:
+        made, missing = only(made, options.services)
+        for name in missing:
+            output.note(f"no Service {one_line(name)} has rules here, or is refused any")
     if options.output == "json":
         output.print_text(as_json(made))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         colours = output.takes_colours(sys.stdout)
         output.print_text(as_text(made, time.time(), width, colours))
-    return output.OK if made.state == IN_SYNC else output.PENDING
+    good = made.is_good(time.time()) and not (options.services and missing)
+    return output.OK if good else output.PENDING
+
+
+def only(made: Report, names: Sequence[str]) -> tuple[Report, list[str]]:
+    """`made` with nothing but the Services of these names, and which of the names nobody has.
+
+    A name without its namespace means the Service of every namespace.
+    """
+
+    def means(name: str, key: str) -> bool:
+        return name in (key, key.partition("/")[2])
+
+    def wanted(key: str) -> bool:
+        return any(means(name, key) for name in names)
+
+    services = tuple(each for each in made.services if wanted(f"{each.namespace}/{each.name}"))
+    refused = tuple(each for each in made.refused if wanted(each.service))
+    keys = [f"{each.namespace}/{each.name}" for each in services]
+    keys += [each.service for each in refused]
+    missing = [name for name in names if not any(means(name, key) for key in keys)]
+    return replace(made, services=services, refused=refused), missing
 
 
 def as_text(made: Report, now: float, width: int | None = None, colours: bool = False) -> str:
@@ -66,8 +93,15 @@ def as_text(made: Report, now: float, width: int | None = None, colours: bool = 
 
 def _headline(made: Report, now: float, colours: bool) -> str:
     colour = GREEN if made.state == IN_SYNC else RED
-    shown = coloured(_HEADLINES[made.state], colour, colours)
-    since = f" since {_moment(made.since, now)}" if made.since is not None else ""
+    head, since = _HEADLINES[made.state], ""
+    if made.state == IN_SYNC and made.lost_since is not None:
+        colour = YELLOW if made.is_good(now) else RED
+        known = _moment(made.contact or made.lost_since, now)
+        lost = _moment(made.lost_since, now)
+        head += f" with what was known at {known}; the API server cannot be reached since {lost}"
+    elif made.since is not None:
+        since = f" since {_moment(made.since, now)}"
+    shown = coloured(head, colour, colours)
     about = [f"node {made.node}"] if made.node else []
     about += [f"iptables-{made.backend}"] if made.backend else []
     return f"{shown}{since}" + (f"; {', '.join(about)}" if about else "")
@@ -90,6 +124,9 @@ def _summary(made: Report, now: float, colours: bool) -> Iterable[str]:
     if made.refused:
         text = f"{_counted(len(made.refused), 'refusal')}, see below"
         yield f"  {coloured(text, YELLOW, colours)}"
+    if made.last_repair is not None:
+        repair = made.last_repair
+        yield f"  last repair {_moment(repair.time, now)}: {repair.text}"
     if made.last_error is not None:
         yield f"  last error {_moment(made.last_error.time, now)}: {made.last_error.text}"
 
@@ -138,10 +175,14 @@ def _size(count: int) -> str:
 
 
 def _table(rows: Iterable[Sequence[str]], width: int | None) -> Iterable[str]:
-    """Columns side by side; where they are too wide, names lose their ends."""
+    """Columns side by side; too wide, they lose those with bytes, and then the ends of names."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows)]
     total = sum(widths) + 2 * (len(widths) - 1)
+    left = [number for number, name in enumerate(rows[0]) if name != "BYTES"]
+    if width is not None and total > width and len(left) < len(widths):
+        yield from _table([[row[number] for number in left] for row in rows], width)
+        return
     if width is not None and total > width:
         widths[0] = max(_MIN_NAME, widths[0] - (total - width))
     for row in rows:

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Callable, NamedTuple
 
+from ipvs_node_agent.errors import one_line
+
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _NFNLGRP_NFTABLES = 7
@@ -22,6 +24,9 @@ _SUBSYSTEM = 10
 _NLMSG_OVERRUN = 4
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
 _NEWGEN = 15
+# Of the message that ends a transaction: the process that made it.
+_PROCESS_ID, _PROCESS_NAME = 2, 3
+_MOST_PROCESSES = 4
 _COUNTS = {_NEWRULE: 1, _DELRULE: -1}
 # The attribute that names a table, and those that name a chain, by type of message; 0 is none.
 _TABLE = 1
@@ -36,10 +41,14 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Heard(NamedTuple):
-    """Whether others changed anything that matters, and whether a change of ours is in effect."""
+    """Whether others changed anything that matters, and whether a change of ours is in effect.
+
+    `by` are the processes whose changes these were, as "NAME (pid NUMBER)".
+    """
 
     changed: bool
     committed: bool
+    by: tuple[str, ...] = ()
 
 
 class Lost(Exception):
@@ -65,6 +74,8 @@ class NftMonitor:
         self._socket, self._family = listening, _FAMILIES[version]
         self._table, self._concerns, self._mark = table, concerns, mark
         self._names: set[str] | None = None
+        # Whether the transaction that is being told of changes anything that matters.
+        self._matters = False
 
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
@@ -80,13 +91,14 @@ class NftMonitor:
         Changes by the process `own` do not count: its socket has its process id for a name.
         """
         changed = committed = False
+        by: list[str] = []
         # kube-proxy writes `mark` anew with each of its syncs: as many rules come as go.
         balance = 0
         while True:
             try:
                 data = self._socket.recv(_DATAGRAM)
             except BlockingIOError:
-                return Heard(changed or balance != 0, committed)
+                return Heard(changed or balance != 0, committed, tuple(dict.fromkeys(by)))
             except OSError:
                 # ENOBUFS: more came than the buffer holds, so what is left tells nothing.
                 changed = True
@@ -101,11 +113,16 @@ class NftMonitor:
                     new = chain is not None and self._is_new(kind, chain)
                     if sender == own:
                         continue
-                    if chain and chain == self._mark:
+                    if kind == _NEWGEN:
+                        if self._matters and len(by) < _MOST_PROCESSES:
+                            by.append(_process(body))
+                        self._matters = False
+                    elif chain and chain == self._mark:
                         balance += _COUNTS.get(kind, 0)
                     elif chain is not None:
                         # What names no chain is about all of them.
-                        changed = changed or new or not chain or self._concerns(chain)
+                        matters = new or not chain or self._concerns(chain)
+                        self._matters, changed = self._matters or matters, changed or matters
             except Lost:
                 changed = True
 
@@ -130,6 +147,14 @@ class NftMonitor:
             return None
         # A table that comes or goes takes all chains along.
         return names.get(_CHAIN[kind], "")
+
+
+def _process(body: bytes) -> str:
+    """Who made the transaction that a message is the end of; any process chooses its own name."""
+    found = {kind & _TYPE_MASK: data for (_, kind), data in _parts(body[4:], _ATTRIBUTE)}
+    name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+    number = int.from_bytes(found.get(_PROCESS_ID, b"")[:4], "big")
+    return f"{one_line(name, 16) or 'somebody'} (pid {number})"
 
 
 def listen() -> socket.socket:

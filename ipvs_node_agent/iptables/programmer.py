@@ -88,22 +88,24 @@ class Knowledge(NamedTuple):
     """What is known of a table; whatever happens to the table makes another one.
 
     `left` is what it held when last read or written, None where nobody can tell; `drift` is what
-    others did to it that is not undone yet (see `nat.ruleset`).
+    others did to it that is not undone yet (see `nat.ruleset`), and `by` who they are.
     """
 
     left: Found | None = None
     how: How = How.UNCERTAIN
     drift: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
 
     @property
     def certain(self) -> Found | None:
         """What the table holds; None where that is not certain."""
         return None if self.how is How.UNCERTAIN else self.left
 
-    def read(self, found: Found, wanted: Ruleset) -> Knowledge:
-        """The table was read, and holds `found`."""
+    def read(self, found: Found, wanted: Ruleset, by: tuple[str, ...]) -> Knowledge:
+        """The table was read, and holds `found`; others who changed it are `by`."""
         seen = () if self.left is None else drift(self.left, found, wanted)
-        return Knowledge(found, How.READ, tuple(dict.fromkeys((*self.drift, *seen))))
+        who = tuple(dict.fromkeys((*self.by, *(by if seen else ()))))
+        return Knowledge(found, How.READ, tuple(dict.fromkeys((*self.drift, *seen))), who)
 
     def written(self, found: Found) -> Knowledge:
         """A write made the table hold `found`."""
@@ -151,7 +153,7 @@ class Programmer:
         if expected.table == NAT:
             others = (one.chains for ahead in found.ahead.values() for one in ahead)
             self._table.watch(frozenset().union(*others))
-        self._known = self._known.read(found, expected)
+        self._known = self._known.read(found, expected, self._table.changed_by)
         return found
 
     def apply(self, wanted: Ruleset) -> Change:
@@ -192,8 +194,8 @@ class Programmer:
         if change:
             self._write(change)
             self._known = self._known.written(applied(found, wanted))
-        repairs, self._known = self._known.drift, self._known._replace(drift=())
-        return replace(change, repairs=repairs)
+        done, self._known = self._known, self._known._replace(drift=(), by=())
+        return replace(change, repairs=done.drift, by=done.by)
 
     def check(self, wanted: Ruleset) -> Change:
         """Like `apply`, but looks for drift where nobody would tell."""

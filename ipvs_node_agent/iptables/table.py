@@ -28,6 +28,8 @@ _LOUD = 1 << 20
 _LAST = 4096
 # What iptables-nft-save prints in place of a table with rules that only nft can show.
 _INCOMPATIBLE = re.compile(r"# Table .* is incompatible")
+# So many of those who changed a table are named at most.
+_MOST_NAMED = 3
 _FIRST_RULE = re.compile(r"^(\[\d+:\d+\] )?-A ", re.MULTILINE)
 
 
@@ -53,6 +55,10 @@ class Table(Protocol):
 
         Asking costs next to nothing, and `closely` a little: then who is not told can look.
         """
+
+    @property
+    def changed_by(self) -> tuple[str, ...]:
+        """Who changed something of ours between the last two `save`s, as far as that is told."""
 
     def watch(self, chains: Collection[str]) -> None:
         """Has others' `chains` count for `changed` as ours do, from the last `save` on."""
@@ -87,6 +93,9 @@ class KernelTable:
         # Who tells of changes, of an nft table; and what was told since `save`.
         self._monitor: NftMonitor | None = None
         self._since = Since.UNKNOWN
+        # Who changed something of ours: since the last `save`, and between the last two.
+        self._changing: tuple[str, ...] = ()
+        self._changed_by: tuple[str, ...] = ()
         # Of the legacy table that `save` found, where nothing was written since.
         self._digest: bytes | None = None
         # The last restore, which has had its effect and still runs.
@@ -97,6 +106,9 @@ class KernelTable:
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
         self._finish()
+        if self._monitor is not None:
+            self._heard(self._monitor)
+        self._changed_by, self._changing = self._changing, ()
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._since = Since.UNKNOWN if self._monitor is None else Since.UNCHANGED
@@ -145,6 +157,7 @@ class KernelTable:
         heard = monitor.hear(own)
         if heard.changed:
             self._since = Since.CHANGED
+        self._changing = tuple(dict.fromkeys((*self._changing, *heard.by)))[-_MOST_NAMED:]
         return heard.committed
 
     def _finish(self) -> None:
@@ -197,6 +210,11 @@ class KernelTable:
 
     def _concerns(self, chain: str) -> bool:
         return chain in BUILT_IN_CHAINS or self._owns(chain) or chain in self._watched
+
+    @property
+    def changed_by(self) -> tuple[str, ...]:
+        """See `Table`."""
+        return self._changed_by
 
     def watch(self, chains: Collection[str]) -> None:
         """See `Table`."""

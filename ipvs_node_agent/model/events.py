@@ -42,10 +42,11 @@ class Skipped(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """The resource cannot be followed right now."""
+    """The resource cannot be followed right now; `away` where nobody is there, or able to."""
 
     resource: str
     error: AgentError
+    away: bool = False
 
 
 class Recovered(NamedTuple):

@@ -94,10 +94,10 @@ class Change:
 
     `unhooked` has an entry for each copy of a jump that goes, and `hooked` one with its place for
     each that comes; `passed` are those in front whom it passes by, as a built-in chain and target.
-    `new` are those of the written chains
-    that were not there; `replaced` is what the written and dropped chains held. `repairs` says what
-    others had done to the table (see `DRIFT`) that it undoes. `appended` are rules that come behind
-    those of a chain, which is not written anew. All of it is in `table`.
+    `new` are those of the written chains that were not there; `replaced` is what the written and
+    dropped chains held. `repairs` says what others had done to the table (see `DRIFT`) that it
+    undoes, and `by` who they are. `appended` are rules that come behind those of a chain, which is
+    not written anew. All of it is in `table`.
     """
 
     written: Mapping[str, Rules] = field(default_factory=dict)
@@ -107,6 +107,7 @@ class Change:
     new: frozenset[str] = frozenset()
     replaced: Mapping[str, Rules] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
     appended: Mapping[str, Rules] = field(default_factory=dict)
     passed: tuple[tuple[str, str], ...] = ()
     table: str = NAT

@@ -70,8 +70,10 @@ class Metrics:
         meters: Meters,
         published: Callable[[], Published],
         sums: Callable[[], Mapping[Series, Count] | None],
+        contact: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._meters, self._published, self._sums = meters, published, sums
+        self._contact = contact
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -90,6 +92,8 @@ class Metrics:
         yield from self._meters.collect()
         yield from _of_families(published)
         yield from _of_all(published)
+        text = "When the API server was last heard of."
+        yield _gauge("last_api_contact_timestamp_seconds", text, {(): _wall(self._contact())})
 
 
 def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> Metric:

@@ -5,6 +5,7 @@ Nothing here waits for the main loop: health has to answer just when that hangs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Callable
@@ -29,14 +30,18 @@ _INDEX = b"ipvs-node-agent: see /metrics, /healthz and /readyz\n"
 class Monitoring:
     """Serves what is `published` here, at the address that the configuration has."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        contact: Callable[[], float] = lambda: -math.inf,
+    ) -> None:
+        self._clock, self._contact = clock, contact
         self.published = Published(clock())
         self.meters = Meters()
         self.writes = {family: Writes() for family in FAMILIES}
         self.sampler = Sampler(lambda: self.published, self.writes)
         self._service_metrics = True
-        self._metrics = Metrics(self.meters, lambda: self.published, self._sums)
+        self._metrics = Metrics(self.meters, lambda: self.published, self._sums, contact)
         self._server: WebServer | None = None
 
     def configure(self, config: Config) -> None:
@@ -72,7 +77,7 @@ class Monitoring:
         """What `status` tells; `view` is None where the main loop does not answer."""
         sums = self.sampler.sums(_STATUS_PATIENCE) if view is not None else {}
         ahead = time.time() - self._clock()
-        return report(self.published, view, sums, lambda moment: moment + ahead)
+        return report(self.published, view, sums, lambda moment: moment + ahead, self._contact())
 
     def _sums(self) -> Mapping[Series, Count] | None:
         return self.sampler.sums(_SCRAPE_PATIENCE) if self._service_metrics else None

@@ -7,6 +7,7 @@ added, and none changes its meaning.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ipvs_node_agent.model.addresses import parse_address, show_address
 from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Series
 from ipvs_node_agent.rules.coverage import remedy
-from ipvs_node_agent.sync.state import Published, View
+from ipvs_node_agent.sync.state import PATIENCE, Published, View
 
 IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING = "InSync", "NotInSync", "Hanging", "NotRunning"
 STATES = (IN_SYNC, NOT_IN_SYNC, HANGING, NOT_RUNNING)
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Happened:
-    """Something that failed, and when, in seconds since the epoch."""
+    """Something that failed, or was undone, and when, in seconds since the epoch."""
 
     time: float
     text: str
@@ -65,6 +66,8 @@ class Report:
     """The agent at one moment. `since` is when `state` became what it is, since the epoch.
 
     `pods` says how packets of pods are known, and `remedy` what would cover the `uncovered` ones.
+    `lost_since` is when it was noticed that the API server cannot be followed, None where it is
+    followed; and `contact` is when it was last heard of.
     """
 
     state: str
@@ -74,12 +77,20 @@ class Report:
     node: str = ""
     backend: str = ""
     last_error: Happened | None = None
+    last_repair: Happened | None = None
     families: tuple[FamilyReport, ...] = ()
     services: tuple[ServiceReport, ...] = ()
     refused: tuple[Problem, ...] = ()
     pods: str = ""
     uncovered: tuple[UncoveredPod, ...] = ()
     remedy: str = ""
+    contact: float | None = None
+    lost_since: float | None = None
+
+    def is_good(self, now: float) -> bool:
+        """Whether the kernel holds what is wanted, and nobody fails to tell what that is."""
+        lost = self.lost_since is not None and now - self.lost_since >= PATIENCE
+        return self.state == IN_SYNC and not lost
 
 
 def report(
@@ -87,6 +98,7 @@ def report(
     view: View | None,
     sums: Mapping[Series, Count],
     now: Callable[[float], float],
+    contact: float = -math.inf,
 ) -> Report:
     """An agent's report; `view` is None where it hangs, `now` makes monotonic time the epoch's."""
     families = tuple(
@@ -106,16 +118,19 @@ def report(
         pods=str(known) if known is not None else "",
         uncovered=missed,
         remedy=remedy(missed, known) if missed and known is not None else "",
+        contact=now(contact) if contact > -math.inf else None,
+        lost_since=now(lost) if (lost := published.agent.troubled_since) < math.inf else None,
     )
     if view is None:
         return made
-    error = view.last_error
+    error, repair = view.last_error, view.last_repair
     return replace(
         made,
         state=IN_SYNC if view.in_sync else NOT_IN_SYNC,
         since=now(view.since),
         node=view.node,
         last_error=Happened(now(error[0]), error[1]) if error else None,
+        last_repair=Happened(now(repair[0]), repair[1]) if repair else None,
         services=tuple(_services(view, sums)),
         refused=tuple(sorted(view.problems)),
     )
@@ -145,16 +160,19 @@ def _services(view: View, sums: Mapping[Series, Count]) -> Iterable[ServiceRepor
 
 def as_json(made: Report) -> str:
     """`made` as ipvs-node-agent(8) describes it."""
-    error = made.last_error
     raw = {
         "state": made.state,
         "inSync": made.state == IN_SYNC,
-        "since": None if made.since is None else _written(made.since),
+        "following": made.lost_since is None and made.state not in (HANGING, NOT_RUNNING),
+        "notFollowingSince": _written(made.lost_since),
+        "lastContact": _written(made.contact),
+        "since": _written(made.since),
         "sentence": made.sentence,
         "version": made.version,
         "node": made.node,
         "backend": made.backend,
-        "lastError": error and {"time": _written(error.time), "text": error.text},
+        "lastError": _happened(made.last_error),
+        "lastRepair": _happened(made.last_repair),
         "families": [
             {
                 "ipFamily": f.name,
@@ -189,23 +207,33 @@ def as_json(made: Report) -> str:
     return json.dumps(raw, indent=2) + "\n"
 
 
-def _written(moment: float) -> str:
-    return time.strftime(_TIME, time.gmtime(moment))
+def _happened(what: Happened | None) -> dict[str, Any] | None:
+    return what and {"time": _written(what.time), "text": what.text}
+
+
+def _read_happened(raw: Any) -> Happened | None:
+    return raw and Happened(_read_time(raw["time"]), _text(raw["text"]))
+
+
+def _written(moment: float | None) -> str | None:
+    return None if moment is None else time.strftime(_TIME, time.gmtime(moment))
 
 
 def from_json(text: str) -> Report:
     """The report that `text` is. Raises ValueError where it is none."""
     try:
         raw = json.loads(text)
-        error = raw["lastError"]
         made = Report(
             state=_text(raw["state"]),
             sentence=_text(raw["sentence"]),
-            since=None if raw["since"] is None else _read_time(raw["since"]),
+            since=_time(raw["since"]),
+            contact=_time(raw.get("lastContact")),
+            lost_since=_time(raw.get("notFollowingSince")),
             version=_text(raw["version"]),
             node=_text(raw["node"]),
             backend=_text(raw["backend"]),
-            last_error=error and Happened(_read_time(error["time"]), _text(error["text"])),
+            last_error=_read_happened(raw["lastError"]),
+            last_repair=_read_happened(raw.get("lastRepair")),
             families=_each(raw["families"], _family),
             services=_each(raw["services"], _service),
             refused=_each(raw["refused"], _problem),
@@ -264,6 +292,10 @@ def _number(raw: Any) -> int:
     if not isinstance(raw, int):
         raise TypeError("wanted a number")
     return raw
+
+
+def _time(raw: Any) -> float | None:
+    return None if raw is None else _read_time(raw)
 
 
 def _read_time(raw: Any) -> float:

@@ -183,9 +183,8 @@ class Agent:
         if unneeded_in(self._inputs.proxy_mode):
             mode = self._inputs.proxy_mode
             return f"Not needed: kube-proxy is in {mode} mode; no Service has rules"
-        return in_sync_sentence(
-            {str(f): table.wanted.planner.services for f, table in self._tables.items()}
-        )
+        services = {str(f): table.wanted.planner.services for f, table in self._tables.items()}
+        return in_sync_sentence(services, bool(self._notices.trouble))
 
     def state(self) -> AgentState:
         """What others may know of the agent, at this moment."""
@@ -209,12 +208,18 @@ class Agent:
             coverage=known,
             node_addresses=node.addresses if node is not None else (),
             uncovered=still_uncovered(self._uncovered, known) if known is not None else (),
+            troubled_since=self._notices.troubled_since,
         )
 
     def view(self) -> View:
         """What is known of each Service, at this moment."""
         cluster = self._inputs.cluster
         served = {a: k for t in self._tables.values() for a, k in t.wanted.planner.served.items()}
+        repairs = [
+            (last[0], f"{table.name}: {last[1]}")
+            for table in self._all
+            if (last := table.repairs.last) is not None
+        ]
         errors = [*(table.last_error for table in self._all), self._notices.last_trouble]
         return View(
             in_sync=self._was_in_sync,
@@ -224,6 +229,7 @@ class Agent:
             served=served,
             problems=self._notices.problems,
             last_error=max((error for error in errors if error is not None), default=None),
+            last_repair=max(repairs, default=None),
         )
 
     def reconfigure(

@@ -187,10 +187,10 @@ class FamilyTable(KeptTable):
         unknown -= services_in(change.replaced)
         return Refusal(refused, unknown, why) if refused or unknown else None
 
-    def _is_told(self, change: Change) -> bool:
+    def _level(self, change: Change) -> int:
         # Who knows when a Service's change came says that it is done.
         alike = self._made_of is not None and self._made_of.frame == self.wanted.basis.frame
-        return alike and not change.repairs
+        return logging.DEBUG if alike else logging.INFO
 
     def _succeeded(self, change: Change, seconds: float) -> None:
         super()._succeeded(change, seconds)

@@ -147,7 +147,7 @@ class KeptTable(ABC):
         self._hurry()
         if self.repairs.note(change, seconds, now) and change:
             log.log(
-                logging.DEBUG if self._is_told(change) else logging.INFO,
+                logging.WARNING if change.repairs else self._level(change),
                 "%s: %s in %.0f ms%s",
                 self.name,
                 described(change),
@@ -166,6 +166,6 @@ class KeptTable(ABC):
         self._holds, self._held = ruleset, True
         self._progress.sync(now, seconds if change else None)
 
-    def _is_told(self, change: Change) -> bool:
-        """Whether somebody else says that `change` was made."""
-        return False
+    def _level(self, change: Change) -> int:
+        """How loud it is said that `change`, which is no repair, was made."""
+        return logging.INFO

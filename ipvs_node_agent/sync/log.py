@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Callable
 
@@ -27,6 +28,9 @@ class Notices:
 
     def __init__(self) -> None:
         self._troubles: dict[str, str] = {}
+        # What was said of the present ones, and since when there are any.
+        self._said: set[str] = set()
+        self.troubled_since = math.inf
         self.last_trouble: tuple[float, str] | None = None
         self._skipped: set[Skipped] = set()
         self.problems: frozenset[Problem] = frozenset()
@@ -43,15 +47,19 @@ class Notices:
     def take_trouble(self, event: Trouble, now: float) -> None:
         """A resource cannot be followed."""
         text = str(event.error)
-        # Both resources fail alike when the server is away; once is enough.
-        if text not in self._troubles.values():
+        # Who is away fails in many ways, one after the other and for each resource.
+        what = "" if event.away else text
+        if what not in self._said:
             log.warning("%s (trying again; the rules stay as they are)", text)
+        self._said.add(what)
+        self.troubled_since = min(self.troubled_since, now)
         self._troubles[event.resource] = text
         self.last_trouble = (now, text)
 
     def take_recovered(self, event: Recovered) -> None:
         """It can again."""
         if self._troubles.pop(event.resource, None) and not self._troubles:
+            self._said, self.troubled_since = set(), math.inf
             log.info("the API server answers again")
 
     def take_skipped(self, event: Skipped) -> None:

@@ -25,12 +25,16 @@ class Repairs:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.rest_until = 0.0
+        # The last one: when it was, and what had been done by whom.
+        self.last: tuple[float, str] | None = None
         self._times: dict[str, list[float]] = {}
         self._passed: dict[tuple[str, str], list[float]] = {}
 
     def note(self, change: Change, seconds: float, now: float) -> bool:
         """Notes what a look or a write came to; False where that need not be said again."""
         self.counts.update(change.repairs)
+        if change.repairs:
+            self.last = now, _done(change)
         fresh = not change.repairs
         for reason in change.repairs:
             last = [time for time in self._times.get(reason, ()) if now - time < _QUIET]
@@ -69,5 +73,12 @@ def described(change: Change) -> str:
 
 def explained(change: Change) -> str:
     """What had to be repaired, as the end of a sentence; empty where nothing had."""
-    shown = " and ".join(DRIFT[reason] for reason in change.repairs)
-    return f": {shown} (the like is not said again within {_QUIET:.0f} s)" if shown else ""
+    if not change.repairs:
+        return ""
+    return f": {_done(change)} (the like is not said again within {_QUIET:.0f} s)"
+
+
+def _done(change: Change) -> str:
+    """What others had done, and who they are, as far as the kernel tells."""
+    by = f", by {' and '.join(change.by)}" if change.by else ""
+    return " and ".join(DRIFT[reason] for reason in change.repairs) + by

@@ -67,7 +67,8 @@ class AgentState:
     """What the agent itself knows; `waiting_since` is of the oldest change not in the kernel.
 
     `coverage` says which packets are a pod's, and is None where no rule needs to know;
-    `uncovered` are the pods whose packets are not among them.
+    `uncovered` are the pods whose packets are not among them. `troubled_since` is when it was first
+    told that the API server cannot be followed.
     """
 
     families: Mapping[Family, FamilyState] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class AgentState:
     coverage: Coverage | None = None
     node_addresses: tuple[Address, ...] = ()
     uncovered: tuple[UncoveredPod, ...] = ()
+    troubled_since: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class View:
     """What the agent knows of each Service, for who asks; all of it stays as it is.
 
     `since` is when `in_sync` became what it is. `served` has the external IPs with rules and the
-    Services that they are for, and `last_error` is the last thing that failed, and when.
+    Services that they are for. `last_error` is the last thing that failed, `last_repair` the last
+    thing of others' that was undone, both with their times.
     """
 
     in_sync: bool
@@ -96,6 +99,7 @@ class View:
     served: Mapping[Address, tuple[str, ...]]
     problems: frozenset[Problem]
     last_error: tuple[float, str] | None
+    last_repair: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,14 @@ class Published:
     chains: Chains = field(default_factory=Chains)
 
 
-def in_sync_sentence(services: Mapping[str, int]) -> str:
-    """What is said where the kernel holds everything: how many Services have rules, by family."""
+def in_sync_sentence(services: Mapping[str, int], troubled: bool = False) -> str:
+    """What is said where the kernel holds everything: how many Services have rules, by family.
+
+    Where it is `troubled`, the API server may know more by now.
+    """
     shown = ", ".join(f"{count} in {family}" for family, count in services.items() if count)
-    return f"In sync; Services with rules: {shown or 'none'}"
+    known = " with what was last known" if troubled else ""
+    return f"In sync{known}; Services with rules: {shown or 'none'}"
 
 
 def sickness(published: Published, now: float) -> str:

@@ -73,7 +73,7 @@ def scene(wired: Topology, backend: str, version: int, tmp_path: Path) -> Iterat
     host = "0.0.0.0" if version == 4 else "::"
     server = ApiServer(host, netns=str(wired.outside.path))
     with node_bed(wired.node, backend, tmp_path, server=server) as bed:
-        bed.agent.program = altered({"commands.run._CREDENTIALS_PERIOD": 0.2})
+        bed.agent.program = altered({"commands.following._CREDENTIALS_PERIOD": 0.2})
         yield Scene(wired, bed, version, tmp_path)
 
 

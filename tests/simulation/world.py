@@ -63,6 +63,8 @@ class World:
         # For each family the states that a write may be made of, the oldest first.
         self.states: dict[Family, list[State]] = {family: [self.told] for family in FAMILIES}
         self.ever_refused: set[str] = set()
+        # What cannot be followed.
+        self.troubles: set[str] = set()
         self.slow = self.unsaid = -math.inf
         self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
         self.filters = {f: SimTable(f, self.advance, filters.judge, "filter") for f in FAMILIES}
@@ -294,8 +296,10 @@ class World:
     def trouble(self, resource: str, over: bool) -> None:
         """A resource cannot be followed, or can again."""
         if over:
+            self.troubles.discard(resource)
             self.agent.take(events.Recovered(resource))
         else:
+            self.troubles.add(resource)
             self.agent.take(events.Trouble(resource, AgentError("API server", "is away")))
 
     # Time
@@ -500,7 +504,8 @@ class World:
 
     def _expect_words(self, counts: Mapping[Family, int]) -> None:
         shown = ", ".join(f"{count} in {family}" for family, count in counts.items() if count)
-        wanted = f"In sync; Services with rules: {shown or 'none'}"
+        known = " with what was last known" if self.troubles else ""
+        wanted = f"In sync{known}; Services with rules: {shown or 'none'}"
         if self.told.mode in ("iptables", "nftables"):
             wanted = f"Not needed: kube-proxy is in {self.told.mode} mode; no Service has rules"
         got = self.agent.sentence().partition("; not following")[0]

@@ -56,6 +56,11 @@ class FakeTable:
         """See `Table`; it never knows."""
         return Since.UNKNOWN
 
+    @property
+    def changed_by(self) -> tuple[str, ...]:
+        """See `Table`; nobody tells."""
+        return ()
+
     def watch(self, chains: Collection[str]) -> None:
         """See `Table`; what nobody is told of is looked for."""
         self.watched = frozenset(chains)

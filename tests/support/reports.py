@@ -18,6 +18,8 @@ WHOLE = Report(
     node="worker-1",
     backend="nft",
     last_error=Happened(NOON - 7200, "IPv4: iptables-nft-restore: busy"),
+    last_repair=Happened(NOON - 3600, "IPv4: a jump was gone, by x (7)"),
+    contact=NOON + 1,
     families=(
         FamilyReport("IPv4", 2, 8, 2, (("PREROUTING", "THEIRS"),)),
         FamilyReport("IPv6", 1, 4, 2),

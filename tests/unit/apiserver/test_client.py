@@ -79,6 +79,10 @@ def test_whether_anybody_takes_connections_is_told_without_a_request(
 
 # 2. Refusals
 
+OK = b"HTTP/1.1 200 OK\r\n"
+CUT = "the connection broke: it ended in the middle"
+NO_HTTP = "what answers there speaks no HTTP that can be read"
+
 
 class Refusing:
     """In the place of urllib3's pool: refuses everything."""
@@ -168,7 +172,7 @@ def test_a_refused_connection_is_one_short_sentence(api: Api, server: ApiServer)
 @pytest.mark.parametrize(
     ("host", "known", "why", "hint"),
     [
-        ("127.0.0.1", False, "certificate verify failed", "the kubeconfig needs /etc/kubernetes"),
+        ("127.0.0.1", False, "certificate is not accepted", "the kubeconfig needs /etc/kubernetes"),
         ("0.0.0.0", True, "127.0.0.1", "set the kubeconfig's server, or tls-server-name"),
     ],
     ids=["authority", "name"],
@@ -221,15 +225,39 @@ def test_a_server_that_takes_no_connection_is_one_short_sentence(
 
 
 @pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "cannot be reached: it was closed without an answer"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", f"cannot be reached: {NO_HTTP}"),
+        (OK + b"Content-Length: 100\r\n\r\nshort", CUT),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", CUT),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", CUT),
+        (OK + b"A: b\r\n" * 200 + b"\r\n", f"cannot be reached: {NO_HTTP}"),
+    ],
+    ids=["nothing", "another protocol", "a short body", "a broken chunk", "no chunk", "headers"],
+)
+@pytest.mark.parametrize("watch", [False, True])
+def test_an_answer_that_is_none_is_told_in_plain_words(
+    answer: bytes, words: str, watch: bool, tmp_path: Path
+) -> None:
+    with RawServer(answer, hangs_up=True) as server:
+        assert failure(plain(tmp_path, server.url), watch=watch).why == words
+
+
+def test_a_server_without_tls_is_told_in_plain_words(
+    pki: Pki, node_pem: Path, tmp_path: Path
+) -> None:
+    with RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n", hangs_up=True) as server:
+        url = f"https://127.0.0.1:{server.port}"
+        pki.write_kubeconfig(tmp_path / "kubelet.conf", url, node_pem)
+        why = failure(Api(tmp_path / "kubelet.conf")).why
+    assert why.startswith("cannot be reached: ")
+    assert "_ssl.c" not in why
+
+
+@pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n", id="another protocol"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", id="a short body"),
-        pytest.param(
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", id="a broken chunk"
-        ),
-        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", id="endless headers"),
         pytest.param(b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n", id="a redirect"),
         pytest.param(
             b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\n[[[[[[[[[", id="a status in no JSON"

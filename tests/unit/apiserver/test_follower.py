@@ -182,7 +182,7 @@ def _told(event: Event) -> str:
         return f"{kind} {event.item.key.partition('/')[2]} {event.item.load_balancer_ips[0]}"
     if isinstance(event, Deleted):
         return f"{kind} {event.key}"
-    return kind if isinstance(event, Recovered) else f"{kind}: {getattr(event, 'text', event[-1])}"
+    return kind if isinstance(event, Recovered) else f"{kind}: {getattr(event, 'text', event[1])}"
 
 
 # 1. List and watch
@@ -268,7 +268,7 @@ def test_a_watch_that_is_cut_goes_on_from_the_last_whole_event(
 
 def test_a_list_that_breaks_off_tells_nothing_and_later_leaves_what_is_known() -> None:
     half = listing("7", "a")[:60]
-    broken = "trouble: API server http://api: the connection broke: IncompleteRead"
+    broken = "trouble: API server http://api: the connection broke: it ended in the middle"
     followed = follow(
         Response(200, [half], breaks=True),
         Response(200, [half]),

@@ -23,7 +23,7 @@ import yaml
 from ipvs_node_agent import cli
 from ipvs_node_agent.apiserver import client, resources
 from ipvs_node_agent.backoff import Backoff
-from ipvs_node_agent.commands import run
+from ipvs_node_agent.commands import following, run
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.host.rundir import directory
@@ -180,7 +180,7 @@ def setting(
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setattr(run, "Kernel", made.kernel)
     monkeypatch.setattr(run, "ServiceManager", lambda _: made.told)
-    monkeypatch.setattr(run, "_CREDENTIALS_PERIOD", 0.05)
+    monkeypatch.setattr(following, "_CREDENTIALS_PERIOD", 0.05)
     monkeypatch.setattr(run, "_GUESSED_PERIOD", 0.05)
     # It would take the log away from pytest.
     monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
@@ -188,12 +188,12 @@ def setting(
     monkeypatch.setattr(Backoff, "CAP", 0.05)
     started: list[Any] = []
 
-    class Following(run._Following):
+    class Following(run.Following):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             started.append(self)
 
-    monkeypatch.setattr(run, "_Following", Following)
+    monkeypatch.setattr(run, "Following", Following)
     threads = threading.active_count()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
@@ -202,8 +202,8 @@ def setting(
     try:
         yield made
     finally:
-        for following in started:
-            following.stop()
+        for each in started:
+            each.stop()
         # What they log would be the next test's.
         eventually(lambda: threading.active_count() <= threads, "the agent's threads end")
         for number, handler in before.items():
@@ -295,7 +295,7 @@ def test_a_server_that_goes_away_is_said_once_and_the_rules_stay(
         setting.holds(WEB_ENTRY)
         server.wait_for(lambda: server.watches("services") and server.watches("nodes"))
         server.stop()
-        eventually(lambda: setting.said("Connection refused"))
+        eventually(lambda: setting.said("trying again; the rules stay as they are"))
         assert setting.rules() == expected_rules([WEB_ENTRY], POD_CIDRS[:1])
         server.start()
         server.put(OTHER)
@@ -303,7 +303,7 @@ def test_a_server_that_goes_away_is_said_once_and_the_rules_stay(
         eventually(lambda: setting.said("answers again"))
 
     setting.run_while(script)
-    assert len(setting.said("Connection refused")) == 1
+    assert len(setting.said("trying again; the rules stay as they are")) == 1
     assert len(setting.said("answers again")) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ In sync since 2025-11-25 12:00:00 UTC (5 min ago); node worker-1, iptables-nft
   pods are known by pod CIDR: 10.240.2.128/25
   1 pod of this node has no rules: default/a at 10.9.0.5 by veth1 => podInterfaces: [veth+]
   1 refusal, see below
+  last repair 2025-11-25 11:00:00 UTC (65 min ago): IPv4: a jump was gone, by x (7)
   last error 2025-11-25 10:00:00 UTC (2 h ago): IPv4: iptables-nft-restore: busy
 
 SERVICE        EXTERNAL IP     CLUSTER IP       POD PKTS  BYTES  HOST PKTS  BYTES
@@ -60,13 +62,30 @@ def test_what_is_not_well_is_in_capitals_and_red(state: str, shown: str) -> None
     assert as_text(made, NOON, colours=True).startswith(f"\x1b[31m{shown}\x1b[0m since ")
 
 
+def test_a_table_that_is_too_wide_has_no_bytes() -> None:
+    lines = as_text(WHOLE, NOON, width=80).splitlines()
+    table = lines[lines.index("") + 1 : -3]
+    assert table[0].split() == [
+        "SERVICE",
+        "EXTERNAL",
+        "IP",
+        "CLUSTER",
+        "IP",
+        "POD",
+        "PKTS",
+        "HOST",
+        "PKTS",
+    ]
+    assert table[2].split() == ["default/web", "10.19.20.201", "10.231.42.164", "3", "12345"]
+
+
 def test_a_table_fits_a_terminal_at_the_cost_of_names() -> None:
     name = "a-service-with-a-name-of-some-length"
     made = replace(WHOLE, services=(replace(WHOLE.services[0], name=name),))
     assert f"default/{name} " in as_text(made, NOON)
-    lines = as_text(made, NOON, width=90).splitlines()
+    lines = as_text(made, NOON, width=76).splitlines()
     table = lines[lines.index("") + 1 : -3]
-    assert max(map(len, table)) == 90
+    assert max(map(len, table)) == 76
     assert table[1].startswith("default/a-service-w")
     assert "...  10.19.22.57" in table[1]
     narrow = as_text(made, NOON, width=20)
@@ -74,7 +93,9 @@ def test_a_table_fits_a_terminal_at_the_cost_of_names() -> None:
 
 
 def test_without_services_there_is_no_table() -> None:
-    made = replace(WHOLE, services=(), refused=(), last_error=None, pods="", uncovered=())
+    made = replace(
+        WHOLE, services=(), refused=(), last_error=None, last_repair=None, pods="", uncovered=()
+    )
     assert as_text(made, NOON + 300) == "".join(TEXT.splitlines(keepends=True)[:3])
 
 
@@ -83,6 +104,17 @@ def test_an_agent_in_sync_that_follows_no_changes_says_so() -> None:
     made = replace(WHOLE, sentence=sentence)
     assert as_text(made, NOON).splitlines()[1] == f"  {sentence}"
     assert f"\x1b[33m{sentence}\x1b[0m" in as_text(made, NOON, colours=True)
+
+
+def test_the_headline_tells_what_is_known_where_nobody_can_be_followed() -> None:
+    made = replace(WHOLE, lost_since=NOON + 60)
+    for after, colour in ((59, 33), (60, 31)):
+        shown = as_text(made, NOON + 60 + after, colours=True).splitlines()[0]
+        assert shown == (
+            f"\x1b[{colour}mIn sync with what was known at 2025-11-25 12:00:01 UTC"
+            f" ({59 + after} s ago); the API server cannot be reached since"
+            f" 2025-11-25 12:01:00 UTC ({after} s ago)\x1b[0m; node worker-1, iptables-nft"
+        )
 
 
 # A clock that went back makes nothing negative.
@@ -138,6 +170,38 @@ def test_the_agents_report_is_printed(command: Command, told: list[Report]) -> N
 def test_an_agent_that_is_not_in_sync_gives_status_1(command: Command, told: list[Report]) -> None:
     told.append(replace(WHOLE, state=status.NOT_IN_SYNC))
     assert [command("status").status, command("status", "-o", "json").status] == [1, 1]
+
+
+def test_who_cannot_be_followed_for_a_minute_gives_status_1(
+    command: Command, told: list[Report]
+) -> None:
+    now = time.time()
+    for lost, exit_status in ((now - 50, 0), (now - 70, 1)):
+        told.append(replace(WHOLE, lost_since=lost, contact=lost))
+        assert command("status").status == command("status", "-o", "json").status == exit_status
+
+
+NAMED = {
+    ("default/web",): (["web"], [], ""),
+    ("web", "default/other"): (["other", "web"], [], ""),
+    ("bad",): ([], ["default/bad"], ""),
+    ("we",): ([], [], "we"),
+    ("other/web", "web"): (["web"], [], "other/web"),
+    ("\x1b[2J",): ([], [], r"\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("names", NAMED)
+def test_services_that_are_named_are_shown_alone(
+    names: tuple[str, ...], command: Command, told: list[Report]
+) -> None:
+    shown, refused, missing = NAMED[names]
+    result = command("status", "-o", "json", *names)
+    raw = json.loads(result.out)
+    assert [each["name"] for each in raw["services"]] == shown
+    assert [each["service"] for each in raw["refused"]] == refused
+    said = f"ipvs-node-agent: no Service {missing} has rules here, or is refused any\n"
+    assert (result.status, result.err) == ((1, said) if missing else (0, ""))
 
 
 def test_without_an_agent_machines_get_an_answer_all_the_same(

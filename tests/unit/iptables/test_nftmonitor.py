@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,25 @@ def test_what_cannot_be_read_is_lost(data: bytes) -> None:
         list(messages(data))
 
 
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    hearing.setblocking(False)
+    with told, hearing:
+        yield told, hearing
+
+
+@pytest.fixture
+def told(ends: tuple[socket.socket, socket.socket]) -> socket.socket:
+    """What is sent here is told by the kernel."""
+    return ends[0]
+
+
+@pytest.fixture
+def monitor(ends: tuple[socket.socket, socket.socket]) -> NftMonitor:
+    return NftMonitor(ends[1], 4, "nat", lambda chain: chain.startswith("IPVS_"))
+
+
 def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
     told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     hearing.setblocking(False)
@@ -59,6 +79,30 @@ def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
         assert monitor.hear(own=7) == Heard(changed=False, committed=False)
         told.send(message(10 << 8 | 15))
         assert monitor.hear(own=7) == Heard(changed=False, committed=True)
+
+
+def generation(process: int, name: bytes) -> bytes:
+    """The message that ends a transaction."""
+    made_by = attribute(2, process.to_bytes(4, "big")) + attribute(3, name + b"\0")
+    return message(10 << 8 | 15, bytes(4) + attribute(1, bytes(4)) + made_by, sender=9)
+
+
+def test_who_changes_what_matters_is_named(told: socket.socket, monitor: NftMonitor) -> None:
+    def rule(chain: bytes) -> bytes:
+        nat = attribute(1, b"nat\0") + attribute(2, chain + b"\0")
+        return message(10 << 8 | 6, struct.pack("=BBH", socket.AF_INET, 0, 0) + nat, sender=9)
+
+    # What does not matter, what does, in several messages, and who may call himself anything.
+    told.send(rule(b"THEIRS") + generation(1, b"kube-proxy"))
+    told.send(rule(b"IPVS_OUTPUT"))
+    assert monitor.hear(own=7) == Heard(changed=True, committed=False)
+    told.send(rule(b"THEIRS"))
+    told.send(generation(2, b"iptables") + rule(b"IPVS_OUTPUT") + generation(3, b"\x1b[2J\xff"))
+    told.send(rule(b"IPVS_OUTPUT") + generation(2, b"iptables"))
+    told.send(rule(b"IPVS_OUTPUT") + message(10 << 8 | 15, bytes(4), sender=9))
+    heard = monitor.hear(own=7)
+    assert heard.by == ("iptables (pid 2)", "\\x1b[2J\ufffd (pid 3)", "somebody (pid 0)")
+    assert monitor.hear(own=7) == Heard(changed=False, committed=False)
 
 
 @pytest.mark.parametrize("mark", ["", "KUBE-MARK-MASQ"])

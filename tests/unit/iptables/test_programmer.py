@@ -187,19 +187,20 @@ def test_writes_are_numbered_by_chain() -> None:
 def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:
     before, now = Found({"A": ("-j B",)}), Found({"A": ()})
     wanted = Ruleset(before.chains)
-    known = Knowledge().read(before, wanted)
+    known = Knowledge().read(before, wanted, ("a", "b"))
     assert known == Knowledge(before, How.READ)
     assert known.certain is before
     uncertain = known.uncertain()
     assert uncertain.certain is None
-    assert uncertain.read(now, wanted) == Knowledge(now, How.READ, ("ChainFlushed",))
-    assert uncertain.read(now, wanted).read(before, wanted).drift == (
-        "ChainFlushed",
-        "ChainChanged",
-    )
+    drifted = uncertain.read(now, wanted, ("a", "b"))
+    assert drifted == Knowledge(now, How.READ, ("ChainFlushed",), ("a", "b"))
+    twice = drifted.read(before, wanted, ("b", "c"))
+    assert (twice.drift, twice.by) == (("ChainFlushed", "ChainChanged"), ("a", "b", "c"))
+    # Whoever changes what makes no difference did no harm.
+    assert drifted.read(now, wanted, ("d",)).by == ("a", "b")
     assert known.written(now) == Knowledge(now, How.WRITTEN)
     # Of what nobody knows nobody can tell what others did to it.
-    assert Knowledge().read(now, wanted).drift == ()
+    assert Knowledge().read(now, wanted, ("a",)).drift == ()
 
 
 @pytest.mark.parametrize(("name", "watched"), [("nat", {"cali-X", "cali-Y"}), ("filter", set())])

@@ -25,7 +25,7 @@ class Bed:
     """Monitoring with the packets of Services that are the test's."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monitoring = Monitoring()
+        self.monitoring = Monitoring(contact=lambda: time.monotonic() - 30)
         self.sums: dict[tuple[str, str], Count] = {}
         monkeypatch.setattr(counters.Sampler, "sums", lambda *_: self.sums)
 
@@ -111,6 +111,7 @@ def test_every_metric_has_its_type_labels_and_values(bed: Bed) -> None:
         "refused_external_ips": ("gauge", {"reason=Loopback": 1, "reason=LinkLocal": 2}),
         "watch_restarts_total": ("counter", {"reason=Expired": 6}),
         "uncovered_pods": ("gauge", {"": 1}),
+        "last_api_contact_timestamp_seconds": ("gauge", {"": ago(30)}),
         "config_stale": ("gauge", {"": 1}),
         "credentials_expiry_timestamp_seconds": ("gauge", {"": 1_900_000_000}),
         "service_packets_total": ("counter", {WEB.format(POD): 3, WEB.format(HOST): 5}),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables.command import TableError
+from ipvs_node_agent.model import events
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.observe import status
 from ipvs_node_agent.observe.counters import Count
@@ -110,6 +113,33 @@ def test_an_agent_that_does_not_answer_is_told_by_its_last_sentence() -> None:
     assert (made.state, made.sentence, made.since) == (status.HANGING, "In sync; ...", 1500.0)
 
 
+def test_who_cannot_be_followed_is_told_of_as_of_the_first_trouble() -> None:
+    node = running(web(EXTERNAL_4))
+    assert told(node).lost_since is None
+    lost = node.clock.now
+    for resource in (events.SERVICES, events.NODES):
+        node.agent.take(events.Trouble(resource, RefusedError("API server", "is away"), away=True))
+        node.pass_time(100)
+    made = told(node)
+    assert (made.state, made.lost_since) == (status.IN_SYNC, lost + 1000)
+    assert [made.is_good(lost + 1000 + after) for after in (0, 59, 60)] == [True, True, False]
+    node.agent.take(events.Recovered(events.SERVICES))
+    assert told(node).lost_since == lost + 1000
+    node.agent.take(events.Recovered(events.NODES))
+    assert told(node).lost_since is None
+
+
+def test_the_last_repair_is_told() -> None:
+    node = running(web(EXTERNAL_4))
+    assert told(node).last_repair is None
+    node.tables[IPV4].meddle("-F IPVS_OUTPUT")
+    node.pass_time(3)
+    repair = told(node).last_repair
+    assert repair is not None
+    assert repair.text == "IPv4: a chain was empty"
+    assert repair.time == pytest.approx(node.clock.now + 1000, abs=3)
+
+
 # 2. JSON
 
 
@@ -118,12 +148,19 @@ def test_the_json_has_these_keys() -> None:
     assert raw == {
         "state": "InSync",
         "inSync": True,
+        "following": True,
+        "notFollowingSince": None,
+        "lastContact": "2025-11-25T12:00:01Z",
         "since": "2025-11-25T12:00:00Z",
         "sentence": WHOLE.sentence,
         "version": "0.1.0",
         "node": "worker-1",
         "backend": "nft",
         "lastError": {"time": "2025-11-25T10:00:00Z", "text": "IPv4: iptables-nft-restore: busy"},
+        "lastRepair": {
+            "time": "2025-11-25T11:00:00Z",
+            "text": "IPv4: a jump was gone, by x (7)",
+        },
         "families": [
             {
                 "ipFamily": "IPv4",
@@ -167,9 +204,34 @@ def test_the_json_has_these_keys() -> None:
     }
 
 
-@pytest.mark.parametrize("made", [WHOLE, Report(status.NOT_RUNNING, "why")])
+@pytest.mark.parametrize(
+    "made", [WHOLE, replace(WHOLE, lost_since=1_764_072_100.0), Report(status.NOT_RUNNING, "why")]
+)
 def test_a_report_comes_back_from_json_as_it_was(made: Report) -> None:
     assert from_json(as_json(made)) == made
+
+
+def test_an_earlier_versions_agent_is_understood() -> None:
+    raw = json.loads(as_json(WHOLE))
+    for key in ("following", "notFollowingSince", "lastContact", "lastRepair"):
+        del raw[key]
+    assert from_json(json.dumps(raw)) == replace(WHOLE, contact=None, last_repair=None)
+
+
+@pytest.mark.parametrize(
+    ("made", "following"),
+    [
+        (WHOLE, True),
+        (replace(WHOLE, state=status.NOT_IN_SYNC), True),
+        (replace(WHOLE, lost_since=1_764_072_100.0), False),
+        (replace(WHOLE, state=status.HANGING), False),
+        (Report(status.NOT_RUNNING, "why"), False),
+    ],
+)
+def test_whether_the_api_server_is_followed_stands_beside_in_sync(
+    made: Report, following: bool
+) -> None:
+    assert json.loads(as_json(made))["following"] is following
 
 
 def test_keys_that_a_later_version_adds_do_no_harm() -> None:

@@ -433,7 +433,8 @@ def test_the_sentence_tells_what_is_wrong_now_and_not_what_was() -> None:
     started = running(web(EXTERNAL_4))
     in_sync = started.agent.sentence()
     started.agent.take(events.Trouble(events.NODES, AWAY))
-    assert started.agent.sentence() == f"{in_sync}; not following changes: {AWAY}"
+    known = in_sync.replace("In sync;", "In sync with what was last known;")
+    assert started.agent.sentence() == f"{known}; not following changes: {AWAY}"
     started.agent.take(events.Recovered(events.NODES))
     assert started.agent.sentence() == in_sync
     started.tables[IPV4].broken = BUSY

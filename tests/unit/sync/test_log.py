@@ -171,14 +171,24 @@ SAID = "{} (trying again; the rules stay as they are)"
 AGAIN = "the API server answers again"
 
 
-OUTAGE = [Trouble(SERVICES, AWAY), Trouble(NODES, AWAY)]
-END = [Recovered(SERVICES), Recovered(NODES)]
+# Who is away fails in many ways.
+BROKEN = RefusedError("API server", "the connection broke: the answer broke off")
+OUTAGE = [
+    Trouble(SERVICES, AWAY, away=True),
+    Trouble(NODES, BROKEN, away=True),
+    Trouble(SERVICES, BROKEN, away=True),
+    Trouble("connection", RefusedError("API server", "nothing was heard of it"), away=True),
+]
+END = [Recovered(SERVICES), Recovered("connection"), Recovered(NODES)]
 EVENTS = {
     "an outage is said once for both": ([*OUTAGE * 5, Recovered(SERVICES)], [SAID.format(AWAY)]),
     "and so is its end": ([*OUTAGE, *END, *END], [SAID.format(AWAY), AGAIN]),
     "each outage": ([*OUTAGE, *END] * 3, [SAID.format(AWAY), AGAIN] * 3),
     "another reason": (
-        [Trouble(SERVICES, AWAY), Trouble(SERVICES, FORBIDDEN)],
+        [
+            Trouble(SERVICES, AWAY, away=True),
+            *[Trouble(SERVICES, FORBIDDEN), Trouble(NODES, BROKEN, away=True)] * 3,
+        ],
         [SAID.format(AWAY), SAID.format(FORBIDDEN)],
     ),
     "an answer without an outage": ([Recovered(SERVICES)], []),

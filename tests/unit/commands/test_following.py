@@ -1,0 +1,75 @@
+"""The threads that follow the API server: what one of them tells concerns the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipvs_node_agent.commands.following import Following, start_thread
+from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.model.events import NODES, SERVICES, Event, Recovered, Restarted, Trouble
+from tests.support.pki import plain_kubeconfig
+from tests.support.waiting import eventually
+
+AWAY = AgentError("API server", "is away")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who was hurried."""
+    found: list[str] = []
+
+    def note(follower: Any) -> None:
+        found.append(follower.name)
+
+    monkeypatch.setattr("ipvs_node_agent.apiserver.follower.Follower.hurry", note)
+
+    def leash(_: object, reached: bool = False) -> None:
+        found.append(f"leash{' now' if reached else ''}")
+
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash.Leash.hurry", leash)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("event", "woken"),
+    [
+        (Recovered(SERVICES), ["leash now", NODES]),
+        (Recovered(NODES), ["leash now", SERVICES]),
+        (Trouble(SERVICES, AWAY), ["leash"]),
+        (Restarted(NODES, "Ended"), ["leash"]),
+    ],
+)
+def test_what_one_is_told_hurries_who_it_concerns(
+    event: Event, woken: list[str], hurried: list[str], tmp_path: Path
+) -> None:
+    plain_kubeconfig(tmp_path / "kubelet.conf", "http://127.0.0.1:1", "worker-1")
+    works: list[Callable[[], object]] = []
+    taken: list[Event] = []
+    config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
+    following = Following(config, works.append, taken.append, lambda *_: None, ())
+    following._emit(event)
+    assert hurried == woken
+    for work in works:
+        work()
+    assert taken == [event]
+    # The next set of threads tells everything anew.
+    following.stop()
+    following._emit(event)
+    assert taken == [event]
+
+
+def test_a_thread_that_fails_fails_the_main_thread() -> None:
+    works: list[Callable[[], object]] = []
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    start_thread(fail, works.append)
+    eventually(lambda: works)
+    with pytest.raises(RuntimeError, match="a bug"):
+        works[0]()
