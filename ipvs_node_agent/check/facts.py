@@ -12,7 +12,7 @@ from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.model.addresses import Family
-from ipvs_node_agent.model.objects import Node, Service, Snapshot, UncoveredPod
+from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot, UncoveredPod
 from ipvs_node_agent.nat.ruleset import Change, Found
 
 
@@ -78,9 +78,13 @@ class TableFacts:
 
 @dataclass(frozen=True)
 class KubeProxy:
-    """Signs of kube-proxy: its answer about its mode, and what it leaves in the kernel."""
+    """Signs of kube-proxy: its answer about its mode, and what it leaves in the kernel.
+
+    Where `doubt` says what speaks against its answer, there is none.
+    """
 
     answer: str | None = None
+    doubt: str = ""
     device: bool = False
     nftables: bool = False
     process: int | None = None
@@ -114,6 +118,8 @@ class HostFacts:
     kubelet_backend: str | None = None
     backend: str = "nft"
     tables: tuple[TableFacts, ...] = ()
+    # What is ours in the filter tables of that backend, or why they cannot be read.
+    filters: Mapping[Family, Found | TableError] = field(default_factory=dict)
     proxy: KubeProxy = KubeProxy()
     # The process that holds the agent's lock, and all that look like an agent.
     holder: int | None = None
@@ -132,13 +138,26 @@ class HostFacts:
 @dataclass(frozen=True)
 class Facts:
     """Everything. `seen` is what rules depend on, and `changes` what `run` would change now, by
-    command; None where nobody can tell. `uncovered` are pods whose packets no rule is about.
+    command; None where nobody can tell. `uncovered` are pods whose packets no rule is about, and
+    `problems` what was asked for and gets no rules.
     """
 
     configuration: ConfigFacts
-    cluster: ClusterFacts
-    host: HostFacts
     now: float
+    cluster: ClusterFacts = ClusterFacts()
+    host: HostFacts = HostFacts()
     changes: tuple[tuple[str, Change], ...] | None = None
     seen: Snapshot | None = None
     uncovered: tuple[UncoveredPod, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def set_to(self, settings: str) -> str:
+        """The remedy that sets these in the configuration."""
+        return f"{settings} in {self.configuration.path}, then systemctl reload ipvs-node-agent"
+
+    @property
+    def repair(self) -> str:
+        """The remedy for rules that are not as they should be: the agent puts them right."""
+        if self.host.holder is None:
+            return "systemctl start ipvs-node-agent"
+        return "ipvs-node-agent status says why the agent has not put it right"

@@ -5,8 +5,7 @@ It makes GET requests only, each with a time limit, and never raises.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.resources import Resource, host_name, list_all, node_name, resources
@@ -20,9 +19,12 @@ from ipvs_node_agent.model.events import NODES, SERVICES
 _TIMEOUT = 10.0
 
 
-def look_at_cluster(config: Config) -> ClusterFacts:
-    """What the credentials of `config` are, and what they are good for."""
-    api = Api(Path(config.kubeconfig))
+def look_at_cluster(api: Api, config: Config, doing: Callable[[str], None]) -> ClusterFacts:
+    """What the credentials of `config` are, and what they are good for at `api`.
+
+    `doing` is told what takes its time.
+    """
+    doing("reading the credentials")
     try:
         credentials = api.credentials()
     except AgentError as error:
@@ -33,6 +35,7 @@ def look_at_cluster(config: Config) -> ClusterFacts:
     unreachable: AgentError | None = None
     # The Node first: a small answer tells whether there is one at all.
     for resource in reversed(resources(api, config)):
+        doing(f"listing {resource.name}")
         try:
             listed[resource.name], version = list_all(
                 api, resource, "0", lambda _: None, read_timeout=_TIMEOUT

@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Callable
 
 from ipvs_node_agent.check.facts import HostFacts, KubeProxy, Listener, TableFacts, Unit
 from ipvs_node_agent.config.settings import Config
@@ -23,11 +25,11 @@ from ipvs_node_agent.host.procfs import (
 )
 from ipvs_node_agent.host.rundir import directory, own_names
 from ipvs_node_agent.iptables import nftlist
-from ipvs_node_agent.iptables.backends import Kernel, detect_backend, installed
+from ipvs_node_agent.iptables.backends import Kernel, detect_backend, filters_found, installed
 from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import proxy_mode
-from ipvs_node_agent.iptables.table import BACKENDS, KernelTable, may_read
+from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, parse_host_port, reached_at
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import parse_save
@@ -46,20 +48,28 @@ _SETTINGS = (
 )
 
 
-def look_at_host(config: Config) -> HostFacts:
-    """What there is to see on this node."""
+def look_at_host(config: Config, doing: Callable[[str], None]) -> HostFacts:
+    """What there is to see on this node; `doing` is told what takes its time."""
     may_program = _may_program()
-    launcher = launch()
-    names = own_names(config.chains)
-    kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade)
-    if may_program:
-        kernel.choose()
+    names, mark, options = own_names(config.chains), config.chains.mark_masquerade, config.iptables
+    with closing(launch()) as launcher:
+        doing("reading the tables of iptables")
+        kubelets = _kubelet_backend(launcher) if may_program else None
+        backend = kubelets or NFT if options.backend == "auto" else options.backend
+        kernel = Kernel(launcher, options, names, mark, backend)
+        tables = tuple(_tables(launcher, config, names)) if may_program else ()
+        filters = filters_found(kernel.filters()) if may_program else {}
+        kernel.close()
+        doing("asking kube-proxy for its mode")
+        proxy = _proxy(launcher, backend)
+    doing("looking at services and processes")
     return HostFacts(
         may_program=may_program,
-        kubelet_backend=_kubelet_backend(launcher) if may_program else None,
-        backend=kernel.backend,
-        tables=tuple(_tables(launcher, config, names)) if may_program else (),
-        proxy=_proxy(launcher),
+        kubelet_backend=kubelets,
+        backend=backend,
+        tables=tables,
+        filters=filters,
+        proxy=proxy,
         holder=lock_holder(directory() / "lock"),
         agents=tuple(agent_processes()),
         units=_units(),
@@ -112,11 +122,13 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
             yield TableFacts(family, backend, parse_save(text, owns), first, bool(masquerading))
 
 
-def _proxy(launcher: Launcher) -> KubeProxy:
+def _proxy(launcher: Launcher, backend: str) -> KubeProxy:
+    found = proxy_mode(launcher, backend=backend)
     return KubeProxy(
-        answer=proxy_mode(launcher).mode,
+        answer=found.mode,
+        doubt=found.doubt,
         device=os.path.exists("/proc/sys/net/ipv4/conf/kube-ipvs0"),
-        nftables="kube-proxy" in nftlist.tables(),
+        nftables="kube-proxy" in (nftlist.tables() or ()),
         process=process_called("kube-proxy"),
     )
 

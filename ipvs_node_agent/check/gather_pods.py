@@ -5,8 +5,6 @@ It asks the latter only where the kernel has addresses that may be such pods', a
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.ownpods import own_pods
 from ipvs_node_agent.config.settings import Config
@@ -17,7 +15,7 @@ from ipvs_node_agent.model.objects import Snapshot, UncoveredPod
 from ipvs_node_agent.rules.coverage import coverage, uncovered
 
 
-def look_at_pods(config: Config, seen: Snapshot) -> tuple[UncoveredPod, ...]:
+def look_at_pods(api: Api, config: Config, seen: Snapshot) -> tuple[UncoveredPod, ...]:
     """Those whose packets no rule would be about, where the cluster is as it was `seen`.
 
     None of them where nobody can tell.
@@ -29,7 +27,7 @@ def look_at_pods(config: Config, seen: Snapshot) -> tuple[UncoveredPod, ...]:
         missed = [each for each in found if not known.covers(each)]
         if not missed:
             return ()
-        there = own_pods(Api(Path(config.kubeconfig)), seen.node.name)
+        there = own_pods(api, seen.node.name)
     except (AgentError, OSError, ValueError, RecursionError):
         # What the API server refuses has findings of its own.
         return ()

@@ -1,4 +1,4 @@
-"""Judges the facts about a node as an experienced operator would; nothing outside is touched.
+"""Judges what is known of the configuration and of the cluster; nothing outside is touched.
 
 Each check is a generator of findings over the same `Facts`. A check whose ground is missing says
 nothing: whatever is missing has a finding of its own.
@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Callable
 
 from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.check.facts import ClusterFacts, Facts
-from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, failed
-from ipvs_node_agent.check.judge_host import HOST_CHECKS
+from ipvs_node_agent.check.finding import AS_ADMIN, FAIL, OK, WARN, Finding, failed
 from ipvs_node_agent.kubeconfig.reader import MissingError
-from ipvs_node_agent.model.addresses import (
-    FAMILIES,
-    Address,
-    Network,
-    show_network,
-)
-from ipvs_node_agent.model.objects import Problem, Snapshot
+from ipvs_node_agent.model.addresses import Network, contains, show_network
+from ipvs_node_agent.model.objects import Problem
 from ipvs_node_agent.rules import policy
 from ipvs_node_agent.rules.coverage import coverage, described, remedy
-from ipvs_node_agent.rules.planner import plan
 
 # The kubelet renews its certificate at 70 to 90 % of its lifetime.
 _RENEWED_BY = 0.92
-
-
-def judge(facts: Facts) -> list[Finding]:
-    """All findings, in the order in which a connection is set up."""
-    return [finding for check in CHECKS for finding in check(facts)]
+_KUBELETS = "/etc/kubernetes/kubelet.conf"
+# By the word of a refusal, what mends it; all others need another address.
+_CURES = {
+    "APIServer": "another port or address",
+    "PortConflict": "another port or address for one of the two",
+    "NoClusterIP": "a ClusterIP of that family, or an address of the other one",
+    "NoPorts": "ports that can be read",
+    "NoAddress": "a load balancer controller that gives addresses",
+    "TooManyRules": "fewer addresses, ports or source ranges",
+    "Unreadable": "what can be read in that field",
+}
 
 
 def configuration(facts: Facts) -> Iterator[Finding]:
@@ -40,27 +38,28 @@ def configuration(facts: Facts) -> Iterator[Finding]:
     found = facts.configuration
     if found.error is not None:
         mend = f"edit {found.path}, then systemctl reload ipvs-node-agent"
-        finding = failed("configuration", found.error, mend)
+        finding = failed("ConfigurationInvalid", "configuration", found.error, mend)
         text = f"{finding.text}; the rest is looked at with the defaults"
         yield finding._replace(text=text)
     else:
         text = found.path if found.there else f"the defaults, as there is no {found.path}"
-        yield Finding(OK, "configuration", text)
+        yield Finding("ConfigurationOK", OK, "configuration", text)
 
 
 def credentials(facts: Facts) -> Iterator[Finding]:
     """The kubeconfig, and when its certificate is valid."""
     cluster, path = facts.cluster, facts.configuration.config.kubeconfig
+    what = "credentials"
+    if isinstance(cluster.error, MissingError):
+        # The error's own hint is a question, for a node that has not joined yet.
+        text = f"{cluster.error.what}: {cluster.error.why}"
+        other = cluster.other_kubeconfig
+        mend = f"join the node (kubeadm join), or {facts.set_to('kubeconfig: FILE')}"
+        mend = facts.set_to(f"kubeconfig: {other}") if other else mend
+        yield Finding("CredentialsMissing", FAIL, what, text, mend)
+        return
     if cluster.error is not None:
-        if isinstance(cluster.error, MissingError):
-            # The error's own hint is a question, for a node that has not joined yet.
-            text = f"{cluster.error.what}: {cluster.error.why}"
-            other = cluster.other_kubeconfig
-            mend = f"kubeadm join, or kubeconfig: FILE in {facts.configuration.path}"
-            mend = f"kubeconfig: {other} in {facts.configuration.path}" if other else mend
-            yield Finding(FAIL, "credentials", text, mend)
-        else:
-            yield failed("credentials", cluster.error, _new_credentials(facts))
+        yield failed("CredentialsUnusable", what, cluster.error, _new_credentials(facts))
         return
     who = cluster.user or "a token's user"
     if cluster.validity is None:
@@ -69,32 +68,42 @@ def credentials(facts: Facts) -> Iterator[Finding]:
     begin, end = cluster.validity
     if facts.now >= end:
         text = f"the certificate of {who} expired on {_date(end)}"
-        yield Finding(FAIL, "credentials", text, _new_credentials(facts))
+        yield Finding("CredentialsExpired", FAIL, what, text, _new_credentials(facts))
     elif facts.now < begin:
         text = f"the certificate of {who} is not valid before {_date(begin)}: is the clock right?"
-        yield Finding(FAIL, "credentials", text, "timedatectl set-ntp true")
+        mend = "timedatectl shows the clock; timedatectl set-ntp true has it set from the network"
+        yield Finding("CredentialsNotYetValid", FAIL, what, text, mend)
     elif facts.now > begin + (end - begin) * _RENEWED_BY:
         text = f"the certificate of {who} expires on {_date(end)} and should have been renewed"
-        yield Finding(WARN, "credentials", text, "systemctl restart kubelet")
+        mend = f"journalctl -u kubelet says why it is not; {AS_ADMIN}kubectl get csr shows"
+        mend += " requests that wait to be approved"
+        yield Finding("CredentialsNotRenewed", WARN, what, text, mend)
     else:
         yield from _unlimited(cluster, path, f"{who}, valid until {_date(end)}")
 
 
 def _unlimited(cluster: ClusterFacts, path: str, who: str) -> Iterator[Finding]:
     if cluster.warning:
-        mend = f"in {path}, certificate-authority in place of insecure-skip-tls-verify"
-        yield Finding(WARN, "credentials", cluster.warning, mend)
+        mend = f"in {path}: a server with https, and the cluster's CA as certificate-authority"
+        mend += " in place of insecure-skip-tls-verify"
+        yield Finding("CredentialsInsecure", WARN, "credentials", cluster.warning, mend)
     else:
-        yield Finding(OK, "credentials", f"{path}: {who}")
+        yield Finding("CredentialsOK", OK, "credentials", f"{path}: {who}")
 
 
 def _new_credentials(facts: Facts) -> str:
-    name = facts.cluster.node_name or "NAME"
+    path, name = facts.configuration.config.kubeconfig, facts.cluster.node_name or "NAME"
+    if path != _KUBELETS:
+        return f"new credentials in {path}, from whoever made it, or {facts.set_to(_own())}"
     return (
         "on a control-plane node: kubeadm kubeconfig user --org system:nodes --client-name"
-        f" system:node:{name} >kubelet.conf, to be put here as"
-        f" {facts.configuration.config.kubeconfig}"
+        f" system:node:{name} >kubelet.conf; here: keep the old {path}, put the new one in its"
+        " place, then systemctl restart kubelet"
     )
+
+
+def _own() -> str:
+    return f"kubeconfig: {_KUBELETS}"
 
 
 def _date(seconds: float) -> str:
@@ -103,38 +112,40 @@ def _date(seconds: float) -> str:
 
 def api_server(facts: Facts) -> Iterator[Finding]:
     """Whether it answers, and whether it lets the agent list and watch."""
-    cluster = facts.cluster
+    cluster, what = facts.cluster, "API server"
     if cluster.error is not None:
         return
     if cluster.unreachable is not None:
         mend = f"curl -k {cluster.server}/livez must say ok on this node: open the way there"
-        yield failed("API server", cluster.unreachable, mend)
+        yield failed("APIServerUnreachable", what, cluster.unreachable, mend)
         return
-    yield Finding(OK, "API server", f"{cluster.server} answers")
+    yield Finding("APIServerOK", OK, what, f"{cluster.server} answers")
     for error in cluster.refused:
-        mend = f"see the log of {cluster.server}"
+        mend = f"on a control-plane node: the log of kube-apiserver ({cluster.server}) says why"
         if isinstance(error, ApiError) and error.status in (401, 403):
-            own = "/etc/kubernetes/kubelet.conf"
-            mend = f"kubeconfig: {own} in {facts.configuration.path}, or a ClusterRole for the user"
-            if facts.configuration.config.kubeconfig == own:
-                mend = _new_credentials(facts)
+            mend = _new_credentials(facts)
+            if facts.configuration.config.kubeconfig != _KUBELETS:
+                mend = f"{facts.set_to(_own())}, or a ClusterRole for the user"
             if cluster.certified_name not in (None, cluster.node_name):
-                mend = f"no nodeName in {facts.configuration.path}, as it is not the credentials'"
-        yield Finding(FAIL, "permission", error.why, mend)
+                mend = facts.set_to("no nodeName, as it is not the credentials',")
+        yield Finding("PermissionRefused", FAIL, "permission", error.why, mend)
     if not cluster.refused:
-        yield Finding(OK, "permission", "to list and watch Services and the Node")
+        text = "to list and watch Services and the Node"
+        yield Finding("PermissionOK", OK, "permission", text)
 
 
 def node(facts: Facts) -> Iterator[Finding]:
     """The Node, and how packets of its pods are known."""
-    cluster, path = facts.cluster, facts.configuration.path
+    cluster = facts.cluster
     if cluster.services is None:
         return
     if cluster.node is None:
         text = f"the API server knows no Node {cluster.node_name}"
-        yield Finding(FAIL, "Node", text, f"nodeName: one that kubectl get nodes shows, in {path}")
+        mend = facts.set_to("nodeName: NAME")
+        mend += f"; {AS_ADMIN}kubectl get nodes shows the names"
+        yield Finding("NodeUnknown", FAIL, "Node", text, mend)
         return
-    yield Finding(OK, "Node", cluster.node_name)
+    yield Finding("NodeOK", OK, "Node", cluster.node_name)
     interfaces = facts.seen.pod_interfaces if facts.seen is not None else ()
     known = coverage(facts.configuration.config, cluster.node, interfaces)
     what, shown = "pods", f"by interface: {_list(interfaces)}"
@@ -142,13 +153,17 @@ def node(facts: Facts) -> Iterator[Finding]:
         what, shown = "pod CIDRs", _list([*map(show_network, known.cidrs)])
     if not (interfaces or known.cidrs):
         text = f"Node {cluster.node_name} has none yet, and nothing is programmed until it has"
-        mend = f"podCIDRs: [CIDR] in {path}, if the network plugin keeps its own"
-        yield Finding(FAIL, "pod CIDRs", text, mend)
+        mend = f"if it stays so, as the network plugin keeps its own: {facts.set_to(_CIDRS)}"
+        yield Finding("PodCIDRsMissing", FAIL, "pod CIDRs", text, mend)
     elif facts.uncovered:
         text = f"{shown}, but {described(facts.uncovered)}"
-        yield Finding(WARN, what, text, f"{remedy(facts.uncovered, known)}, in {path}")
+        mend = facts.set_to(f"{remedy(facts.uncovered, known)},")
+        yield Finding("PodsUncovered", WARN, what, text, mend)
     else:
-        yield Finding(OK, what, shown)
+        yield Finding("PodsOK", OK, what, shown)
+
+
+_CIDRS = "podCIDRs: [CIDR]"
 
 
 def external_ips(facts: Facts) -> Iterator[Finding]:
@@ -156,34 +171,53 @@ def external_ips(facts: Facts) -> Iterator[Finding]:
     cluster, config = facts.cluster, facts.configuration.config
     if cluster.node is None or cluster.services is None:
         return
-    cidrs = policy.pod_cidrs(config, cluster.node) or ()
-    snapshot = facts.seen or Snapshot(cluster.services, cluster.node)
-    problems = [p for service in cluster.services.values() for p in service.problems]
-    problems += [p for family in FAMILIES for p in plan(config, snapshot, family).problems]
     counted = [service for service in cluster.services.values() if not service.skipped]
     asked = {ip for service in counted for ip in policy.external_ips(service, config)}
-    inside = [p for p in problems if p.reason == "PodCIDR"]
+    inside = [p for p in facts.problems if p.reason == "PodCIDR"]
     if inside:
-        yield _swallowed(facts, asked, inside, cidrs)
-    others = [p for p in problems if p.reason != "PodCIDR"]
+        yield _swallowed(facts, len(asked), inside)
+    others = [p for p in facts.problems if p.reason != "PodCIDR"]
     if others:
-        namespace, _, name = others[0].service.partition("/")
+        first = others[0]
         more = f", and {len(others) - 1} more" if len(others) > 1 else ""
-        edit = f"kubectl -n {namespace} edit service {name}"
-        yield Finding(WARN, "external IPs", f"{others[0]}{more}", edit)
-    if not problems:
-        yield Finding(OK, "external IPs", f"none refused of {len(asked)}")
+        cure = _CURES.get(first.reason, "another address")
+        if first.reason == "NotAllowed":
+            allowed = "services.allowedExternalCIDRs with it"
+            cure = f"{cure}, or, if it may be had, {facts.set_to(allowed)}"
+        mend = f"{cure}; {_show(first)}"
+        yield Finding("ExternalIPsRefused", WARN, "external IPs", f"{first}{more}", mend)
+    if not facts.problems:
+        yield Finding("ExternalIPsOK", OK, "external IPs", f"none refused of {len(asked)}")
 
 
-def _swallowed(
-    facts: Facts, asked: set[Address], inside: Sequence[Problem], cidrs: Sequence[Network]
-) -> Finding:
-    every = len(inside) >= len(asked)
-    count = f"all {len(asked)} are" if every else f"{len(inside)} of {len(asked)} are"
-    shown = _list([show_network(cidr) for cidr in cidrs])
-    text = f"{count} refused, as a pod CIDR has them inside ({shown}): {inside[0]}"
-    mend = f"podCIDRs: [this node's own] in {facts.configuration.path}"
-    return Finding(FAIL if every else WARN, "external IPs", text, mend)
+def _show(problem: Problem) -> str:
+    namespace, _, name = problem.service.partition("/")
+    return f"{AS_ADMIN}kubectl -n {namespace} get service {name} -o yaml"
+
+
+def _swallowed(facts: Facts, asked: int, inside: Sequence[Problem]) -> Finding:
+    every = len(inside) >= asked
+    count = f"all {asked} are" if every else f"{len(inside)} of {asked} are"
+    text = f"{count} refused, as pods' addresses: {inside[0]}"
+    mend = f"another address; {_show(inside[0])}"
+    # Those that the Node has are its pods', whoever says another thing.
+    if wide := [show_network(cidr) for cidr in _set_by_hand(facts)]:
+        these = f"podCIDRs without {_list(wide)}"
+        mend = f"if no pod of this node has such addresses, {facts.set_to(these)}; else {mend}"
+    return Finding("ExternalIPsOfPods", FAIL if every else WARN, "external IPs", text, mend)
+
+
+def _set_by_hand(facts: Facts) -> Iterator[Network]:
+    """The configured pod CIDRs that keep an external IP from somebody, and the Node's do not."""
+    config, cluster = facts.configuration.config, facts.cluster
+    nodes = cluster.node.pod_cidrs if cluster.node else ()
+    asked = {
+        ip for each in (cluster.services or {}).values() for ip in policy.external_ips(each, config)
+    }
+    for cidr in config.pod_cidrs or ():
+        held = (ip for ip in asked if contains(cidr, ip))
+        if any(not any(contains(own, ip) for own in nodes) for ip in held):
+            yield cidr
 
 
 def in_sync(facts: Facts) -> Iterator[Finding]:
@@ -191,7 +225,8 @@ def in_sync(facts: Facts) -> Iterator[Finding]:
     if facts.changes is None:
         return
     if not facts.changes:
-        yield Finding(OK, "rules", f"in sync with the cluster (iptables-{facts.host.backend})")
+        text = f"in sync with the cluster (iptables-{facts.host.backend})"
+        yield Finding("RulesOK", OK, "rules", text)
         return
     parts = []
     for command, change in facts.changes:
@@ -202,22 +237,10 @@ def in_sync(facts: Facts) -> Iterator[Finding]:
         }
         counted = ", ".join(f"{number} {what}" for what, number in steps.items() if number)
         parts.append(f"{command.rpartition('-')[0]}: {counted or 'jumps to remove'}")
-    restart = "start" if facts.host.holder is None else "restart"
     text = f"out of sync ({'; '.join(parts)}); ipvs-node-agent diff shows it"
-    yield Finding(FAIL, "rules", text, f"systemctl {restart} ipvs-node-agent")
+    yield Finding("RulesOutOfSync", FAIL, "rules", text, facts.repair)
 
 
 def _list(items: Sequence[str], limit: int = 4) -> str:
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
-
-
-CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    configuration,
-    credentials,
-    api_server,
-    node,
-    external_ips,
-    *HOST_CHECKS,
-    in_sync,
-)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from ipvs_node_agent.apiserver import leash
 from ipvs_node_agent.apiserver.client import Api
@@ -19,18 +20,18 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.host import links, pods
 from ipvs_node_agent.host.rundir import directory, own_names
-from ipvs_node_agent.iptables.backends import Kernel
+from ipvs_node_agent.iptables.backends import Kernel, filters_found
 from ipvs_node_agent.iptables.command import TableError, launch
-from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.proxymode import proxy_mode
+from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Snapshot
-from ipvs_node_agent.nat.ruleset import Change, difference
+from ipvs_node_agent.nat.ruleset import Change, Found, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.observe import statussocket
 from ipvs_node_agent.rules.here import Here
 from ipvs_node_agent.rules.invalid import input_rules
-from ipvs_node_agent.rules.planner import plan
+from ipvs_node_agent.rules.planner import Plans
 from ipvs_node_agent.rules.policy import lacking, pod_interfaces, to_program
 
 
@@ -81,6 +82,14 @@ def looked_around(api: Api, config: Config, seen: Snapshot) -> Snapshot:
     return replace(seen, network=here.network(interfaces), pod_interfaces=interfaces)
 
 
+class Tables(NamedTuple):
+    """What the tables hold of ours in `backend`; of a filter table, why it cannot be read."""
+
+    backend: str
+    nat: Mapping[Family, Found]
+    filters: Mapping[Family, Found | TableError]
+
+
 def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:
     """What `run` would change now, in each family by its command. Raises RefusedError."""
     seen = snapshot(config, note)
@@ -88,31 +97,51 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
     if lacks:
         raise RefusedError("diff", f"run would wait: {lacks}")
     with closing(launch()) as launcher:
-        mode = proxy_mode(launcher).mode
-    return changes_for(config, to_program(seen, mode))
+        kernel = Kernel(launcher, config.iptables, own_names(config.chains), _mark(config))
+        kernel.choose()
+        mode = proxy_mode(launcher, backend=kernel.backend).mode
+        tables = tables_of(kernel)
+    plans = Plans(config, to_program(seen, mode))
+    return changes_between(config, tables, plans)
 
 
-def changes_for(config: Config, seen: Snapshot) -> list[tuple[str, Change]]:
-    """What has to be changed for all of `seen` to have its rules. Raises RefusedError."""
-    chains = config.chains
-    kernel = Kernel(launch(), config.iptables, own_names(chains), chains.mark_masquerade)
-    kernel.choose()
+def tables_of(kernel: Kernel) -> Tables:
+    """The tables of the backend that `kernel` has chosen, as they are. Raises RefusedError."""
+    nat = {family: programmer.read() for family, programmer in kernel.programmers().items()}
+    return Tables(kernel.backend, nat, filters_found(kernel.filters()))
+
+
+def changes_between(config: Config, tables: Tables, plans: Plans) -> list[tuple[str, Change]]:
+    """What has to be changed for `tables` to hold what is planned. Raises TableError."""
     changes: list[tuple[str, Change]] = []
-    tables, filters, behind = kernel.programmers(), kernel.filters(), _in_front()
-    for family, programmer in tables.items():
-        found = programmer.read()
-        own_mark = config.chains.mark_masquerade not in found.filled
+    behind = _in_front(tables)
+    for family, found in tables.nat.items():
+        own_mark = _mark(config) not in found.filled
         given_way = behind.get(str(family), frozenset())
-        wanted = replace(plan(config, seen, family, own_mark).ruleset, behind=given_way)
+        wanted = replace(plans.of(family, own_mark).ruleset, behind=given_way)
         dropping = config.drop_invalid_input and bool(wanted.chains)
-        for change in (difference(found, wanted), _of_filter(filters[family], dropping, given_way)):
+        wanted_input = replace(input_rules(dropping), behind=given_way)
+        found_input = tables.filters[family]
+        if isinstance(found_input, TableError):
+            # It may be one that iptables cannot use; mostly nothing of ours is to be there.
+            if dropping:
+                raise found_input
+            found_input = Found()
+        for change in (difference(found, wanted), difference(found_input, wanted_input)):
             if change:
-                changes.append((f"{family.command}-{kernel.backend}-restore", change))
+                changes.append((f"{family.command}-{tables.backend}-restore", change))
     return changes
 
 
-def _in_front() -> dict[str, frozenset[tuple[str, str]]]:
-    """Whom the running agent leaves the first place to, by family; nobody where none runs."""
+def _in_front(tables: Tables) -> dict[str, frozenset[tuple[str, str]]]:
+    """Whom the running agent leaves the first place to, by family; nobody where none runs.
+
+    It is asked where somebody is in front of whom the tables alone do not tell.
+    """
+    found = [*tables.nat.values(), *tables.filters.values()]
+    ahead = [one for each in found if isinstance(each, Found) for one in each.ahead.values()]
+    if all(other.insists for others in ahead for other in others):
+        return {}
     try:
         families = statussocket.ask(directory()).families
     except AgentError:
@@ -120,14 +149,5 @@ def _in_front() -> dict[str, frozenset[tuple[str, str]]]:
     return {family.name: frozenset(family.in_front) for family in families}
 
 
-def _of_filter(
-    programmer: Programmer, dropping: bool, behind: frozenset[tuple[str, str]]
-) -> Change:
-    """What has to be changed in a filter table. Raises RefusedError."""
-    try:
-        return programmer.pending(replace(input_rules(dropping), behind=behind))
-    except TableError:
-        if dropping:
-            raise
-        # It may be one that iptables cannot use, and nothing of ours is to be there.
-        return Change()
+def _mark(config: Config) -> str:
+    return config.chains.mark_masquerade

@@ -64,6 +64,26 @@ def keep_closed_streams_closed() -> None:
             setattr(sys, name, stream)
 
 
+class Progress:
+    """What takes its time, named on standard error where that is a terminal, and gone after."""
+
+    def __init__(self) -> None:
+        is_dumb = os.environ.get("TERM", "dumb") == "dumb"
+        self._is_shown, self._text = sys.stderr.isatty() and not is_dumb, ""
+
+    def show(self, text: str) -> None:
+        """Names what is under way."""
+        if self._is_shown and text != self._text:
+            self._text = text
+            write(sys.stderr, f"\r\x1b[K{one_line(text, 70)} ...")
+
+    def clear(self) -> None:
+        """Takes away what is shown, for what is to stay."""
+        if self._text:
+            self._text = ""
+            write(sys.stderr, "\r\x1b[K")
+
+
 def takes_colours(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that shows colours, and nobody said NO_COLOR."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":

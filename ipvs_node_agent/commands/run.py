@@ -140,8 +140,8 @@ class _Loop:
         # First of all that takes time, as the list may take a second to arrive.
         self._following.start()
         start_thread(self._links.run, self._queue.put)
-        start_thread(self._follow_proxy_mode, self._queue.put)
         self._kernel = _kernel(self._launcher, self._config)
+        start_thread(self._follow_proxy_mode, self._queue.put)
         start_thread(self._conntrack.run, self._queue.put)
         tables, meters = self._kernel.programmers(self._monitoring.writes), self._monitoring.meters
         here, filters = Here(awaited=frozenset({ADDRESSES, API_SERVERS})), self._kernel.filters()
@@ -185,7 +185,7 @@ class _Loop:
         found, doubts, pause = ProxyMode(None), 0, 0.0
         with closing(launch()) as launcher:
             while not self._stopped.wait(pause):
-                before, found = found, proxy_mode(launcher, found.mode)
+                before, found = found, proxy_mode(launcher, found.mode, self._kernel.backend)
                 if found != before:
                     self._queue.put(partial(self._take_proxy_mode, found))
                 # One who has just begun to move soon has all that tells of it.

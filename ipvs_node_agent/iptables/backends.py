@@ -17,12 +17,14 @@ from ipvs_node_agent.iptables.programmer import Programmer, Writes
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.nat.chains import FILTER, NAT, OWN_INPUT_CHAIN, owner
-from ipvs_node_agent.nat.ruleset import Ruleset
+from ipvs_node_agent.nat.ruleset import Found, Ruleset
 
 log = logging.getLogger(__name__)
 
 # The kubelet's chains; kubernetes-sigs/iptables-wrappers goes by the same two.
 _KUBELET_CHAINS = re.compile(r"^:(KUBE-IPTABLES-HINT|KUBE-KUBELET-CANARY) ", re.MULTILINE)
+
+_OF_FILTER = Ruleset(table=FILTER)
 
 
 @dataclass(eq=False)
@@ -123,6 +125,17 @@ def detect_backend(launcher: Launcher) -> str | None:
             if _KUBELET_CHAINS.search(text):
                 return backend
     return None
+
+
+def filters_found(filters: Mapping[Family, Programmer]) -> dict[Family, Found | TableError]:
+    """What each of the `filters` holds of ours, or why it cannot be read."""
+    found: dict[Family, Found | TableError] = {}
+    for family, programmer in filters.items():
+        try:
+            found[family] = programmer.read(_OF_FILTER)
+        except TableError as error:
+            found[family] = error
+    return found
 
 
 def _names_in(table: str, names: frozenset[str]) -> frozenset[str]:

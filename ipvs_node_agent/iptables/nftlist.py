@@ -16,6 +16,7 @@ _NETLINK_NETFILTER, _NFTABLES = 12, 10 << 8
 _GETTABLE, _GETCHAIN = _NFTABLES | 1, _NFTABLES | 4
 _EVERY_FAMILY = struct.pack("=BBH", 0, 0, 0)
 _TABLE_NAME = 1
+_ATTEMPTS = 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 6, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 # linux/netfilter.h
@@ -40,22 +41,37 @@ class BaseChain(NamedTuple):
     rules: int
 
 
-def tables() -> set[str]:
-    """The names of all tables; none where the kernel does not tell."""
-    try:
-        found = netlink.dump(_NETLINK_NETFILTER, _GETTABLE, _EVERY_FAMILY)
-        return {_text(netlink.attributes(each.body[4:]), _TABLE_NAME) for each in found}
-    except (OSError, netlink.Lost):
-        return set()
+def tables() -> frozenset[str] | None:
+    """The names of all tables; None where the kernel does not tell."""
+    found = _told(_GETTABLE)
+    if found is None:
+        return None
+    return frozenset(_text(netlink.attributes(body[4:]), _TABLE_NAME) for body in found)
 
 
 def base_chains() -> tuple[BaseChain, ...]:
     """All of IPv4, IPv6 and both; none where the kernel does not tell."""
+    found = _told(_GETCHAIN)
     try:
-        found = netlink.dump(_NETLINK_NETFILTER, _GETCHAIN, _EVERY_FAMILY)
-        return tuple(chain for each in found for chain in _base_chain(each.body))
-    except (OSError, netlink.Lost):
+        return tuple(chain for body in found or () for chain in _base_chain(body))
+    except netlink.Lost:
         return ()
+
+
+def _told(question: int) -> list[bytes] | None:
+    """What the kernel has of a kind; None where it does not tell."""
+    for _ in range(_ATTEMPTS):
+        try:
+            found = netlink.dump(_NETLINK_NETFILTER, question, _EVERY_FAMILY)
+            bodies = [each.body for each in found]
+            for body in bodies:
+                netlink.attributes(body[4:])
+            return bodies
+        except netlink.Lost:
+            pass  # Somebody changed them meanwhile.
+        except OSError:
+            return None
+    return None
 
 
 def _base_chain(body: bytes) -> Iterator[BaseChain]:

@@ -2,7 +2,8 @@
 
 Its word alone proves nothing: a container on the host's network may be root without any right, and
 answer on its port. To make its tables takes CAP_NET_ADMIN. So rules are taken away only where both
-say the same, and a word that nothing agrees with is a doubt, which changes nothing.
+say the same, and a word that nothing agrees with is a doubt, which changes nothing. So is one where
+the kernel does not tell.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from ipvs_node_agent.host.kubeproxy import answers
 from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.table import BACKENDS, may_read, saved_table
-from ipvs_node_agent.model.addresses import FAMILIES
+from ipvs_node_agent.iptables.table import BACKENDS, NFT, may_read, saved_table
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.rules.policy import unneeded_in
 
 
@@ -25,45 +26,61 @@ class ProxyMode(NamedTuple):
     doubt: str = ""
 
 
-def proxy_mode(launcher: Launcher, known: str | None = None) -> ProxyMode:
-    """kube-proxy's mode; `known`, the last one, as long as nothing tells another for certain."""
+def proxy_mode(launcher: Launcher, known: str | None = None, backend: str = NFT) -> ProxyMode:
+    """kube-proxy's mode; `known`, the last one, as long as nothing tells another for certain.
+
+    `backend` is the one that the node uses: what is in the other one may be of another time.
+    """
     said = answers()
     if len(said) > 1:
         return ProxyMode(known, f"kube-proxy answers both {' and '.join(sorted(said))}")
     if not said or said == {known}:
         return ProxyMode(known)
     (word,) = said
-    if unneeded_in(word) and not _has_tables(word, launcher):
-        return ProxyMode(known, f"kube-proxy says that its mode is {word}, and has not its tables")
-    is_over = not unneeded_in(known) or _has_tables(word, launcher)
-    if not is_over and _has_tables(known or "", launcher):
-        return ProxyMode(
-            known, f"kube-proxy says that its mode is {word}, and has {known}'s tables"
-        )
+    says = f"kube-proxy says that its mode is {word}, and"
+    has = _has_tables(word, launcher, backend) if unneeded_in(word) or unneeded_in(known) else None
+    if unneeded_in(word) and not has:
+        tells = "the kernel does not tell its tables" if has is None else "has not its tables"
+        return ProxyMode(known, f"{says} {tells}")
+    if unneeded_in(known) and not has:
+        had = _has_tables(known or "", launcher, backend)
+        if had is None:
+            return ProxyMode(known, f"{says} the kernel does not tell its tables")
+        if had:
+            return ProxyMode(known, f"{says} has {known}'s tables")
     return ProxyMode(word)
 
 
-def _has_tables(mode: str, launcher: Launcher) -> bool:
-    """Whether the kernel has what kube-proxy makes in `mode`."""
+def _has_tables(mode: str, launcher: Launcher, backend: str) -> bool | None:
+    """Whether the kernel has what kube-proxy makes in `mode`; None where nobody can tell."""
     if mode == "nftables":
-        return "kube-proxy" in nftlist.tables()
-    rules = _service_rules(launcher)
-    has_set = any("KUBE-CLUSTER-IP" in rule for rule in rules)
-    if mode == "ipvs":
-        return has_set
-    return not has_set and any(" -j KUBE-SVC-" in rule for rule in rules)
+        tables = nftlist.tables()
+        return None if tables is None else "kube-proxy" in tables
+    others = [each for each in BACKENDS if each != backend]
+    for each in (backend, *others):
+        rules = _service_rules(launcher, each)
+        if rules is None:
+            return None
+        # Where it has rules in the node's own backend, the other one's are what a move left.
+        if rules:
+            has_set = any("KUBE-CLUSTER-IP" in rule for rule in rules)
+            if mode == "ipvs":
+                return has_set
+            return not has_set and any(" -j KUBE-SVC-" in rule for rule in rules)
+    return False
 
 
-def _service_rules(launcher: Launcher) -> list[str]:
-    """The rules of KUBE-SERVICES, in both backends and families; without those not to be read."""
+def _service_rules(launcher: Launcher, backend: str) -> list[str] | None:
+    """The rules of KUBE-SERVICES, in both families; None where they cannot be read."""
     rules: list[str] = []
-    for backend in BACKENDS:
-        for family in FAMILIES:
-            try:
-                if may_read(family, backend):
-                    text = saved_table(launcher, f"{family.command}-{backend}-save", "nat")
-                    lines = text.split("\n")
-                    rules += [line for line in lines if line.startswith("-A KUBE-SERVICES ")]
-            except TableError:
-                continue
+    for family in FAMILIES:
+        try:
+            if may_read(family, backend):
+                text = saved_table(launcher, f"{family.command}-{backend}-save", "nat")
+                lines = text.split("\n")
+                rules += [line for line in lines if line.startswith("-A KUBE-SERVICES ")]
+        except TableError:
+            # A kernel without IPv6 still has a kube-proxy.
+            if family is IPV4:
+                return None
     return rules

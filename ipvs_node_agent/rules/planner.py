@@ -236,15 +236,24 @@ class Replanner:
         return planner
 
 
+class Plans:
+    """The plans for the cluster as it was `seen`, each made when it is asked for, and once."""
+
+    def __init__(self, config: Config, seen: Snapshot) -> None:
+        services = Services().listed(seen.services.values())
+        network, interfaces = seen.network, seen.pod_interfaces
+        self._basis = Basis(config, seen.node, services, network=network, pod_interfaces=interfaces)
+        self._made: dict[tuple[Family, bool], Plan] = {}
+
+    def of(self, family: Family, own_mark: bool = False) -> Plan:
+        """The rules that are wanted in `family`'s nat table."""
+        key = family, own_mark
+        if key not in self._made:
+            basis = self._basis._replace(own_mark=own_mark)
+            self._made[key] = Replanner(family, basis).planner.plan()
+        return self._made[key]
+
+
 def plan(config: Config, snapshot: Snapshot, family: Family, own_mark: bool = False) -> Plan:
     """The rules that are wanted in `family`'s nat table; a function of the arguments alone."""
-    services = Services().listed(snapshot.services.values())
-    basis = Basis(
-        config,
-        snapshot.node,
-        services,
-        own_mark=own_mark,
-        network=snapshot.network,
-        pod_interfaces=snapshot.pod_interfaces,
-    )
-    return Replanner(family, basis).planner.plan()
+    return Plans(config, snapshot).of(family, own_mark)

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
-from ipvs_node_agent.commands.check import check
+from ipvs_node_agent.commands.check import Checking
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.host.procfs import process_called
 from ipvs_node_agent.model.addresses import FAMILIES
@@ -56,22 +57,27 @@ class Node(Bed):
         with self.namespace.enter(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNTIME_DIRECTORY", str(self.agent.runtime))
             patch.syspath_prepend(str(STANDIN))
-            patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", lambda _: self.cluster)
-            return check(self.agent.config)
+            patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", lambda *_: self.cluster)
+            return [*Checking(self.agent.config).findings()]
 
     def says(self, wanted: str) -> None:
-        """Check finds this, and does not with nothing broken: LEVEL WHAT: TEXT => MEND.
+        """Check finds this, and does not with nothing broken: LEVEL ID: TEXT => REMEDY.
 
-        Of the text and of what mends it, any part will do.
+        Of the text and of the remedy, any part will do.
         """
-        finding, _, mend = wanted.partition(" => ")
-        subject, _, text = finding.partition(": ")
-        level, _, what = subject.partition(" ")
+        finding, _, remedy = wanted.partition(" => ")
+        level_and_id, _, text = finding.partition(": ")
+        level, _, id_ = level_and_id.partition(" ")
         found = [f for f in self.findings() if f.level != OK and f not in self.usual]
         shown = "\n".join(map(str, found))
-        matching = [f for f in found if (f.level, f.what) == (level, what) and text in f.text]
+        matching = [f for f in found if (f.level, f.id) == (level, id_) and text in f.text]
         assert matching, shown
-        assert mend in matching[0].mend, shown
+        assert remedy in matching[0].remedy, shown
+
+
+def looked_at(config: Path) -> ClusterFacts:
+    found = load(config)
+    return look_at_cluster(Api(Path(found.kubeconfig)), found, lambda _: None)
 
 
 @pytest.fixture(scope="module", params=["nft", "legacy"])
@@ -92,7 +98,7 @@ def broken(
         bed.agent.start()
         bed.agent.stop()
         with namespace.enter():
-            made = Node(**vars(bed), cluster=look_at_cluster(load(bed.agent.config)))
+            made = Node(**vars(bed), cluster=looked_at(bed.agent.config))
         made.usual = [f for f in made.findings() if f.level != OK]
         yield made
 
@@ -111,7 +117,7 @@ once = pytest.mark.parametrize("broken", ["nft"], indirect=True)
 
 def test_a_node_whose_agent_is_down_has_that_one_trouble(broken: Node) -> None:
     (only,) = broken.usual
-    assert only == (FAIL, "agent", "does not run", "systemctl start ipvs-node-agent")
+    assert only == ("AgentDown", FAIL, "agent", "does not run", "ipvs-node-agent run")
 
 
 # A node with systemd, for a while
@@ -174,8 +180,8 @@ def test_of_nftables_service_it_is_said_where_it_flushes_rules_of_ours(
     systemd(nftables=ENABLED.format(0))
     said = "nftables.service flushes all rules when it is reloaded or stopped"
     found = [f for f in broken.findings() if f.text.startswith(said)]
-    wanted = [(WARN, "other firewalls")] if broken.backend == "nft" else []
-    assert [(f.level, f.what) for f in found] == wanted
+    wanted = [(WARN, "NftablesFlushes")] if broken.backend == "nft" else []
+    assert [(f.level, f.id) for f in found] == wanted
 
 
 @once
@@ -231,49 +237,49 @@ HOST = {
     "no kube-proxy": (
         GONE,
         BACK,
-        "fail kube-proxy: there is no sign of it => spec.nodeName=worker-1",
+        "fail KubeProxyAbsent: there is no sign of it => spec.nodeName=worker-1",
     ),
     "chains of kube-proxy's iptables mode": (
         f"{GONE}; nat -N KUBE-SVC-X",
         f"{BACK}; nat -X KUBE-SVC-X",
-        "fail kube-proxy: in iptables mode, by its chains KUBE-SVC-... => apt purge",
+        "fail KubeProxyNotIPVS: in iptables mode, by its chains KUBE-SVC-... => /proxyMode tells",
     ),
     "a table of kube-proxy's nftables mode": (
         f"{GONE}; nft add table ip kube-proxy",
         f"{BACK}; nft delete table ip kube-proxy",
-        "fail kube-proxy: in nftables mode, by its nftables table => apt purge",
+        "fail KubeProxyNotIPVS: in nftables mode, by its nftables table => /proxyMode tells",
     ),
     "a nat table of somebody else's making": (
         "iptables-nft-save -t nat >saved; nft delete table ip nat; nft add table ip nat;"
         " nft add chain ip nat PREROUTING '{ type filter hook prerouting priority 0; }'",
         "nft delete table ip nat; iptables-nft-restore <saved",
-        "fail nat table, IPv4: made with nft => nft list ruleset",
+        "fail TableUnreadable: made with nft => nft list ruleset",
     ),
     "chains that a predecessor left": (
         "nat -N NMANAGER_OUTPUT",
         "nat -X NMANAGER_OUTPUT",
-        "warn network-node-manager: left chains NMANAGER_... => /^:NMANAGER_/ {print $1",
+        "warn PredecessorsChains: left chains NMANAGER_... => /^:NMANAGER_/ {print $1",
     ),
 }
 ON_EITHER_BACKEND = {
     "a jump behind kube-proxy's": (
         f"nat -I {PORTALS.format(1)}",
         f"nat -D {PORTALS.format('')}",
-        "fail jumps, IPv4: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
-        " => systemctl restart ipvs-node-agent",
+        "fail JumpBehind: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES"
+        " => systemctl start ipvs-node-agent",
     ),
     "a chain of nft's own in front": (
         "nft add table inet firewall; nft add chain inet firewall pre"
         " '{ type nat hook prerouting priority -150; }'; nft add rule inet firewall pre accept",
         "nft delete table inet firewall",
-        "warn nat chains: the chain pre of the nft table inet firewall runs before iptables' own on"
-        " prerouting => nft list ruleset shows",
+        "warn NatBefore: the chain pre of the nft table inet firewall runs before iptables' own on"
+        " prerouting => nft list chain inet firewall pre",
     ),
     "marks that nobody masquerades": (
         f"nat -D {MASQUERADES}",
         f"nat -A {MASQUERADES}",
-        "warn KUBE-MARK-MASQ, IPv4: nothing in POSTROUTING masquerades"
-        " => delete pod -l k8s-app=kube-proxy",
+        "warn MarkNotMasqueraded: nothing in POSTROUTING masquerades"
+        " => get pods -l k8s-app=kube-proxy",
     ),
 }
 
@@ -311,13 +317,13 @@ def test_the_other_backend_and_rules_that_somebody_flushed(broken: Node) -> None
     other = broken.other_backend
     broken.configure(iptables={"backend": other})
     broken.says(
-        f"fail iptables backend: the agent uses iptables-{other},"
+        f"fail BackendNotKubelets: the agent uses iptables-{other},"
         f" and the kubelet iptables-{broken.backend} => iptables: {{backend: auto}} in "
     )
     broken.configure(iptables={})
     broken.shell("nat -D OUTPUT -j IPVS_OUTPUT")
     broken.says(
-        f"fail rules: out of sync (iptables-{broken.backend}: 1 jumps to set)"
+        f"fail RulesOutOfSync: out of sync (iptables-{broken.backend}: 1 jumps to set)"
         " => systemctl start ipvs-node-agent"
     )
     broken.shell("nat -I OUTPUT 1 -j IPVS_OUTPUT")
@@ -331,7 +337,7 @@ def test_a_second_agent(started: Node, tmp_path: Path) -> None:
     with agent_process(started.namespace, tmp_path, started.settings) as second:
         second.start()
         number = second.pid
-        started.says(f"fail agent: a second one runs as process {number} => kill {number}")
+        started.says(f"fail AgentTwice: a second one runs as process {number} => kill {number}")
 
 
 @contextmanager
@@ -364,7 +370,7 @@ def copied(program: str, directory: Path, name: str, mode: int = 0o755) -> str:
 def test_a_predecessor_that_runs(broken: Node, tmp_path: Path) -> None:
     with running(broken, copied("sleep", tmp_path, "network-node-manager"), "60") as number:
         broken.says(
-            f"warn network-node-manager: runs as process {number}"
+            f"warn PredecessorRuns: runs as process {number}"
             " => kubectl -n kube-system delete daemonset network-node-manager"
         )
 
@@ -396,7 +402,7 @@ def test_nobody_can_pass_a_process_off_as_an_agent(
 ) -> None:
     path = copied(program, in_everybodys_reach, name, mode) if name else shutil.which(program)
     before = started.findings()
-    assert not [finding for finding in before if finding.level != OK and finding.what == "agent"]
+    assert not [finding for finding in before if finding.level != OK and finding.subject == "agent"]
     options = {"executable": path, "stdin": subprocess.PIPE, "user": user}
     with running(started, *words, **options) as number:
         cmdline = Path(f"/proc/{number}/cmdline")
@@ -433,7 +439,7 @@ def test_a_metrics_port_that_is_taken(broken: Node, ours: str, theirs: str) -> N
     with web_server(broken, theirs) as number:
         program = Path(sys.executable).resolve().name
         broken.says(
-            f"fail metrics: process {number} ({program}) listens on {address}"
+            f"fail MetricsPortTaken: process {number} ({program}) listens on {address}"
             " => metricsBindAddress: with another port, in "
         )
     broken.configure(metricsBindAddress="127.0.0.1:10273")

@@ -12,8 +12,10 @@ import pytest
 
 from ipvs_node_agent.host import kubeproxy as asking
 from ipvs_node_agent.host.procfs import users_listening_on
+from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
+from ipvs_node_agent.iptables.table import BACKENDS
 from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import WEB, Bed
 from tests.support import kubeproxy
@@ -86,9 +88,9 @@ input()
 """
 
 
-def asked(namespace: Namespace, known: str | None = None) -> ProxyMode:
+def asked(namespace: Namespace, known: str | None = None, backend: str = "nft") -> ProxyMode:
     with namespace.enter(), closing(launch()) as launcher:
-        return proxy_mode(launcher, known)
+        return proxy_mode(launcher, known, backend)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::", *NODE.values()])
@@ -124,6 +126,51 @@ def test_beside_the_rule_on_ipvs_mode_s_set_another_mode_s_jumps_prove_nothing(
     namespace.run(*chain[:3], "-A", "KUBE-SERVICES", "-j", chain[-1])
     with kubeproxy.proxy_mode(namespace, "iptables"):
         assert asked(namespace, "ipvs").mode == "ipvs"
+
+
+@pytest.mark.parametrize("used", BACKENDS)
+@pytest.mark.parametrize(
+    ("was", "known"), [("ipvs", None), ("ipvs", "ipvs"), ("iptables", "iptables")]
+)
+def test_what_a_move_left_in_the_other_backend_keeps_no_mode_in_doubt(
+    namespace: Namespace, used: str, was: str, known: str | None
+) -> None:
+    """kube-proxy was in the mode `was` in the other backend, and is in the other mode in `used`."""
+    (other,) = set(BACKENDS) - {used}
+    now = "iptables" if was == "ipvs" else "ipvs"
+    for mode, backend in ((was, other), (now, used)):
+        if mode == "ipvs":
+            add_foreign_rules(namespace, IPV4, backend)
+        else:
+            kubeproxy.add_tables(namespace, mode, backend)
+    with kubeproxy.proxy_mode(namespace, now):
+        assert asked(namespace, known, used) == ProxyMode(now)
+        # The tables of the backend in use say another thing: that is a doubt.
+        found = asked(namespace, "ipvs" if now == "iptables" else "iptables", other)
+        assert (found.mode, bool(found.doubt)) == (was, True)
+
+
+@pytest.mark.parametrize(("said", "known"), [("nftables", "ipvs"), ("ipvs", "nftables")])
+def test_where_the_kernel_does_not_tell_its_tables_the_mode_stays(
+    namespace: Namespace, said: str, known: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nftlist, "tables", lambda: None)
+    with kubeproxy.proxy_mode(namespace, said):
+        found = asked(namespace, known)
+    assert (found.mode, "the kernel does not tell" in found.doubt) == (known, True)
+
+
+@pytest.mark.parametrize(("said", "known"), [("iptables", "ipvs"), ("ipvs", "iptables")])
+def test_where_the_tables_of_iptables_cannot_be_read_the_mode_stays(
+    namespace: Namespace, said: str, known: str
+) -> None:
+    kubeproxy.add_tables(namespace, "iptables")
+    # As only nft makes it.
+    rule = "add rule ip nat KUBE-SERVICES meta mark set numgen random mod 2"
+    namespace.run("nft", *rule.split())
+    with kubeproxy.proxy_mode(namespace, said):
+        found = asked(namespace, known)
+    assert (found.mode, "the kernel does not tell" in found.doubt) == (known, True)
 
 
 @pytest.mark.parametrize("said", ["iptables", "nftables"])

@@ -20,7 +20,6 @@ SHORT = {
     "errors": "what all others raise",
     "commands/cleanup": "a command has a file of its own, and this one has little to do",
     "commands/config": "the same",
-    "check/finding": "what each check gives",
     "kubeconfig/installers": "a list that grows with the installers",
     "rules/invalid": "one rule, in a table of its own",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,13 @@ from ipvs_node_agent.check.facts import (
     Validity,
 )
 from ipvs_node_agent.check.finding import OK, Finding
-from ipvs_node_agent.check.judge_cluster import judge
+from ipvs_node_agent.check.judge import judge
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.host.procfs import Process
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6
+from ipvs_node_agent.model.objects import Problem, Snapshot
 from ipvs_node_agent.nat.ruleset import Found
+from ipvs_node_agent.rules.planner import plan
 from tests.support.cluster import POD_CIDRS, node, service
 
 NOW = 1_767_600_000.0
@@ -43,6 +46,16 @@ def nat(family: Any = IPV4, backend: str = "nft", **fields: Any) -> TableFacts:
     return TableFacts(
         family, backend, found, masquerading=fields.pop("masquerading", True), **fields
     )
+
+
+def table(**fields: Any) -> dict[str, Any]:
+    """The IPv4 table is like this, and the IPv6 one is healthy."""
+    return {"tables": (nat(**fields), nat(IPV6))}
+
+
+def holding(*chains: str, jumps: Any = JUMPS) -> dict[str, Any]:
+    """The IPv4 table has our chains, kube-proxy's and these."""
+    return table(found=Found(OURS, jumps, PROXYS_CHAINS | set(chains)))
 
 
 def healthy_host() -> HostFacts:
@@ -82,7 +95,23 @@ def facts(**fields: Any) -> Facts:
     seen, changes = fields.pop("cluster", cluster()), fields.pop("changes", ())
     missed = fields.pop("uncovered", ())
     host = replace(healthy_host(), **fields)
-    return Facts(configuration, seen, host, NOW, changes, uncovered=missed)
+    return Facts(
+        configuration,
+        NOW,
+        seen,
+        host,
+        changes,
+        uncovered=missed,
+        problems=tuple(_problems(configuration.config, seen)),
+    )
+
+
+def _problems(config: Config, seen: ClusterFacts) -> Iterator[Problem]:
+    if seen.node is not None and seen.services is not None:
+        for each in seen.services.values():
+            yield from each.problems
+        for family in FAMILIES:
+            yield from plan(config, Snapshot(seen.services, seen.node), family).problems
 
 
 def bad(found: Facts) -> list[Finding]:
@@ -90,12 +119,15 @@ def bad(found: Facts) -> list[Finding]:
 
 
 def says(found: Facts, line: str) -> None:
-    """Exactly one finding is not ok, and this is it: LEVEL WHAT: TEXT => MEND, parts of both."""
+    """Exactly one finding is not ok, and this is it: LEVEL ID: TEXT => REMEDY.
+
+    Of the text and of the remedy any part will do; without an arrow there is no remedy.
+    """
     (only,) = bad(found)
-    start, _, mend = line.partition(" => ")
+    start, _, remedy = line.partition(" => ")
     level, _, rest = start.partition(" ")
-    what, _, text = rest.partition(": ")
-    assert (only.level, only.what) == (level, what)
+    id_, _, text = rest.partition(": ")
+    assert (only.level, only.id) == (level, id_)
     assert text in only.text
-    assert mend in only.mend
-    assert only.mend
+    assert remedy in only.remedy
+    assert bool(only.remedy) == bool(remedy)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.check import gather_cluster
 from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
@@ -16,6 +17,9 @@ from ipvs_node_agent.kubeconfig.reader import MissingError
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.pki import Pki, plain_kubeconfig
+
+# What was said to take its time.
+DOING: list[str] = []
 
 
 @pytest.fixture
@@ -28,14 +32,17 @@ def server(tmp_path: Path, kubeconfig_read_here: None) -> Iterator[ApiServer]:
 
 
 def gathered(directory: Path) -> ClusterFacts:
-    kubeconfig = str(directory / "kubelet.conf")
-    return look_at_cluster(Config(kubeconfig=kubeconfig, node_name="worker-1"))
+    return look_at_cluster(
+        Api(directory / "kubelet.conf"), Config(node_name="worker-1"), DOING.append
+    )
 
 
 def test_a_server_is_asked_for_all_that_the_agent_will_ask(
     server: ApiServer, tmp_path: Path
 ) -> None:
+    DOING.clear()
     found = gathered(tmp_path)
+    assert DOING == ["reading the credentials", "listing nodes", "listing services"]
     assert found.node is not None
     assert (found.node.name, set(found.services or ())) == ("worker-1", {"default/web"})
     assert (found.server, found.refused, found.unreachable) == (server.url, (), None)

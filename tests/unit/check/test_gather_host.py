@@ -13,6 +13,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.proxymode import ProxyMode
 
+DOUBT = "two answers"
 UNPRIVILEGED = "Name:\tpython3\nCapEff:\t0000000000000400\n"
 UNITS = """\
 Id=ipvs-node-agent.service
@@ -37,8 +38,8 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(gather_host, "_text", lambda path: texts.get(path, ""))
     monkeypatch.setattr(gather_host, "_said", lambda *_: "")
     monkeypatch.setattr(gather_host, "agent_processes", tuple)
-    monkeypatch.setattr(gather_host, "proxy_mode", lambda *_: ProxyMode(None))
-    monkeypatch.setattr(nftlist, "tables", set)
+    monkeypatch.setattr(gather_host, "proxy_mode", lambda *_, **__: ProxyMode(None, DOUBT))
+    monkeypatch.setattr(nftlist, "tables", lambda: None)
     for name in ("process_called", "lock_holder"):
         monkeypatch.setattr(gather_host, name, lambda *_: None)
     monkeypatch.setattr(Path, "is_dir", lambda path: str(path) in texts)
@@ -46,12 +47,13 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def gathered() -> HostFacts:
-    return gather_host.look_at_host(Config(metrics_bind_address=""))
+    return gather_host.look_at_host(Config(metrics_bind_address=""), lambda _: None)
 
 
 def test_without_rights_nothing_is_asked_of_the_kernel(files: dict[str, str]) -> None:
     found = gathered()
     assert (found.may_program, found.tables, found.units) == (False, (), None)
+    assert (found.proxy.answer, found.proxy.doubt, found.proxy.nftables) == (None, DOUBT, False)
 
 
 def test_units_are_read_in_the_words_of_systemctl(
@@ -60,7 +62,7 @@ def test_units_are_read_in_the_words_of_systemctl(
     files["/run/systemd/system"] = ""
     said = {"systemctl": UNITS}
     monkeypatch.setattr(gather_host, "_said", lambda command, *_: said[command])
-    monkeypatch.setattr(nftlist, "tables", lambda: {"x", "kube-proxy"})
+    monkeypatch.setattr(nftlist, "tables", lambda: frozenset({"x", "kube-proxy"}))
     found = gathered()
     assert found.units == {
         "ipvs-node-agent.service": Unit("loaded", "active", "enabled", 4711, "In sync; a=b"),

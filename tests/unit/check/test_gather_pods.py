@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.check import gather_pods
 from ipvs_node_agent.check.gather_pods import look_at_pods
@@ -59,16 +60,18 @@ def test_pods_are_asked_for_where_addresses_are_left_over(
 ) -> None:
     route = Route(parse_network(routed), "veth1", False)
     monkeypatch.setattr(links, "ask", lambda: Links(routes=frozenset({route})))
-    config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
+    api, config = Api(tmp_path / "kubelet.conf"), Config()
     seen = Snapshot(SEEN.services, SEEN.node, pod_interfaces=interfaces)
-    assert (look_at_pods(config, seen), len(server.requests)) == (found, asked)
+    assert (look_at_pods(api, config, seen), len(server.requests)) == (found, asked)
     server.fail(403)
-    assert look_at_pods(config, seen) == ()
+    assert look_at_pods(api, config, seen) == ()
 
 
-def test_a_kernel_that_tells_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_tells_nothing_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses() -> None:
         raise OSError("no netlink")
 
     monkeypatch.setattr(links, "ask", refuses)
-    assert look_at_pods(Config(), SEEN) == ()
+    assert look_at_pods(Api(tmp_path), Config(), SEEN) == ()

@@ -11,27 +11,26 @@ from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Validity
 from ipvs_node_agent.check.finding import OK
-from ipvs_node_agent.check.judge_cluster import judge
-from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.check.judge import judge
+from ipvs_node_agent.config.settings import Config, ServiceOptions
 from ipvs_node_agent.errors import UsageError
 from ipvs_node_agent.kubeconfig.reader import refused
 from ipvs_node_agent.model.addresses import FAMILIES, parse_address, parse_network
 from ipvs_node_agent.model.objects import UncoveredPod
 from tests.support.cluster import node, service
-from tests.support.nodefacts import DAY, NOW, SERVER, bad, cluster, facts, nat, says
+from tests.support.nodefacts import DAY, NOW, SERVER, WEB, bad, cluster, facts, nat, says
 
 
 def test_a_healthy_node_gives_only_ok() -> None:
     findings = judge(facts())
-    assert [f for f in findings if f.level != OK or f.mend] == []
-    assert [f.what for f in findings] == [
+    assert [f for f in findings if f.level != OK or f.remedy] == []
+    assert [f.subject for f in findings] == [
         "configuration",
         "credentials",
         "API server",
         "permission",
         "Node",
         "pod CIDRs",
-        "external IPs",
         "privileges",
         "kube-proxy",
         "iptables backend",
@@ -45,6 +44,7 @@ def test_a_healthy_node_gives_only_ok() -> None:
         "other firewalls",
         "conntrack",
         "kernel",
+        "external IPs",
         "rules",
     ]
 
@@ -90,68 +90,84 @@ def pods_in(*cidrs: str) -> dict[str, Any]:
     return {"config": Config(pod_cidrs=tuple(parse_network(cidr) for cidr in cidrs))}
 
 
+GOOD, ALLOWED = read_service(WEB), parse_network("192.0.2.0/24")
+IN_POD_CIDR = read_service(service("pod", ["10.231.0.3"], ["10.240.2.129"]))
 BAD_SERVICE = read_service(service("bad", ["10.231.0.2"], ["127.0.0.1", "x"]))
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "fail configuration: /etc/x.yaml line 3: unknown key foo => edit /etc/x.yaml": configured(
+    "fail ConfigurationInvalid: /etc/x.yaml line 3: unknown key foo => edit": configured(
         "unknown key foo", where=" line 3"
     ),
-    "fail configuration: others can write it => chmod go-w /etc/x.yaml": configured(
+    "fail ConfigurationInvalid: others can write it => chmod go-w /etc/x.yaml": configured(
         "others can write it", "chmod go-w /etc/x.yaml"
     ),
-    "fail credentials: No such file => kubeadm join": unread(
+    "fail CredentialsMissing: No such file => kubeadm join": unread(
         "No such file", "is this node's kubelet set up?", missing=True
     ),
-    "fail credentials: cannot read /x.pem: No such file => kubeadm join": unread(
+    "fail CredentialsMissing: cannot read /x.pem: No such file => kubeadm join": unread(
         "cannot read /x.pem: No such file", missing=True
     ),
-    "fail credentials: cannot read /x.pem: Permission denied => run it as root": unread(
+    "fail CredentialsUnusable: cannot read /x.pem: Permission denied => run it as root": unread(
         "cannot read /x.pem: Permission denied", "run it as root"
     ),
-    "fail credentials: cannot load /x.pem: KEY_VALUES_MISMATCH => worker-1 >kubelet.conf": unread(
+    "fail CredentialsUnusable: cannot load /x.pem: KEY_VALUES => worker-1 >kubelet.conf": unread(
         "cannot load /x.pem: KEY_VALUES_MISMATCH"
     ),
-    "fail credentials: system:node:worker-1 expired on 2026-01-04 08:00 UTC => kubeadm": valid(
-        -365, -1
+    "fail CredentialsExpired: worker-1 expired on 2026-01-04 08:00 UTC => kubeadm": valid(-365, -1),
+    "fail CredentialsNotYetValid: not valid before 2026-01-06 08:00 => timedatectl": valid(1, 365),
+    "warn CredentialsNotRenewed: on 2026-01-20 08:00 UTC and should => kubectl get csr": valid(
+        -350, 15
     ),
-    "fail credentials: not valid before 2026-01-06 08:00 UTC => timedatectl set-ntp true": valid(
-        1, 365
-    ),
-    "warn credentials: expires on 2026-01-20 08:00 UTC and should"
-    " => systemctl restart kubelet": valid(-350, 15),
-    "warn credentials: is not verified => certificate-authority": {
+    "warn CredentialsInsecure: is not verified => certificate-authority": {
         "cluster": cluster(warning="the certificate of the API server is not verified")
     },
-    f"fail API server: {SERVER}: cannot be reached: Connection refused"
+    f"fail APIServerUnreachable: {SERVER}: cannot be reached: Connection refused"
     f" => curl -k {SERVER}/livez": unreachable("cannot be reached: Connection refused"),
-    f"fail API server: {SERVER}: CERTIFICATE_VERIFY_FAILED => the CA is another": unreachable(
+    "fail APIServerUnreachable: CERTIFICATE_VERIFY_FAILED => the CA is another": unreachable(
         "CERTIFICATE_VERIFY_FAILED", "the CA is another"
     ),
-    "fail permission: 401 => kubeadm kubeconfig user": refused_with(401),
-    "fail permission: 403 => kubeadm kubeconfig user": refused_with(403),
-    "fail permission: 403 => kubeconfig: /etc/kubernetes/kubelet.conf in": refused_with(
+    "fail PermissionRefused: 401 => kubeadm kubeconfig user": refused_with(401),
+    "fail PermissionRefused: 403 => kubeadm kubeconfig user": refused_with(403),
+    "fail PermissionRefused: 403 => kubeconfig: /etc/kubernetes/kubelet.conf in": refused_with(
         403, kubeconfig="/x.conf"
     ),
-    "fail permission: 403 => no nodeName in /etc/x.yaml": refused_with(403, node_name="other"),
-    f"fail permission: 500 => see the log of {SERVER}": refused_with(500),
-    "fail Node: knows no Node worker-1 => nodeName: ": unasked(cluster(node=None)),
-    "fail pod CIDRs: has none yet => podCIDRs: [CIDR] in /etc/x.yaml": {
+    "fail PermissionRefused: 403 => no nodeName, as it": refused_with(403, node_name="other"),
+    f"fail PermissionRefused: 500 => the log of kube-apiserver ({SERVER})": refused_with(500),
+    "fail CredentialsExpired: expired on => new credentials in /x.conf": {
+        **valid(-365, -1),
+        "config": Config(kubeconfig="/x.conf"),
+    },
+    "fail NodeUnknown: knows no Node worker-1 => nodeName: ": unasked(cluster(node=None)),
+    "fail PodCIDRsMissing: has none yet => podCIDRs: [CIDR] in /etc/x.yaml": {
         "cluster": cluster(node=read_node(node())),
         "changes": None,
     },
-    "warn pod CIDRs: 10.240.2.128/25, fd00:10:240:2::/64, but 1 pod of this node has no rules:"
+    "warn PodsUncovered: 10.240.2.128/25, fd00:10:240:2::/64, but 1 pod of this node has no rules:"
     " default/web at 172.31.0.9 by veth1 => podInterfaces: [veth+], with": {
         "uncovered": (UncoveredPod("default/web", parse_address("172.31.0.9"), "veth1"),)
     },
-    "fail external IPs: all 2 are refused => podCIDRs: [this node's own]": pods_in(
+    "fail ExternalIPsOfPods: all 2 are refused => podCIDRs without 10.0.0.0/8, fd00::/8": pods_in(
         "10.0.0.0/8", "fd00::/8"
     ),
-    "warn external IPs: 1 of 2 are refused => podCIDRs: [this node's own]": pods_in(
+    "warn ExternalIPsOfPods: 1 of 2 are refused => podCIDRs without 10.0.0.0/8 in": pods_in(
         "10.0.0.0/8", "fd00:10:240:2::/64"
     ),
-    "warn external IPs: default/bad:  => kubectl -n default edit service bad": {
+    "warn ExternalIPsRefused: default/bad:  => administrator: kubectl -n default get service bad": {
         "cluster": cluster(services={"default/bad": BAD_SERVICE})
+    },
+    # The Service is wrong, and not what the Node says of itself.
+    **{
+        f"{level} ExternalIPsOfPods: {count} are refused => another address; from a machine": {
+            "cluster": cluster(services=services)
+        }
+        for level, count, services in (
+            ("fail", "all 1", {IN_POD_CIDR.key: IN_POD_CIDR}),
+            ("warn", "1 of 3", {IN_POD_CIDR.key: IN_POD_CIDR, GOOD.key: GOOD}),
+        )
+    },
+    "warn ExternalIPsRefused: outside => services.allowedExternalCIDRs with it in /etc/x.yaml": {
+        "config": Config(services=ServiceOptions(allowed_external_cidrs=(ALLOWED,))),
     },
 }
 

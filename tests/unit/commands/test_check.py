@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import json
-import re
-from typing import Any
+import threading
+from typing import Any, Callable
 
 import pytest
 
+from ipvs_node_agent.check.facts import ClusterFacts
 from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding
 from ipvs_node_agent.commands import check
-from ipvs_node_agent.commands.check import as_lines
+from ipvs_node_agent.commands.check import shown
+from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.model.objects import Snapshot
 from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.rules.planner import Plans
 from tests.support.commandline import Command, written
 from tests.support.nodefacts import cluster, healthy_host
 
 
-def test_a_line_each_and_whatever_is_hostile_is_made_harmless() -> None:
-    findings = [
-        Finding(OK, "Node", "a\nb"),
-        Finding(WARN, "x", "y"),
-        Finding(FAIL, "x", "\x1b[2J", "rm\r"),
-    ]
-    plain = "ok    Node: a\\nb\nwarn  x: y\nfail  x: \\x1b[2J => rm\\r\n"
-    assert as_lines(findings) == plain
-    coloured = as_lines(findings, colours=True)
-    assert re.findall(r"^(\x1b\[..m)(\w+) *\x1b\[0m  ", coloured, re.MULTILINE) == [
-        ("\x1b[32m", OK),
-        ("\x1b[33m", WARN),
-        ("\x1b[31m", FAIL),
-    ]
-    assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+def test_levels_have_colours() -> None:
+    levels = {OK: "32", WARN: "33", FAIL: "31"}
+    for level, colour in levels.items():
+        finding = Finding("X", level, "Node", "a\nb", "c")
+        assert shown(finding, colours=False) == f"{level:4}  Node: a\\nb => c\n"
+        assert shown(finding, colours=True).startswith(f"\x1b[{colour}m{level:4}\x1b[0m  Node")
 
 
 @pytest.fixture
@@ -40,15 +34,17 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What would have to be changed on a healthy node; the last of it, where it is an error."""
     found: list[Any] = []
 
-    def changes_for(config: object, seen: Snapshot) -> list[Any]:
+    def changes_between(*_: object) -> list[Any]:
         if found and isinstance(found[-1], Exception):
             raise found[-1]
         return found
 
     monkeypatch.setattr(check, "_PATIENCE", 0.0)
-    monkeypatch.setattr(check, "look_at_cluster", lambda _: cluster(validity=None))
-    monkeypatch.setattr(check, "look_at_host", lambda _: healthy_host())
-    monkeypatch.setattr(check, "changes_for", changes_for)
+    monkeypatch.setattr(check, "look_at_cluster", lambda *_: cluster(validity=None))
+    monkeypatch.setattr(check, "look_at_host", lambda *_: healthy_host())
+    monkeypatch.setattr(check, "looked_around", lambda _, __, seen: seen)
+    monkeypatch.setattr(check, "look_at_pods", lambda *_: ())
+    monkeypatch.setattr(check, "changes_between", changes_between)
     return found
 
 
@@ -56,8 +52,52 @@ def test_a_healthy_node_gives_status_0(command: Command, changes: list[Any]) -> 
     result = command("check")
     assert (result.status, result.err) == (0, "")
     assert {line[:6] for line in result.out.splitlines()} == {"ok    "}
-    listed = json.loads(command("check", "-o", "json").out)
-    assert [f"ok    {one['what']}: {one['text']}" for one in listed] == result.out.splitlines()
+    whole = json.loads(command("check", "-o", "json").out)
+    listed = whole["findings"]
+    assert (whole["kind"], whole["node"]) == ("Check", "worker-1")
+    assert [f"ok    {one['subject']}: {one['text']}" for one in listed] == result.out.splitlines()
+
+
+def test_lines_come_as_they_are_found_and_what_takes_long_is_named_meanwhile(
+    changes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_answer = threading.Event()
+
+    def slow(_: object, __: object, doing: Callable[[str], None]) -> ClusterFacts:
+        doing("listing services")
+        assert may_answer.wait(10)
+        return cluster(validity=None)
+
+    monkeypatch.setattr(check, "look_at_cluster", slow)
+    waited: list[str] = []
+
+    def waiting(what: str) -> None:
+        waited.append(what)
+        may_answer.set()
+
+    findings = check.Checking(None, waiting).findings()
+    assert next(findings).id == "ConfigurationOK"
+    assert not waited
+    assert next(findings).id == "CredentialsOK"
+    assert waited == ["listing services"]
+
+
+def test_what_is_known_of_the_node_is_told_while_rules_are_planned(
+    changes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = threading.Event()
+
+    def plans(config: Config, seen: Snapshot) -> Plans:
+        assert planned.wait(10)
+        return Plans(config, seen)
+
+    monkeypatch.setattr(check, "Plans", plans)
+    seen = []
+    for finding in check.Checking(None).findings():
+        seen.append(finding.id)
+        if finding.id == "KernelOK":
+            planned.set()
+    assert seen[-2:] == ["ExternalIPsOK", "RulesOK"]
 
 
 def test_rules_out_of_sync_fail(command: Command, changes: list[Any]) -> None:

@@ -55,7 +55,7 @@ def config(tmp_path: Path, server: ApiServer) -> Config:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> type[StandInKernel]:
     made = fresh_kernel()
     monkeypatch.setattr(diff, "Kernel", made)
-    monkeypatch.setattr(diff, "proxy_mode", lambda *_: ProxyMode("ipvs"))
+    monkeypatch.setattr(diff, "proxy_mode", lambda *_, **__: ProxyMode("ipvs"))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_base_chains_are_those_with_a_hook(monkeypatch: pytest.MonkeyPatch) -> N
     told(monkeypatch, chain(), chain(1, 3), chain(hook=None), chain(7), chain(hook=99))
     ip = BaseChain("ip", "firewall", "pre", "nat", "prerouting", -150, 2)
     assert base_chains() == (ip, ip._replace(family="inet", hook="output"))
-    assert tables() == {"firewall"}
+    assert tables() == frozenset({"firewall"})
 
 
 @pytest.mark.parametrize("body", [b"", b"\x02", b"\x02\0\0\0\x01", b"\x02\0\0\0\x08\0\x04\0abcd"])
@@ -41,11 +42,24 @@ def test_bytes_that_say_nothing_are_nothing(body: bytes, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("error", [Lost(), OSError(1, "no")])
-def test_a_kernel_that_does_not_tell_has_none(
+def test_of_a_kernel_that_does_not_tell_nobody_knows_the_tables(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dump(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(netlink, "dump", dump)
-    assert (base_chains(), tables()) == ((), set())
+    assert (base_chains(), tables()) == ((), None)
+
+
+def test_a_list_that_changed_meanwhile_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([None, None, chain()])
+
+    def dump(*_: object) -> Iterator[Message]:
+        answer = next(answers)
+        if answer is None:
+            raise Lost
+        yield answer
+
+    monkeypatch.setattr(netlink, "dump", dump)
+    assert tables() == frozenset({"firewall"})
