@@ -9,10 +9,10 @@ AGENT_PACKAGES := python3-kubernetes python3-sh python3-yaml python3-cryptograph
 	python3-prometheus-client
 DEMO_PACKAGES := iptables iproute2 $(AGENT_PACKAGES) python3-aiohttp python3-trustme
 PYTEST_PACKAGES := python3-pytest python3-hypothesis python3-trustme
-DEB_TEST_PACKAGES := lintian systemd bash-completion groff $(PYTEST_PACKAGES)
+DEB_TEST_PACKAGES := lintian systemd bash-completion zsh fish bsdutils groff $(PYTEST_PACKAGES)
 NODE_TEST_PACKAGES := qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 $(AGENT_PACKAGES) $(PYTEST_PACKAGES)
 
-.PHONY: help demo deb deb-test test cluster-test node-test lint bench dashboard packages prepare kubernetes images
+.PHONY: help demo deb completion deb-test test cluster-test node-test lint bench dashboard packages prepare kubernetes images
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -21,8 +21,11 @@ demo: ## Show the main job on real packets, in network namespaces (under a minut
 	@packaging/build/install-missing $(DEMO_PACKAGES)
 	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.demo
 
-deb: ## Build the Debian package into dist/
+deb: ## Build the Debian package into dist/, in two minutes
 	@packaging/build/build-deb dist
+
+completion: ## Make the completion for bash, zsh and fish anew, after a change of the command line
+	@packaging/build/make-completion
 
 deb-test: ## Build it twice, and check it in every way that needs no machine of its own
 	@packaging/build/install-missing $(DEB_TEST_PACKAGES)

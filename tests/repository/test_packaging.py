@@ -6,12 +6,16 @@ What a package manager and systemd make of it is tests/packaging's and tests/nod
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -156,32 +160,90 @@ def test_the_page_has_every_key_with_its_default() -> None:
 # 4. Completion
 
 
-def completions(*words: str, directory: Path = REPOSITORY) -> list[str]:
-    """What bash completes the last of `words` to, after ipvs-node-agent."""
-    needs(Path("/usr/share/bash-completion/bash_completion").exists(), "bash-completion")
-    line = " ".join(("ipvs-node-agent", *words))
-    script = f"""
-        . /usr/share/bash-completion/bash_completion
-        . {REPOSITORY}/packaging/bash-completion/ipvs-node-agent
-        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=(ipvs-node-agent {" ".join(words)!s})
-        [ "${{COMP_LINE: -1}}" != " " ] || COMP_WORDS+=("")
-        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9 COMP_KEY=9
-        _ipvs_node_agent ipvs-node-agent
-        printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
+def test_the_parser_decides_what_is_completed() -> None:
+    """After a change of the command line: packaging/build/make-completion."""
+    made = runpy.run_path(str(PACKAGING / "build" / "make-completion"))["texts"]()
+    assert made == {name: (PACKAGING / name).read_text() for name in made}
+    installed = (REPOSITORY / "debian" / "ipvs-node-agent.install").read_text()
+    for name in made:
+        assert f"packaging/{name} " in installed
+
+
+def output_of(*command: str, directory: Path, **environment: str) -> list[str]:
     done = subprocess.run(
-        ["bash", "--norc", "-c", script],
+        command,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
         cwd=directory,
+        env={**os.environ, "TERM": "xterm", **environment},
     )
     assert not done.stderr
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
-def test_commands_and_their_options_are_completed() -> None:
+def in_bash(line: str, directory: Path, home: Path) -> list[str]:
+    needs(Path("/usr/share/bash-completion/bash_completion").exists(), "bash-completion")
+    words = " ".join(shlex.quote(word) for word in re.split(r"( |=)", line) if word != " ")
+    script = f"""
+        . /usr/share/bash-completion/bash_completion
+        . {PACKAGING}/bash-completion/ipvs-node-agent
+        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=({words})
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9 COMP_KEY=9
+        _ipvs_node_agent ipvs-node-agent
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    return output_of("bash", "--norc", "-c", script, directory=directory)
+
+
+def in_zsh(line: str, directory: Path, home: Path) -> list[str]:
+    needs(shutil.which("zsh"), "zsh")
+    # What is offered is noted as well, unless it is only counted.
+    (home / ".zshrc").write_text(f"""
+        fpath=({PACKAGING}/zsh-completion $fpath)
+        autoload -Uz compinit && compinit -u -D
+        compadd() {{
+            local -a found
+            if (( ! ${{@[(I)-[OAD]*]}} )); then
+                builtin compadd -O found "$@"
+                print -rl -- $found >>{home}/found
+            fi
+            builtin compadd "$@"
+        }}
+        zle-line-init() {{ BUFFER='{line}'; CURSOR=$#BUFFER; zle list-choices; exit 0 }}
+        zle -N zle-line-init
+    """)
+    (home / "found").write_text("")
+    # Only on a terminal there is a line to complete.
+    output_of("script", "-qec", "zsh -i", "/dev/null", directory=directory, ZDOTDIR=str(home))
+    return (home / "found").read_text().splitlines()
+
+
+def in_fish(line: str, directory: Path, home: Path) -> list[str]:
+    needs(shutil.which("fish"), "fish")
+    script = f"source {PACKAGING}/fish-completion/ipvs-node-agent.fish; complete -C '{line}'"
+    command = ("fish", "--no-config", "-c", script)
+    found = output_of(*command, directory=directory, HOME=str(home))
+    return [each.partition("\t")[0].rpartition("=")[2] for each in found]
+
+
+@pytest.fixture(params=[in_bash, in_zsh, in_fish])
+def completions(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., list[str]]:
+    """What a shell completes the last of the words to, after ipvs-node-agent."""
+    (directory := tmp_path / "here").mkdir()
+    (directory / "services.yaml").touch()
+    (home := tmp_path / "home").mkdir()
+
+    def complete(*words: str) -> list[str]:
+        found = request.param(" ".join(("ipvs-node-agent", *words)), directory, home)
+        return sorted({each for each in found if each})
+
+    return complete
+
+
+def test_commands_and_their_options_are_completed(completions: Callable[..., list[str]]) -> None:
     for command, parser in parsers().items():
         wanted = {option for option in options(parser) if option.startswith("--")}
         assert set(completions(*command.split(), "--")) == wanted, command
@@ -191,13 +253,30 @@ def test_commands_and_their_options_are_completed() -> None:
     assert completions("--log-level", "debug", "ren") == ["render"]
 
 
-def test_values_are_completed(tmp_path: Path) -> None:
-    (tmp_path / "services.yaml").touch()
-    assert completions("--log-level", "") == ["debug", "info", "warning", "error"]
-    assert completions("render", "--family", "IPv") == ["IPv4", "IPv6"]
-    files = (["--config"], ["render", "-f"], ["render", "--file"], ["render", "--node"], ["config"])
-    for before in files:
-        assert completions(*before, "ser", directory=tmp_path) == ["services.yaml"]
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--log-level", ""], ["debug", "error", "info", "warning"]),
+        (["check", "--log-level", ""], ["debug", "error", "info", "warning"]),
+        (["render", "--family", "IPv"], ["IPv4", "IPv6"]),
+        (["check", "-o", ""], ["json", "text"]),
+        (["check", "--output="], ["json", "text"]),
+        (["status", "--output=j"], ["json"]),
+        (["--config", "ser"], ["services.yaml"]),
+        (["check", "--config=ser"], ["services.yaml"]),
+        (["render", "-f", "ser"], ["services.yaml"]),
+        (["render", "--file", "ser"], ["services.yaml"]),
+        (["render", "--node", "ser"], ["services.yaml"]),
+        (["config", "ser"], ["services.yaml"]),
+        (["render", "--pod-cidr", ""], []),
+        (["run", ""], []),
+    ],
+    ids=" ".join,
+)
+def test_values_are_completed(
+    completions: Callable[..., list[str]], words: list[str], wanted: list[str]
+) -> None:
+    assert [word for word in completions(*words) if not word.startswith("-")] == wanted
 
 
 # 5. The unit
