@@ -38,7 +38,7 @@ _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0
 _UNITS = ("ipvs-node-agent", "nftables", "netfilter-persistent", "ufw", "firewalld")
 # Of such a table iptables-nft-save shows the rest, and nothing can be written where they are.
-_FOREIGN_BASE_CHAINS = re.compile("^# Table `nat' contains incompatible", re.MULTILINE)
+_FOREIGN_BASE_CHAINS = "# Table `nat' contains incompatible"
 _SETTINGS = (
     "ipv4/ip_forward",
     "ipv6/conf/all/forwarding",
@@ -110,16 +110,28 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
                 continue
             try:
                 text = KernelTable(launcher, family, backend, config.iptables, owns).save()
-                if _FOREIGN_BASE_CHAINS.search(text):
+                if _FOREIGN_BASE_CHAINS in text:
                     raise foreign(f"{family.command}-{backend}-save")
             except TableError as error:
                 yield TableFacts(family, backend, error=error)
                 continue
-            rules = re.findall(r"^-A (PREROUTING|OUTPUT) (.*)", text, re.MULTILINE)
-            # What is put in last stays: each chain's first rule.
-            first = dict(reversed(rules))
-            masquerading = re.search(r"^-A POSTROUTING .*-j KUBE-POSTROUTING$", text, re.MULTILINE)
-            yield TableFacts(family, backend, parse_save(text, owns), first, bool(masquerading))
+            firsts = {name: next(_rules(text, name), "") for name in ("PREROUTING", "OUTPUT")}
+            first = {name: rule for name, rule in firsts.items() if rule}
+            masquerading = any(
+                rule.endswith("-j KUBE-POSTROUTING") for rule in _rules(text, "POSTROUTING")
+            )
+            yield TableFacts(family, backend, parse_save(text, owns), first, masquerading)
+
+
+def _rules(text: str, chain: str) -> Iterator[str]:
+    """The rules of a chain in a saved table, which may have 50 MB."""
+    begin = f"\n-A {chain} "
+    at = text.find(begin)
+    while at >= 0:
+        start = at + len(begin)
+        end = text.find("\n", start)
+        yield text[start:end]
+        at = text.find(begin, end)
 
 
 def _proxy(launcher: Launcher, backend: str) -> KubeProxy:

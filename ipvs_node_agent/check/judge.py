@@ -12,7 +12,8 @@ from ipvs_node_agent.check.finding import Finding
 Checks = Sequence[Callable[[Facts], Iterator[Finding]]]
 
 OF_CONFIGURATION: Checks = (judge_cluster.configuration,)
-OF_CLUSTER: Checks = (judge_cluster.credentials, judge_cluster.api_server, judge_cluster.node)
+# These take what is known of the cluster without its Services, of which there may be many.
+OF_ACCESS: Checks = (judge_cluster.credentials, judge_cluster.api_server)
 OF_HOST: Checks = (
     judge_host.privileges,
     judge_tables.kube_proxy,
@@ -26,6 +27,7 @@ OF_HOST: Checks = (
     judge_host.surroundings,
     judge_host.invalid_input,
 )
+OF_CLUSTER: Checks = (judge_cluster.permission, judge_cluster.node)
 # These take what is wanted, which is planned last.
 OF_RULES: Checks = (judge_cluster.external_ips, judge_cluster.in_sync)
 
@@ -38,5 +40,5 @@ def judged(checks: Checks, facts: Facts) -> Iterator[Finding]:
 
 def judge(facts: Facts) -> list[Finding]:
     """All findings, where all facts are known."""
-    groups = (OF_CONFIGURATION, OF_CLUSTER, OF_HOST, OF_RULES)
+    groups = (OF_CONFIGURATION, OF_ACCESS, OF_HOST, OF_CLUSTER, OF_RULES)
     return [finding for checks in groups for finding in judged(checks, facts)]

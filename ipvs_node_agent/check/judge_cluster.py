@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from ipvs_node_agent.apiserver.client import ApiError
 from ipvs_node_agent.check.facts import ClusterFacts, Facts
 from ipvs_node_agent.check.finding import AS_ADMIN, FAIL, OK, WARN, Finding, failed
+from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.kubeconfig.reader import MissingError
 from ipvs_node_agent.model.addresses import Network, contains, show_network
 from ipvs_node_agent.model.objects import Problem
@@ -111,15 +112,24 @@ def _date(seconds: float) -> str:
 
 
 def api_server(facts: Facts) -> Iterator[Finding]:
-    """Whether it answers, and whether it lets the agent list and watch."""
-    cluster, what = facts.cluster, "API server"
-    if cluster.error is not None:
+    """Whether it answers; judged before the Services are there."""
+    cluster = facts.cluster
+    if cluster.error is None and cluster.unreachable is not None and cluster.node is None:
+        yield _unreachable(cluster, cluster.unreachable)
+    elif cluster.error is None:
+        yield Finding("APIServerOK", OK, "API server", f"{cluster.server} answers")
+
+
+def _unreachable(cluster: ClusterFacts, error: AgentError) -> Finding:
+    mend = f"curl -k {cluster.server}/livez must say ok on this node: open the way there"
+    return failed("APIServerUnreachable", "API server", error, mend)
+
+
+def permission(facts: Facts) -> Iterator[Finding]:
+    """Whether it lets the agent list and watch."""
+    cluster = facts.cluster
+    if cluster.error is not None or (cluster.unreachable is not None and cluster.node is None):
         return
-    if cluster.unreachable is not None:
-        mend = f"curl -k {cluster.server}/livez must say ok on this node: open the way there"
-        yield failed("APIServerUnreachable", what, cluster.unreachable, mend)
-        return
-    yield Finding("APIServerOK", OK, what, f"{cluster.server} answers")
     for error in cluster.refused:
         mend = f"on a control-plane node: the log of kube-apiserver ({cluster.server}) says why"
         if isinstance(error, ApiError) and error.status in (401, 403):
@@ -129,7 +139,10 @@ def api_server(facts: Facts) -> Iterator[Finding]:
             if cluster.certified_name not in (None, cluster.node_name):
                 mend = facts.set_to("no nodeName, as it is not the credentials',")
         yield Finding("PermissionRefused", FAIL, "permission", error.why, mend)
-    if not cluster.refused:
+    if cluster.unreachable is not None:
+        # It answered before.
+        yield _unreachable(cluster, cluster.unreachable)
+    elif not cluster.refused:
         text = "to list and watch Services and the Node"
         yield Finding("PermissionOK", OK, "permission", text)
 

@@ -1,7 +1,7 @@
 """`ipvs-node-agent check`: gathers the facts about this node and judges them; changes nothing.
 
 What takes long is looked at at the same time, in threads that nobody waits for where a signal ends
-the command. Findings are told in the order in which a connection is set up, each as soon as the
+the command. Findings are told in an order that stays, each as soon as the
 facts that it takes are known.
 """
 
@@ -14,12 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Generic, NamedTuple, TypeVar
+from typing import Any, Callable, Generic, NamedTuple, TypeVar
 
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.check.facts import ClusterFacts, ConfigFacts, Facts, HostFacts
@@ -27,7 +27,14 @@ from ipvs_node_agent.check.finding import FAIL, OK, WARN, Finding, as_json, as_l
 from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.check.gather_host import look_at_host
 from ipvs_node_agent.check.gather_pods import look_at_pods
-from ipvs_node_agent.check.judge import OF_CLUSTER, OF_CONFIGURATION, OF_HOST, OF_RULES, judged
+from ipvs_node_agent.check.judge import (
+    OF_ACCESS,
+    OF_CLUSTER,
+    OF_CONFIGURATION,
+    OF_HOST,
+    OF_RULES,
+    judged,
+)
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.commands.diff import (
     Tables,
@@ -48,6 +55,7 @@ from ipvs_node_agent.rules.planner import Plans
 from ipvs_node_agent.rules.policy import lacking, to_program, unneeded_in
 
 T = TypeVar("T")
+U = TypeVar("U")
 Doing = Callable[[str], None]
 
 # A running agent may be in the middle of a change: it is given this long to end it, in seconds.
@@ -99,9 +107,16 @@ class _Look(Generic[T]):
 
     def result(self, waiting: Doing) -> T:
         """What was seen; `waiting` is told what it is waited for."""
-        while not wait([self._found], _SHORT).done:
+        return self.early(self._found, waiting)
+
+    def early(self, told: Future[U], waiting: Doing) -> U:
+        """What is told before the end."""
+        either: list[Future[Any]] = [told, self._found]
+        while not wait(either, _SHORT, FIRST_COMPLETED).done:
             waiting(self._doing)
-        return self._found.result()
+        if not told.done():
+            self._found.result()  # Raises what kept it from telling.
+        return told.result()
 
 
 class _Seen(NamedTuple):
@@ -125,16 +140,20 @@ class Checking:
     def findings(self) -> Iterator[Finding]:
         """All findings, each as soon as it can be told."""
         config, waiting = self._configuration.config, self._waiting
-        cluster, host = _Look(partial(_cluster, config)), _Look(partial(look_at_host, config))
+        begun: Future[ClusterFacts] = Future()
+        cluster = _Look(partial(_cluster, config, begun.set_result))
+        host = _Look(partial(look_at_host, config))
         facts = Facts(self._configuration, time.time())
         yield from judged(OF_CONFIGURATION, facts)
-        seen = cluster.result(waiting)
-        wanted = _Look(partial(_wanted, config, seen))
-        self.node = seen.cluster.node_name
-        facts = replace(facts, cluster=seen.cluster, seen=seen.snapshot, uncovered=seen.uncovered)
-        yield from judged(OF_CLUSTER, facts)
+        facts = replace(facts, cluster=cluster.early(begun, waiting))
+        self.node = facts.cluster.node_name
+        yield from judged(OF_ACCESS, facts)
         facts = replace(facts, host=host.result(waiting))
         yield from judged(OF_HOST, facts)
+        seen = cluster.result(waiting)
+        wanted = _Look(partial(_wanted, config, seen))
+        facts = replace(facts, cluster=seen.cluster, seen=seen.snapshot, uncovered=seen.uncovered)
+        yield from judged(OF_CLUSTER, facts)
         plans, problems = wanted.result(waiting)
         changes = None
         if plans is not None and seen.snapshot is not None:
@@ -175,9 +194,9 @@ def _configuration(path: Path | None) -> ConfigFacts:
         return ConfigFacts(shown, error=error)
 
 
-def _cluster(config: Config, doing: Doing) -> _Seen:
+def _cluster(config: Config, begun: Callable[[ClusterFacts], None], doing: Doing) -> _Seen:
     api = Api(Path(config.kubeconfig))
-    found = look_at_cluster(api, config, doing)
+    found = look_at_cluster(api, config, doing, begun)
     if found.node is None or found.services is None:
         return _Seen(found)
     doing("asking where the API server is reached, and for this node's pods")

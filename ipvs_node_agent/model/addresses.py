@@ -65,12 +65,15 @@ def parse_address(text: str) -> Address:
         raise ValueError("is no IP address") from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("is an IPv4-mapped IPv6 address; write it as IPv4")
-    return address_of(address.packed)
+    return _with_hash(address)
 
 
 def address_of(packed: bytes) -> Address:
     """The address in the 4 or 16 bytes that the kernel writes it in. Raises ValueError."""
-    address = ipaddress.ip_address(packed)
+    return _with_hash(ipaddress.ip_address(packed))
+
+
+def _with_hash(address: Address) -> Address:
     return address if isinstance(address, ipaddress.IPv4Address) else _Address6(int(address))
 
 

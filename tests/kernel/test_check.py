@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ipvs_node_agent.check.gather_cluster import look_at_cluster
 from ipvs_node_agent.commands.check import Checking
 from ipvs_node_agent.config.file import load
 from ipvs_node_agent.host.procfs import process_called
+from ipvs_node_agent.iptables import command
 from ipvs_node_agent.model.addresses import FAMILIES
 from tests.kernel.conftest import EVERYWHERE, WEB, Bed, node_bed
 from tests.support.agentprocess import agent_process
@@ -52,12 +54,16 @@ class Node(Bed):
         nat = f'nat() {{ iptables-{self.backend} -w 10 -t nat "$@"; }}'
         self.namespace.run("sh", "-euc", f"{nat}\n{script}")
 
+    def as_ever(self, _: Any, __: Any, ___: Any, begun: Any) -> ClusterFacts:
+        begun(self.cluster)
+        return self.cluster
+
     def findings(self) -> list[Finding]:
         """What check says, in this process and with the cluster as ever: in half the time."""
         with self.namespace.enter(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNTIME_DIRECTORY", str(self.agent.runtime))
             patch.syspath_prepend(str(STANDIN))
-            patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", lambda *_: self.cluster)
+            patch.setattr("ipvs_node_agent.commands.check.look_at_cluster", self.as_ever)
             return [*Checking(self.agent.config).findings()]
 
     def says(self, wanted: str) -> None:
@@ -77,7 +83,7 @@ class Node(Bed):
 
 def looked_at(config: Path) -> ClusterFacts:
     found = load(config)
-    return look_at_cluster(Api(Path(found.kubeconfig)), found, lambda _: None)
+    return look_at_cluster(Api(Path(found.kubeconfig)), found, lambda _: None, lambda _: None)
 
 
 @pytest.fixture(scope="module", params=["nft", "legacy"])
@@ -171,6 +177,24 @@ def test_a_healthy_node_gives_only_ok_and_stays_as_it_is(started: Node, systemd:
     assert [line for line in lines if not line.startswith("ok    ")] == []
     assert f"ok    agent: the service runs as process {process}" in lines
     assert "ok    kube-proxy: in IPVS mode, by its own word" in lines
+
+
+def test_each_table_is_read_once(started: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 50,000 Services, one look at a table takes seconds."""
+    read: Counter[str] = Counter()
+    start = command.start
+
+    def noted(
+        launcher: Any, name: str, arguments: Sequence[str], *more: Any, **options: Any
+    ) -> Any:
+        read[" ".join((name, *arguments))] += 1
+        return start(launcher, name, arguments, *more, **options)
+
+    monkeypatch.setattr(command, "start", noted)
+    with proxy_mode(started.namespace, "ipvs"):
+        assert started.findings()[-1].id == "RulesOK"
+    assert {f"{family.command}-{started.backend}-save -t nat" for family in FAMILIES} <= {*read}
+    assert {*read.values()} == {1}, read
 
 
 def test_of_nftables_service_it_is_said_where_it_flushes_rules_of_ours(

@@ -32,9 +32,14 @@ def server(tmp_path: Path, kubeconfig_read_here: None) -> Iterator[ApiServer]:
 
 
 def gathered(directory: Path) -> ClusterFacts:
-    return look_at_cluster(
-        Api(directory / "kubelet.conf"), Config(node_name="worker-1"), DOING.append
-    )
+    early: list[ClusterFacts] = []
+    config = Config(node_name="worker-1")
+    found = look_at_cluster(Api(directory / "kubelet.conf"), config, DOING.append, early.append)
+    # What is told early stays, but for what the Services add.
+    (first,) = early
+    assert first.services is None
+    assert (first.error, first.node, first.node_name) == (found.error, found.node, found.node_name)
+    return found
 
 
 def test_a_server_is_asked_for_all_that_the_agent_will_ask(

@@ -28,9 +28,6 @@ def test_a_healthy_node_gives_only_ok() -> None:
         "configuration",
         "credentials",
         "API server",
-        "permission",
-        "Node",
-        "pod CIDRs",
         "privileges",
         "kube-proxy",
         "iptables backend",
@@ -44,6 +41,9 @@ def test_a_healthy_node_gives_only_ok() -> None:
         "other firewalls",
         "conntrack",
         "kernel",
+        "permission",
+        "Node",
+        "pod CIDRs",
         "external IPs",
         "rules",
     ]
@@ -72,6 +72,11 @@ def unread(why: str, hint: str = "", missing: bool = False) -> dict[str, Any]:
 def unreachable(why: str, hint: str = "") -> dict[str, Any]:
     error = ApiError(f"API server {SERVER}", why, hint)
     return unasked(cluster(node=None, services=None, unreachable=error))
+
+
+def gone_since(why: str) -> dict[str, Any]:
+    """It told of the Node, and not of the Services."""
+    return {"cluster": cluster(services=None, unreachable=ApiError(SERVER, why)), "changes": None}
 
 
 def refused_with(status: int, **settings: Any) -> dict[str, Any]:
@@ -126,6 +131,9 @@ WRONG: dict[str, dict[str, Any]] = {
     f" => curl -k {SERVER}/livez": unreachable("cannot be reached: Connection refused"),
     "fail APIServerUnreachable: CERTIFICATE_VERIFY_FAILED => the CA is another": unreachable(
         "CERTIFICATE_VERIFY_FAILED", "the CA is another"
+    ),
+    "fail APIServerUnreachable: the connection broke => curl -k": gone_since(
+        "the connection broke"
     ),
     "fail PermissionRefused: 401 => kubeadm kubeconfig user": refused_with(401),
     "fail PermissionRefused: 403 => kubeadm kubeconfig user": refused_with(403),

@@ -20,6 +20,8 @@ from ipvs_node_agent.rules.planner import Plans
 from tests.support.commandline import Command, written
 from tests.support.nodefacts import cluster, healthy_host
 
+Begun = Callable[[ClusterFacts], None]
+
 
 def test_levels_have_colours() -> None:
     levels = {OK: "32", WARN: "33", FAIL: "31"}
@@ -40,7 +42,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return found
 
     monkeypatch.setattr(check, "_PATIENCE", 0.0)
-    monkeypatch.setattr(check, "look_at_cluster", lambda *_: cluster(validity=None))
+    monkeypatch.setattr(check, "look_at_cluster", seen_at_once)
     monkeypatch.setattr(check, "look_at_host", lambda *_: healthy_host())
     monkeypatch.setattr(check, "looked_around", lambda _, __, seen: seen)
     monkeypatch.setattr(check, "look_at_pods", lambda *_: ())
@@ -58,14 +60,22 @@ def test_a_healthy_node_gives_status_0(command: Command, changes: list[Any]) -> 
     assert [f"ok    {one['subject']}: {one['text']}" for one in listed] == result.out.splitlines()
 
 
+def seen_at_once(_: object, __: object, doing: object, begun: Begun) -> ClusterFacts:
+    begun(cluster(validity=None))
+    return cluster(validity=None)
+
+
 def test_lines_come_as_they_are_found_and_what_takes_long_is_named_meanwhile(
     changes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_answer = threading.Event()
+    may_answer, may_end = threading.Event(), threading.Event()
 
-    def slow(_: object, __: object, doing: Callable[[str], None]) -> ClusterFacts:
-        doing("listing services")
+    def slow(_: object, __: object, doing: Callable[[str], None], begun: Begun) -> ClusterFacts:
+        doing("reading the credentials")
         assert may_answer.wait(10)
+        doing("listing services")
+        begun(cluster(validity=None, services=None))
+        assert may_end.wait(10)
         return cluster(validity=None)
 
     monkeypatch.setattr(check, "look_at_cluster", slow)
@@ -73,13 +83,30 @@ def test_lines_come_as_they_are_found_and_what_takes_long_is_named_meanwhile(
 
     def waiting(what: str) -> None:
         waited.append(what)
-        may_answer.set()
+        event = may_end if what == "listing services" else may_answer
+        event.set()
 
-    findings = check.Checking(None, waiting).findings()
-    assert next(findings).id == "ConfigurationOK"
-    assert not waited
-    assert next(findings).id == "CredentialsOK"
-    assert waited == ["listing services"]
+    found = []
+    for finding in check.Checking(None, waiting).findings():
+        found.append(finding.id)
+        # What has been said by the time that this one comes.
+        if finding.id == "ConfigurationOK":
+            assert not waited
+        elif finding.id in ("CredentialsOK", "KernelOK"):
+            assert waited == ["reading the credentials"]
+    assert waited == ["reading the credentials", "listing services"]
+    assert found[-5:] == ["PermissionOK", "NodeOK", "PodsOK", "ExternalIPsOK", "RulesOK"]
+
+
+def test_what_keeps_a_look_from_its_end_is_raised(
+    changes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(check, "look_at_cluster", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(check.Checking(None).findings())
 
 
 def test_what_is_known_of_the_node_is_told_while_rules_are_planned(
@@ -95,7 +122,7 @@ def test_what_is_known_of_the_node_is_told_while_rules_are_planned(
     seen = []
     for finding in check.Checking(None).findings():
         seen.append(finding.id)
-        if finding.id == "KernelOK":
+        if finding.id == "PodsOK":
             planned.set()
     assert seen[-2:] == ["ExternalIPsOK", "RulesOK"]
 
