@@ -71,12 +71,14 @@ def main(options: argparse.Namespace) -> int:
     gc.disable()
     progress, colours = output.Progress(), output.takes_colours(sys.stdout)
     checking, found = Checking(options.config, progress.show), list[Finding]()
-    for finding in checking.findings():
-        found.append(finding)
-        if options.output != "json":
-            progress.clear()
-            output.print_text(shown(finding, colours))
-    progress.clear()
+    try:
+        for finding in checking.findings():
+            found.append(finding)
+            if options.output != "json":
+                progress.clear()
+                output.print_text(shown(finding, colours))
+    finally:
+        progress.clear()
     if options.output == "json":
         output.print_text(as_json(found, checking.node))
     return output.FAILED if any(finding.level == FAIL for finding in found) else output.OK

@@ -19,12 +19,12 @@ from ipvs_node_agent.model.addresses import (
     parse_address,
     parse_network,
 )
-from ipvs_node_agent.model.objects import NO_NETWORK, Node, NodeNetwork, Problem
+from ipvs_node_agent.model.objects import NO_NETWORK, Node, NodeNetwork, Problem, Snapshot
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.nat.ruletext import read
 from ipvs_node_agent.rules.claims import Claim, Claims
-from ipvs_node_agent.rules.planner import Basis, Plan, Replanner, plan
+from ipvs_node_agent.rules.planner import Basis, Plan, Plans, Replanner, plan
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
     HERE,
@@ -261,3 +261,11 @@ def test_external_ips_of_the_spec_count_where_they_are_asked_for() -> None:
     raw["spec"]["externalIPs"] = [f"fd00:21::{n:x}" for n in range(16_384)]
     assert not plan(DEFAULTS, snapshot(raw), IPV6).problems
     assert len(plan(options(external_ips=True), snapshot(raw), IPV6).problems) == 16_385
+
+
+def test_each_plan_is_made_once() -> None:
+    """With 50,000 Services, one takes seconds."""
+    plans = Plans(DEFAULTS, Snapshot({}, node()))
+    made = {key: plans.of(*key) for key in ((IPV4, False), (IPV4, True), (IPV6, False))}
+    assert all(plans.of(*key) is made[key] for key in made)
+    assert made == {key: plan(DEFAULTS, Snapshot({}, node()), *key) for key in made}
