@@ -20,13 +20,13 @@ from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
 from ipvs_node_agent.nat.saveformat import restore_input
+from ipvs_node_agent.nat.trace import chains_of
 from ipvs_node_agent.rules.planner import plan
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
 from tests.support.netns import Namespace
 from tests.support.rawobjects import configs, services
 from tests.support.tables import add_mark_masq
-from tests.support.tracer import chains_of
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13", "oldest")]
 

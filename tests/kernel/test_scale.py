@@ -13,12 +13,12 @@ from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_addres
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Rules, difference
 from ipvs_node_agent.nat.saveformat import restore_input
+from ipvs_node_agent.nat.trace import chains_of
 from ipvs_node_agent.rules.planner import plan
 from tests.kernel.conftest import Bed
 from tests.support.fleet import LAYOUTS, NODE, fleet, raw, service
 from tests.support.netns import Namespace
 from tests.support.tables import add_foreign_rules, add_mark_masq, foreign, ours, restore, saved
-from tests.support.tracer import chains_of
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]

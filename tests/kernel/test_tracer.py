@@ -1,4 +1,4 @@
-"""The tracer of tests/support/tracer.py sees what the kernel's packet counters see."""
+"""`nat.trace` sees what the kernel's packet counters see, with others' rules around ours too."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
+from ipvs_node_agent.nat.matches import Packet
 from ipvs_node_agent.nat.ruleset import Found, difference
 from ipvs_node_agent.nat.saveformat import restore_input
+from ipvs_node_agent.nat.trace import leads_to, read, trace
 from ipvs_node_agent.rules.planner import plan
 from tests.support.fleet import NODE, service
 from tests.support.tables import add_mark_masq, restore
-from tests.support.topology import BACKEND, POD, Topology
-from tests.support.tracer import Packet, chains_of, trace
+from tests.support.topology import BACKEND, NODE_TO_BACKEND, POD, POD_CIDR, Topology
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
@@ -86,8 +87,7 @@ def test_the_tracer_and_the_kernel_agree(
     # What is not translated has to leave the node as well.
     around.node.add_route("default" if family is IPV4 else "::/0", BACKEND[family.version])
     restore(around.node, family, backend, restore_input(difference(Found(), ruleset)))
-    save = around.node.run(f"{family.command}-{backend}-save", "-t", "nat").splitlines()
-    loaded = chains_of(save)
+    loaded = read(around.node.run(f"{family.command}-{backend}-save", "-t", "nat")).chains
     assert {name: tuple(loaded[name]) for name in ruleset.chains} == ruleset.chains
     before = counted(around, family, backend)
     expected = dict.fromkeys(before, 0)
@@ -100,9 +100,104 @@ def test_the_tracer_and_the_kernel_agree(
             ("IPVS_OUTPUT", Packet(POD[family.version], str(address), *port, local=True)),
         ):
             send(around, packet)
-            for rule in trace(ruleset.chains, top, packet).matched:
+            for rule in trace(loaded, top, packet).matched:
                 expected[rule] += 1
     after = counted(around, family, backend)
     ours = [rule for rule in after if rule[0].startswith("IPVS_")]
     assert {r: after[r] - before[r] for r in ours} == {r: expected[r] for r in ours}
     assert sum(expected[r] for r in ours) > 500
+
+
+# Others' rules that a packet meets before ours and behind them. {taken} and {left} are addresses
+# that nobody translates for the pod, {ours} is the Service's.
+FOREIGN = """*nat
+:cali-PREROUTING - [0:0]
+:cali-fip-dnat - [0:0]
+:CNI-HOSTPORT-DNAT - [0:0]
+:CNI-DN-1 - [0:0]
+:CNI-HOSTPORT-SETMARK - [0:0]
+:DOCKER - [0:0]
+:REPAIR - [0:0]
+:TAIL - [0:0]
+-A cali-PREROUTING -m comment --comment "cali:6gwbT8clXdHdC1b1" -j cali-fip-dnat
+-A cali-fip-dnat -d {taken} -m comment --comment "-j DROP" -j DNAT --to-destination {to}
+-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \\"k8s\\"" -m multiport --dports 81,8000:8010 -j CNI-DN-1
+-A CNI-DN-1 ! -s {pods} -p tcp -m tcp --dport 81 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-1 -p tcp -m tcp --dport 81 -j CNI-HOSTPORT-SETMARK
+-A CNI-DN-1 -p tcp -m tcp --dport 81 -j DNAT --to-destination {to_port}
+-A CNI-HOSTPORT-SETMARK -j MARK --set-xmark 0x2000/0x2000
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 82 -j REDIRECT --to-ports 80
+-A REPAIR -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xff
+-A REPAIR -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A REPAIR -m mark --mark 0x1/0x1 -g TAIL
+-A REPAIR -j ACCEPT
+-A TAIL -m mark ! --mark 0x1/0xff -j ACCEPT
+-A TAIL -d {left} -p tcp -m mark --mark 0x1/0xff -j ACCEPT
+-I PREROUTING 1 -j cali-PREROUTING
+-I PREROUTING 2 -j REPAIR
+-I PREROUTING 3 -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -p tcp -m mark --mark 0x1/0x1 -m tcp --dport 83
+-A PREROUTING -p tcp -j ACCEPT
+-I OUTPUT 1 -o lo -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
+COMMIT
+"""  # noqa: E501
+
+
+def test_with_others_in_front_and_behind_they_agree_as_well(
+    family: Family, backend: str, around: Topology
+) -> None:
+    """On each rule of the table, from the built-in chains on, for all kinds of packets."""
+    version, bits = family.version, family.bits
+    ours, node, taken, left = (
+        parse_address(each)
+        for each in {
+            4: ("10.19.20.201", "192.168.7.11", "10.19.99.1", "10.19.99.2"),
+            6: ("fd00:19::201", "fd00:192:168:7::11", "fd00:19::9:1", "fd00:19::9:2"),
+        }[version]
+    )
+    made = service(0, ours)
+    ruleset = plan(DEFAULTS, Snapshot({made.key: made}, NODE), family).ruleset
+    add_mark_masq(around.node, family, backend)
+    around.node.add_route("default" if family is IPV4 else "::/0", BACKEND[version])
+    restore(around.node, family, backend, restore_input(difference(Found(), ruleset)))
+    to = BACKEND[version]
+    rules = FOREIGN.format(
+        taken=f"{taken}/{bits}",
+        left=f"{left}/{bits}",
+        to=to,
+        to_port=f"{to}:80" if family is IPV4 else f"[{to}]:80",
+        pods=POD_CIDR[version],
+        loopback="127.0.0.0/8" if family is IPV4 else "::1/128",
+    )
+    restore(around.node, family, backend, rules)
+    table = read(around.node.run(f"{family.command}-{backend}-save", "-t", "nat"))
+    before = counted(around, family, backend)
+    expected = dict.fromkeys(before, 0)
+    for address in (ours, node, taken, left):
+        is_here = address in (ours, node)
+        for protocol, port in (("tcp", 80), ("tcp", 81), ("tcp", 82), ("tcp", 83), ("udp", 81)):
+            to_it = Packet(POD[version], str(address), protocol, port, to_host=is_here)
+            pod = to_it._replace(interface="to-pod")
+            host = to_it._replace(
+                source=str(address) if is_here else NODE_TO_BACKEND[version],
+                local=True,
+                out="lo" if is_here else "to-backend",
+            )
+            for top, packet in (("PREROUTING", pod), ("OUTPUT", host)):
+                send(around, packet)
+                walk = trace(table.chains, top, packet)
+                assert len(walk.ends) == 1, (packet, walk)
+                for rule in walk.matched:
+                    expected[rule] += 1
+    after = counted(around, family, backend)
+    # What a walk through POSTROUTING adds is not counted here.
+    walked = {each for top in ("PREROUTING", "OUTPUT") for each in leads_to(table.chains, top)}
+    rules_met = [rule for rule in after if rule[0] in walked]
+    assert {r: after[r] - before[r] for r in rules_met} == {r: expected[r] for r in rules_met}
+    never = {"docker0", "RELATED", "-A", "! -s"}
+    assert [r for r in rules_met if not expected[r] and not any(n in r[1] for n in never)] == [
+        ("TAIL", "-m mark ! --mark 0x1/0xff -j ACCEPT")
+    ]
