@@ -15,12 +15,23 @@ from typing import Any, Callable, TypeVar
 
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.model.addresses import Address, Network, parse_address, parse_network
-from ipvs_node_agent.model.objects import Node, Port, Problem, Service, is_node_name
+from ipvs_node_agent.model.objects import (
+    LOAD_BALANCER,
+    TYPES,
+    Node,
+    Port,
+    Problem,
+    Service,
+    is_node_name,
+)
 
 IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
 # kube-proxy leaves Services with one of these labels alone, whatever the value (KEP-2447, and
 # apis/core.IsHeadlessService in its Service informer's selector).
 FOREIGN_LABELS = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+# What says so, for people.
+_IGNORED = f"the annotation {IGNORE_ANNOTATION}"
+_LEFT_ALONE = {label: f"the label {label}" for label in FOREIGN_LABELS}
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # In the order in which kube-proxy looks for the node's own (GetNodeHostIPs).
@@ -69,10 +80,11 @@ def read_service(raw: Any) -> Service:
     if not isinstance(created, str) or not _TIMESTAMP.fullmatch(created):
         # Without an age it must not win an address from a Service that has one.
         created = _NEWEST
-    balanced = spec.get("type") == "LoadBalancer"
+    balanced = spec.get("type") == LOAD_BALANCER
     labels, annotations = child(metadata, "labels"), child(metadata, "annotations")
-    skipped = any(label in labels for label in FOREIGN_LABELS)
-    skipped = skipped or annotations.get(IGNORE_ANNOTATION) == "true"
+    skipped = next((said for label, said in _LEFT_ALONE.items() if label in labels), "")
+    if not skipped and annotations.get(IGNORE_ANNOTATION) == "true":
+        skipped = _IGNORED
     served, proxied = _ingress_ips(reader, raw) if balanced else ((), ())
     ranges, bad_ranges = _source_ranges(reader, spec) if balanced else ((), False)
     return Service(
@@ -88,6 +100,8 @@ def read_service(raw: Any) -> Service:
         bad_source_ranges=bad_ranges,
         skipped=skipped,
         problems=() if skipped else tuple(reader.problems),
+        # One text for all Services of a type.
+        type=next((each for each in TYPES if each == spec.get("type", TYPES[0])), ""),
     )
 
 

@@ -30,13 +30,19 @@ class Problem(NamedTuple):
         return f"{self.service}: {self.text}"
 
 
+# Types of Services.
+LOAD_BALANCER, EXTERNAL_NAME = "LoadBalancer", "ExternalName"
+TYPES = ("ClusterIP", "NodePort", LOAD_BALANCER, EXTERNAL_NAME)
+
+
 class Service(NamedTuple):
     """What the agent needs of a Service.
 
     `load_balancer_ips` are those of `status.loadBalancer.ingress` that kube-proxy would serve, and
-    `proxied_ips` those that it would not (KEP-1860). `skipped` says that kube-proxy or the user
-    wants the Service left alone: it then only guards its ClusterIPs and its ports. With
-    `bad_source_ranges`, some of those that limit its clients could not be read.
+    `proxied_ips` those that it would not (KEP-1860). `skipped` is what says that the Service is
+    left alone: it then only guards its ClusterIPs and its ports. It is empty for all others. With
+    `bad_source_ranges`, some of those that limit its clients could not be read. `type` is empty
+    where it is none that Kubernetes has.
     """
 
     key: str
@@ -49,8 +55,9 @@ class Service(NamedTuple):
     local_policy: bool
     source_ranges: tuple[Network, ...]
     bad_source_ranges: bool
-    skipped: bool
+    skipped: str
     problems: tuple[Problem, ...]
+    type: str = LOAD_BALANCER
 
 
 class Node(NamedTuple):

@@ -30,6 +30,9 @@ from ipvs_node_agent.rules.destinations import Entries
 from ipvs_node_agent.rules.dispatch import Tree
 from ipvs_node_agent.rules.render import MARK_CHAINS, MARK_JUMPS, MOST_RULES, Writer
 
+# What says that a Service is left alone whose rules the kernel refuses.
+HELD_BACK = "the kernel, which refuses its rules"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,7 +71,7 @@ class Basis(NamedTuple):
         if service is None or key not in self.left_out:
             return service
         # As one that the user wants left alone: it still guards its ClusterIPs and ports.
-        return service._replace(skipped=True)
+        return service._replace(skipped=HELD_BACK)
 
 
 class Planner:

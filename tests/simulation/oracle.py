@@ -94,7 +94,7 @@ def planned(state: State, family: Family, own_mark: bool, without: frozenset[str
     """What is wanted in `state`, but for the rules of the Services `without`."""
     services = dict(state.services or {}) if state.mode not in ("iptables", "nftables") else {}
     for key in without & services.keys():
-        services[key] = services[key]._replace(skipped=True)
+        services[key] = services[key]._replace(skipped="the kernel")
     assert state.node is not None
     seen = Snapshot(services, state.node, state.network, state.pod_interfaces)
     return plan(state.config, seen, family, own_mark)

@@ -89,7 +89,7 @@ def service(number: int, external: Address, port: int = 80) -> Service:
         local_policy=True,
         source_ranges=(),
         bad_source_ranges=False,
-        skipped=False,
+        skipped="",
         problems=(),
     )
 

@@ -73,7 +73,7 @@ READ = Service(
     local_policy=True,
     source_ranges=networks("10.240.0.0/16"),
     bad_source_ranges=False,
-    skipped=False,
+    skipped="",
     problems=(),
 )
 
@@ -98,8 +98,9 @@ def test_a_service_needs_no_more_than_its_name() -> None:
         local_policy=False,
         source_ranges=(),
         bad_source_ranges=False,
-        skipped=False,
+        skipped="",
         problems=(),
+        type="ClusterIP",
     )
 
 
@@ -249,9 +250,13 @@ def test_ips_that_are_a_proxys_are_told_apart(mode: Any) -> None:
     assert read_service(raw(ingress=served)) == READ._replace(load_balancer_ips=ips(IP))
 
 
-@pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "ExternalName", "loadbalancer", None])
-def test_only_a_load_balancers_ingress_and_source_ranges_count(kind: str | None) -> None:
-    wanted = READ._replace(load_balancer_ips=(), source_ranges=())
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [(known, known) for known in ("ClusterIP", "NodePort", "ExternalName")]
+    + [("loadbalancer", ""), (None, ""), ({}, "")],
+)
+def test_only_a_load_balancers_ingress_and_source_ranges_count(kind: Any, known: str) -> None:
+    wanted = READ._replace(load_balancer_ips=(), source_ranges=(), type=known)
     assert read_service(raw(spec_type=kind)) == wanted
 
 
@@ -316,13 +321,16 @@ def test_source_ranges_of_which_one_cannot_be_read_are_known_to_be_incomplete() 
 def test_labels_and_annotations_say_whether_a_service_is_left_alone(
     part: str, key: str, value: Any, skipped: bool
 ) -> None:
+    said = f"the {part[:-1]} {key}" if skipped else ""
     document = raw(**{f"metadata_{part}": {key: value}})
-    assert read_service(document) == READ._replace(skipped=skipped)
+    assert read_service(document) == READ._replace(skipped=said)
 
 
 def test_a_service_that_is_left_alone_has_no_problems() -> None:
     ignored = raw(metadata_annotations={"ipvs-node-agent/ignore": "true"}, spec_externalIPs=["?"])
-    assert read_service(ignored) == READ._replace(external_ips=(), skipped=True)
+    assert read_service(ignored) == READ._replace(
+        external_ips=(), skipped="the annotation ipvs-node-agent/ignore"
+    )
 
 
 @pytest.mark.parametrize("created", [7, "yesterday", "2026-01-05", "2026-01-05T08:00:00+01:00"])
