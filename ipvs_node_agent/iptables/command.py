@@ -88,8 +88,8 @@ class Command:
     complaints: BinaryIO
     files: ExitStack
 
-    def result(self) -> str:
-        """What it printed, once it has ended. Raises TableError where it failed."""
+    def result(self, most: int = -1) -> str:
+        """What it printed, the first `most` bytes, once it has ended. Raises TableError."""
         with self.files:
             try:
                 status, expired = self.running.end()
@@ -101,7 +101,7 @@ class Command:
             if status not in self.good:
                 raise _failure(self.name, status, self.complaints)
             self.printed.seek(0)
-            return self.printed.read().decode("utf-8", "replace")
+            return self.printed.read(most).decode("utf-8", "replace")
 
 
 def start(

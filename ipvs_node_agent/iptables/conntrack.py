@@ -1,9 +1,10 @@
-"""Connection tracking's entries of UDP flows that rules no longer agree with, and their deletion.
+"""Connection tracking's entries: of flows to an address, and those that rules no longer agree with.
 
 A flow that connection tracking knows never meets a nat rule again, and a UDP client that goes on
-sending from one port keeps its flow for ever. So where a rule is made, changed or removed, what is
-known of the flows that it is about has to go; kube-proxy does the same for its own. A flow that was
-right already only loses its entry, and gets the same one with its next packet.
+sending from one port keeps its flow for ever. So UDP entries are deleted: where a rule is made,
+changed or removed, what is known of the flows that it is about has to go; kube-proxy does the same
+for its own. A flow that was right already only loses its entry, and gets the same one with its next
+packet.
 
 How many flows there are is up to whoever sends, and to look for them takes the kernel long. So it
 is done in a thread of its own, with one deletion for all flows of a rule, and within bounds; where
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Callable, NamedTuple, Protocol
 
 from ipvs_node_agent.backoff import Once
@@ -45,6 +46,48 @@ _MOST_DELETIONS, _PATIENCE, _TIME_LIMIT = 64, 20.0, 10.0
 # So many flows are kept in mind meanwhile, and so many addresses are looked for one by one.
 _MOST_FLOWS, _FEW = 1 << 16, 4
 _FLOW = re.compile(r"udp .*? src=(\S+) dst=(\S+) sport=\d+ dport=(\d+) ")
+# What is read of a listing, in bytes: some 100,000 flows.
+_MOST_LISTED = 16 << 20
+# As it comes, and as it is to be answered.
+_BOTH_WAYS = re.compile(
+    r"([a-z][a-z0-9-]*) +\d+ .*?src=(\S+) dst=(\S+) sport=\d+ dport=(\d+) .*?src=(\S+) dst="
+)
+
+
+class Flow(NamedTuple):
+    """A flow with ports, and whose answers it waits for: who is behind the `destination`."""
+
+    protocol: str
+    source: Address
+    destination: Address
+    port: int
+    answered_by: Address
+
+
+def flows_to(address: Address) -> tuple[Flow, ...] | None:
+    """What connection tracking knows of flows to `address`; None where it cannot be read."""
+    arguments = ["-L", "-f", f"ipv{address.version}", "--orig-dst", show_address(address)]
+    try:
+        with closing(command.launch()) as launcher:
+            listing = command.start(
+                launcher, "conntrack", arguments, limit=_TIME_LIMIT, package="conntrack"
+            )
+            return both_ways(listing.result(_MOST_LISTED))
+    except TableError:
+        return None
+
+
+def both_ways(listing: str) -> tuple[Flow, ...]:
+    """The flows in a listing (conntrack -L)."""
+    found = []
+    # The last line is cut off where there are too many.
+    for entry in map(_BOTH_WAYS.match, listing.splitlines()):
+        if entry is not None:
+            protocol, source, destination, port, answering = entry.groups()
+            with suppress(ValueError):
+                ends = parse_address(source), parse_address(destination), int(port)
+                found.append(Flow(protocol, *ends, parse_address(answering)))
+    return tuple(found)
 
 
 class Flows(NamedTuple):

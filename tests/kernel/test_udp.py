@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 
-from ipvs_node_agent.model.addresses import IPV4, Family
+from ipvs_node_agent.iptables.conntrack import Flow, flows_to
+from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address
 from tests.kernel.conftest import OTHER, Bed
 from tests.support.cluster import service
 from tests.support.netns import Namespace
-from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, OUTSIDE, Topology
+from tests.support.topology import (
+    CLUSTER_IP,
+    EXTERNAL_IP,
+    NODE_TO_BACKEND,
+    OUTSIDE,
+    POD,
+    Topology,
+    ask,
+)
 from tests.support.traffic import serving_udp
 from tests.support.waiting import eventually
 
@@ -70,10 +79,22 @@ def entries(bed: Bed, family: Family) -> list[str]:
     return [line for line in listing.splitlines() if to in line.split("sport=")[0]]
 
 
+def told(bed: Bed, family: Family) -> tuple[Flow, ...]:
+    """What the program reads of flows to the external IP."""
+    with bed.namespace.enter():
+        found = flows_to(parse_address(EXTERNAL_IP[family.version]))
+    assert found is not None
+    return found
+
+
 def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
     running: Bed, wired: Topology, family: Family
 ) -> None:
     version = family.version
+
+    def ip(addresses: dict[int, str]) -> Address:
+        return parse_address(addresses[version])
+
     first, second = CLUSTER_IP[version], OTHER_CLUSTER_IP[version]
     wired.backend.add_address("lo", f"{second}/{family.bits}")
     clients = [Client(who, EXTERNAL_IP[version]) for who in (wired.pod, wired.node)]
@@ -88,6 +109,9 @@ def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
         running.api.put(dns(family, OTHER_CLUSTER_IP))
         for client in clients:
             client.expect(second)
+        known = told(running, family)
+        assert Flow("udp", ip(POD), ip(EXTERNAL_IP), PORT, ip(OTHER_CLUSTER_IP)) in known
+        assert Flow("udp", ip(OUTSIDE), ip(EXTERNAL_IP), PORT, ip(EXTERNAL_IP)) in known
         running.api.delete("Service", "default", "dns")
         for client in clients:
             client.expect("")
@@ -96,6 +120,19 @@ def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
     for client in (*clients, stranger):
         client.close()
     assert "UDP" not in running.agent.log
+    assert not any(flow.answered_by == ip(OTHER_CLUSTER_IP) for flow in told(running, family))
+
+
+def test_flows_of_all_protocols_with_ports_are_told(
+    running: Bed, wired: Topology, family: Family
+) -> None:
+    version = family.version
+    running.put((EXTERNAL_IP[version], "web", CLUSTER_IP[version]))
+    eventually(lambda: running.has(EXTERNAL_IP[version]))
+    assert ask(wired.pod, EXTERNAL_IP[version]) == NODE_TO_BACKEND[version]
+    (flow,) = told(running, family)
+    assert (flow.protocol, flow.port) == ("tcp", 80)
+    assert flow.answered_by == parse_address(CLUSTER_IP[version])
 
 
 @pytest.mark.once

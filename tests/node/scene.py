@@ -16,10 +16,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from ipvs_node_agent.host.ipvs import parse
 from tests.cluster.bed import NODES, SERVICES, KubeletCertificate, set_external_ips
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.rest import Client
@@ -200,20 +200,12 @@ class Attempt:
 
 def real_servers(table: str) -> set[tuple[str, str]]:
     """Who gets new connections in /proc/net/ip_vs: pairs of virtual server and real server."""
-    found, virtual = set(), ""
-    for line in table.splitlines():
-        fields = line.split()
-        if fields[0] in ("TCP", "UDP"):
-            virtual = _address(fields[1])
-        elif fields[0] == "->" and fields[3].isdigit() and int(fields[3]):
-            found.add((virtual, _address(fields[1])))
-    return found
-
-
-def _address(endpoint: str) -> str:
-    """`0AF00382:1F90` and `[fd00:0010:0240:0003:0000:0000:0000:0002]:1F90` as they are written."""
-    address = endpoint.rpartition(":")[0].strip("[]")
-    return str(ip_address(address if ":" in address else int(address, 16)))
+    return {
+        (str(virtual.address), str(server.address))
+        for virtual in parse(table)
+        for server in virtual.servers
+        if server.weight
+    }
 
 
 class Scene:

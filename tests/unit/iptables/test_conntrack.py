@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.iptables.conntrack import Conntrack, Deletion, Flows, changed_flows, deletions
+from ipvs_node_agent.iptables import command, conntrack
+from ipvs_node_agent.iptables.conntrack import (
+    Conntrack,
+    Deletion,
+    Flow,
+    Flows,
+    both_ways,
+    changed_flows,
+    deletions,
+    flows_to,
+)
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.model.addresses import IPV4, Family, parse_address, parse_network
 from ipvs_node_agent.nat.ruleset import Change
@@ -195,3 +206,54 @@ def test_its_thread_ends_when_it_is_told_to(kernel: Kernel) -> None:
     kernel.tracking.stop()
     thread.join(10)
     assert not thread.is_alive()
+
+
+TCP = (
+    "tcp      6 431999 ESTABLISHED src=10.240.2.130 dst=10.19.0.1 sport=40000 dport=80"
+    " src=10.231.0.9 dst=192.0.2.1 sport=80 dport=40000 [ASSURED] mark=0 use=1"
+)
+PING = (
+    "icmp     1 29 src=10.240.2.130 dst=10.19.0.1 type=8 code=0 id=7"
+    " src=10.19.0.1 dst=10.240.2.130 type=0 code=0 id=7 mark=0 use=1"
+)
+V6 = (
+    "udplite  136 29 src=fd00::2 dst=fd00:19::1 sport=1 dport=53 [UNREPLIED]"
+    " src=fd00:231::9 dst=fd00::2 sport=53 dport=1 mark=0 use=1"
+)
+
+
+def flow(protocol: str, source: str, destination: str, port: int, answered_by: str) -> Flow:
+    ends = parse_address(source), parse_address(destination)
+    return Flow(protocol, *ends, port, parse_address(answered_by))
+
+
+def test_a_flow_is_told_with_who_answers_it_and_other_lines_are_passed_over() -> None:
+    lines = [entry("10.240.2.130"), PING, TCP, V6, entry("300.0.0.1"), "\x1b[2J", "", TCP[:90]]
+    assert both_ways("\n".join(lines)) == (
+        flow("udp", "10.240.2.130", "10.19.0.1", 53, "10.231.0.9"),
+        flow("tcp", "10.240.2.130", "10.19.0.1", 80, "10.231.0.9"),
+        flow("udplite", "fd00::2", "fd00:19::1", 53, "fd00:231::9"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (f'echo "{TCP}"', 1),
+        # What does not fit is left out, and not what comes before it.
+        (f'for each in 1 2 3; do echo "{TCP}"; done', 2),
+        ("true", 0),
+        ("exit 1", None),
+        (None, None),
+    ],
+)
+def test_flows_are_unknown_where_the_command_is_missing_or_fails(
+    script: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script is not None:
+        (tmp_path / "conntrack").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "conntrack").chmod(0o755)
+    monkeypatch.setattr(command, "_search", lambda: str(tmp_path))
+    monkeypatch.setattr(conntrack, "_MOST_LISTED", 2 * len(TCP) + 100)
+    found = flows_to(EXTERNAL)
+    assert (None if found is None else len(found)) == expected
