@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # Isolated, so that neither variables nor the working directory bring in other code than ours. An
 # upgrade of the system may have put another Python in the place of the one that runs here; that
@@ -34,8 +34,12 @@ def start(
     *arguments: str,
     output: int = subprocess.DEVNULL,
     environment: Mapping[str, str] | None = None,
+    descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Calls `main` of the module with an open file's `descriptor` and more. Raises OSError."""
+    """Calls `main` of the module with an open file's `descriptor` and more. Raises OSError.
+
+    The numbers of other open files that it is to have are `descriptors`.
+    """
     # A package that is being removed must not leave bytecode; isolated, a variable cannot say so.
     options = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]
     ours = json.dumps([sys.version_info[:2], sys.path])
@@ -46,27 +50,33 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.DEVNULL,
-        pass_fds=[descriptor],
+        pass_fds=[descriptor, *descriptors],
         # Ctrl-C is for the agent, which lets it end.
         start_new_session=True,
     )
 
 
 class Child:
-    """Calls `main(leash, *arguments)` of the module, for the time of its block.
+    """Calls `main(leash, *arguments)` of the module, for the time of its block; see `start`.
 
     Whatever it started, and is still in its process group, ends with it. To enter raises OSError.
     """
 
-    def __init__(self, module: str, *arguments: str) -> None:
-        self._module, self._arguments = module, arguments
+    def __init__(self, module: str, *arguments: str, descriptors: Sequence[int] = ()) -> None:
+        self._module, self._arguments, self._descriptors = module, arguments, descriptors
         self._lock = threading.Lock()
         self._over = False
 
     def __enter__(self) -> Child:
         watched, self._leash = os.pipe()
         try:
-            self._process = start(self._module, watched, *self._arguments, output=subprocess.PIPE)
+            self._process = start(
+                self._module,
+                watched,
+                *self._arguments,
+                output=subprocess.PIPE,
+                descriptors=self._descriptors,
+            )
         except OSError:
             os.close(self._leash)
             raise

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
@@ -59,16 +59,26 @@ def receive(source: socket.socket) -> list[Message]:
 
 def dump(protocol: int, kind: int, body: bytes) -> Iterator[Message]:
     """All that the kernel has of a kind. Raises OSError, and Lost where it changed meanwhile."""
+    for message in _answers(protocol, kind, _F_REQUEST | _F_DUMP, body):
+        if message.kind == _NLMSG_DONE:
+            return
+        yield message
+
+
+def ask(protocol: int, kind: int, body: bytes) -> Message:
+    """The kernel's answer to a single question. Raises OSError, and Lost."""
+    with closing(_answers(protocol, kind, _F_REQUEST, body)) as answers:
+        return next(answers)
+
+
+def _answers(protocol: int, kind: int, flags: int, body: bytes) -> Generator[Message, None, None]:
     with connect(protocol) as asking:
         asking.settimeout(10.0)
-        size = _HEADER.size + len(body)
-        asking.sendall(_HEADER.pack(size, kind, _F_REQUEST | _F_DUMP, 1, 0) + body)
+        asking.sendall(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
         while True:
             for message in receive(asking):
                 if message.flags & _F_DUMP_INTERRUPTED:
                     raise Lost
-                if message.kind == _NLMSG_DONE:
-                    return
                 if message.kind == _NLMSG_ERROR:
                     (number,) = struct.unpack_from("=i", message.body)
                     raise OSError(-number, "the kernel refuses to tell")

@@ -72,6 +72,14 @@ def test_the_kernel_tells_of_the_loopback_interface() -> None:
 def test_a_kind_that_there_is_not_is_an_error() -> None:
     with pytest.raises(OSError, match="refuses to tell"):
         list(netlink.dump(ROUTE, 0x3FF0, bytes(16)))
+    with pytest.raises(OSError, match="refuses to tell"):
+        netlink.ask(ROUTE, 0x3FF0, bytes(16))
+
+
+def test_a_question_about_one_thing_has_one_answer() -> None:
+    # An interface by its number.
+    answer = netlink.ask(ROUTE, GETLINK, struct.pack("=BxHiII", 0, 0, 1, 0, 0))
+    assert (answer.kind, attributes(answer.body[16:])[3]) == (NEWLINK, b"lo\0")
 
 
 def test_only_the_kernel_is_believed() -> None:
