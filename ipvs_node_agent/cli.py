@@ -108,7 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     form = "[NAMESPACE/]NAME"
     status.add_argument("services", metavar=form, nargs="*", help=text)
     check = command("check", "look at the set-up: what is wrong, and what mends it")
-    for asked in (status, check):
+    explain = command("explain", "say why an external IP works from this node, or does not")
+    text = "IP, IP:PORT, IP:PORT/udp, [IPv6]:PORT or NAMESPACE/NAME (all external IPs of a Service)"
+    explain.add_argument("target", metavar="TARGET", help=text)
+    text = "also make real TCP connections, from the host and from a pod of this node"
+    explain.add_argument("--connect", action="store_true", help=text)
+    for asked in (status, check, explain):
         forms, text = ("text", "json"), "the form (default: text)"
         asked.add_argument("-o", "--output", choices=forms, default="text", help=text)
     config = command("config", "read the configuration, and print what is in effect")

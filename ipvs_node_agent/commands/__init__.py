@@ -5,5 +5,5 @@ and gives the exit status; what goes wrong is raised as an `AgentError`. What is
 without a terminal, a node or an API server does not belong here, but in the package that it is
 about.
 
-Commands know nothing of each other but `output`; `check` alone uses `diff`'s difference.
+Commands know nothing of each other but `output`; `check` and `explain` alone use what `diff` sees.
 """

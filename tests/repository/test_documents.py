@@ -34,6 +34,7 @@ ELSEWHERE = {
     "ipvs-node-agent diff": "tests/kernel/test_transitions.py",
     "ipvs-node-agent status": "tests/kernel/test_status.py",
     "ipvs-node-agent check": "tests/kernel/test_check.py",
+    "ipvs-node-agent explain 10.19.20.201:80": "tests/kernel/test_explain.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
     "apt install ./ipvs-node-agent_*.deb": "tests/node/test_1_install.py",
     "systemctl mask --runtime ipvs-node-agent": "tests/node/test_8_removal.py",

@@ -29,6 +29,8 @@ WITHOUT_TEST = {
     "__main__",
     "errors",
     "check/facts",
+    "explain/facts",
+    "explain/lines",
     "config/settings",
     "model/events",
     "kubeconfig/connections",

@@ -90,7 +90,14 @@ def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
 # 2. Messages
 
 # Only a command prints errors that are made in these modules.
-_OF_COMMANDS = {"commands/diff", "commands/render", "observe/counters", "observe/statussocket"}
+_OF_COMMANDS = {
+    "commands/diff",
+    "commands/explain",
+    "commands/render",
+    "explain/target",
+    "observe/counters",
+    "observe/statussocket",
+}
 # Their reason is the second argument, or the only one.
 _TWO = {"AgentError", "ApiError", "RefusedError", "TableError", "UsageError", "refused"}
 _ONE = {"BadUrl", "BrokenList", "BrokenStream", "LaunchError", "NotYaml", "Unfit"}

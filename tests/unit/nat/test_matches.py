@@ -104,6 +104,12 @@ def test_what_is_not_known_is_said_and_not_guessed(rule: str, packet: Packet, wh
     assert why in made.unknown
 
 
+@pytest.mark.parametrize("rest", ["-m conntrack --ctstate NEW", "-m mark --mark 0x4000/0x4000"])
+def test_what_is_not_known_is_not_known_whatever_else_holds(rest: str) -> None:
+    for rule in (f"{rest} -m set --match-set A dst", f"-m set --match-set A dst {rest}"):
+        assert parsed(f"{rule} -j ACCEPT").holds(POD, POD.mark) is None
+
+
 def test_what_is_not_known_does_not_matter_where_the_rest_says_no() -> None:
     assert parsed("-p udp -m set --match-set A dst -j ACCEPT").holds(POD) is False
 

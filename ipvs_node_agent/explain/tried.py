@@ -1,0 +1,47 @@
+"""What real connections tell, and what follows from them.
+
+One that comes about says more than all tables: what nobody could tell of these matters no more. One
+that does not, where the tables lead it right, is the endpoints' or a network policy's doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ipvs_node_agent.explain.connect import Attempt
+from ipvs_node_agent.explain.lines import FAIL, OK, WARN, Cause, Told
+from ipvs_node_agent.explain.services import Naming
+
+_SUBJECT = "connection"
+
+
+def tell(attempts: Collection[Attempt], named: Sequence[Naming]) -> Told:
+    """A line for each of `attempts` to an address that Services name; none where none was made."""
+    told = Told()
+    look = "the Service's endpoints, and network policies"
+    counted = next((each.service.key for each in named if each.claim), "")
+    if counted:
+        namespace, _, name = counted.partition("/")
+        label = f"kubernetes.io/service-name={name}"
+        look = f"kubectl -n {namespace} get endpointslices -l {label}; then network policies"
+    for each in attempts:
+        text = f"from {_shown(each)} to tcp port {each.port}: {each.text}"
+        told.say(OK if each.ok else FAIL, _SUBJECT, text)
+        if not each.ok:
+            told.causes.append(Cause(False, f"a connection {text}", look))
+    if attempts and all(each.origin == "host" for each in attempts):
+        told.say(WARN, _SUBJECT, "there is no pod of this node from which one could be made")
+    return told
+
+
+def _shown(attempt: Attempt) -> str:
+    return "the host" if attempt.origin == "host" else attempt.origin
+
+
+def weighed(causes: Sequence[Cause], tried: Told | None) -> list[Cause]:
+    """The `causes` that are left once connections were `tried`."""
+    if tried is None or not tried.lines:
+        return [*causes]
+    if tried.causes:
+        return [*causes, *tried.causes]
+    return [cause for cause in causes if cause.works is False]

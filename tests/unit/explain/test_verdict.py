@@ -1,0 +1,74 @@
+"""What is said in each situation, and what docs/explain.md says about it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ipvs_node_agent.explain.lines import FAIL, UNKNOWN, Cause, Told
+from ipvs_node_agent.explain.verdict import as_json, concluded, overall
+from tests.support.situations import PAGE, SITUATIONS, Situation, written
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
+def test_each_situation_has_its_verdict_and_next_step(situation: Situation) -> None:
+    found = situation.explained()
+    assert overall(found) is situation.works, found
+    verdict = next(one.verdict for one in found if one.verdict.works is situation.works)
+    assert situation.verdict in verdict.sentence, found
+    assert situation.mend in verdict.mend
+    levels = {line.level for one in found for line in one.lines}
+    # What fails stands in a line of its own, with its ground.
+    assert (FAIL in levels) or situation.works is not False
+    assert (UNKNOWN in levels) or situation.works is not None
+
+
+def test_the_page_has_the_situations_as_they_are() -> None:
+    assert PAGE.read_text("utf-8") == written(), "python3 -m tests.support.situations writes it"
+
+
+def test_no_two_situations_are_the_same() -> None:
+    names = [each.name for each in SITUATIONS]
+    assert len(names) == len(set(names)) >= 60
+
+
+NO, UNSURE = Cause(False, "no", "mend it"), Cause(None, "unsure", "look")
+
+
+@pytest.mark.parametrize(
+    ("causes", "works", "sentence"),
+    [
+        ([], True, "should work as far as"),
+        ([UNSURE], None, "cannot be told: unsure"),
+        ([UNSURE, NO], False, "should not work: no"),
+        ([NO, NO._replace(sentence="other")], False, "should not work: no"),
+    ],
+)
+def test_what_is_certain_comes_first(
+    causes: list[Cause], works: bool | None, sentence: str
+) -> None:
+    verdict = concluded(causes)
+    assert verdict.works is works
+    assert verdict.sentence.startswith(sentence)
+
+
+def test_machines_are_told_the_same() -> None:
+    situation = SITUATIONS[0]
+    found = situation.explained()
+    raw = json.loads(as_json(found, situation.asked, "worker-1"))
+    assert raw["apiVersion"] == "ipvs-node-agent/v1"
+    assert (raw["kind"], raw["node"], raw["works"]) == ("Explanation", "worker-1", False)
+    (only,) = raw["explanations"]
+    assert (only["verdict"], only["nextStep"]) == found[0].verdict[1:]
+    assert [(line["level"], line["subject"], line["text"]) for line in only["lines"]] == [
+        *map(tuple, found[0].lines)
+    ]
+
+
+def test_nothing_from_outside_reaches_a_terminal_or_a_machine_as_it_is() -> None:
+    told = Told()
+    told.fails("a\x1b[2J", "b\nc", "d\x07")
+    found = SITUATIONS[0].explained()
+    hostile = [found[0]._replace(lines=tuple(told.lines), subject="x\u202e")]
+    assert not set("\x1b\x07\u202e") & set(as_json(hostile, "\x1b", "\x07"))
