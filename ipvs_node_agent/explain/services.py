@@ -13,7 +13,14 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.explain.facts import Facts
 from ipvs_node_agent.explain.lines import FAIL, NEUTRAL, OK, WARN, Cause, Told
 from ipvs_node_agent.model.addresses import FAMILIES, Address, Family, show_address, show_network
-from ipvs_node_agent.model.objects import EXTERNAL_NAME, LOAD_BALANCER, Port, Service, Snapshot
+from ipvs_node_agent.model.objects import (
+    EXTERNAL_NAME,
+    LOAD_BALANCER,
+    Port,
+    Problem,
+    Service,
+    Snapshot,
+)
 from ipvs_node_agent.nat.ruletext import Rule, read
 from ipvs_node_agent.rules.claims import Claim, Claims
 from ipvs_node_agent.rules.planner import HELD_BACK
@@ -75,7 +82,8 @@ def naming(facts: Facts, address: Address) -> list[Naming]:
     seen = facts.seen
     if seen is None:
         return []
-    held = {each.service: each for each in facts.agent.refused if each.reason == _KERNEL_REFUSED}
+    family = family_of(address)
+    held = held_back(facts, family)
     there = [
         service._replace(skipped=HELD_BACK)
         if service.key in held and not service.skipped
@@ -83,7 +91,6 @@ def naming(facts: Facts, address: Address) -> list[Naming]:
         for service in seen.services.values()
         if address in named_ips(service) or address in service.cluster_ips
     ]
-    family = family_of(address)
     claims = Claims(facts.config, seen.node, family, seen.network)
     for service in there:
         claims.replace(None, service)
@@ -104,6 +111,15 @@ def naming(facts: Facts, address: Address) -> list[Naming]:
             own = own or tuple(_not_counted(service, address, facts.config))
             found.append(_named(service, won.get(service.key), own, writer, address))
     return sorted(found, key=lambda e: (e.claim is None, e.service.created, e.service.key))
+
+
+def held_back(facts: Facts, family: Family) -> dict[str, Problem]:
+    """The Services that the kernel refuses in `family`, as the running agent tells."""
+    return {
+        each.service: each
+        for each in facts.agent.refused
+        if each.reason == _KERNEL_REFUSED and each.text.startswith(f"its {family} rules ")
+    }
 
 
 def _named(

@@ -21,7 +21,7 @@ from ipvs_node_agent.host.routes import Way
 from ipvs_node_agent.iptables.conntrack import Flow
 from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.iptables.proxymode import ProxyMode
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Address, Family, parse_address
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import (
     NO_NETWORK,
     Candidate,
@@ -218,6 +218,11 @@ def _address(text: str) -> Address:
     return parse_address(text)
 
 
+def _refusing(family: Family) -> Agent:
+    text = f"its {family} rules are left out, trying again: xt_sctp"
+    return Agent(refused=(Problem("default/web", "KernelRefused", text),))
+
+
 _UNSEEN = {"seen": None, "unseen": "API server: https://10.0.0.1:6443 cannot be reached"}
 _UDP = web(ports=[DNS_PORT])
 _OLD_FLOW = Flow("udp", _address("10.240.2.130"), _address(WEB4), 53, _address(WEB4))
@@ -368,15 +373,17 @@ NOT_COUNTED = [
     Situation(
         "a Service that the kernel refuses",
         False,
-        "its IPv4 rules are left out",
+        "Service default/web gets no rules: its IPv4 rules are left out, trying again: xt_sctp",
         "the reason says what the kernel lacks",
-        fields={
-            "agent": Agent(
-                refused=(
-                    Problem("default/web", "KernelRefused", "its IPv4 rules are left out: xt_sctp"),
-                )
-            )
-        },
+        fields={"agent": _refusing(IPV4)},
+        programmed=(),
+    ),
+    Situation(
+        "one that the kernel refuses in the other family",
+        True,
+        "should work",
+        "--connect",
+        fields={"agent": _refusing(IPV6)},
     ),
     Situation(
         "a Service with more rules than any may have",

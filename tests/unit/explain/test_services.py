@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ipvs_node_agent.apiserver.reading import read_service
-from ipvs_node_agent.explain.services import Naming, addressless, all_ports, holder, naming, tell
-from ipvs_node_agent.model.addresses import parse_address
+from ipvs_node_agent.explain.facts import Agent, Facts
+from ipvs_node_agent.explain.services import (
+    Naming,
+    addressless,
+    all_ports,
+    held_back,
+    holder,
+    naming,
+    tell,
+)
+from ipvs_node_agent.model.addresses import FAMILIES, Family, parse_address
 from ipvs_node_agent.model.objects import Port
+from ipvs_node_agent.sync.refused import Refusal, Refused
 from tests.support.situations import SITUATIONS, WEB4, Situation, web
 
 ADDRESS = parse_address(WEB4)
@@ -52,6 +64,18 @@ def test_what_a_service_lost_is_said_though_it_counts() -> None:
 
 def test_nobody_is_found_where_the_api_server_does_not_answer() -> None:
     assert named(web(), fields={"seen": None}) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_whom_the_kernel_refuses_in_a_family_is_known_from_the_agents_own_words(
+    family: Family,
+) -> None:
+    service = read_service(web())
+    refused = Refused(family)
+    refusal = Refusal(frozenset({service.key}), frozenset(), "xt_sctp")
+    refused.add(refusal, {service.key: service}, 0.0)
+    facts = Facts(agent=Agent(refused=tuple(refused.problems)))
+    assert [each for each in FAMILIES if held_back(facts, each)] == [family]
 
 
 def test_a_field_that_cannot_be_read_is_why_there_is_no_external_ip() -> None:
