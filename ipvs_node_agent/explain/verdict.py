@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -81,14 +82,15 @@ def tcp_ports(facts: Facts, target: Target, address: Address) -> list[int]:
 
 def _told_by_rules(facts: Facts, key: str) -> tuple[Address, ...]:
     """The external IPs of a Service, where rules alone tell of them."""
-    found = {
-        rule.destination.partition("/")[0]
-        for table in facts.tables
-        for rules in table.table.chains.values()
-        for text in rules
-        if service_of(text) == key and (rule := read(text)) is not None
-    }
-    return tuple(sorted(map(parse_address, found), key=lambda each: (each.version, int(each))))
+    found: set[Address] = set()
+    for table in facts.tables:
+        for rules in table.table.chains.values():
+            for text in rules:
+                rule = read(text) if service_of(text) == key else None
+                # Somebody else's rule may look like one of ours.
+                with suppress(ValueError):
+                    found.add(parse_address(rule.destination.partition("/")[0] if rule else ""))
+    return tuple(sorted(found, key=lambda each: (each.version, int(each))))
 
 
 def _of_service(facts: Facts, key: str, tried: Mapping[Address, Told]) -> list[Explanation]:

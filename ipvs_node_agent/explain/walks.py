@@ -42,6 +42,9 @@ def tell(facts: Facts, address: Address, named: Sequence[Naming], port: Port | N
     for table in tables:
         if table.error:
             told.doubts(table.name, f"cannot be read: {table.error}", "ipvs-node-agent check")
+    # Where nobody made a table yet, it is as an empty one.
+    if not any(table.backend == facts.backend for table in tables):
+        tables.append(NatTable(family, facts.backend))
     tables = [table for table in tables if not table.error]
     _others_chains(told, facts, address)
     for origin in origins(facts, address, named):
@@ -75,12 +78,20 @@ def led_to(facts: Facts, address: Address, port: Port | None) -> Address | None:
         packet = packet._replace(protocol=port.protocol if port else "tcp")
         for table in facts.tables:
             if table.backend == facts.backend and table.family is family_of(address):
-                chains = table.table.chains
-                if origin.built_in in chains:
-                    to = trace(chains, origin.built_in, packet).sent_to
-                    if to is not None:
-                        return parse_address(to)
+                chains = {origin.built_in: (), **table.table.chains}
+                to = _address_in(trace(chains, origin.built_in, packet).sent_to)
+                if to is not None:
+                    return to
     return None
+
+
+def _address_in(to: str | None) -> Address | None:
+    """The address that a DNAT leads to; None where it is a range, or with a port, as no rule of
+    ours has it."""
+    try:
+        return parse_address(to or "")
+    except ValueError:
+        return None
 
 
 def mend_rules(facts: Facts) -> str:
@@ -119,10 +130,8 @@ class _Judge:
     def take(self, table: NatTable) -> None:
         """Tells what becomes of the packet in `table`."""
         built_in = self._origin.built_in
-        if built_in not in table.table.chains:
-            return
         policy = table.table.policies.get(built_in, "ACCEPT")
-        walk = trace(table.table.chains, built_in, self._packet, policy)
+        walk = trace({built_in: (), **table.table.chains}, built_in, self._packet, policy)
         self._walks.append(walk)
         end, is_ours = walk.end, table.backend == self._facts.backend
         if not is_ours and end.kind in (POLICY, "ACCEPT") and not self._touches(walk):
@@ -155,7 +164,7 @@ class _Judge:
         ours = end.step is not None and self._owns(end.step.chain)
         if end.kind == UNKNOWN:
             self._unknown(table, end)
-        elif self._facts.seen is None and end.kind == "DNAT" and ours and end.step is not None:
+        elif self._facts.seen is None and ours and end.step and _address_in(end.to) is not None:
             # Without the API server, rules alone tell for whom they are.
             self._arrives, self._cluster_ip = True, end.to
             whose = service_of(end.step.rule)
@@ -216,7 +225,7 @@ class _Judge:
         if any(step.chain == self._top for step in walk.steps):
             text = f"{self._missing(table, walk)}, and then {_became(end)}"
             self._fails(text, mend_rules(self._facts))
-        elif any(self._leads(rule) for rule in table.table.chains[self._origin.built_in]):
+        elif any(self._leads(rule) for rule in table.table.chains.get(self._origin.built_in, ())):
             self._fails(text, mend_rules(self._facts))
         else:
             self._fails(self._missing(table, walk), mend_rules(self._facts))
@@ -229,7 +238,7 @@ class _Judge:
         chains, built_in = table.table.chains, self._origin.built_in
         if self._top not in chains:
             return f"there is no chain {self._top} in {table.name}"
-        if not any(self._leads(rule) for rule in chains[built_in]):
+        if not any(self._leads(rule) for rule in chains.get(built_in, ())):
             return f"{built_in} does not jump to {self._top}"
         met = [step for step in walk.steps if self._owns(step.chain)]
         last = met[-1].rule.rpartition(" -j ")[2] if met else self._top

@@ -158,7 +158,8 @@ class _Walker:
         for place, text in enumerate(self._chains[name], 1):
             if walk.walked >= _MOST_RULES or depth > _DEEPEST:
                 why = "leads into chains that are too long to be told"
-                walk.ends.append(End(UNKNOWN, step=Step(name, place, text, why), why=why))
+                step = Step(name, place, text, why)
+                walk.ends.append(End(UNKNOWN, step=step, why=why, unsure=unsure))
                 return True
             walk.walked += 1
             rule = parsed(text)

@@ -515,6 +515,13 @@ IN_THE_TABLES = [
         },
     ),
     Situation(
+        "a table that nobody made",
+        False,
+        "from a pod: there is no chain IPVS_PREROUTING in iptables-nft",
+        "systemctl start ipvs-node-agent",
+        fields={**_agent(DOWN), "tables": ()},
+    ),
+    Situation(
         "a chain that is empty",
         False,
         "from the host: the chain IPVS_OUTPUT is empty",

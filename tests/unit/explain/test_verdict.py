@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 
 import pytest
 
+from ipvs_node_agent.config.settings import DEFAULTS
+from ipvs_node_agent.explain.facts import NatTable
 from ipvs_node_agent.explain.lines import FAIL, UNKNOWN, Cause, Told
-from ipvs_node_agent.explain.verdict import as_json, concluded, overall
-from tests.support.situations import PAGE, SITUATIONS, Situation, written
+from ipvs_node_agent.explain.target import target
+from ipvs_node_agent.explain.verdict import as_json, concluded, explain, overall
+from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.nat.ruleset import Ruleset
+from ipvs_node_agent.nat.trace import read
+from ipvs_node_agent.rules.planner import plan
+from tests.support.situations import PAGE, SITUATIONS, Situation, table, written
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
@@ -33,6 +42,7 @@ def test_no_two_situations_are_the_same() -> None:
     assert len(names) == len(set(names)) >= 60
 
 
+BY_NAME = {each.name: each for each in SITUATIONS}
 NO, UNSURE = Cause(False, "no", "mend it"), Cause(None, "unsure", "look")
 
 
@@ -72,3 +82,29 @@ def test_nothing_from_outside_reaches_a_terminal_or_a_machine_as_it_is() -> None
     found = SITUATIONS[0].explained()
     hostile = [found[0]._replace(lines=tuple(told.lines), subject="x\u202e")]
     assert not set("\x1b\x07\u202e") & set(as_json(hostile, "\x1b", "\x07"))
+
+
+ODD = ["!", "-g", '"', "-m", "set", "10.0.0.1/33", "0x", "-j", "A", "\\", "\x1b[2J", "--comment"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_table_is_so_odd_that_nothing_can_be_said(seed: int) -> None:
+    """Whoever may write rules may write any."""
+    chance, healthy = random.Random(seed), BY_NAME["all is as it should be"]
+    ruleset = plan(DEFAULTS, healthy.facts.seen, IPV4).ruleset if healthy.facts.seen else None
+    lines = table(ruleset or Ruleset()).splitlines()
+    words = [*" ".join(lines).split(), *ODD]
+    for _ in range(20):
+        damaged = [line.split(" ") for line in lines]
+        for _ in range(chance.randrange(1, 6)):
+            at = chance.randrange(len(damaged))
+            line = damaged[at]
+            place = chance.randrange(len(line))
+            line[place : place + chance.randrange(2)] = [chance.choice(words)]
+            damaged.insert(chance.randrange(len(damaged)), chance.choice(damaged))
+        text = "\n".join(" ".join(line) for line in damaged)
+        tables = (NatTable(IPV4, "nft", read(text)),)
+        for seen in (healthy.facts.seen, None):
+            facts = replace(healthy.facts, tables=tables, seen=seen)
+            for asked in (healthy.asked, f"{healthy.asked}:80", "default/web"):
+                assert as_json(explain(facts, target(asked)), asked, "worker-1")

@@ -79,5 +79,7 @@ def test_where_rules_lead_is_known_without_the_api_server() -> None:
     facts = HEALTHY.facts
     assert led_to(facts, ADDRESS, Port("tcp", 80)) == parse_address(CLUSTER4)
     assert led_to(facts, parse_address("10.19.20.202"), None) is None
+    ported = (f"--to-destination {CLUSTER4}", f"--to-destination {CLUSTER4}:80")
+    assert led_to(replace(HEALTHY, edits=(ported,)).facts, ADDRESS, Port("tcp", 80)) is None
     shared = replace(HEALTHY, raw=(web(), web("other", cluster="10.231.1.1", ports=[{"port": 81}])))
     assert led_to(shared.facts, ADDRESS, Port("tcp", 81)) == parse_address("10.231.1.1")

@@ -132,6 +132,11 @@ ENDS = {
         ("PREROUTING", 1),
     ),
     "a circle": ("PREROUTING -j A\nA -j B\nB -j A", "unknown", None),
+    "a circle for some": (
+        f"PREROUTING {SET} -j A\nPREROUTING -j DROP\nA -j B\nB -j A",
+        "unknown",
+        ("PREROUTING", 1),
+    ),
 }
 
 
