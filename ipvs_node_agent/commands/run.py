@@ -28,6 +28,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.config.shown import changes
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
+from ipvs_node_agent.host.isolated import Replacement
 from ipvs_node_agent.host.links import LinkFollower, Links
 from ipvs_node_agent.host.memory import return_freed_memory
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
@@ -183,8 +184,10 @@ class _Loop:
 
     def _follow_proxy_mode(self) -> None:
         found, doubts, pause = ProxyMode(None), 0, 0.0
+        replacement = Replacement()
         with closing(launch()) as launcher:
             while not self._stopped.wait(pause):
+                replacement.look()
                 before, found = found, proxy_mode(launcher, found.mode, self._kernel.backend)
                 if found != before:
                     self._queue.put(partial(self._take_proxy_mode, found))

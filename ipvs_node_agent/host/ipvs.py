@@ -43,7 +43,7 @@ class VirtualServer(NamedTuple):
 def virtual_servers() -> tuple[VirtualServer, ...] | None:
     """All of this network namespace's; None where the kernel has no IPVS, or does not tell."""
     try:
-        return parse(_TABLE.read_text("ascii", "replace"))
+        return parse(_TABLE.read_bytes().decode("ascii", "replace"))
     except OSError:
         return None
 

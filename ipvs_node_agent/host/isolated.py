@@ -7,6 +7,7 @@ end itself and its whole process group.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -15,15 +16,24 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ipvs_node_agent.backoff import Once
+from ipvs_node_agent.errors import one_line
+
+log = logging.getLogger(__name__)
 
 # Isolated, so that neither variables nor the working directory bring in other code than ours. An
-# upgrade of the system may have put another Python in the place of the one that runs here; that
-# one's own libraries come first, as it cannot use these.
+# upgrade of the system may have put another Python in the place of this one: it has modules of its
+# own where it looks for them, and cannot use this one's, which may be gone.
 _PROGRAM = (
-    "import importlib, json, sys; version, path = json.loads(sys.argv[1]);"
-    " sys.path[:] = [*(sys.path if version != [*sys.version_info[:2]] else ()), *path];"
+    "import importlib, json, sys; tag, path, ours = json.loads(sys.argv[1]);"
+    " sys.path[:] = path if tag == sys.implementation.cache_tag else [*sys.path, ours];"
     " importlib.import_module(sys.argv[2]).main(*sys.argv[3:])"
 )
+_OURS = str(Path(__file__).resolve().parents[2])
+# Before any upgrade.
+_PYTHON = os.path.realpath(sys.executable)
 _CHUNK = 1 << 16
 _MOST_SAID = 64 << 20
 
@@ -42,8 +52,8 @@ def start(
     """
     # A package that is being removed must not leave bytecode; isolated, a variable cannot say so.
     options = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]
-    ours = json.dumps([sys.version_info[:2], sys.path])
-    program = [sys.executable, *options, "-c", _PROGRAM, ours, module]
+    found = json.dumps([sys.implementation.cache_tag, sys.path, _OURS])
+    program = [sys.executable, *options, "-c", _PROGRAM, found, module]
     return subprocess.Popen(  # noqa: S603  (no shell, and the arguments are ours)
         [*program, str(descriptor), *arguments],
         env=environment,
@@ -54,6 +64,30 @@ def start(
         # Ctrl-C is for the agent, which lets it end.
         start_new_session=True,
     )
+
+
+def replaced() -> str:
+    """Which Python has taken the place of the one that runs this process; empty where none has."""
+    now = os.path.realpath(sys.executable)
+    # For a moment there may be none.
+    return now if now != _PYTHON and os.path.exists(now) else ""
+
+
+class Replacement:
+    """Says once that another Python is there."""
+
+    def __init__(self) -> None:
+        self._said = Once()
+
+    def look(self) -> None:
+        """Says so where that is news."""
+        now = replaced()
+        if self._said.new(now):
+            log.warning(
+                "the Python of this process was replaced by %s: going on, and what it starts runs"
+                " in that one; restart it when the upgrade is done",
+                one_line(now),
+            )
 
 
 class Child:

@@ -57,9 +57,7 @@ def ends() -> tuple[End, ...]:
                 found.append((name, master, space))
     except Lost as error:
         raise OSError("the interfaces of this node change meanwhile") from error
-    return tuple(
-        End(name, names.get(master, ""), space) for name, master, space in found if space >= 0
-    )
+    return tuple(End(name, names.get(master, ""), space) for name, master, space in found)
 
 
 @contextmanager

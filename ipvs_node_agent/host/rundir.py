@@ -75,7 +75,8 @@ def own_names(chains: Chains, known: Iterable[str] = ()) -> frozenset[str]:
     `known` are some of those; the file holds them too, unless it could not be written.
     """
     try:
-        earlier = (directory() / "chains").read_text(encoding="ascii").split()
+        # As text, Python would load a codec, which an upgrade of the system may have taken away.
+        earlier = (directory() / "chains").read_bytes().decode("ascii").split()
     except (OSError, ValueError):
         earlier = []
     names = {chains.prerouting, chains.output, OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN}

@@ -111,6 +111,8 @@ def test_without_a_fit_pod_the_host_alone_connects(around: Topology) -> None:
     assert tried(around.node, CLUSTER_IP[4], NONE).keys() == {"host"}
     elsewhere = Coverage((), (parse_network("10.99.0.0/16"),))
     assert tried(around.node, CLUSTER_IP[4], elsewhere).keys() == {"host"}
+    # It has the address itself.
+    assert tried(around.node, CLUSTER_IP[4], by("to-backend")).keys() == {"host"}
     # Neither the family's address nor a way there.
     around.pod.run("ip", "address", "flush", "dev", "eth0", "scope", "global")
     assert tried(around.node, CLUSTER_IP[4], by("to-pod")).keys() == {"host"}

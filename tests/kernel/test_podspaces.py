@@ -33,10 +33,10 @@ def spaces() -> Iterator[tuple[Namespace, ...]]:
         yield made
 
 
-def found(node: Namespace, wanted: set[int], most: int = 9) -> set[int]:
-    """The inodes of what is opened."""
+def found(node: Namespace, wanted: set[int], most: int = 9) -> list[int]:
+    """The inodes of what is opened, sorted."""
     with node.enter(), podspaces.opened(wanted, most) as descriptors:
-        return {os.fstat(each).st_ino for each in descriptors}
+        return sorted(os.fstat(each).st_ino for each in descriptors)
 
 
 def test_they_are_told_by_the_interfaces(spaces: tuple[Namespace, ...]) -> None:
@@ -47,10 +47,10 @@ def test_they_are_told_by_the_interfaces(spaces: tuple[Namespace, ...]) -> None:
     inodes = {each: os.stat(each.path).st_ino for each in spaces}
     numbers = {known["veth1"].space: pod, known["cali2"].space: other}
     for number, whose in numbers.items():
-        assert found(node, {number}) == {inodes[whose]}
-    assert found(node, set(numbers)) == {inodes[pod], inodes[other]}
+        assert found(node, {number}) == [inodes[whose]]
+    assert found(node, set(numbers)) == sorted([inodes[pod], inodes[other]])
     assert len(found(node, set(numbers), most=1)) == 1
-    assert found(node, set()) == set()
+    assert found(node, set()) == []
 
 
 def test_a_process_is_as_good_as_a_file(spaces: tuple[Namespace, ...]) -> None:
@@ -58,14 +58,15 @@ def test_a_process_is_as_good_as_a_file(spaces: tuple[Namespace, ...]) -> None:
     inode = os.stat(pod.path).st_ino
     with node.enter():
         (space,) = (each.space for each in ends() if each.name == "veth1")
-    process = pod.popen(["sleep", "60"])
+    processes = [pod.popen(["sleep", "60"]) for _ in range(2)]
     subprocess.run(["umount", pod.path], check=True)
     try:
-        assert found(node, {space}) == {inode}
+        assert found(node, {space}) == [inode]
     finally:
-        process.kill()
-        process.wait()
-    assert found(node, {space}) == set()
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert found(node, {space}) == []
     # `ip netns delete` is to have something to unmount.
     subprocess.run(["mount", "--bind", "/proc/self/ns/net", pod.path], check=True)
 
@@ -79,11 +80,12 @@ def test_what_is_no_network_namespace_is_passed_over(
     (tmp_path / "gone").symlink_to("/nowhere")
     (tmp_path / "user").symlink_to("/proc/self/ns/user")
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "pod").symlink_to(pod.path)
+    for name in ("pod", "the same"):
+        (tmp_path / name).symlink_to(pod.path)
     monkeypatch.setattr(podspaces, "_KEPT", (tmp_path / "absent", tmp_path))
     before = os.listdir("/proc/self/fd")
     with node.enter():
         wanted = {each.space for each in ends() if each.name == "veth1"}
-    assert found(node, wanted) == {os.stat(pod.path).st_ino}
-    assert found(node, {-1}) == set()
+    assert found(node, wanted) == [os.stat(pod.path).st_ino]
+    assert found(node, {-1}) == []
     assert os.listdir("/proc/self/fd") == before

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent.host import isolated
-from ipvs_node_agent.host.isolated import Child
+from ipvs_node_agent.host.isolated import Child, Replacement
 from tests.support.waiting import eventually
 
 MODULE = """
@@ -95,3 +95,28 @@ def test_what_cannot_be_started_leaves_nothing_behind(monkeypatch: pytest.Monkey
     with pytest.raises(FileNotFoundError):
         child.__enter__()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_that_another_python_is_there_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As Debian does it: python3 is a link, to python3.11 before an upgrade of the system."""
+    python, replacement = tmp_path / "python3", Replacement()
+
+    def become(version: str) -> list[str]:
+        python.unlink(missing_ok=True)
+        if version:
+            (tmp_path / version).touch()
+            python.symlink_to(version)
+        caplog.clear()
+        for _ in range(2):
+            replacement.look()
+        return [record.getMessage() for record in caplog.records]
+
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(isolated, "_PYTHON", str(tmp_path / "python3.11"))
+    assert become("python3.11") == []
+    # While it is replaced.
+    assert become("") == []
+    (said,) = become("python3.13")
+    assert f"was replaced by {tmp_path}/python3.13" in said

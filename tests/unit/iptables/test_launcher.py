@@ -119,6 +119,18 @@ def test_where_its_process_dies_that_is_told_and_another_one_goes_on(shell: Shel
     assert shell.run("true") == End(0, False)
 
 
+def test_another_python_in_place_of_this_one_does_not_look_for_this_ones_modules(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade of the system brings one, under a running agent."""
+    (tmp_path / "socket.py").write_text("raise ImportError('of another Python')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(LaunchError):
+        shell.run("true")
+    monkeypatch.setattr(sys.implementation, "cache_tag", "cpython-27")
+    assert shell.run("true") == End(0, False)
+
+
 def test_it_ends_with_the_agent(shell: Shell) -> None:
     before = children()
     shell.run("true")
