@@ -7,7 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from ipvs_node_agent.rules.here import LINGER
-from tests.node.cases import FIRST, REPAIRED, come_to, external, leads_on
+from tests.node.cases import (
+    FIRST,
+    READY,
+    READY_SECONDS,
+    REPAIRED,
+    apt,
+    come_to,
+    external,
+    leads_on,
+)
 from tests.node.scene import (
     EXTERNAL,
     NODE_ADDRESS,
@@ -15,16 +24,20 @@ from tests.node.scene import (
     PORT,
     TARGET_PORT,
     VERSIONS,
+    Attempt,
     Connection,
     Scene,
     is_answer,
 )
+from tests.node.shown import INSTALL, PURGE
 from tests.support.waiting import eventually
 
 VIP = {4: "10.19.30.40", 6: "fd00:10:19:30::40"}
 SHARED = {4: "10.19.30.50", 6: "fd00:10:19:30::50"}
 # For what kube-proxy has to do with its next sync, which it makes every half minute.
 _PROXY_SECONDS = 90.0
+# How often the agent asks for kube-proxy's mode.
+_ASKED = 10.0
 # As keepalived does it.
 _ARRIVES = f"""\
 ip address replace {VIP[4]}/32 dev to-outside &&
@@ -164,3 +177,45 @@ def test_in_another_mode_of_kube_proxys_no_service_has_rules_and_all_are_back_af
     again = scene.wait(f"{FIRST} && {leads_on(EXTERNAL)}", 15)
     print(f"gone after {took:.1f} s, and back after {again:.1f} s")
     come_to(scene, dict(zip(external("host", "pod"), [*NODE_ADDRESS.values()] * 2)), _PROXY_SECONDS)
+
+
+def gaps(attempts: list[Attempt], connection: Connection) -> list[float]:
+    """How long, in seconds, this connection did not come about; it did before and afterwards."""
+    tried = [attempt for attempt in attempts if attempt.connection == connection]
+    good = [attempt for attempt in tried if attempt.good]
+    assert (tried[0], tried[-1]) == (good[0], good[-1])
+    return [
+        after.began - before.ended
+        for before, after in zip(good, good[1:])
+        if tried.index(after) > tried.index(before) + 1
+    ]
+
+
+@pytest.mark.quick("debian13")
+def test_a_node_leaves_ipvs_with_one_short_gap_and_the_package_goes_without_any(
+    scene: Scene,
+) -> None:
+    """The checklist of docs/operations.md; connections to ClusterIPs are the yardstick."""
+    web, ours = external("host", "pod"), scene.services["web"].cluster
+    cluster = [Connection(each.client, ours[v]) for each, v in zip(web, VERSIONS * 2)]
+    with scene.watched(*web, *cluster) as attempts:
+        scene.write_proxy_config("nftables")
+        scene.machine.run("systemctl restart kube-proxy")
+        took = scene.wait(_NO_RULES, _PROXY_SECONDS)
+        come_to(scene, dict(zip(web, [*NODE_ADDRESS.values(), *POD.values()])))
+    print(f"rules gone after {took:.1f} s")
+    for each, yardstick in zip(web, cluster):
+        found, usual = gaps(attempts, each), gaps(attempts, yardstick)
+        print(each.client, each.address, *found, "and", yardstick.address, *usual)
+        assert len(found) <= 1
+        assert sum(found) < sum(usual) + _ASKED + 5
+    with scene.watched(*web) as attempts:
+        apt(scene, PURGE)
+    assert [attempt for attempt in attempts if not attempt.good] == []
+    assert not scene.ours()
+    # What the other tests need again.
+    scene.machine.run("systemctl stop kube-proxy")
+    start_proxy(scene, "ipvs", "127.0.0.1")
+    scene.wait(_TO_SETS, _PROXY_SECONDS)
+    apt(scene, INSTALL)
+    scene.wait(f"{READY} && {FIRST} && {leads_on(EXTERNAL)}", READY_SECONDS)
