@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from html import escape
 from typing import Callable
 
+from ipvs_node_agent import __version__
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.model.addresses import FAMILIES
@@ -24,7 +26,22 @@ from ipvs_node_agent.sync.state import Published, View, sickness
 _SCRAPE_PATIENCE = 0.25
 # How long `status` waits for them, which is asked by people.
 _STATUS_PATIENCE = 0.9
-_INDEX = b"ipvs-node-agent: see /metrics, /healthz and /readyz\n"
+_PATHS = ("/metrics", "/healthz", "/livez", "/readyz")
+_NOT_HERE = f"not here: see {', '.join(_PATHS)}\n".encode()
+_LANDING = """\
+<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>ipvs-node-agent</title></head>
+<body>
+<h1>ipvs-node-agent</h1>
+<p>Version {version}</p>
+<p>{sentence}</p>
+<ul>
+{links}
+</ul>
+</body>
+</html>
+"""
 
 
 class Monitoring:
@@ -66,12 +83,14 @@ class Monitoring:
         """What is served at `path`."""
         if path == "/metrics":
             return Page(200, self._metrics.text(), metrics.CONTENT_TYPE)
-        if path == "/healthz":
+        if path in ("/healthz", "/livez"):
             return _verdict(sickness(self.published, self._clock()))
         if path == "/readyz":
             published = self.published
             return _verdict("" if published.ready else f"not ready: {published.sentence}")
-        return Page(200, _INDEX) if path == "/" else Page(404, _INDEX)
+        if path == "/":
+            return Page(200, _landing(self.published.sentence), "text/html; charset=utf-8")
+        return Page(404, _NOT_HERE)
 
     def report(self, view: View | None) -> Report:
         """What `status` tells; `view` is None where the main loop does not answer."""
@@ -81,6 +100,14 @@ class Monitoring:
 
     def _sums(self) -> Mapping[Series, Count] | None:
         return self.sampler.sums(_SCRAPE_PATIENCE) if self._service_metrics else None
+
+
+def _landing(sentence: str) -> bytes:
+    """What a browser shows; the sentence may have words from outside in it."""
+    links = "\n".join(f'<li><a href="{path}">{path}</a></li>' for path in _PATHS)
+    return _LANDING.format(
+        version=escape(__version__), sentence=escape(sentence), links=links
+    ).encode(errors="replace")
 
 
 def _verdict(fault: str) -> Page:
