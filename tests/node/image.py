@@ -41,10 +41,12 @@ _AGENT = (
     "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-urllib3"
     " python3-prometheus-client"
 )
+# It rolls out from the node itself, which is to be reached by no network.
+_ROLE = "ansible-core"
 # In two steps, as a kernel's initrd is made by what is there at the time.
 _STEPS = (
     "sh /src/tests/node/guest/prepare before",
-    apt(f"{_SYSTEM} {_FIREWALLS} {_PROXY} {_AGENT}"),
+    apt(f"{_SYSTEM} {_FIREWALLS} {_PROXY} {_AGENT} {_ROLE}"),
     _PERSISTENT,
     "sh /src/tests/node/guest/prepare after",
 )

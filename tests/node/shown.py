@@ -35,3 +35,6 @@ ENABLE = of_operations("systemctl enable ipvs-node-agent")
 RESTART = of_operations("systemctl restart ipvs-node-agent")
 CHECK = of_operations("ipvs-node-agent check")
 DIFF = of_operations("ipvs-node-agent diff")
+PLAY = of_operations(
+    "ansible-playbook -i hosts -e ipvs_node_agent_package=$PWD/ipvs-node-agent.deb roll-out.yml"
+)

@@ -25,7 +25,9 @@ from tests.support.places import REPOSITORY, TESTS, modules
 from tests.support.predecessors import CONTROLLER, LABEL, MANAGER
 
 DOCUMENTS = (README, OPERATIONS, MIGRATION)
+PLAY = "ansible-playbook -i hosts -e ipvs_node_agent_package=$PWD/ipvs-node-agent.deb roll-out.yml"
 # Where the commands are run that need root, a cluster, or a machine of their own.
+PLAY = "ansible-playbook -i hosts -e ipvs_node_agent_package=$PWD/ipvs-node-agent.deb roll-out.yml"
 ELSEWHERE = {
     "make demo": ".ci/run",
     "make test": ".ci/run",
@@ -37,6 +39,7 @@ ELSEWHERE = {
     "ipvs-node-agent explain 10.19.20.201:80": "tests/kernel/test_explain.py",
     "ipvs-node-agent cleanup": "tests/kernel/test_transitions.py",
     "apt install ./ipvs-node-agent_*.deb": "tests/node/test_1_install.py",
+    PLAY: "tests/node/test_8_role.py",
     "systemctl mask --runtime ipvs-node-agent": "tests/node/test_8_removal.py",
     "systemctl unmask --runtime ipvs-node-agent": "tests/node/test_8_removal.py",
     "systemctl enable ipvs-node-agent": "tests/node/test_8_removal.py",

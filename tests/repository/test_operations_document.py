@@ -20,7 +20,7 @@ from ipvs_node_agent.observe import nodeevents
 from tests.support.documents import OPERATIONS, first_code
 from tests.support.exposed import text
 from tests.support.loglines import log_calls, text_of, trees
-from tests.support.places import REPOSITORY
+from tests.support.places import PACKAGING, REPOSITORY
 from tests.support.promlint import read
 from tests.support.promql import unknown
 from tests.support.promtool import check_queries, need_prometheus, promtool
@@ -333,19 +333,18 @@ def test_backing_out_removes_the_package_on_each_node(tmp_path: Path) -> None:
     assert noted == [f"{node}: apt-get remove -qq -y ipvs-node-agent" for node in ("one", "two")]
 
 
-def test_the_play_has_the_same_steps() -> None:
-    (play,) = yaml.safe_load(block_of_yaml("hosts:"))
-    modules = [next(key for key in task if key.startswith("ansible.")) for task in play["tasks"]]
-    assert " ".join(name.rpartition(".")[2] for name in modules) == (
-        "command command copy apt copy command command systemd command"
-    )
-    commands = [
-        task["ansible.builtin.command"]
-        for task in play["tasks"]
-        if "ansible.builtin.command" in task
-    ]
-    assert [command.replace(" -o json", "") for command in commands] == [
-        step.replace("--quiet ", "")
-        for step in STEPS
-        if not re.search("apt-get| enable | restart ", step)
-    ]
+def test_every_variable_of_the_role_has_a_row_with_its_default() -> None:
+    role = PACKAGING / "ansible" / "roles" / "ipvs_node_agent"
+    specified = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())
+    options = specified["argument_specs"]["main"]["options"]
+    defaults = {name: str(of["default"]) for name, of in options.items() if "default" in of}
+    given = yaml.safe_load((role / "defaults" / "main.yml").read_text())
+    assert {name: str(value) for name, value in given.items()} == defaults
+    rows = OPERATIONS.table("With a configuration management")
+    shown = {first_code(row[0]): row[1].strip("`") for row in rows}
+    assert shown == {**dict.fromkeys(options, ""), **defaults}
+
+
+def test_the_play_goes_in_batches_and_ends_with_the_first_node_that_is_not_well() -> None:
+    (play,) = yaml.safe_load((PACKAGING / "ansible" / "roll-out.yml").read_text())
+    assert (play["serial"], play["any_errors_fatal"]) == ([1, 5, "10%"], True)
