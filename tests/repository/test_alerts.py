@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.documents import OPERATIONS
 from tests.support.exposed import text
 from tests.support.places import PACKAGING
 from tests.support.promql import unknown
@@ -20,6 +21,8 @@ from tests.support.promtool import need_prometheus, promtool
 
 HERE = PACKAGING / "prometheus"
 RULES, CASES = "ipvs-node-agent.rules.yaml", "ipvs-node-agent.rules.test.yaml"
+
+_LIMIT = re.compile(r"[=<>]+ [\d* ]+$")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -52,10 +55,34 @@ def test_an_alert_is_complete_and_on_what_the_agent_exposes(alert: dict[str, Any
     assert alert["alert"].startswith("IpvsNodeAgent")
     assert alert["labels"].keys() == {"severity"}
     assert alert["labels"]["severity"] in ("critical", "warning")
-    assert alert["annotations"].keys() == {"summary", "description"}
+    assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+    anchor = alert["annotations"]["runbook_url"].partition("/docs/operations.md#")[2]
+    row = f'| `{alert["alert"]}`<a id="{anchor}"></a> |'
+    assert anchor
+    assert row in OPERATIONS.section("Alerts")
     # What happened once is over before it alerts.
     windows = re.findall(r"\[(\d+)m\]", alert["expr"]) if "increase(" in alert["expr"] else []
     assert int(alert["for"].rstrip("m")) > max(map(int, windows), default=0)
+
+
+def test_the_manifest_for_the_operator_has_the_same_rules() -> None:
+    manifest = read("prometheusrule.yaml")
+    assert manifest["kind"] == "PrometheusRule"
+    assert manifest["spec"] == read(RULES)
+
+
+def test_the_operators_scrape_configuration_is_the_other_one() -> None:
+    """In words of its own, and with the job's name, which the operator would make otherwise."""
+    (job,) = read("ipvs-node-agent.scrape.yaml")["scrape_configs"]
+    spec = read("scrapeconfig.yaml")["spec"]
+    named = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    relabelled = [
+        {named.get(key, key): value for key, value in each.items()} for each in spec["relabelings"]
+    ]
+    own = {"replacement": job["job_name"], "target_label": "job"}
+    assert relabelled == [*job["relabel_configs"], own]
+    assert spec["kubernetesSDConfigs"] == [{"role": "Node"}]
+    assert job["kubernetes_sd_configs"] == [{"role": "node"}]
 
 
 # 2. Their cases
@@ -88,7 +115,7 @@ def test_the_cases_notice_an_alert_that_is_wrong(name: str, tmp_path: Path) -> N
         {"for": "2h"},
         {"expr": f"({expr}) and vector(1) < 0"},
         # Of every node that has the metric.
-        {"expr": re.sub(r"[=<>]+ [\d* ]+$", "!= -1", expr) if " " in expr else f"{expr} or up"},
+        {"expr": _LIMIT.sub("!= -1", expr) if _LIMIT.search(expr) else f"({expr}) or up"},
         {"labels": {"severity": "page"}},
     ):
         rule = {**alert, **wrong}

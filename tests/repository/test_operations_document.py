@@ -80,9 +80,17 @@ def block_of_yaml(word: str) -> str:
     return str(found)
 
 
+def test_the_scrape_configuration_is_the_one_that_ships() -> None:
+    shipped = (RULES.parent / "ipvs-node-agent.scrape.yaml").read_text()
+    assert shipped.endswith(block_of_yaml("scrape_configs"))
+
+
 def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
     need_prometheus()
-    (tmp_path / "prometheus.yaml").write_text(block_of_yaml("scrape_configs"))
+    # Debian's own has no Kubernetes in it.
+    found = yaml.safe_load(block_of_yaml("scrape_configs"))
+    assert found["scrape_configs"][0].pop("kubernetes_sd_configs") == [{"role": "node"}]
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(found))
     status, said = promtool("check", "config", "prometheus.yaml", directory=tmp_path)
     assert status == 0, said
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from tests.support.exposed import series
 
 # What Prometheus itself adds to each series, and what it knows of each target.
-_OF_TARGETS = {"job", "instance"}
-_METRIC = re.compile(r"\b((?:ipvs_node_agent|process)_\w+|up)\b(?:\{([^}]*)\})?")
+_OF_TARGETS = {"job", "instance", "node", "cluster"}
+_METRIC = re.compile(r"\b((?:ipvs_node_agent|process)_\w+|up|kube_node_info)\b(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
+# A label that the query itself makes.
+_MADE = re.compile(r'"(\w+)", "[^"]*", "", ""\)')
 _GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 
 
@@ -25,8 +27,9 @@ def unknown(expr: str, *shown: str) -> list[str]:
 
 
 def _unknown(expr: str, shown: tuple[str, ...]) -> Iterator[str]:
-    known = {"up": dict[str, set[str]](), **series()}
-    labels = set(_OF_TARGETS)
+    foreign = {key: dict[str, set[str]]() for key in ("up", "kube_node_info")}
+    known = {**foreign, **series()}
+    labels = _OF_TARGETS.union(_MADE.findall(expr))
     if not metrics(expr):
         yield f"no metric in {expr}"
     for name, matchers in _METRIC.findall(expr):
@@ -43,6 +46,8 @@ def _unknown(expr: str, shown: tuple[str, ...]) -> Iterator[str]:
             for each in value.split("|"):
                 if each not in known[name][label]:
                     yield f'{name}{{{label}="{each}"}}'
-    grouped = {label.strip() for found in _GROUPING.findall(expr) for label in found.split(",")}
+    grouped = {label.strip() for found in _GROUPING.findall(expr) for label in found.split(",")} - {
+        ""
+    }
     for label in sorted(grouped.union(shown) - labels):
         yield f"{label} in {expr}"
