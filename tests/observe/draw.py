@@ -57,9 +57,12 @@ def draw(run: Run) -> str:
         )
         parts += [_rect(box, _PAPER, 'stroke="#d8d9da" rx="2"')]
         parts += [_text(box.x + 10, box.y + 18, panel.title, 'font-weight="bold"')]
-        parts += (
-            _stat(panel, series, box) if panel.kind == "stat" else _graph(panel, series, box, run)
-        )
+        if panel.kind == "stat":
+            parts += _stat(panel, series, box)
+        elif panel.kind == "table":
+            parts += _table(series, box, run)
+        else:
+            parts += _graph(panel, series, box, run)
     parts += _moments(run, below)
     return "\n".join([*parts, "</svg>", ""])
 
@@ -70,9 +73,9 @@ def _head(run: Run) -> Iterator[str]:
     yield _text(
         12,
         50,
-        f"A real run of {_clock(run.end - run.start)} min on {day}: version {__version__} on a node"
-        f" of network namespaces, scraped by Prometheus each {run.step:g} s. Times are minutes from"
-        " the start; what happened at the small numbers is told below.",
+        f"A real run of {_clock(run.end - run.start)} min on {day}: version {__version__} on three"
+        f" nodes of network namespaces, scraped by Prometheus each {run.step:g} s. Times are"
+        " minutes from the start; what happened at the small numbers is told below.",
         f'fill="{_FAINT}"',
     )
 
@@ -95,6 +98,19 @@ def _stat(panel: Panel, series: Sequence[Drawn], box: Box) -> Iterator[str]:
         look = f'font-size="{min(28.0, 1.5 * share / len(shown)):.0f}" fill="{_NAMED[colour]}"'
         yield _text(x, box.y + box.height - 34, shown, look)
         yield _text(x, box.y + box.height - 12, each.name, f'fill="{_FAINT}"')
+
+
+def _table(series: Sequence[Drawn], box: Box, run: Run) -> Iterator[str]:
+    """Who was in it and when, as many as there is room for in two columns."""
+    rows = int((box.height - 34) / _LINE)
+    for place, each in enumerate(series[: 2 * rows]):
+        x = box.x + 10 + place // rows * box.width / 2
+        times = ", ".join(
+            f"{_clock(stretch[0][0] - run.start)} to {_clock(stretch[-1][0] - run.start)}"
+            for stretch in list(_stretches(each.points, run.step))[:4]
+        )
+        y = box.y + 38 + place % rows * _LINE
+        yield _text(x, y, f"{each.name.strip()}  ({times})")
 
 
 def _graph(panel: Panel, series: Sequence[Drawn], box: Box, run: Run) -> Iterator[str]:

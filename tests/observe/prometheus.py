@@ -1,11 +1,11 @@
-"""A real Prometheus beside the agent, in its network namespace and on its loopback alone."""
+"""A real Prometheus beside an agent, in its network namespace and on its loopback alone."""
 
 from __future__ import annotations
 
 import json
 import urllib.error
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ Points = tuple[tuple[float, float], ...]
 
 
 class Prometheus:
-    """It scrapes the agent each `period` seconds."""
+    """It scrapes the agents each `period` seconds."""
 
     def __init__(self, namespace: Namespace, period: float) -> None:
         self._namespace, self.period = namespace, period
@@ -74,9 +74,12 @@ class Prometheus:
 
 @contextmanager
 def prometheus(
-    namespace: Namespace, directory: Path, target: str, instance: str, period: float
+    namespace: Namespace, directory: Path, targets: Mapping[str, str], period: float
 ) -> Iterator[Prometheus]:
-    """A Prometheus that answers; it ends with the block, and its data with `directory`."""
+    """A Prometheus that answers; it ends with the block, and its data with `directory`.
+
+    `targets` are the agents' addresses by the names of their nodes.
+    """
     directory.mkdir()
     milliseconds = f"{period * 1000:.0f}ms"
     config = {
@@ -84,7 +87,10 @@ def prometheus(
         "scrape_configs": [
             {
                 "job_name": "ipvs-node-agent",
-                "static_configs": [{"targets": [target], "labels": {"instance": instance}}],
+                "static_configs": [
+                    {"targets": [target], "labels": {"instance": instance}}
+                    for instance, target in targets.items()
+                ],
             }
         ],
     }

@@ -1,4 +1,4 @@
-"""A few minutes of a node's life: the real agent, real packets, changes, and things that go wrong.
+"""A few minutes of three nodes' life: real agents, real packets, changes, and things that go wrong.
 
 A step is over when Prometheus has seen what it does, so nothing is left out however slow the
 machine is.
@@ -20,11 +20,12 @@ from typing import NamedTuple
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from tests.observe.dashboard import Panel, filled, panels
 from tests.observe.prometheus import Points, Prometheus, prometheus
-from tests.support.agentprocess import AgentProcess, agent_process
+from tests.support.agentprocess import AgentProcess, agent_process, altered
 from tests.support.apiserver import ApiServer
-from tests.support.cluster import service
+from tests.support.cluster import node, service
 from tests.support.faults import locked
 from tests.support.fleet import LAYOUTS, NODE, fleet, raw, raw_node
+from tests.support.netns import link, namespaces
 from tests.support.pki import Pki, point_to
 from tests.support.tables import add_mark_masq, restore
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, Topology, serving, topology
@@ -33,6 +34,13 @@ from tests.support.traffic import streaming
 # The backend that waits for a lock.
 BACKEND = "legacy"
 ADDRESS = "127.0.0.1:10273"
+# The node that packets and people come to.
+OURS = f'instance="{NODE.name}"'
+# Where the API server is reached from all nodes, and the other nodes with their addresses.
+API_ADDRESS = "10.250.0.1"
+OTHERS = {"worker-2": "10.250.2.2", "worker-3": "10.250.3.2"}
+# What runs on the last of them, which has not been upgraded yet.
+OLD_VERSION = "0.0.9"
 LOCK = Path("/run/xtables.lock")
 # The Services that packets go to, by their last number, and the seconds between two connections of
 # pods and of the host.
@@ -102,7 +110,7 @@ class Scene:
 
     def pause(self) -> None:
         """Lets some scrapes go by in which nothing happens."""
-        with self.prometheus.growing("count_over_time(up[1h])", self.size.pause):
+        with self.prometheus.growing(f"count_over_time(up{{{OURS}}}[1h])", self.size.pause):
             pass
 
     def play(self) -> None:
@@ -184,12 +192,17 @@ class Scene:
 
     def _programmed(self, changes: int = 1) -> AbstractContextManager[None]:
         """Waits at its end until so many changes more are in the kernel."""
-        return self.prometheus.growing("ipvs_node_agent_programming_latency_seconds_count", changes)
+        counter = f"ipvs_node_agent_programming_latency_seconds_count{{{OURS}}}"
+        return self.prometheus.growing(counter, changes)
 
     def record(self, start: float) -> Run:
         """What Prometheus answers to each panel's queries."""
         end = time.time()
-        values = {"instance": ".*", "__rate_interval": self.prometheus.rate_interval}
+        values = {
+            "cluster": ".*",
+            "instance": ".*",
+            "__rate_interval": self.prometheus.rate_interval,
+        }
         found = []
         for panel in panels():
             series = [
@@ -208,14 +221,51 @@ def _one(name: str, number: int) -> dict[str, object]:
 
 
 @contextmanager
+def _other_node(
+    name: str, address: str, size: Size, wired: Topology, api: ApiServer, pki: Pki, directory: Path
+) -> Iterator[None]:
+    """Another node of the cluster with its agent, beside the one that things happen on."""
+    own = directory / name
+    own.mkdir()
+    gateway = f"{address[:-1]}1"
+    with namespaces(name) as (namespace,):
+        link(wired.node, namespace, f"to-{name}", "eth0")
+        wired.node.add_address(f"to-{name}", f"{gateway}/24")
+        namespace.add_address("eth0", f"{address}/24")
+        namespace.add_route("default", gateway)
+        for family in FAMILIES:
+            add_mark_masq(namespace, family, BACKEND)
+        api.put(node(*map(str, NODE.pod_cidrs), name=name))
+        expires = datetime.now(timezone.utc) + timedelta(days=200)
+        pki.write_node_client(own / "client.pem", name, expires)
+        pki.write_kubeconfig(own / "kubelet.conf", api.url, own / "client.pem")
+        settings = {
+            "kubeconfig": str(own / "kubelet.conf"),
+            "iptables": {"backend": BACKEND, "lockWaitSeconds": size.lock_wait},
+            "metricsBindAddress": ":10273",
+            "driftCheckPeriod": size.drift_check,
+        }
+        with agent_process(namespace, own / "agent", settings) as agent:
+            if name == list(OTHERS)[-1]:
+                agent.program = altered({"observe.metrics.__version__": OLD_VERSION})
+            agent.start()
+            yield
+            assert agent.stop(signal.SIGTERM) == 0
+
+
+@contextmanager
 def scene(size: Size) -> Iterator[Scene]:
     """A node whose agent is in sync, and whose Prometheus has seen it so."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         wired = stack.enter_context(topology())
+        targets = {
+            NODE.name: ADDRESS,
+            **{name: f"{address}:10273" for name, address in OTHERS.items()},
+        }
         # Early, as it takes five seconds to its first scrape.
         watching = stack.enter_context(
-            prometheus(wired.node, directory / "prometheus", ADDRESS, NODE.name, size.period)
+            prometheus(wired.node, directory / "prometheus", targets, size.period)
         )
         for family in FAMILIES:
             add_mark_masq(wired.node, family, BACKEND)
@@ -227,7 +277,8 @@ def scene(size: Size) -> Iterator[Scene]:
         soon = datetime.now(timezone.utc) + timedelta(days=30)
         pki.write_node_client(directory / "first.pem", NODE.name, soon)
         (directory / "client.pem").symlink_to("first.pem")
-        api = stack.enter_context(ApiServer(netns=str(wired.node.path), pki=pki))
+        wired.node.add_address("lo", f"{API_ADDRESS}/32")
+        api = stack.enter_context(ApiServer(API_ADDRESS, netns=str(wired.node.path), pki=pki))
         for known in (raw_node(), DUAL, *(_one(name, ASKED[name][0]) for name in ASKED)):
             api.put(known)
         pki.write_kubeconfig(directory / "kubelet.conf", api.url, directory / "client.pem")
@@ -239,7 +290,10 @@ def scene(size: Size) -> Iterator[Scene]:
         }
         agent = stack.enter_context(agent_process(wired.node, directory / "agent", settings))
         agent.start()
-        watching.reaches("ipvs_node_agent_last_sync_timestamp_seconds > 0")
+        for name, address in OTHERS.items():
+            stack.enter_context(_other_node(name, address, size, wired, api, pki, directory))
+        synced = "count(ipvs_node_agent_last_sync_timestamp_seconds > 0)"
+        watching.reaches(synced, len(FAMILIES) * len(targets), 60)
         for name, (number, pod, host) in ASKED.items():
             for client, pause in ((wired.pod, pod), (wired.node, host)):
                 if pause:

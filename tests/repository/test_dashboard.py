@@ -25,6 +25,9 @@ BUILT_IN = {"__rate_interval"}
 # What no panel is about: of a connection only the first packet's bytes are known.
 NOT_SHOWN = {"ipvs_node_agent_service_bytes_total"}
 
+# A process that is the agent's.
+_JOINED = " and on (instance, job) ipvs_node_agent_build_info"
+
 PANELS = panels()
 TITLES = [panel.title for panel in PANELS]
 
@@ -40,6 +43,7 @@ def test_it_is_a_dashboard_that_can_be_imported() -> None:
     assert found.get("id") is None
     assert {variable["name"] for variable in found["templating"]["list"]} == {
         "datasource",
+        "cluster",
         "instance",
     }
 
@@ -50,7 +54,7 @@ def test_each_panel_is_complete() -> None:
     assert len(set(TITLES)) == len(TITLES)
     source = {"type": "prometheus", "uid": "${datasource}"}
     for raw in raws:
-        assert raw["type"] in ("stat", "timeseries")
+        assert raw["type"] in ("stat", "table", "timeseries")
         assert raw["datasource"] == source
         assert raw["description"]
         names = [target["refId"] for target in raw["targets"]]
@@ -81,7 +85,10 @@ def test_every_variable_is_one_that_there_is() -> None:
 def test_a_query_is_for_what_the_agents_of_the_chosen_nodes_expose(panel: Panel) -> None:
     for target in panel.targets:
         assert not unknown(target.expr, *re.findall(r"\{\{(\w+)\}\}", target.legend))
-        assert '{instance=~"$instance"}' in target.expr
+        assert not re.search(r"ipvs_node_agent_\w+(?!\w|{)", target.expr.replace(_JOINED, ""))
+        chosen = re.findall(r"{([^}]*)}", target.expr)
+        assert chosen
+        assert all(each.endswith('cluster=~"$cluster", instance=~"$instance"') for each in chosen)
 
 
 def test_every_metric_has_a_panel() -> None:
@@ -96,7 +103,7 @@ def test_every_metric_has_a_panel() -> None:
 
 
 def test_promtool_takes_the_queries(tmp_path: Path) -> None:
-    values = {"instance": "worker-1:10273|worker-2:10273", "__rate_interval": "4m"}
+    values = {"cluster": ".*", "instance": "worker-1|worker-2", "__rate_interval": "4m"}
     queries = [filled(target.expr, **values) for panel in PANELS for target in panel.targets]
     check_queries(queries, tmp_path)
 
@@ -114,6 +121,7 @@ def test_a_run_has_something_to_show_in_each_panel() -> None:
     assert texts.issuperset(TITLES)
     shown = {each.name for _, found in recorded.panels for each in found}
     assert shown >= {"Loopback", "LinkLocal", "ChainFlushed", "JumpMissing", "Unreachable"}
+    assert "worker-3: another version" in {name.strip() for name in shown}
     for moment in recorded.moments:
         assert any(moment.what in text for text in texts)
 
