@@ -10,10 +10,10 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host.procfs import Process
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Node, Problem, Service, Snapshot, UncoveredPod
 from ipvs_node_agent.nat.ruleset import Change, Found
+from ipvs_node_agent.nft.listing import BaseChain
 
 
 @dataclass(frozen=True)

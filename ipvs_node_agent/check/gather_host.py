@@ -24,7 +24,6 @@ from ipvs_node_agent.host.procfs import (
     users_listening_on,
 )
 from ipvs_node_agent.host.rundir import directory, own_names
-from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.backends import Kernel, detect_backend, filters_found, installed
 from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.launcher import Launcher
@@ -33,6 +32,7 @@ from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, parse_host_port, reached_at
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import parse_save
+from ipvs_node_agent.nft import listing
 
 _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0
@@ -80,7 +80,7 @@ def look_at_host(config: Config, doing: Callable[[str], None]) -> HostFacts:
             for version in (4, 6)
         ),
         conntrack=find("conntrack") is not None,
-        base_chains=nftlist.base_chains() if may_program else (),
+        base_chains=listing.base_chains() if may_program else (),
         settings={
             key: text.strip() for key in _SETTINGS if (text := _text(f"/proc/sys/net/{key}"))
         },
@@ -140,7 +140,7 @@ def _proxy(launcher: Launcher, backend: str) -> KubeProxy:
         answer=found.mode,
         doubt=found.doubt,
         device=os.path.exists("/proc/sys/net/ipv4/conf/kube-ipvs0"),
-        nftables="kube-proxy" in (nftlist.tables() or ()),
+        nftables="kube-proxy" in (listing.tables() or ()),
         process=process_called("kube-proxy"),
     )
 

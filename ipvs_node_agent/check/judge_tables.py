@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from ipvs_node_agent.check.facts import Facts, TableFacts
 from ipvs_node_agent.check.finding import AS_ADMIN, FAIL, OK, WARN, Finding, failed
-from ipvs_node_agent.iptables.nftlist import NAT_PRIORITY
 from ipvs_node_agent.model.addresses import IPV4, Address, Family, parse_address
 from ipvs_node_agent.nat.ruleset import Found
 from ipvs_node_agent.nat.ruletext import read, target
+from ipvs_node_agent.nft.listing import NAT_PRIORITY
 
 # The configuration stays, for who goes back to IPVS.
 _REMOVE = "if it is to stay so, apt remove ipvs-node-agent"

@@ -50,9 +50,8 @@ def coloured_change(text: str) -> str:
     return text
 
 
-def snapshot(config: Config, note: Callable[[str], None]) -> Snapshot:
+def snapshot(api: Api, config: Config, note: Callable[[str], None]) -> Snapshot:
     """The cluster as the API server tells it now. Raises RefusedError."""
-    api = Api(Path(config.kubeconfig))
     listed: dict[str, tuple[Any, ...]] = {}
     for resource in resources(api, config):
 
@@ -92,7 +91,7 @@ class Tables(NamedTuple):
 
 def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[str, Change]]:
     """What `run` would change now, in each family by its command. Raises RefusedError."""
-    seen = snapshot(config, note)
+    seen = snapshot(Api(Path(config.kubeconfig)), config, note)
     lacks = lacking(config, seen.node, seen.pod_interfaces)
     if lacks:
         raise RefusedError("diff", f"run would wait: {lacks}")

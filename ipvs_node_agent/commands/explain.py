@@ -55,13 +55,14 @@ def main(options: argparse.Namespace) -> int:
 
 def gathered(config: Config, asked: Target) -> Facts:
     """All that is known, about what was `asked`."""
+    api = Api(Path(config.kubeconfig))
     try:
-        facts = gather.look(config, snapshot(config, output.note))
+        facts = gather.look(config, snapshot(api, config, output.note))
     except AgentError as error:
         facts = gather.look(config, None, str(error))
     facts = replace(facts, agent=_agent())
     if facts.seen is not None:
-        missed = look_at_pods(config, facts.seen)
+        missed = look_at_pods(api, config, facts.seen)
         facts = replace(facts, uncovered=missed, remedy=remedy(missed, facts.coverage))
     return gather.look_at(facts, verdict.addresses(facts, asked))
 

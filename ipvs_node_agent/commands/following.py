@@ -66,7 +66,7 @@ class Following:
         self._silence = Silence(
             lambda: self.api.contact,
             lambda: self._leash.hurry(reached=True),
-            lambda event: put(partial(take, event)),
+            self._tell,
         )
         self._followers = [
             Follower(self.api, resource, self._emit, self._stopped)
@@ -78,19 +78,19 @@ class Following:
         name = partial(node_name, self.api, self._config)
         for beside in self._beside:
             start_thread(partial(beside, self.api, name, self._stopped), self._put)
-        for run in (
-            self._refresh,
-            self._leash.run,
-            partial(self._silence.run, self._stopped),
-            *(one.run for one in self._followers),
-        ):
+        start_thread(partial(self._silence.run, self._stopped), self._put)
+        for run in (self._refresh, self._leash.run, *(one.run for one in self._followers)):
             start_thread(run, self._put)
 
-    def _emit(self, event: Event) -> None:
+    def _tell(self, event: Event) -> None:
         # The next set of threads tells everything anew.
+        if not self._stopped.is_set():
+            self._put(partial(self._take, event))
+
+    def _emit(self, event: Event) -> None:
         if self._stopped.is_set():
             return
-        self._put(partial(self._take, event))
+        self._tell(event)
         if isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.
             self._leash.hurry(reached=isinstance(event, Recovered))

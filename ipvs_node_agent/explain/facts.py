@@ -9,11 +9,11 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.host.ipvs import VirtualServer
 from ipvs_node_agent.host.routes import Way
 from ipvs_node_agent.iptables.conntrack import Flow
-from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.iptables.proxymode import ProxyMode
 from ipvs_node_agent.model.addresses import Address, Family
 from ipvs_node_agent.model.objects import Candidate, Problem, Snapshot, UncoveredPod
 from ipvs_node_agent.nat.trace import Table
+from ipvs_node_agent.nft.listing import BaseChain
 from ipvs_node_agent.rules.coverage import Coverage
 
 # What becomes of the running agent, besides the states of `status`.

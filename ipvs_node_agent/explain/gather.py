@@ -17,7 +17,6 @@ from ipvs_node_agent.host import ipvs, links, pods
 from ipvs_node_agent.host.neighbours import neighbours
 from ipvs_node_agent.host.routes import way_to
 from ipvs_node_agent.host.rundir import own_names
-from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.backends import Kernel, installed
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.conntrack import flows_to
@@ -28,6 +27,7 @@ from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Candidate, Snapshot
 from ipvs_node_agent.nat.chains import NAT
 from ipvs_node_agent.nat.trace import marked_by, read
+from ipvs_node_agent.nft import listing
 from ipvs_node_agent.rules.coverage import coverage
 from ipvs_node_agent.rules.policy import lacking
 
@@ -48,8 +48,8 @@ def look(config: Config, seen: Snapshot | None, unseen: str = "") -> Facts:
             backend=kernel.backend,
             tables=tuple(_tables(launcher)),
             marks=_marks(launcher),
-            base_chains=nftlist.base_chains(),
-            proxy=proxy_mode(launcher),
+            base_chains=listing.base_chains(),
+            proxy=proxy_mode(launcher, backend=kernel.backend),
             ipvs=ipvs.virtual_servers(),
         )
     if seen is None:

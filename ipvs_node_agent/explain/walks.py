@@ -15,7 +15,6 @@ from ipvs_node_agent.explain.facts import DOWN, SILENT, Facts, NatTable
 from ipvs_node_agent.explain.lines import NEUTRAL, OK, WARN, Told
 from ipvs_node_agent.explain.origins import HOST, POD, Origin, origins
 from ipvs_node_agent.explain.services import Naming, family_of
-from ipvs_node_agent.iptables.nftlist import NAT_PRIORITY
 from ipvs_node_agent.model.addresses import (
     IPV4,
     IPV6,
@@ -29,6 +28,7 @@ from ipvs_node_agent.nat.matches import Packet
 from ipvs_node_agent.nat.ruletext import Rule
 from ipvs_node_agent.nat.ruletext import service as service_of
 from ipvs_node_agent.nat.trace import POLICY, UNKNOWN, End, Walk, masquerades, trace
+from ipvs_node_agent.nft.listing import NAT_PRIORITY
 from ipvs_node_agent.rules.policy import clients, unneeded_in
 
 _KUBE_PROXYS = "kube-proxy"

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ipvs_node_agent.host.kubeproxy import answers
-from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
+from ipvs_node_agent.nft import listing
 from ipvs_node_agent.rules.policy import unneeded_in
 
 
@@ -54,7 +54,7 @@ def proxy_mode(launcher: Launcher, known: str | None = None, backend: str = NFT)
 def _has_tables(mode: str, launcher: Launcher, backend: str) -> bool | None:
     """Whether the kernel has what kube-proxy makes in `mode`; None where nobody can tell."""
     if mode == "nftables":
-        tables = nftlist.tables()
+        tables = listing.tables()
         return None if tables is None else "kube-proxy" in tables
     others = [each for each in BACKENDS if each != backend]
     for each in (backend, *others):

@@ -10,12 +10,12 @@ from collections.abc import Collection
 from typing import Callable, Protocol
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables import command, legacytable, nftmonitor
+from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables.command import Command, TableError
 from ipvs_node_agent.iptables.launcher import Launcher, Running
-from ipvs_node_agent.iptables.nftmonitor import NftMonitor
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
+from ipvs_node_agent.nft.monitor import NftMonitor, listen
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class KernelTable:
             self._monitor.hear()
         elif self._backend == NFT:
             try:
-                listening = nftmonitor.listen()
+                listening = listen()
             except OSError as error:
                 log.debug("cannot listen for changes of nftables: %s", error)
                 return

@@ -208,11 +208,11 @@ def as_json(made: Report) -> str:
 
 
 def _happened(what: Happened | None) -> dict[str, Any] | None:
-    return what and {"time": _written(what.time), "text": what.text}
+    return None if what is None else {"time": _written(what.time), "text": what.text}
 
 
 def _read_happened(raw: Any) -> Happened | None:
-    return raw and Happened(_read_time(raw["time"]), _text(raw["text"]))
+    return None if raw is None else Happened(_read_time(raw["time"]), _text(raw["text"]))
 
 
 def _written(moment: float | None) -> str | None:

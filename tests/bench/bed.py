@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ipvs_node_agent.iptables.nftmonitor import listen, messages
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.objects import Service
+from ipvs_node_agent.nft.monitor import listen, messages
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.fleet import NODE, raw, raw_node

@@ -12,11 +12,11 @@ import pytest
 
 from ipvs_node_agent.host import kubeproxy as asking
 from ipvs_node_agent.host.procfs import users_listening_on
-from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS
 from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.nft import listing
 from tests.kernel.conftest import WEB, Bed
 from tests.support import kubeproxy
 from tests.support.netns import Namespace
@@ -154,7 +154,7 @@ def test_what_a_move_left_in_the_other_backend_keeps_no_mode_in_doubt(
 def test_where_the_kernel_does_not_tell_its_tables_the_mode_stays(
     namespace: Namespace, said: str, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nftlist, "tables", lambda: None)
+    monkeypatch.setattr(listing, "tables", lambda: None)
     with kubeproxy.proxy_mode(namespace, said):
         found = asked(namespace, known)
     assert (found.mode, "the kernel does not tell" in found.doubt) == (known, True)

@@ -19,7 +19,6 @@ from ipvs_node_agent.explain.verdict import explain
 from ipvs_node_agent.host.ipvs import RealServer, VirtualServer
 from ipvs_node_agent.host.routes import Way
 from ipvs_node_agent.iptables.conntrack import Flow
-from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.iptables.proxymode import ProxyMode
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Address, Family, parse_address
 from ipvs_node_agent.model.objects import (
@@ -33,6 +32,7 @@ from ipvs_node_agent.model.objects import (
 )
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.nat.trace import read
+from ipvs_node_agent.nft.listing import BaseChain
 from ipvs_node_agent.rules.coverage import coverage, remedy
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.policy import lacking, unneeded_in

@@ -10,8 +10,8 @@ import pytest
 from ipvs_node_agent.check import gather_host
 from ipvs_node_agent.check.facts import HostFacts, Unit
 from ipvs_node_agent.config.settings import Config
-from ipvs_node_agent.iptables import nftlist
 from ipvs_node_agent.iptables.proxymode import ProxyMode
+from ipvs_node_agent.nft import listing
 
 DOUBT = "two answers"
 UNPRIVILEGED = "Name:\tpython3\nCapEff:\t0000000000000400\n"
@@ -39,7 +39,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(gather_host, "_said", lambda *_: "")
     monkeypatch.setattr(gather_host, "agent_processes", tuple)
     monkeypatch.setattr(gather_host, "proxy_mode", lambda *_, **__: ProxyMode(None, DOUBT))
-    monkeypatch.setattr(nftlist, "tables", lambda: None)
+    monkeypatch.setattr(listing, "tables", lambda: None)
     for name in ("process_called", "lock_holder"):
         monkeypatch.setattr(gather_host, name, lambda *_: None)
     monkeypatch.setattr(Path, "is_dir", lambda path: str(path) in texts)
@@ -62,7 +62,7 @@ def test_units_are_read_in_the_words_of_systemctl(
     files["/run/systemd/system"] = ""
     said = {"systemctl": UNITS}
     monkeypatch.setattr(gather_host, "_said", lambda command, *_: said[command])
-    monkeypatch.setattr(nftlist, "tables", lambda: frozenset({"x", "kube-proxy"}))
+    monkeypatch.setattr(listing, "tables", lambda: frozenset({"x", "kube-proxy"}))
     found = gathered()
     assert found.units == {
         "ipvs-node-agent.service": Unit("loaded", "active", "enabled", 4711, "In sync; a=b"),

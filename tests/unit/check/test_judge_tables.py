@@ -12,10 +12,10 @@ from ipvs_node_agent.check.finding import FAIL, OK
 from ipvs_node_agent.check.judge import judge
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.model.addresses import FAMILIES, IPV6, parse_network
 from ipvs_node_agent.nat.ahead import Ahead
 from ipvs_node_agent.nat.ruleset import Change, Found
+from ipvs_node_agent.nft.listing import BaseChain
 from tests.support.cluster import node
 from tests.support.nodefacts import (
     JUMPS,

@@ -9,7 +9,7 @@ from typing import Callable
 
 import pytest
 
-from ipvs_node_agent.apiserver.client import ApiError
+from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.commands import diff
 from ipvs_node_agent.commands.diff import coloured_change
 from ipvs_node_agent.config.settings import Config
@@ -70,7 +70,7 @@ def test_a_snapshot_is_what_the_server_tells_now(config: Config, server: ApiServ
     server.put(node("10.240.9.0/24", name="worker-2"))
     server.put_raw("Service", "default", "odd", {"metadata": {"name": "ODD"}})
     notes: list[str] = []
-    seen = diff.snapshot(config, notes.append)
+    seen = diff.snapshot(Api(Path(config.kubeconfig)), config, notes.append)
     assert (set(seen.services), seen.node.name) == ({"default/web"}, "worker-1")
     listed = [request for request in server.requests if request.resource in ("nodes", "services")]
     assert [request.verb for request in listed] == ["list", "list"]
@@ -105,13 +105,13 @@ def test_a_snapshot_that_cannot_be_had_says_why(
 ) -> None:
     happens(server)
     with pytest.raises(error, match=why):
-        diff.snapshot(config, nothing_noted)
+        diff.snapshot(Api(Path(config.kubeconfig)), config, nothing_noted)
 
 
 def test_a_snapshot_without_credentials_is_refused(config: Config) -> None:
     Path(config.kubeconfig).unlink()
     with pytest.raises(RefusedError, match="is this node's kubelet set up"):
-        diff.snapshot(config, nothing_noted)
+        diff.snapshot(Api(Path(config.kubeconfig)), config, nothing_noted)
 
 
 # 2. What `run` would change

@@ -188,7 +188,7 @@ def setting(
     monkeypatch.setattr(Backoff, "CAP", 0.05)
     started: list[Any] = []
 
-    class Following(run.Following):
+    class Following(following.Following):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             started.append(self)

@@ -9,9 +9,9 @@ import pytest
 from ipvs_node_agent.explain.lines import NEUTRAL, OK, WARN, Line
 from ipvs_node_agent.explain.services import naming
 from ipvs_node_agent.explain.walks import led_to, tell
-from ipvs_node_agent.iptables.nftlist import BaseChain
 from ipvs_node_agent.model.addresses import parse_address
 from ipvs_node_agent.model.objects import Port
+from ipvs_node_agent.nft.listing import BaseChain
 from tests.support.situations import CLUSTER4, WEB4, Situation, web
 
 ADDRESS = parse_address(WEB4)

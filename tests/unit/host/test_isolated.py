@@ -50,21 +50,6 @@ def test_what_it_writes_is_given_once_it_has_ended(module: str) -> None:
         assert child.said(30.0) == b"some words"
 
 
-def test_another_python_in_its_place_takes_its_own_libraries(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As Debian 12's under an agent that runs while the system becomes Debian 13."""
-    old = tmp_path / "old"
-    old.mkdir()
-    # Each of them is among the first that are needed, and none is of the new one's version.
-    for name in ("os", "re", "subprocess", "threading", "signal"):
-        (old / f"{name}.py").write_text("raise ImportError('another version')")
-    monkeypatch.setattr(sys, "path", [str(old), *sys.path])
-    monkeypatch.setattr(sys, "version_info", (3, 1))
-    with Child(module, "some words") as child:
-        assert child.said(30.0) == b"some words"
-
-
 def test_it_ends_with_its_block_and_so_does_all_that_it_started(module: str) -> None:
     before = os.listdir("/proc/self/fd")
     with Child(module, "hang") as child:

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables import command, legacytable, nftmonitor
+from ipvs_node_agent.iptables import command, legacytable
+from ipvs_node_agent.iptables import table as tables
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
-from ipvs_node_agent.iptables.nftmonitor import Heard
 from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since, saved_table
 from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.nft.monitor import Heard
 
 EMPTY = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 
@@ -116,7 +117,7 @@ class Monitor:
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     made = Monitor()
-    monkeypatch.setattr(nftmonitor, "listen", lambda: None)
+    monkeypatch.setattr(tables, "listen", lambda: None)
     monkeypatch.setattr("ipvs_node_agent.iptables.table.NftMonitor", lambda *_: made)
     return made
 
@@ -151,7 +152,7 @@ def test_where_nobody_can_listen_nothing_is_known(
     def listen() -> None:
         raise OSError("no netlink")
 
-    monkeypatch.setattr(nftmonitor, "listen", listen)
+    monkeypatch.setattr(tables, "listen", listen)
     table = made(NFT)
     table.save()
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables import nftmonitor
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.ruleset import Ruleset
+from ipvs_node_agent.nft import monitor
 from tests.support.netns import Namespace
 from tests.support.processes import descendants
 from tests.support.tables import add_mark_masq, restore, saved
@@ -173,7 +173,7 @@ def test_of_our_own_writes_and_others_just_before_only_these_are_heard(
 def test_more_than_can_be_told_counts_as_a_change(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nftmonitor, "_BUFFER", 1 << 16)
+    monkeypatch.setattr(monitor, "_BUFFER", 1 << 16)
     add_mark_masq(namespace, IPV4, NFT)
     with opened(namespace) as table:
         table.save()

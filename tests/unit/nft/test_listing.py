@@ -9,7 +9,7 @@ import pytest
 
 from ipvs_node_agent.host import netlink
 from ipvs_node_agent.host.netlink import Lost, Message
-from ipvs_node_agent.iptables.nftlist import BaseChain, base_chains, tables
+from ipvs_node_agent.nft.listing import BaseChain, base_chains, tables
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What the kernel's notifications are taken for; tests/kernel/test_nftmonitor.py has real ones."""
+"""What the kernel's notifications are taken for; tests/kernel/test_monitor.py has real ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_node_agent.iptables.nftmonitor import Heard, Lost, NftMonitor, attributes, messages
+from ipvs_node_agent.nft.monitor import Heard, Lost, NftMonitor, attributes, messages
 
 
 def message(kind: int, body: bytes = b"", sender: int = 7) -> bytes:
