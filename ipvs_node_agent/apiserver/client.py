@@ -36,6 +36,8 @@ _MAX_STATUS_BYTES = 64 << 10
 # A server may ask for a pause, but not for hours of silence.
 _MAX_RETRY_AFTER = 60.0
 _PEERS = 16
+# What an API server answers that is well, and will not or has nothing to give.
+_ANSWERS = (403, 404, 410)
 _UNACCEPTED = "the server's certificate is not accepted"
 _CUT = "it ended in the middle"
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
@@ -213,7 +215,10 @@ class Api:
                     if self._credentials is credentials:
                         self._credentials = None
             if response.status not in (200, 201):
-                raise _refusal(what, doing, response, credentials)
+                message = _message(response)
+                if message is not None and response.status in _ANSWERS:
+                    self._heard()
+                raise _refusal(what, doing, response, credentials, message)
             self._heard()
             yield answer
         except _BROKEN as error:
@@ -304,16 +309,25 @@ def _way_hint(why: str) -> str:
     return "the kubeconfig needs /etc/kubernetes/pki/ca.crt of a control-plane node as its CA"
 
 
-def _refusal(
-    what: str, doing: str, response: urllib3.HTTPResponse, credentials: Credentials
-) -> ApiError:
+def _message(response: urllib3.HTTPResponse) -> str | None:
+    """What a refusal says, in the words of an API server's own; None where it is another's."""
     try:
         body = json.loads(response.read(_MAX_STATUS_BYTES, decode_content=False))
         message = body.get("message") if isinstance(body, dict) else None
     except (ValueError, RecursionError, *_BROKEN):
-        message = None
+        return None
+    return message if isinstance(message, str) else None
+
+
+def _refusal(
+    what: str,
+    doing: str,
+    response: urllib3.HTTPResponse,
+    credentials: Credentials,
+    message: str | None,
+) -> ApiError:
     status = f"{response.status} {response.reason or ''}".strip()
-    why = f"refused to {doing}: {status}" + (f": {message}" if isinstance(message, str) else "")
+    why = f"refused to {doing}: {status}" + (f": {message}" if message is not None else "")
     hint = _hint(response.status, doing, credentials)
     return ApiError(what, why, hint, response.status, _retry_after(response))
 

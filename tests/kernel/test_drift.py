@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from functools import partial
 
@@ -55,6 +57,39 @@ def test_everything_that_one_can_do_with_iptables_is_undone(bed: Bed) -> None:
         assert time.monotonic() - started < 4, what
     assert bed.ours(IPV6)
     assert "cannot" not in bed.agent.log
+
+
+@pytest.mark.parametrize("backend", ["nft"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["iptables-nft", "-t", "nat", "-F", "IPVS_OUTPUT"], "iptables"),
+        (["nft", "flush chain ip nat IPVS_OUTPUT"], "nft"),
+        # Whoever it is may call himself anything.
+        (["bash", "-c", "exec -a nft iptables-nft -t nat -F OUTPUT"], ""),
+    ],
+)
+def test_a_repair_names_who_made_it_necessary(command: list[str], name: str, bed: Bed) -> None:
+    bed.put(WEB)
+    bed.agent.start()
+    bed.expect(WEB)
+    changing = bed.namespace.popen(command)
+    assert changing.wait(30) == 0
+    bed.agent.said("WARNING IPv4: repaired")
+    (line,) = [line for line in bed.agent.log.splitlines() if "repaired" in line]
+    assert re.search(rf"by {name}[-a-z]* \(pid \d+\) \(the like is not said again", line), line
+    told = json.loads(bed.agent.call("status", "-o", "json").stdout)["lastRepair"]["text"]
+    assert told.partition("IPv4: ")[2] in line
+
+
+@pytest.mark.parametrize("backend", ["legacy"])
+def test_where_nobody_tells_nobody_is_named(bed: Bed) -> None:
+    bed.put(WEB)
+    bed.agent.start()
+    bed.expect(WEB)
+    bed.iptables("-F", "IPVS_OUTPUT")
+    bed.agent.said("WARNING IPv4: repaired")
+    assert "(pid" not in bed.agent.log
 
 
 def repaired(bed: Bed, times: int) -> bool:

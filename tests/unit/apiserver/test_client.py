@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -276,3 +278,43 @@ def test_an_error_that_is_compressed_is_not_unpacked(tmp_path: Path) -> None:
     head = f"HTTP/1.1 403 No\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
     with RawServer(head.encode() + body, hangs_up=True) as server:
         assert "unpacked" not in str(failure(plain(tmp_path, server.url)))
+
+
+# 4. When it was last heard of
+
+HEARD = {
+    "an answer": (lambda server: None, True),
+    "something that is not there": (lambda server: server.fail(404), True),
+    "a permission that is missing": (lambda server: server.fail(403), True),
+    "credentials that are not taken": (lambda server: server.fail(401), False),
+    "too much to do": (lambda server: server.fail(503), False),
+    "nobody there": (lambda server: server.stop(), False),
+}
+
+
+@pytest.mark.parametrize(("happen", "is_heard"), HEARD.values(), ids=HEARD)
+def test_it_is_heard_of_where_it_answers(
+    happen: Callable[[ApiServer], None], is_heard: bool, api: Api, server: ApiServer
+) -> None:
+    assert api.contact == -math.inf
+    happen(server)
+    began = time.monotonic()
+    with suppress(ApiError):
+        get(api)
+    assert (api.contact >= began) is is_heard
+
+
+def test_a_proxys_own_refusal_is_nothing_of_the_servers(tmp_path: Path) -> None:
+    page = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\n<ok>"
+    with RawServer(page) as server:
+        api = plain(tmp_path, server.url)
+        with suppress(ApiError):
+            get(api)
+        assert api.contact == -math.inf
+
+
+def test_each_piece_of_an_answer_is_heard(api: Api, server: ApiServer) -> None:
+    with api.get("/api/v1/services", {}, "list services", 10.0) as answer:
+        api.contact = -math.inf
+        assert next(answer.pieces())
+        assert api.contact > -math.inf
