@@ -1,8 +1,7 @@
 """Whether the API server is heard of at all: silence is asked about, and told of as a trouble.
 
-A connection that is open proves nothing: behind a local proxy, as kubespray's, it stays open
-whatever becomes of the API server. A bookmark comes about every minute (KEP-956), so silence that
-lasts says that nobody is there.
+An open connection proves nothing: behind a local proxy, as kubespray's, it stays open whatever
+becomes of the API server. But a bookmark comes about every minute (KEP-956).
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ from ipvs_node_agent.model.events import Event, Recovered, Trouble
 # After so many seconds of silence a request is to be made, and again after as many; and after so
 # many nobody is there.
 ASKS, AGAIN, SILENT = 90.0, 20.0, 150.0
-# What stands in the place of a resource's name.
-NAME = "connection"
-# How often it is looked for while nobody is there.
-_LOOK = 1.0
+NAME, _LOOK = "connection", 1.0  # In place of a resource's; how often one looks while silent.
 
 
 class Silence:
@@ -54,8 +50,7 @@ class Silence:
         silent = now - heard >= SILENT
         if silent != self._silent:
             self._silent = silent
-            why = f"nothing was heard of it for {SILENT:.0f} s"
-            error = AgentError("API server", why)
+            error = AgentError("API server", f"nothing was heard of it for {SILENT:.0f} s")
             self._emit(Trouble(NAME, error, away=True) if silent else Recovered(NAME))
         if silent:
             return _LOOK
