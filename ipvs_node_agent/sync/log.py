@@ -51,6 +51,8 @@ class Notices:
         what = "" if event.away else text
         if what not in self._said:
             log.warning("%s (trying again; the rules stay as they are)", text)
+        else:
+            log.debug("still cannot follow the %s: %s", event.resource, text)
         self._said.add(what)
         self.troubled_since = min(self.troubled_since, now)
         self._troubles[event.resource] = text

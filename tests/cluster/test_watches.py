@@ -111,6 +111,7 @@ def test_a_server_that_accepts_and_never_answers_is_left_within_a_minute(
     web = add_service(admin, "web", "10.19.20.0")
     second.start()
     node.use(second)
+    node.agent.options = ["--log-level", "debug"]
     node.start()
     node.watching()
     second.send(signal.SIGSTOP)
