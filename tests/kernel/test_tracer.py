@@ -19,6 +19,7 @@ from ipvs_node_agent.rules.planner import plan
 from tests.support.fleet import NODE, service
 from tests.support.tables import add_mark_masq, restore
 from tests.support.topology import BACKEND, NODE_TO_BACKEND, POD, POD_CIDR, Topology
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("newest", "oldest")]
 
@@ -174,6 +175,9 @@ def test_with_others_in_front_and_behind_they_agree_as_well(
     )
     restore(around.node, family, backend, rules)
     table = read(around.node.run(f"{family.command}-{backend}-save", "-t", "nat"))
+    for here in (ours, node):
+        # An IPv6 address that has just come may not count as local yet.
+        eventually(lambda at=str(here): "local" in around.node.run("ip", "route", "get", at))  # type: ignore[misc]
     before = counted(around, family, backend)
     expected = dict.fromkeys(before, 0)
     for address in (ours, node, taken, left):
