@@ -12,6 +12,9 @@ _SENTENCES = (
     r"ready: the kernel \(iptables-(nft|legacy)\) holds all rules",
     r"stopped; the rules stay in place",
     r"read the configuration again",
+    r"configuration: \w+ was .+ and is .+",
+    # A reload that fails, in the words of the command that looks at the file first.
+    r"ipvs-node-agent: configuration /\S+( line \d+)?: .+",
     r"IPv[46]: (wrote|repaired) .+ in \d+ ms.*",
     r"kubeconfig /etc/kubernetes/kubelet.conf: No such file or directory .*",
     r"read the credentials in /etc/kubernetes/kubelet.conf again, since they changed",
