@@ -23,7 +23,7 @@ NAME, _LOOK = "connection", 1.0  # In place of a resource's; how often one looks
 class Silence:
     """Tells by `emit` when nothing is heard of the API server for long, and when something is.
 
-    `heard` gives the time of the last byte or good answer, and `ask` has one asked for.
+    `heard` gives the time of the last byte or good answer; `ask` asks for one.
     """
 
     def __init__(
@@ -36,7 +36,8 @@ class Silence:
         self._heard, self._ask, self._emit, self._clock = heard, ask, emit, clock
         self._began = clock()
         self._asked = -math.inf
-        self._silent = False
+        # Not known before the first word: who looked before may have left a trouble behind.
+        self._silent: bool | None = None
 
     def run(self, stopped: threading.Event) -> None:
         """Tells until `stopped`."""
@@ -45,10 +46,9 @@ class Silence:
 
     def turn(self) -> float:
         """Does what is due, and gives the seconds until something may be due again."""
-        now = self._clock()
-        heard = max(self._heard(), self._began)
+        now, heard = self._clock(), max(self._heard(), self._began)
         silent = now - heard >= SILENT
-        if silent != self._silent:
+        if silent != self._silent and (silent or heard > self._began):
             self._silent = silent
             error = AgentError("API server", f"nothing was heard of it for {SILENT:.0f} s")
             self._emit(Trouble(NAME, error, away=True) if silent else Recovered(NAME))

@@ -22,7 +22,7 @@ from ipvs_node_agent.errors import AgentError, RefusedError, one_line
 from ipvs_node_agent.explain import gather, tried, verdict
 from ipvs_node_agent.explain.connect import connections
 from ipvs_node_agent.explain.facts import DOWN, RUNNING, SILENT, Agent, Facts
-from ipvs_node_agent.explain.lines import FAIL, NEUTRAL, OK, UNKNOWN, WARN, Explanation, Told
+from ipvs_node_agent.explain.lines import FAIL, NEUTRAL, OK, UNKNOWN, WARN, Explanation
 from ipvs_node_agent.explain.services import naming
 from ipvs_node_agent.explain.target import Target, target
 from ipvs_node_agent.host import links
@@ -67,9 +67,9 @@ def gathered(config: Config, asked: Target) -> Facts:
     return gather.look_at(facts, verdict.addresses(facts, asked))
 
 
-def _tried(config: Config, facts: Facts, asked: Target) -> dict[Address, Told]:
+def _tried(config: Config, facts: Facts, asked: Target) -> dict[Address, tried.Tried]:
     """What real connections told, by the address that they were made to."""
-    there, names, told = links.Links(), dict[Address, str](), dict[Address, Told]()
+    there, names, told = links.Links(), dict[Address, str](), dict[Address, tried.Tried]()
     with suppress(OSError):
         there = links.ask()
     # Without the API server, a pod is called by its address.
@@ -91,6 +91,8 @@ def _agent() -> Agent:
         return Agent(SILENT if error.state == HANGING else DOWN, False, error.why)
     except AgentError as error:
         return Agent(SILENT, False, error.why)
+    if said.state == HANGING:
+        return Agent(SILENT, False, said.sentence)
     return Agent(RUNNING, said.state == IN_SYNC, said.sentence, said.refused)
 
 

@@ -130,7 +130,9 @@ def _is_error(document: Any) -> bool:
 
 def _is_kubernetes(document: Any) -> bool:
     """Whether it is an object, or a list of some or none; as opposed to a text that is YAML too."""
-    return isinstance(document, dict) and isinstance(document.get("kind"), str)
+    if not isinstance(document, dict) or document.get("kind") == "Table":
+        return False
+    return all(isinstance(document.get(key), str) for key in ("apiVersion", "kind"))
 
 
 def items_of(document: Any) -> list[Any]:

@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> int:
         raise
     if options.services:
         made, missing = only(made, options.services)
-        for name in missing:
+        for name in missing if made.state != HANGING else ():
             output.note(f"no Service {one_line(name)} has rules here, or is refused any")
     if options.output == "json":
         output.print_text(as_json(made))

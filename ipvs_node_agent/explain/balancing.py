@@ -29,11 +29,12 @@ def tell(
     """What IPVS has for `ports` of `cluster_ip`, which is that of `named` where it is known."""
     told = Told()
     if facts.ipvs is None:
-        told.fails(
-            "IPVS",
-            f"this kernel has none, so nobody takes connections to {show_address(cluster_ip)}",
-            f"kube-proxy's mode: {_KUBE_PROXY}",
-        )
+        text = f"this kernel has none, so nobody takes connections to {show_address(cluster_ip)}"
+        if facts.proxy.mode == "ipvs":
+            told.fails("IPVS", text, f"kube-proxy's mode: {_KUBE_PROXY}")
+        else:
+            text += ", unless kube-proxy is in another mode, which cannot be asked"
+            told.doubts("IPVS", text, f"kube-proxy's mode: {_KUBE_PROXY}")
         return told
     there = {(each.protocol, each.address, each.port): each for each in facts.ipvs}
     for port in ports:
@@ -104,7 +105,7 @@ def tell_flows(facts: Facts, address: Address, cluster_ip: Address, ports: Seque
         f" answered by {show_address(flow.answered_by)}"
         for flow in (udp or old)[:_SHOWN]
     ]
-    if udp:
+    if any(flow.answered_by == address for flow in udp):
         # A client that goes on sending from one port keeps such a flow for ever.
         told.fails(
             "conntrack",
@@ -113,7 +114,8 @@ def tell_flows(facts: Facts, address: Address, cluster_ip: Address, ports: Seque
             "new connections work, and UDP flows that are older than the rules go past them",
         )
     elif old:
-        text = f"{len(old)} connections are older than the rules: {'; '.join(said)}"
+        # Or their endpoint is gone meanwhile.
+        text = f"{len(old)} flows may be older than the rules: {'; '.join(said)}"
         told.say(NEUTRAL, "conntrack", text)
     else:
         told.say(OK, "conntrack", f"no flow to {shown} goes past the rules")

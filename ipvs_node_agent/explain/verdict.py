@@ -17,14 +17,7 @@ from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import one_line
 from ipvs_node_agent.explain import balancing, services, walks
 from ipvs_node_agent.explain.facts import DOWN, RUNNING, Facts
-from ipvs_node_agent.explain.lines import (
-    OK,
-    WARN,
-    Cause,
-    Explanation,
-    Told,
-    Verdict,
-)
+from ipvs_node_agent.explain.lines import OK, WARN, Cause, Explanation, Told, Verdict
 from ipvs_node_agent.explain.services import (
     Naming,
     addressless,
@@ -34,7 +27,7 @@ from ipvs_node_agent.explain.services import (
     shown_ports,
 )
 from ipvs_node_agent.explain.target import Target
-from ipvs_node_agent.explain.tried import weighed
+from ipvs_node_agent.explain.tried import Tried, weighed
 from ipvs_node_agent.model.addresses import Address, parse_address, show_address
 from ipvs_node_agent.model.objects import Port
 from ipvs_node_agent.nat.ruletext import read
@@ -44,6 +37,8 @@ from ipvs_node_agent.rules.policy import named_ips, unneeded_in
 
 # More ports of one address are nobody's question.
 _MOST_PORTS = 16
+# Each port takes a walk, of which ten thousand would take minutes.
+_MOST_LOOKED_AT = 256
 _WORKS = "should work as far as this node's tables and IPVS say"
 _NOT_TRIED = "network policies and the endpoints themselves were not tried"
 _TRY = "--connect makes real connections; then the Service's endpoints and network policies"
@@ -51,7 +46,7 @@ _LONGEST = 1000
 
 
 def explain(
-    facts: Facts, target: Target, tried: Mapping[Address, Told] = MappingProxyType({})
+    facts: Facts, target: Target, tried: Mapping[Address, Tried] = MappingProxyType({})
 ) -> list[Explanation]:
     """What there is to say about each address of `target`; `tried` is what connections told."""
     if target.address is not None:
@@ -74,10 +69,18 @@ def tcp_ports(facts: Facts, target: Target, address: Address) -> list[int]:
     """The ports of `address` at which a connection can be tried."""
     if target.port is not None:
         return [target.port] if target.protocol == "tcp" else []
-    ports = all_ports(naming(facts, address)) or _virtual_ports(
+    named = naming(facts, address)
+    ports = _own(all_ports(named), named, target.key) or _virtual_ports(
         facts, walks.led_to(facts, address, None)
     )
     return [port.number for port in ports if port.protocol == "tcp"][:_MOST_PORTS]
+
+
+def _own(ports: Sequence[Port], named: Sequence[Naming], key: str) -> list[Port]:
+    """Those of `ports` that the Service `key` has; all where it is about none."""
+    if not key:
+        return [*ports]
+    return [each for each in ports if (who := holder(named, each)) and who.service.key == key]
 
 
 def _told_by_rules(facts: Facts, key: str) -> tuple[Address, ...]:
@@ -93,7 +96,7 @@ def _told_by_rules(facts: Facts, key: str) -> tuple[Address, ...]:
     return tuple(sorted(found, key=lambda each: (each.version, int(each))))
 
 
-def _of_service(facts: Facts, key: str, tried: Mapping[Address, Told]) -> list[Explanation]:
+def _of_service(facts: Facts, key: str, tried: Mapping[Address, Tried]) -> list[Explanation]:
     found = addresses(facts, Target(key, key=key))
     if found:
         return [_of_address(facts, each, None, show_address(each), tried, key) for each in found]
@@ -120,17 +123,20 @@ def _of_address(
     address: Address,
     port: Port | None,
     subject: str,
-    tried: Mapping[Address, Told],
+    tried: Mapping[Address, Tried],
     key: str = "",
 ) -> Explanation:
     told = Told()
     named = naming(facts, address)
     _of_node(told, facts)
     told.add(services.tell(facts, address, named, port))
-    ports = [port] if port is not None else all_ports(named)[:_MOST_PORTS]
+    ports = [port] if port is not None else _own(all_ports(named), named, key)
     if key:
-        ports = [each for each in ports if (who := holder(named, each)) and who.service.key == key]
         _outdone(told, named, key)
+    if len(ports) > _MOST_LOOKED_AT:
+        text = f"{len(ports) - _MOST_LOOKED_AT} ports more are not looked at"
+        told.doubts("ports", text, "name one of them: IP:PORT")
+        ports = ports[:_MOST_LOOKED_AT]
     _walk(told, facts, address, named, ports or [port])
     if not unneeded_in(facts.proxy.mode):
         _balance(told, facts, address, named, ports)
@@ -138,9 +144,11 @@ def _of_address(
     if facts.seen is None and not any(line.subject == "IPVS" for line in told.lines):
         text = f"no rule of this node is about {show_address(address)}"
         told.doubts("API server", text, "ipvs-node-agent check", f"{facts.unseen}, and {text}")
-    shown = tried.get(address, Told())
+    shown = tried.get(address, Tried())
     told.lines += shown.lines
-    verdict = concluded(weighed(told.causes, shown), facts.agent.state, bool(shown.lines))
+    is_tried = shown.covers(ports)
+    left = weighed(told.causes, shown, is_tried)
+    verdict = concluded(left, facts.agent.state, is_tried, bool(shown.lines))
     return Explanation(subject, address, tuple(told.lines), verdict)
 
 
@@ -156,7 +164,7 @@ def _of_node(told: Told, facts: Facts) -> None:
     mode = facts.proxy.mode
     if unneeded_in(mode):
         text = f"is in {mode} mode, whose own rules lead to endpoints and are not walked here"
-        mend = "apt purge ipvs-node-agent: in this mode it is not needed"
+        mend = "apt remove ipvs-node-agent: in this mode it is not needed"
         told.doubts("kube-proxy", text, mend, f"kube-proxy {text}")
     elif facts.proxy.doubt:
         told.say(WARN, "kube-proxy", facts.proxy.doubt)
@@ -229,15 +237,22 @@ def _cover(told: Told, facts: Facts, named: Sequence[Naming]) -> None:
         told.say(OK, "pods", f"rules cover this node's, by {facts.coverage}")
 
 
-def concluded(causes: Sequence[Cause], agent: str = RUNNING, tried: bool = False) -> Verdict:
-    """The verdict that follows from `causes`, where this becomes of the `agent`."""
+def concluded(
+    causes: Sequence[Cause], agent: str = RUNNING, tried: bool = False, asked: bool = False
+) -> Verdict:
+    """The verdict that follows from `causes`, where this becomes of the `agent`.
+
+    `tried`: connections came about, to all that it is about; `asked`: some were to be made.
+    """
     certain = (cause for cause in causes if cause.works is False)
     first = next(certain, None) or next(iter(causes), None)
     if first is None and agent != RUNNING:
-        text = f"{_WORKS}; but nobody keeps the rules up to date, as the agent does not run"
-        return Verdict(True, text, "systemctl start ipvs-node-agent")
+        what, do = ("run", "start") if agent == DOWN else ("answer", "restart")
+        text = f"{_WORKS}; but nobody keeps the rules up to date, as the agent does not {what}"
+        return Verdict(True, text, f"systemctl {do} ipvs-node-agent")
     if first is None:
-        return Verdict(True, "works" if tried else f"{_WORKS}; {_NOT_TRIED}", "" if tried else _TRY)
+        mend = "" if tried or asked else _TRY
+        return Verdict(True, "works" if tried else f"{_WORKS}; {_NOT_TRIED}", mend)
     what = "should not work" if first.works is False else "cannot be told"
     return Verdict(first.works, f"{what}: {first.sentence}", first.mend)
 

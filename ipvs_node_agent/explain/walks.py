@@ -15,13 +15,7 @@ from ipvs_node_agent.explain.facts import DOWN, SILENT, Facts, NatTable
 from ipvs_node_agent.explain.lines import NEUTRAL, OK, WARN, Told
 from ipvs_node_agent.explain.origins import HOST, POD, Origin, origins
 from ipvs_node_agent.explain.services import Naming, family_of
-from ipvs_node_agent.model.addresses import (
-    IPV4,
-    IPV6,
-    Address,
-    parse_address,
-    show_address,
-)
+from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, parse_address, show_address
 from ipvs_node_agent.model.objects import Port
 from ipvs_node_agent.nat.chains import NAT, owner
 from ipvs_node_agent.nat.matches import Packet

@@ -327,7 +327,9 @@ def _address_type(to: bool) -> Callable[[Sequence[str]], Match]:
 
 
 def _state(values: Sequence[str]) -> Match:
-    held = "NEW" in values[0].split(",")
+    # Of a first packet; whether it was translated, none of the tables here tells.
+    states = set(values[0].split(","))
+    held = True if "NEW" in states else None if states & {"DNAT", "SNAT"} else False
     return lambda *_: held
 
 

@@ -101,7 +101,7 @@ class NftMonitor:
                 return Heard(changed or balance != 0, committed, tuple(dict.fromkeys(by)))
             except OSError:
                 # ENOBUFS: more came than the buffer holds, so what is left tells nothing.
-                changed = True
+                changed, self._matters = True, False
                 continue
             try:
                 for kind, sender, body in messages(data):
@@ -124,7 +124,7 @@ class NftMonitor:
                         matters = new or not chain or self._concerns(chain)
                         self._matters, changed = self._matters or matters, changed or matters
             except Lost:
-                changed = True
+                changed, self._matters = True, False
 
     def close(self) -> None:
         """Stops listening."""

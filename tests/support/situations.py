@@ -700,7 +700,7 @@ AROUND = [
         "kube-proxy in nftables mode",
         None,
         "kube-proxy is in nftables mode, whose own rules lead to endpoints",
-        "apt purge ipvs-node-agent",
+        "apt remove ipvs-node-agent",
         fields={"proxy": ProxyMode("nftables"), "ipvs": None},
         programmed=(),
     ),

@@ -31,6 +31,10 @@ class Server:
         assert not isinstance(event, Trouble) or event.away
         self.told.append((self.now, type(event).__name__))
 
+    def troubles(self) -> list[tuple[float, str]]:
+        """What was told behind the first word."""
+        return self.told[1:] if self.told[:1] and self.told[0][1] == "Recovered" else self.told
+
     def pass_time(self, seconds: float, heard_every: float = math.inf) -> int:
         """Lets it look whenever it wants to, and gives how often it did."""
         end, next_byte, turns = self.now + seconds, self.now + heard_every, 0
@@ -55,13 +59,13 @@ def server() -> Server:
 def test_who_is_heard_of_every_minute_is_not_asked(server: Server) -> None:
     # Nor does anybody look more often than has to be.
     assert server.pass_time(3600, heard_every=60) <= 3600 / (ASKS - 60)
-    assert (server.asked, server.told) == ([], [])
+    assert (server.asked, server.troubles()) == ([], [])
 
 
 def test_who_says_nothing_and_answers_is_followed(server: Server) -> None:
     server.pass_time(3600)
     assert len(server.asked) == 3600 // ASKS
-    assert server.told == []
+    assert server.troubles() == []
 
 
 def test_who_does_not_answer_is_told_of_once_and_so_is_his_return(server: Server) -> None:
@@ -70,22 +74,31 @@ def test_who_does_not_answer_is_told_of_once_and_so_is_his_return(server: Server
     server.pass_time(3600)
     # And then not any more.
     assert server.asked == [silent_since + ASKS + n * AGAIN for n in range(3)]
-    assert server.told == [(silent_since + SILENT, "Trouble")]
+    assert server.troubles() == [(silent_since + SILENT, "Trouble")]
     server.well, server.heard = True, server.now
     server.pass_time(2)
-    ((when, what),) = server.told[1:]
+    ((when, what),) = server.troubles()[1:]
     assert what == "Recovered"
     assert when == pytest.approx(server.now, abs=3)
     server.pass_time(1000)
-    assert len(server.told) == 2
+    assert len(server.troubles()) == 2
 
 
 def test_who_was_never_heard_of_is_silent_since_the_start(server: Server) -> None:
     server.well = False
     server.pass_time(SILENT - 1)
-    assert server.told == []
+    assert server.troubles() == []
     server.pass_time(2)
-    assert server.told == [(1000 + SILENT, "Trouble")]
+    assert server.troubles() == [(1000 + SILENT, "Trouble")]
+
+
+def test_the_first_word_ends_what_an_earlier_one_told(server: Server) -> None:
+    """As after a reload that mends the kubeconfig: the outage is over."""
+    server.pass_time(5)
+    assert server.told == []
+    server.heard = server.now
+    server.pass_time(200)
+    assert [what for _, what in server.told] == ["Recovered"]
 
 
 def test_it_ends_when_everything_ends(server: Server) -> None:

@@ -413,7 +413,7 @@ def test_a_file_that_cannot_be_read_is_an_error(
     ("documents", "why"),
     [
         ([], "holds no Kubernetes object (kubectl get node NAME -o yaml prints one)"),
-        ([{"kind": "List", "items": []}], "wanted one Node, got 0"),
+        ([{"apiVersion": "v1", "kind": "List", "items": []}], "wanted one Node, got 0"),
         ([node(POD_CIDR), node(POD_CIDR)], "wanted one Node, got 2"),
         ([WEB], "wanted a Node, got 'Service' (kubectl get node NAME -o yaml prints one)"),
     ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from ipvs_node_agent.explain.connect import Attempt
-from ipvs_node_agent.explain.lines import FAIL, OK, WARN, Cause, Told
+from ipvs_node_agent.explain.lines import FAIL, OK, WARN, Cause
 from ipvs_node_agent.explain.services import naming
 from ipvs_node_agent.explain.target import target
-from ipvs_node_agent.explain.tried import tell, weighed
+from ipvs_node_agent.explain.tried import Tried, tell, weighed
 from ipvs_node_agent.explain.verdict import explain, overall
 from ipvs_node_agent.model.addresses import parse_address
+from ipvs_node_agent.model.objects import Port
 from tests.support.situations import SITUATIONS, WEB4
 
 HOST, POD = Attempt("host", 80, True, "connected"), Attempt("pod default/a", 80, True, "connected")
@@ -34,6 +35,8 @@ BROKEN = "a jump that is gone"
         ),
         (HEALTHY, [], True, "should work as far as"),
         (UNTOLD, [HOST, POD], True, "works"),
+        (UNTOLD, [HOST], None, "has the match owner"),
+        (UNTOLD, [HOST, POD._replace(port=81)], None, "has the match owner"),
         (UNTOLD, [HOST, FAILED], False, "a connection from pod default/a"),
         (UNTOLD, [], None, "has the match owner"),
         (BROKEN, [HOST, FAILED], False, "OUTPUT does not jump to IPVS_OUTPUT"),
@@ -61,11 +64,32 @@ def test_each_attempt_is_a_line_and_names_what_to_look_at() -> None:
 
 def test_that_there_was_no_pod_is_said() -> None:
     assert [line.level for line in tell([HOST], ()).lines] == [OK, WARN]
-    assert tell([], ()).lines == []
+    (line,) = tell([], ()).lines
+    assert line.level == WARN
 
 
 def test_only_what_nobody_could_tell_is_outweighed() -> None:
     sure, unsure = Cause(False, "no", ""), Cause(None, "unsure", "")
-    assert weighed([unsure, sure], None) == [unsure, sure]
-    assert weighed([unsure, sure], Told()) == [unsure, sure]
-    assert weighed([unsure, sure], tell([HOST, POD], ())) == [sure]
+    both = tell([HOST, POD], ())
+    assert weighed([unsure, sure], Tried(), is_all=False) == [unsure, sure]
+    assert weighed([unsure, sure], both, is_all=False) == [unsure, sure]
+    assert weighed([unsure, sure], both, is_all=True) == [sure]
+    failed = tell([HOST, FAILED], ())
+    assert weighed([unsure], failed, is_all=True) == [unsure, *failed.causes]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "ports", "is_all"),
+    [
+        ([HOST, POD], [("tcp", 80)], True),
+        ([HOST], [("tcp", 80)], False),
+        ([POD], [("tcp", 80)], False),
+        ([HOST, POD], [("tcp", 80), ("tcp", 81)], False),
+        ([HOST, POD], [("tcp", 80), ("udp", 80)], False),
+        ([HOST, POD], [], False),
+    ],
+)
+def test_connections_are_about_all_that_they_were_made_to(
+    attempts: list[Attempt], ports: list[tuple[str, int]], is_all: bool
+) -> None:
+    assert Tried(attempts).covers([Port(*each) for each in ports]) is is_all

@@ -105,6 +105,15 @@ def test_who_changes_what_matters_is_named(told: socket.socket, monitor: NftMoni
     assert monitor.hear(own=7) == Heard(changed=False, committed=False)
 
 
+def test_nobody_is_named_for_what_was_lost(told: socket.socket, monitor: NftMonitor) -> None:
+    nat = attribute(1, b"nat\0") + attribute(2, b"IPVS_OUTPUT\0")
+    rule = message(10 << 8 | 6, struct.pack("=BBH", socket.AF_INET, 0, 0) + nat, sender=9)
+    told.send(rule)
+    told.send(message(10 << 8)[:-2])
+    told.send(generation(3, b"innocent"))
+    assert monitor.hear(own=7) == Heard(changed=True, committed=False)
+
+
 @pytest.mark.parametrize("mark", ["", "KUBE-MARK-MASQ"])
 def test_a_rule_that_comes_in_a_chain_without_a_name_counts_as_a_change(mark: str) -> None:
     told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
