@@ -36,7 +36,7 @@ CASES = {
         ("-m addrtype --dst-type LOCAL", ["-m addrtype ! --dst-type LOCAL"]),
         ("-m addrtype ! --src-type LOCAL", ["-m addrtype --src-type LOCAL"]),
         ("-m conntrack --ctstate NEW", ["-m conntrack --ctstate RELATED,ESTABLISHED"]),
-        ("-m state --state INVALID,NEW", ["-m conntrack --ctstate DNAT"]),
+        ("-m state --state INVALID,NEW", ["-m conntrack --ctstate INVALID"]),
         ("-m mark --mark 0x4000/0x4000", ["-m mark --mark 0x0", "-m mark --mark 0x1/0x1"]),
         (
             "-m set ! --match-set KUBE-LOOP-BACK dst,dst,src",
@@ -92,6 +92,7 @@ def test_a_negation_is_the_opposite(option: str) -> None:
         ("-m statistic --mode random --probability 0.5", POD, "the match statistic --mode random"),
         ("-p tcp -m tcp --sport 1024", POD, "the match tcp --sport"),
         ("-m addrtype --dst-type UNICAST", POD, "more than is known"),
+        ("-m conntrack --ctstate RELATED,DNAT", POD, "more than is known"),
         ("-f", POD, "the match -f, which"),
         ("-p tcp -m tcp --dport many", POD, "the match tcp --dport many, which"),
         ("-s somewhere", POD, "the match -s somewhere, which"),
