@@ -12,12 +12,12 @@ import time
 from typing import Callable
 
 from ipvs_node_agent.errors import AgentError
-from ipvs_node_agent.model.events import Event, Recovered, Trouble
+from ipvs_node_agent.model.events import CONNECTION, Event, Recovered, Trouble
 
 # After so many seconds of silence a request is to be made, and again after as many; and after so
 # many nobody is there.
 ASKS, AGAIN, SILENT = 90.0, 20.0, 150.0
-NAME, _LOOK = "connection", 1.0  # In place of a resource's; how often one looks while silent.
+_LOOK = 1.0  # How often one looks while it is silent.
 
 
 class Silence:
@@ -51,7 +51,7 @@ class Silence:
         if silent != self._silent and (silent or heard > self._began):
             self._silent = silent
             error = AgentError("API server", f"nothing was heard of it for {SILENT:.0f} s")
-            self._emit(Trouble(NAME, error, away=True) if silent else Recovered(NAME))
+            self._emit(Trouble(CONNECTION, error, True) if silent else Recovered(CONNECTION))
         if silent:
             return _LOOK
         due = self._asked + AGAIN if self._asked > heard else heard + ASKS

@@ -41,6 +41,10 @@ class Skipped(NamedTuple):
     text: str
 
 
+# In place of a resource, where it is the API server as such that is silent.
+CONNECTION = "connection"
+
+
 class Trouble(NamedTuple):
     """The resource cannot be followed right now; `away` where nobody is there, or able to."""
 

@@ -151,7 +151,9 @@ class NftMonitor:
 
 def _process(body: bytes) -> str:
     """Who made the transaction that a message is the end of; any process chooses its own name."""
-    found = {kind & _TYPE_MASK: data for (_, kind), data in _parts(body[4:], _ATTRIBUTE)}
+    found = {
+        kind & _TYPE_MASK: data for (_, kind), data in _parts(body[_FAMILY_HEADER:], _ATTRIBUTE)
+    }
     name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     number = int.from_bytes(found.get(_PROCESS_ID, b"")[:4], "big")
     return f"{one_line(name, 16) or 'somebody'} (pid {number})"

@@ -10,7 +10,7 @@ from typing import Callable
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, show_address
-from ipvs_node_agent.model.events import Recovered, Skipped, Trouble
+from ipvs_node_agent.model.events import CONNECTION, Recovered, Skipped, Trouble
 from ipvs_node_agent.model.objects import Problem, Service, UncoveredPod
 from ipvs_node_agent.rules.coverage import Coverage, described, remedy
 from ipvs_node_agent.rules.policy import external_ips, is_counted, unneeded_in
@@ -49,7 +49,9 @@ class Notices:
         text = str(event.error)
         # Who is away fails in many ways, one after the other and for each resource.
         what = "" if event.away else text
-        if what not in self._said:
+        # Whoever refuses, or cannot be asked for want of credentials, is silent too.
+        is_explained = event.resource == CONNECTION and self._troubles
+        if what not in self._said and not is_explained:
             log.warning("%s (trying again; the rules stay as they are)", text)
         else:
             log.debug("still cannot follow the %s: %s", event.resource, text)

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from ipvs_node_agent.apiserver.silence import AGAIN, ASKS, NAME, SILENT, Silence
-from ipvs_node_agent.model.events import Event, Recovered, Trouble
+from ipvs_node_agent.apiserver.silence import AGAIN, ASKS, SILENT, Silence
+from ipvs_node_agent.model.events import CONNECTION, Event, Recovered, Trouble
 
 
 class Server:
@@ -27,7 +27,7 @@ class Server:
 
     def _tell(self, event: Event) -> None:
         assert isinstance(event, (Trouble, Recovered))
-        assert event.resource == NAME
+        assert event.resource == CONNECTION
         assert not isinstance(event, Trouble) or event.away
         self.told.append((self.now, type(event).__name__))
 

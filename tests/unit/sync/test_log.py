@@ -191,6 +191,11 @@ EVENTS = {
         ],
         [SAID.format(AWAY), SAID.format(FORBIDDEN)],
     ),
+    "silence that another reason explains": (
+        [Trouble(SERVICES, FORBIDDEN), OUTAGE[-1]],
+        [SAID.format(FORBIDDEN)],
+    ),
+    "silence alone": ([OUTAGE[-1]], [SAID.format("API server: nothing was heard of it")]),
     "an answer without an outage": ([Recovered(SERVICES)], []),
     # Each list has it again.
     "what was passed over": (
