@@ -9,7 +9,7 @@ import pytest
 
 from ipvs_node_agent.commands import explain
 from ipvs_node_agent.commands.explain import as_text
-from ipvs_node_agent.explain.facts import Facts
+from ipvs_node_agent.explain.facts import SILENT, Facts
 from ipvs_node_agent.explain.lines import (
     FAIL,
     NEUTRAL,
@@ -21,6 +21,7 @@ from ipvs_node_agent.explain.lines import (
     Verdict,
 )
 from ipvs_node_agent.explain.target import Target
+from ipvs_node_agent.observe.status import HANGING, Report
 from tests.support.commandline import Command
 from tests.support.situations import SITUATIONS, Situation
 
@@ -86,3 +87,9 @@ def test_it_is_for_root(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
     done = command("explain", "10.19.20.201")
     assert done.status == 3
     assert done.err == "ipvs-node-agent: explain: the kernel's tables are root's to read (sudo)\n"
+
+
+def test_an_agent_that_hangs_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = Report(HANGING, "In sync; ...")
+    monkeypatch.setattr("ipvs_node_agent.observe.statussocket.ask", lambda _: hanging)
+    assert explain._agent().state == SILENT

@@ -439,3 +439,16 @@ def test_a_dash_is_standard_input_which_can_be_read_once(
     assert (twice.status, "standard input" in twice.complaint) == (2, True)
     result = command.render("-f", "-")
     assert (result.status, result.ips, result.err) == (0, ["10.19.0.1"], "")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"apiVersion": "meta.k8s.io/v1", "kind": "Table", "rows": []}, {"ERROR": "x", "kind": "foo"}],
+    ids=["a table", "no version"],
+)
+def test_what_only_looks_like_an_object_gives_no_rules(
+    command: Command, document: dict[str, Any]
+) -> None:
+    result = command("render", "-f", written("x", document), "--pod-cidr", POD_CIDR)
+    assert (result.status, result.out) == (2, "")
+    assert "holds no Kubernetes object" in result.err

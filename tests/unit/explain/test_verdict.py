@@ -5,19 +5,36 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from ipvs_node_agent.config.settings import DEFAULTS
-from ipvs_node_agent.explain.facts import NatTable
+from ipvs_node_agent.explain.facts import Facts, NatTable
 from ipvs_node_agent.explain.lines import FAIL, UNKNOWN, Cause, Told
 from ipvs_node_agent.explain.target import target
-from ipvs_node_agent.explain.verdict import as_json, concluded, explain, overall
+from ipvs_node_agent.explain.verdict import (
+    addresses,
+    as_json,
+    concluded,
+    explain,
+    overall,
+    tcp_ports,
+)
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.nat.trace import read
 from ipvs_node_agent.rules.planner import plan
-from tests.support.situations import PAGE, SITUATIONS, Situation, table, written
+from tests.support.situations import (
+    CLUSTER4,
+    PAGE,
+    SITUATIONS,
+    WEB4,
+    Situation,
+    table,
+    web,
+    written,
+)
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
@@ -108,3 +125,34 @@ def test_no_table_is_so_odd_that_nothing_can_be_said(seed: int) -> None:
             facts = replace(healthy.facts, tables=tables, seen=seen)
             for asked in (healthy.asked, f"{healthy.asked}:80", "default/web"):
                 assert as_json(explain(facts, target(asked)), asked, "worker-1")
+
+
+def _many(count: int, name: str = "web", cluster: str = CLUSTER4) -> dict[str, Any]:
+    first = 80 if name == "web" else 2000
+    ports = [{"name": f"p{n}", "port": n} for n in range(first, first + count)]
+    return web(name, cluster=cluster, ports=ports)
+
+
+def test_every_port_is_looked_at_or_said_not_to_be() -> None:
+    def without_the_last(count: int) -> Facts:
+        facts = Situation("", None, "", "", raw=(_many(count),)).facts
+        assert facts.ipvs is not None
+        return replace(facts, ipvs=tuple(s for s in facts.ipvs if s.port != 79 + count))
+
+    (found,) = explain(without_the_last(20), target(WEB4))
+    assert (found.verdict.works, "tcp 10.231.42.164:99" in found.verdict.sentence) == (False, True)
+    (found,) = explain(without_the_last(300), target(WEB4))
+    assert found.verdict.works is None
+    assert "44 ports more are not looked at" in found.verdict.sentence
+
+
+def test_of_a_service_that_shares_its_address_its_own_ports_count() -> None:
+    raw = (_many(20), _many(2, "late", "10.231.42.9"))
+    facts = Situation("", None, "", "", raw=raw).facts
+    asked = target("default/late")
+    (address,) = addresses(facts, asked)
+    assert tcp_ports(facts, asked, address) == [2000, 2001]
+    assert len(tcp_ports(facts, target("default/web"), address)) == 16
+    broken = replace(facts, ipvs=tuple(s for s in facts.ipvs or () if s.port != 2001))
+    (found,) = explain(broken, asked)
+    assert found.verdict.works is False

@@ -102,10 +102,11 @@ class Monitor:
     def __init__(self) -> None:
         self.told = self.closed = False
         self.names: set[str] = set()
+        self.by: tuple[str, ...] = ()
 
     def hear(self, own: int | None = None) -> Heard:
         told, self.told = self.told, False
-        return Heard(told, committed=False)
+        return Heard(told, committed=False, by=self.by)
 
     def knows(self, names: Iterable[str]) -> None:
         self.names = set(names)
@@ -156,3 +157,15 @@ def test_where_nobody_can_listen_nothing_is_known(
     table = made(NFT)
     table.save()
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
+
+
+def test_who_changed_it_is_told_between_two_looks(printed: list[str], monitor: Monitor) -> None:
+    table, told = made(NFT), list[tuple[str, ...]]()
+    for count in (0, 5, 0):
+        for number in range(count):
+            monitor.by = (f"x (pid {number})",)
+            table.changed()
+        monitor.by = ()
+        table.save()
+        told.append(table.changed_by)
+    assert told == [(), ("x (pid 2)", "x (pid 3)", "x (pid 4)"), ()]
