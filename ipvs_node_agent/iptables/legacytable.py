@@ -1,19 +1,21 @@
 """Which legacy tables there are, and whether one is the same for a fraction of what reading costs.
 
-The kernel hands out a legacy table as the block of entries that it is (what iptables-legacy-save
-begins with; see linux/netfilter_ipv4/ip_tables.h and its twin for IPv6). With the packet counts
-left out, the block changes only when somebody replaces the table.
+Nobody tells of changes. The kernel gives the number of entries and their size in a microsecond,
+and most changes show there. All others show in the block of entries that the table is (what
+iptables-legacy-save begins with; see linux/netfilter_ipv4/ip_tables.h and its twin for IPv6): with
+the packet counts left out, it changes only when somebody replaces the table.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 _GET_INFO, _GET_ENTRIES = 64, 65
 # struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
@@ -30,7 +32,9 @@ _LAYOUTS = {
     4: (socket.AF_INET, socket.SOL_IP, 90, 96),
     6: (socket.AF_INET6, socket.IPPROTO_IPV6, 142, 152),
 }
-_NO_COUNTS = bytes(16)
+_COUNTS = 16
+# So many entries are put together at once, as a copy of all would be as large as the table.
+_TOGETHER = 1000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,23 +46,78 @@ def names(version: int) -> Sequence[str]:
         return ()
 
 
-def digest(version: int, table: str) -> bytes:
-    """Stands for all of `table` of IPv4 or IPv6 but its counts. Raises OSError."""
-    name = table.encode().ljust(32, b"\0")
-    family, level, next_at, counts_at = _LAYOUTS[version]
-    with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as asking:
+class Block(NamedTuple):
+    """All entries of a table at one moment but their counts: where they are, and what they hold."""
+
+    places: tuple[struct.Struct, ...]
+    digest: int
+
+
+class Seen:
+    """What was last seen of `table` of IPv4 or IPv6."""
+
+    def __init__(self, version: int, table: str) -> None:
+        self._family, self._level, *self._layout = _LAYOUTS[version]
+        self._name = table.encode().ljust(32, b"\0")
+        self._info = b""
+        self._block: Block | None = None
+
+    def look(self) -> None:
+        """Takes note of all of it. Raises OSError."""
+        self.forget()
+        with self._asking() as asking:
+            info, block = self._fetched(asking)
+        places = _places(block, *self._layout)
+        self._info, self._block = info, Block(places, _digest(block, places))
+
+    def glance(self) -> None:
+        """Takes note of its size alone. Raises OSError."""
+        self.forget()
+        with self._asking() as asking:
+            self._info = self._told(asking)
+
+    def forget(self) -> None:
+        """Takes it for not seen."""
+        self._info, self._block = b"", None
+
+    def is_same(self, closely: bool) -> bool | None:
+        """Whether it is still the same; None where that is not known. Raises OSError.
+
+        Without looking closely, only its size is, and most that others do changes that.
+        """
+        if not self._info:
+            return None
+        with self._asking() as asking:
+            if self._told(asking) != self._info:
+                return False
+            if not closely or self._block is None:
+                return None
+            info, block = self._fetched(asking)
+        # Where an entry has become longer or shorter, the block is told apart by that alone.
+        return info == self._info and _digest(block, self._block.places) == self._block.digest
+
+    def _asking(self) -> socket.socket:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        return socket.socket(self._family, kind, socket.IPPROTO_RAW)
+
+    def _told(self, asking: socket.socket) -> bytes:
+        """Its number of entries, their size, and where the built-in chains begin and end."""
+        info = bytearray(_INFO.pack(self._name, *[0] * 13))
+        _get(asking, self._level, _GET_INFO, info)
+        return bytes(info)
+
+    def _fetched(self, asking: socket.socket) -> tuple[bytes, bytearray]:
         for _ in range(_TRIES):
-            info = bytearray(_INFO.pack(name, *[0] * 13))
-            _get(asking, level, _GET_INFO, info)
+            info = self._told(asking)
             size = _INFO.unpack(info)[-1]
             block = bytearray(_HEADER.size + size)
-            _HEADER.pack_into(block, 0, name, size)
+            _HEADER.pack_into(block, 0, self._name, size)
             try:
-                _get(asking, level, _GET_ENTRIES, block)
+                _get(asking, self._level, _GET_ENTRIES, block)
             except BlockingIOError:  # Somebody replaced it with one of another size in between.
                 continue
-            return hashlib.blake2b(_without_counts(block, next_at, counts_at)).digest()
-    raise OSError("the table does not stand still")
+            return info, block
+        raise OSError("the table does not stand still")
 
 
 def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> None:
@@ -70,16 +129,32 @@ def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> N
         raise OSError(number, os.strerror(number))
 
 
-def _without_counts(block: bytearray, next_at: int, counts_at: int) -> memoryview:
-    """The entries in `block`, their counters zero. Raises OSError where they cannot be told."""
+def _places(block: bytearray, next_at: int, counts_at: int) -> tuple[struct.Struct, ...]:
+    """What takes out of `block` all but the counters. Raises OSError where they cannot be told."""
+    entries = _entries(block, next_at, counts_at)
+    found = []
+    while piece := "".join(islice(entries, _TOGETHER)):
+        found.append(struct.Struct(f"={piece}"))
+    return tuple(found)
+
+
+def _entries(block: bytearray, next_at: int, counts_at: int) -> Iterator[str]:
     offsets = struct.Struct("=H")
     at, end = _HEADER.size, len(block)
     while at < end:
-        if at + counts_at + 16 > end:
+        if at + counts_at + _COUNTS > end:
             raise OSError("an entry is cut off")
         (length,) = offsets.unpack_from(block, at + next_at)
-        if length < counts_at + 16:
+        if length < counts_at + _COUNTS or at + length > end:
             raise OSError("an entry is too short")
-        block[at + counts_at : at + counts_at + 16] = _NO_COUNTS
+        yield f"{counts_at}s{_COUNTS}x{length - counts_at - _COUNTS}s"
         at += length
-    return memoryview(block)[_HEADER.size :]
+
+
+def _digest(block: bytearray, places: Sequence[struct.Struct]) -> int:
+    """Stands for all that is at `places`, in this process."""
+    at, digests = _HEADER.size, []
+    for one in places:
+        digests.append(hash(one.unpack_from(block, at)))
+        at += one.size
+    return hash(tuple(digests))

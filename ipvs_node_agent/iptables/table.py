@@ -7,7 +7,7 @@ import logging
 import re
 import select
 from collections.abc import Collection
-from typing import Callable, Protocol
+from typing import Callable, Protocol, TypeVar
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
@@ -18,6 +18,8 @@ from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
 from ipvs_node_agent.nft.monitor import NftMonitor, listen
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NFT, LEGACY = "nft", "legacy"
 BACKENDS = (NFT, LEGACY)
@@ -39,6 +41,10 @@ class Since(enum.Enum):
     UNCHANGED = enum.auto()
     CHANGED = enum.auto()
     UNKNOWN = enum.auto()
+
+
+# What a look at a legacy table says.
+_SINCE = {True: Since.UNCHANGED, False: Since.CHANGED, None: Since.UNKNOWN}
 
 
 class Table(Protocol):
@@ -96,8 +102,7 @@ class KernelTable:
         # Who changed something of ours: since the last `save`, and between the last two.
         self._changing: tuple[str, ...] = ()
         self._changed_by: tuple[str, ...] = ()
-        # Of the legacy table that `save` found, where nothing was written since.
-        self._digest: bytes | None = None
+        self._seen = legacytable.Seen(family.version, name)
         # The last restore, which has had its effect and still runs.
         self._ending: Command | None = None
         # To look at a legacy table makes it; for nat that is done anyway.
@@ -112,7 +117,7 @@ class KernelTable:
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self._since = Since.UNKNOWN if self._monitor is None else Since.UNCHANGED
-        self._digest = self._legacy_digest()
+        self._look(self._seen.look)
         if not (self._makes or may_read(self._family, self._backend, self._name)):
             return ""
         text = saved_table(self._launcher, self._save, self._name)
@@ -124,7 +129,8 @@ class KernelTable:
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
         self._finish()
-        self._digest, self._makes = None, True
+        self._makes = True
+        self._seen.forget()
         if len(text) > _LOUD:
             self._stop_listening()
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
@@ -135,6 +141,7 @@ class KernelTable:
             self._ending = started
         else:
             started.result()
+            self._look(self._seen.glance)
 
     def _committed(self, running: Running, monitor: NftMonitor) -> bool:
         """Waits for the end of `running`, or until the kernel tells that it took its change.
@@ -172,19 +179,20 @@ class KernelTable:
                 self._since = Since.CHANGED
 
     def changed(self, closely: bool = False) -> Since:
-        """See `Table`. Of nft's changes the kernel tells; legacy tables have a digest."""
+        """See `Table`. Of nft's changes the kernel tells; at legacy tables one looks."""
         self._finish()
         if self._monitor is not None:
             self._heard(self._monitor)
-        elif closely and self._digest is not None and self._legacy_digest() == self._digest:
-            return Since.UNCHANGED
+        elif self._backend == LEGACY:
+            return _SINCE[self._look(lambda: self._seen.is_same(closely))]
         return self._since
 
-    def _legacy_digest(self) -> bytes | None:
+    def _look(self, look: Callable[[], T]) -> T | None:
+        """What a look at a legacy table gives; None where there is none to be had."""
         if self._backend != LEGACY or not may_read(self._family, LEGACY, self._name):
             return None
         try:
-            return legacytable.digest(self._family.version, self._name)
+            return look()
         except OSError as error:
             log.debug("cannot tell whether the legacy table is the same: %s", error)
             return None

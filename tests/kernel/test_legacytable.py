@@ -1,4 +1,4 @@
-"""A legacy table's digest: another one with every change, the same whatever was counted."""
+"""What is seen of a legacy table: every change, and nothing of what was counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from ipvs_node_agent.iptables import legacytable
+from ipvs_node_agent.iptables.legacytable import Seen
 from ipvs_node_agent.model.addresses import Family
 from tests.support.netns import Namespace
 
@@ -16,11 +16,6 @@ RULES = [
     f'-A CHAIN -p tcp -m tcp --dport {port} -m comment --comment "x/y" -j RETURN'
     for port in range(1, 200)
 ]
-
-
-def digest(namespace: Namespace, family: Family) -> bytes:
-    with namespace.enter():
-        return legacytable.digest(family.version, "nat")
 
 
 def test_it_changes_with_every_change_and_not_with_the_counts(
@@ -34,24 +29,38 @@ def test_it_changes_with_every_change_and_not_with_the_counts(
     translation = f"-A CHAIN -p sctp -j DNAT --to-destination {to}"
     text = "\n".join(["*nat", ":CHAIN - [0:0]", *RULES, translation, "COMMIT", ""])
     namespace.run(f"{family.command}-legacy-restore", stdin=text)
-    seen = [digest(namespace, family)]
-    assert digest(namespace, family) == seen[0]
-    for change in (
-        "-A OUTPUT -j CHAIN",
-        "-R CHAIN 100 -p tcp --dport 100 -j ACCEPT",
-        "-D CHAIN 50",
-        "-I OUTPUT 1 -j RETURN",
-        "-N OTHER",
+    seen = Seen(family.version, "nat")
+
+    def same() -> tuple[bool | None, bool | None]:
+        """Whether it is, by its size and closely."""
+        with namespace.enter():
+            return seen.is_same(closely=False), seen.is_same(closely=True)
+
+    assert same() == (None, None)
+    for change, by_size in (
+        ("-A OUTPUT -j CHAIN", False),
+        ("-R CHAIN 100 -p tcp -m tcp --dport 7 -m comment --comment x/y -j RETURN", None),
+        ("-D CHAIN 50", False),
+        ("-I OUTPUT 1 -j RETURN", False),
+        ("-N OTHER", False),
     ):
+        with namespace.enter():
+            seen.look()
+        assert same() == (None, True)
         iptables(change)
-        seen.append(digest(namespace, family))
-    assert len({*seen}) == len(seen)
+        assert same() == (by_size, False)
     iptables("-D OUTPUT 1")
-    uncounted = digest(namespace, family)
+    with namespace.enter():
+        seen.look()
     before = namespace.run(f"{family.command}-legacy-save", "-c", "-t", "nat")
     send_a_packet(namespace, family)
     assert namespace.run(f"{family.command}-legacy-save", "-c", "-t", "nat") != before
-    assert digest(namespace, family) == uncounted
+    assert same() == (None, True)
+    with namespace.enter():
+        seen.glance()
+    assert same() == (None, None)
+    iptables("-A CHAIN -j RETURN")
+    assert same() == (False, False)
 
 
 def send_a_packet(namespace: Namespace, family: Family) -> None:

@@ -19,8 +19,17 @@ def entry(mark: bytes, packets: int, octets: int) -> bytes:
 
 
 def test_counts_are_left_out_and_nothing_else() -> None:
-    block = bytearray(HEADER + entry(b"ab", 3, 180) + entry(b"cd", 5, 300))
-    assert legacytable._without_counts(block, *LAYOUT) == entry(b"ab", 0, 0) + entry(b"cd", 0, 0)
+    entries = [entry(bytes([n % 251, 7]), n, 180) for n in range(2500)]
+    block = bytearray(HEADER + b"".join(entries))
+    places = legacytable._places(block, *LAYOUT)
+    before = legacytable._digest(block, places)
+    for at in range(len(HEADER), len(block), 22):
+        for offset in (0, 1, 2, 3, 20, 21) if at % 100 < 22 else ():
+            block[at + offset] ^= 1
+            assert legacytable._digest(block, places) != before
+            block[at + offset] ^= 1
+        block[at + 4 : at + 20] = b"\xff" * 16
+    assert legacytable._digest(block, places) == before
 
 
 @pytest.mark.parametrize(
@@ -29,11 +38,12 @@ def test_counts_are_left_out_and_nothing_else() -> None:
         pytest.param(entry(b"ab", 3, 180)[:-4], "cut off", id="an end that is cut off"),
         pytest.param(struct.pack("=2sH18s", b"ab", 0, b""), "too short", id="no length"),
         pytest.param(struct.pack("=2sH18s", b"ab", 19, b""), "too short", id="a short length"),
+        pytest.param(struct.pack("=2sH18s", b"ab", 23, b""), "too short", id="a long length"),
     ],
 )
 def test_a_block_that_cannot_be_told_is_an_error(entries: bytes, why: str) -> None:
     with pytest.raises(OSError, match=why):
-        legacytable._without_counts(bytearray(HEADER + entries), *LAYOUT)
+        legacytable._places(bytearray(HEADER + entries), *LAYOUT)
 
 
 def test_a_kernel_without_legacy_tables_has_none(

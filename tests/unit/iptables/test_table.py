@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import pytest
@@ -67,30 +68,60 @@ def both(table: KernelTable) -> tuple[Since, Since]:
     return table.changed(), table.changed(closely=True)
 
 
-def test_a_legacy_table_tells_closely_by_its_digest(
+class Block:
+    """A legacy table in the kernel: an entry of 152 bytes for each letter of its text."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+        self.text, self.fetched = text, 0
+        monkeypatch.setattr(legacytable, "names", lambda _: ["nat"])
+        monkeypatch.setattr(legacytable, "_get", self._get)
+
+    def _get(self, asking: object, level: int, option: int, buffer: bytearray) -> None:
+        if option == 64:
+            name, *fields = legacytable._INFO.unpack(buffer)
+            fields[-2:] = len(self.text), 152 * len(self.text)
+            legacytable._INFO.pack_into(buffer, 0, name, *fields)
+            return
+        self.fetched += 1
+        entry = struct.Struct("=90sH4sQQ40s")
+        for number, letter in enumerate(self.text.encode()):
+            at = 40 + number * entry.size
+            # Packets are counted all the time.
+            entry.pack_into(buffer, at, b"", 152, b"", self.fetched, number, bytes([letter]))
+
+
+def test_a_legacy_table_tells_by_its_size_and_closely_by_all_of_it(
     printed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = [b"first"]
-    monkeypatch.setattr(legacytable, "names", lambda _: ["nat"])
-    monkeypatch.setattr(legacytable, "digest", lambda *_: digests[-1])
-    table = made(LEGACY)
+    there, table = Block(monkeypatch, "abc"), made(LEGACY)
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
     table.save()
-    assert both(table) == (Since.UNKNOWN, Since.UNCHANGED)
-    digests.append(b"second")
-    assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
-    table.save()
-    assert both(table) == (Since.UNKNOWN, Since.UNCHANGED)
-    # Of our own write there is no digest.
+    for _ in range(2):
+        assert both(table) == (Since.UNKNOWN, Since.UNCHANGED)
+    for text, seen in (
+        ("acb", (Since.UNKNOWN, Since.CHANGED)),
+        ("ab", (Since.CHANGED, Since.CHANGED)),
+        ("", (Since.CHANGED, Since.CHANGED)),
+        ("abcd" * 600, (Since.CHANGED, Since.CHANGED)),
+    ):
+        there.text = text
+        assert both(table) == seen
+        table.save()
+        assert both(table) == (Since.UNKNOWN, Since.UNCHANGED)
+    # After a write of our own its size alone is known, and it is not fetched in vain.
     table.restore("*nat\nCOMMIT\n")
+    there.fetched = 0
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
+    there.text = "abc"
+    assert both(table) == (Since.CHANGED, Since.CHANGED)
+    assert there.fetched == 0
 
 
 def test_a_legacy_table_that_is_not_there_is_not_made(
     printed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(legacytable, "names", lambda _: ["mangle"])
-    monkeypatch.setattr(legacytable, "digest", lambda *_: pytest.fail("asked for"))
+    monkeypatch.setattr(legacytable, "_get", lambda *_: pytest.fail("asked for"))
     table = made(LEGACY)
     table.save()
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
