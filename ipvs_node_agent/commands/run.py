@@ -1,15 +1,15 @@
 """`ipvs-node-agent run`: threads, signals and the main loop around the agent's mind.
 
-One thread for each resource follows the API server and puts events into a queue, and one follows
-the credentials' files; the main thread does what is in the queue, and is the only one that touches
-the agent and the kernel. It waits for nothing else, so that a watchdog can tell whether it hangs.
+One thread for each resource follows the API server and puts events into an inbox, and one follows
+the credentials' files; the main thread does what is in there, and is the only one that touches the
+agent and the kernel. It sleeps until something happens: work, a change that the kernel tells of, or
+the time at which something is due.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import queue
 import signal
@@ -28,6 +28,7 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.config.shown import changes
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
+from ipvs_node_agent.host.inbox import Inbox
 from ipvs_node_agent.host.isolated import Replacement
 from ipvs_node_agent.host.links import LinkFollower, Links
 from ipvs_node_agent.host.memory import return_freed_memory
@@ -98,7 +99,7 @@ class _Loop:
         self._config_path, self._config, self._manager = config_path, config, manager
         # Why the file is not what the agent goes by.
         self._config_fault = ""
-        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._stopped = threading.Event()
         self._monitoring = Monitoring(contact=lambda: self._following.api.contact)
         self._status_socket = StatusSocket(directory(), self._status)
@@ -107,7 +108,7 @@ class _Loop:
         self._uncovered = UncoveredPods(
             lambda: self._monitoring.published,
             lambda: self._found,
-            lambda pods: self._queue.put(lambda: self._agent.take_uncovered(pods)),
+            lambda pods: self._inbox.put(lambda: self._agent.take_uncovered(pods)),
         )
         self._following = self._follow()
         self._launcher = launch(manager.alive)
@@ -140,27 +141,26 @@ class _Loop:
     def _start(self) -> None:
         # First of all that takes time, as the list may take a second to arrive.
         self._following.start()
-        start_thread(self._links.run, self._queue.put)
+        start_thread(self._links.run, self._inbox.put)
         self._kernel = _kernel(self._launcher, self._config)
-        start_thread(self._follow_proxy_mode, self._queue.put)
-        start_thread(self._conntrack.run, self._queue.put)
+        start_thread(self._follow_proxy_mode, self._inbox.put)
+        start_thread(self._conntrack.run, self._inbox.put)
         tables, meters = self._kernel.programmers(self._monitoring.writes), self._monitoring.meters
         here, filters = Here(awaited=frozenset({ADDRESSES, API_SERVERS})), self._kernel.filters()
         self._agent = Agent(
             self._config, tables, time.monotonic, self._conntrack, meters, here, filters
         )
         self._backend_due = time.monotonic() + self._backend_period()
-        # A SimpleQueue may be put to from a signal handler.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._queue.put(self._stopped.set))
-        signal.signal(signal.SIGHUP, lambda *_: self._queue.put(self._reload))
+            signal.signal(number, lambda *_: self._inbox.put(self._stopped.set))
+        signal.signal(signal.SIGHUP, lambda *_: self._inbox.put(self._reload))
         self._monitoring.configure(self._config)
         self._status_socket.start()
 
     def _follow(self) -> Following:
         return Following(
             self._config,
-            self._queue.put,
+            self._inbox.put,
             lambda event: self._agent.take(event),
             self._take_places,
             (self._recorder.run, self._uncovered.run),
@@ -180,7 +180,7 @@ class _Loop:
             here = here.with_addresses(addresses, now).with_pod_networks(networks)
             return here.with_routes(routed, blocks)
 
-        self._queue.put(lambda: self._agent.take_here(told))
+        self._inbox.put(lambda: self._agent.take_here(told))
 
     def _follow_proxy_mode(self) -> None:
         found, doubts, pause = ProxyMode(None), 0, 0.0
@@ -190,7 +190,7 @@ class _Loop:
                 replacement.look()
                 before, found = found, proxy_mode(launcher, found.mode, self._kernel.backend)
                 if found != before:
-                    self._queue.put(partial(self._take_proxy_mode, found))
+                    self._inbox.put(partial(self._take_proxy_mode, found))
                 # One who has just begun to move soon has all that tells of it.
                 doubts = doubts + 1 if found.doubt else 0
                 pause = _PROXY_SOON if 0 < doubts < _PROXY_DOUBTS else _PROXY_PERIOD
@@ -201,7 +201,7 @@ class _Loop:
     def _status(self) -> Report:
         """What `status` tells; asked by other threads, and answered by the main one."""
         reply: queue.SimpleQueue[View] = queue.SimpleQueue()
-        self._queue.put(lambda: reply.put(self._agent.view()))
+        self._inbox.put(lambda: reply.put(self._agent.view()))
         view: View | None = None
         with suppress(queue.Empty):
             view = reply.get(timeout=statussocket.PATIENCE)
@@ -238,26 +238,14 @@ class _Loop:
         )
 
     def _work_off(self, timeout: float) -> None:
-        """Does what is in the queue, waiting for the first of it at most `timeout` seconds."""
-        end = math.inf
+        """Does what others want, after waiting at most `timeout` seconds for something to do."""
+        self._inbox.wait(self._agent.told_by, timeout)
+        end = time.monotonic() + _TAKING_SECONDS
         while not self._stopped.is_set() and time.monotonic() <= end:
-            try:
-                work = self._next(timeout)
-            except queue.Empty:
+            work = self._inbox.take()
+            if work is None:
                 return
-            end, timeout = min(end, time.monotonic() + _TAKING_SECONDS), 0.0
             work()
-
-    def _next(self, timeout: float) -> Callable[[], object]:
-        """What is next in the queue, waited for; raises queue.Empty."""
-        try:
-            return self._queue.get_nowait()
-        except queue.Empty:
-            if timeout <= 0:
-                raise
-        # Only behind a look that found nothing: after a `get` that need not wait, one with a
-        # timeout may find its lock free, and in Python 3.9 and 3.11 then wait for ever.
-        return self._queue.get(timeout=timeout)
 
     def _choose_backend(self) -> None:
         now = time.monotonic()

@@ -144,6 +144,11 @@ class Programmer:
         """Whether somebody told that others changed something of ours, or may have."""
         return self._known.certain is not None and self._table.changed() is Since.CHANGED
 
+    @property
+    def told_by(self) -> int | None:
+        """What poll(2) finds readable when others change the table; None where nobody tells."""
+        return self._table.told_by
+
     def read(self, expected: Ruleset = _NOTHING) -> Found:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""
         self.resync()

@@ -66,6 +66,10 @@ class Table(Protocol):
     def changed_by(self) -> tuple[str, ...]:
         """Who changed something of ours between the last two `save`s, as far as that is told."""
 
+    @property
+    def told_by(self) -> int | None:
+        """What poll(2) finds readable when somebody changes it; None where nobody tells."""
+
     def watch(self, chains: Collection[str]) -> None:
         """Has others' `chains` count for `changed` as ours do, from the last `save` on."""
 
@@ -223,6 +227,11 @@ class KernelTable:
     def changed_by(self) -> tuple[str, ...]:
         """See `Table`."""
         return self._changed_by
+
+    @property
+    def told_by(self) -> int | None:
+        """See `Table`."""
+        return None if self._monitor is None else self._monitor.fileno()
 
     def watch(self, chains: Collection[str]) -> None:
         """See `Table`."""

@@ -50,10 +50,10 @@ from ipvs_node_agent.sync.log import Notices
 from ipvs_node_agent.sync.state import AgentState, Meter, View, in_sync_sentence
 
 _SYNC_INTERVAL = 0.07
-_CHECK_SHARE = 0.005
-# What others did is to be undone within five seconds, however much a look at it costs.
-_CHECK_PAUSE = 4.0
-_LISTEN_PERIOD = 0.5
+# A look at a table of which nobody tells may have so much of a core, and is no rarer than that.
+_CHECK_SHARE, _CHECK_PAUSE = 0.0045, 30.0
+# How often such a table is asked for its size.
+_GLANCE_PERIOD = 0.5
 _RESYNC_PERIOD = 300.0
 _NO_SERVICES = Services()
 
@@ -324,7 +324,7 @@ class Agent:
             self._next_sync = now + _SYNC_INTERVAL
         looking = now >= self._next_check
         if now >= self._next_resync:
-            self._next_resync = now + _RESYNC_PERIOD
+            looking, self._next_resync = True, now + _RESYNC_PERIOD
             for table in self._all:
                 table.programmer.resync()
         # One that fails may hang until its time limit.
@@ -339,9 +339,15 @@ class Agent:
         if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
         next_sync = math.inf if planned else self._next_sync
+        untold = any(table.untold for table in self._all)
+        look = min(self._next_check, now + _GLANCE_PERIOD) if untold else math.inf
         due = (table.due for table in self._all)
-        listen = min(now + _LISTEN_PERIOD, self._inputs.here.due)
-        return min(self._next_check, listen, next_sync, *due)
+        return min(look, self._next_resync, self._inputs.here.due, next_sync, *due)
+
+    @property
+    def told_by(self) -> Sequence[int]:
+        """What poll(2) finds readable as soon as `tick` has to see to what others did."""
+        return [each for table in self._all if (each := table.told_by) is not None]
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""

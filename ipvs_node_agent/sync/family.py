@@ -70,9 +70,9 @@ class FamilyTable(KeptTable):
 
     @property
     def due(self) -> float:
-        """When `sync` will have something to do besides looking for drift."""
-        again = max(self.wanted.refused.next_try, self._retry_at)
-        return min(self._retry_at if self.dirty else again, self.wanted.due)
+        """See `KeptTable`."""
+        again = math.inf if self.dirty else max(self.wanted.refused.next_try, self._retry_at)
+        return min(super().due, again, self.wanted.due)
 
     def plan(
         self,

@@ -6,6 +6,7 @@ more: it may be a large one, and is no business of ours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Callable
 
@@ -35,6 +36,16 @@ class InvalidInput(KeptTable):
     def resting(self) -> bool:
         """Whether there is nothing of ours, nor to be."""
         return not (self._ruleset.chains or self.dirty)
+
+    @property
+    def due(self) -> float:
+        """See `KeptTable`."""
+        return math.inf if self.resting else super().due
+
+    @property
+    def untold(self) -> bool:
+        """See `KeptTable`."""
+        return not self.resting and super().untold
 
     @property
     def check_seconds(self) -> float:

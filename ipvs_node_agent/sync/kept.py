@@ -80,8 +80,26 @@ class KeptTable(ABC):
 
     @property
     def due(self) -> float:
-        """When `sync` will have something to do besides looking for drift."""
-        return self._retry_at if self.dirty else math.inf
+        """When `sync` will have something to do, if nobody tells of anything before."""
+        if self.dirty:
+            return self._retry_at
+        if self._resting:
+            return self.repairs.rest_until
+        return self._clock() if self.programmer.heard() else math.inf
+
+    @property
+    def told_by(self) -> int | None:
+        """What poll(2) finds readable as soon as somebody tells; None where nobody is heard now."""
+        return None if self.dirty or self._resting else self.programmer.told_by
+
+    @property
+    def untold(self) -> bool:
+        """Whether nobody tells what others do, and it has to be looked for."""
+        return self.programmer.told_by is None and bool(self.ruleset.chains or self._held)
+
+    @property
+    def _resting(self) -> bool:
+        return self._clock() < self.repairs.rest_until
 
     @property
     def check_seconds(self) -> float:
@@ -98,8 +116,7 @@ class KeptTable(ABC):
         now = self._clock()
         if now < self._retry_at:
             return
-        resting = now < self.repairs.rest_until
-        looking = not resting and (looking or self.programmer.heard())
+        looking = not self._resting and (looking or self.programmer.heard())
         if not (self.dirty or looking):
             return
         outcome = self._write(looking)

@@ -53,6 +53,7 @@ def history(seed: int) -> list[Step]:
         (lambda: step("deliver", choice((1, 1, 2, 50))), 2.0),
         (lambda: step("list_anew", choice((SERVICES, SERVICES, THE_NODE))), 0.5),
         (lambda: _others(chance), 4.0),
+        (lambda: _others_alone(chance, pool), 1.0),
         (lambda: _others_in_filter(chance), 1.0),
         (lambda: step("refuse", choice(pool), often(0.5)), 1.0),
         (lambda: step("accept"), 0.5),
@@ -117,6 +118,13 @@ def _others(chance: random.Random) -> Step:
     return step("others", what, family, chain, told, chance.choice(MOMENTS))
 
 
+def _others_alone(chance: random.Random, pool: Sequence[str]) -> Step:
+    what, family = chance.choice(tuple(MEDDLING)), chance.choice((IPV4, *FAMILIES))
+    times, put = chance.choice((0, 1, 1, 8)), _put(chance, pool)
+    moment = chance.choice(MOMENTS[-3:])
+    return step("others_alone", what, family, chance.choice(CHAINS), times, put, moment)
+
+
 def _others_in_filter(chance: random.Random) -> Step:
     what, family = chance.choice(tuple(IN_FILTER)), chance.choice((IPV4, *FAMILIES))
     return step("others_in_filter", what, family, chance.random() < 0.9, chance.choice(MOMENTS))
@@ -131,4 +139,4 @@ def _fail(chance: random.Random) -> Step:
 def _pass(chance: random.Random) -> Step:
     seconds = chance.choice(PAUSES)
     ticks = chance.choice(("due", "due", "one", "none"))
-    return step("let_pass", seconds, "one" if ticks == "due" and seconds > 5 else ticks)
+    return step("let_pass", seconds, "one" if ticks == "due" and seconds > 70 else ticks)

@@ -131,6 +131,18 @@ MUTATIONS = {
         ),
     },
     "sync/kept.py": {
+        "what is told while a write goes on waits for more": (
+            "return self._clock() if self.programmer.heard() else math.inf",
+            "return math.inf",
+        ),
+        "nobody listens to what a table tells": (
+            "return None if self.dirty or self._resting else self.programmer.told_by",
+            "return None",
+        ),
+        "what is told while it rests is forgotten": (
+            "            return self.repairs.rest_until\n",
+            "            return math.inf\n",
+        ),
         "a failed write is not tried again": (
             "self._retry_at = now + max(self._delay, 0.0 if error.locked else seconds)",
             "self._retry_at = math.inf",

@@ -56,7 +56,8 @@ class SimTable(FakeTable):
         self.faults: list[str] = []
         # What others do just before or after a call of the agent's: (its name, the change).
         self.meanwhile: list[tuple[str, Callable[[], None]]] = []
-        self._told = False
+        # What was told: since the table was read, and since that was last taken note of.
+        self._told = self._unheard = self._listening = False
         self._version = itertools.count()
         self._last = self._read = next(self._version)
 
@@ -95,7 +96,7 @@ class SimTable(FakeTable):
     def note(self, told: bool = True) -> None:
         """The table is another one now; `told` says whether the kernel tells."""
         self._last = next(self._version)
-        self._told = self._told or told
+        self._told, self._unheard = self._told or told, self._unheard or told
 
     # The agent's side
 
@@ -105,7 +106,7 @@ class SimTable(FakeTable):
         self._fail("save")
         if self.native:
             raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
-        self._told, self._read = False, self._last
+        self._told, self._read, self._listening = False, self._last, True
         self.seen = self.copy()
         text = super().save()
         self._pause("after save")
@@ -113,11 +114,32 @@ class SimTable(FakeTable):
 
     def changed(self, closely: bool = False) -> Since:
         """See `Table`; closely it is exact, as a digest is."""
+        self._unheard = False
         if self._told:
             return Since.CHANGED
         if self.tells or (closely and self._read == self._last):
             return Since.UNCHANGED
         return Since.UNKNOWN
+
+    @property
+    def told_by(self) -> int | None:
+        """See `Table`; a number that stands for this one."""
+        return id(self) if self.tells and self._listening else None
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether somebody who waits for it would be woken."""
+        return self.tells and self._listening and self._unheard
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether it was told of something that the agent has not looked at."""
+        return self.tells and self._listening and self._told
+
+    def close(self) -> None:
+        """See `Table`."""
+        super().close()
+        self._listening = False
 
     def restore(self, text: str) -> None:
         """Applies `text`, or fails, before or after it did. Raises TableError."""
@@ -129,6 +151,8 @@ class SimTable(FakeTable):
         self._last = next(self._version)
         seen, self.seen = self.seen, applied(self.seen, text, self.name)
         self._wrote(self, Wrote(text, seen, self.seen, there, self.copy()))
+        # Who waits for the kernel to tell of it hears whatever came before.
+        self._unheard = False
         self._pause("after restore")
         if fault:
             raise BUSY

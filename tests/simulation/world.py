@@ -66,6 +66,8 @@ class World:
         # What cannot be followed.
         self.troubles: set[str] = set()
         self.slow = self.unsaid = -math.inf
+        # Whether work waits for the main loop, and when it has something to do without any.
+        self.woken, self.due = True, -math.inf
         self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
         self.filters = {f: SimTable(f, self.advance, filters.judge, "filter") for f in FAMILIES}
         # Addresses that the kernel has no more, and since when.
@@ -192,6 +194,7 @@ class World:
         return services
 
     def _become(self, **told: Any) -> None:
+        self.woken = True
         self.told = replace(self.told, **told)
         for states in self.states.values():
             states.append(self.told)
@@ -224,6 +227,22 @@ class World:
             table.note(told)
         else:
             table.change(MEDDLING[what].format(chain=chain, built_in=built_in), told)
+
+    def others_alone(
+        self, what: str, family: Family, chain: str, times: int, put: Put, moment: str
+    ) -> None:
+        """Somebody else changes a table, once or in a fight, and then nothing happens for long.
+
+        With no `times`, it is at a moment of the write that `put` makes.
+        """
+        self._sleep_until(self.now + CALM)
+        if times == 0:
+            self.others(what, family, chain, True, moment)
+            self.put(put, True)
+        for _ in range(times):
+            self.others(what, family, chain, True, "")
+            self._sleep_until(self.now + 0.3)
+        self._sleep_until(self.now + CALM)
 
     def others_in_filter(self, what: str, family: Family, told: bool, moment: str) -> None:
         """See `others`; in a filter table."""
@@ -295,6 +314,7 @@ class World:
 
     def trouble(self, resource: str, over: bool) -> None:
         """A resource cannot be followed, or can again."""
+        self.woken = True
         if over:
             self.troubles.discard(resource)
             self.agent.take(events.Recovered(resource))
@@ -308,35 +328,49 @@ class World:
         """Time passes, with all ticks that are due, or with one at its end, or without."""
         end = self.now + seconds
         if ticks == "due":
-            self._tick_until(end)
+            self._sleep_until(end)
         self.now = max(self.now, end)
         if ticks == "one":
             self._tick()
 
-    def _tick_until(self, end: float) -> None:
-        ticks, most = 0, 200 + 30 * (end - self.now)
-        while self.now <= end:
-            began, due = self.now, self._tick()
+    def _sleep_until(self, end: float) -> None:
+        """Ticks as the main loop: when it was told of something, and when it asked for it."""
+        start, ticks, most = self.now, 0, 200 + 30 * (end - self.now)
+        while True:
+            due = self.now if self._is_woken() else self.due
+            if due > end:
+                break
+            began = self.now = max(due, self.now)
+            self._tick()
             ticks += 1
-            if due <= began or ticks > most:
-                raise Violation(f"asks for a tick at {due}, after the one at {began}")
-            self.now = max(due, self.now)
+            if self.due < began or ticks > most:
+                raise Violation(f"asks for a tick at {self.due}, after the one at {began}")
 
-    def _tick(self) -> float:
+        if end - start >= CALM and start - self.slow > SLOW:
+            deaf = [t for t in self._all if t.is_unread and not (t.faults or t.native)]
+            if deaf:
+                raise Violation(f"{deaf[0].family} told of a change, and nobody looks")
+
+    def _is_woken(self) -> bool:
+        """Whether something waits in the inbox, or a table tells that is listened to."""
+        listening = self.agent.told_by
+        return self.woken or any(t.is_telling and t.told_by in listening for t in self._all)
+
+    def _tick(self) -> None:
         left = [each for each, since in self.gone.items() if self.now >= since + _LINGER]
         if left:
             for each in left:
                 del self.gone[each]
             self._become(addresses=self.addresses.union(self.gone))
-        due = self.agent.tick()
+        self.woken = False
+        self.due = self.agent.tick()
         self._look()
-        return due
 
     def calm(self) -> None:
         """Where nothing is wrong any more, a few seconds are enough for everything."""
         self.deliver()
         began = self.now
-        self._tick_until(began + CALM)
+        self._sleep_until(began + CALM)
         tables = self._all
         slow = began - self.slow < SLOW or began - self.unsaid < QUIET
         if slow or any(table.faults or table.meanwhile or table.refused for table in tables):
@@ -364,11 +398,11 @@ class World:
                 table.native = False
                 table.note()
         end = self.now + QUIET
-        self._tick_until(self.now + 3)
+        self._sleep_until(self.now + 3)
         while self.now < end:
             self.now += 10.0
             self._tick()
-        self._tick_until(self.now + 5)
+        self._sleep_until(self.now + 5)
         self._expect_everything()
 
     # What has to hold

@@ -61,6 +61,11 @@ class FakeTable:
         """See `Table`; nobody tells."""
         return ()
 
+    @property
+    def told_by(self) -> int | None:
+        """See `Table`; nobody tells."""
+        return None
+
     def watch(self, chains: Collection[str]) -> None:
         """See `Table`; what nobody is told of is looked for."""
         self.watched = frozenset(chains)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -238,28 +236,6 @@ def test_a_start_that_fails_ends_with_its_own_reason(
     monkeypatch.setattr(getattr(run, name), method, refused)
     assert setting.command() == RefusedError.exit_status
     assert capsys.readouterr().err.endswith("the node: is not what it should be\n")
-
-
-@pytest.mark.once("oldest")
-@pytest.mark.parametrize("timeout", [0.0, 1e-5])
-def test_a_wait_that_has_an_end_ends(timeout: float, setting: Setting) -> None:
-    """Behind a `get` that need not wait, Python 3.9's SimpleQueue may wait for ever."""
-    loop = run._Loop(setting.path, Config(kubeconfig=str(setting.kubeconfig)), setting.told)
-    late: list[bool] = []
-
-    def end_it() -> None:
-        late.append(True)
-        loop._queue.put(int)
-
-    alarm = threading.Timer(10, end_it)
-    alarm.start()
-    for _ in range(50_000):
-        loop._queue.put(int)
-        loop._next(timeout)
-        with suppress(queue.Empty):
-            loop._next(timeout)
-        assert not late
-    alarm.cancel()
 
 
 def test_an_agent_that_is_only_constructed_does_nothing(

@@ -1,0 +1,48 @@
+"""What the main thread waits for: work from other threads and from signals, and what else may come.
+
+A queue of the standard library's can be waited for by itself alone. Here a pipe says that there is
+work, so that one call of poll(2) waits for it, for sockets, and for a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Callable
+
+Work = Callable[[], object]
+
+
+class Inbox:
+    """Work, in the order in which it was put; one thread takes it."""
+
+    def __init__(self) -> None:
+        self._work: deque[Work] = deque()
+        self._said, self._say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def put(self, work: Work) -> None:
+        """Adds `work`; from any thread, and from a signal's handler."""
+        self._work.append(work)
+        # Full, it says so already.
+        with suppress(BlockingIOError):
+            os.write(self._say, b"\0")
+
+    def take(self) -> Work | None:
+        """What comes next; None where there is nothing."""
+        return self._work.popleft() if self._work else None
+
+    def wait(self, others: Iterable[int], seconds: float) -> None:
+        """Waits for work, or for one of these file descriptors to be readable, at most so long."""
+        if not self._work:
+            waiting = select.poll()
+            for each in (self._said, *others):
+                waiting.register(each, select.POLLIN)
+            waiting.poll(None if seconds == math.inf else math.ceil(max(seconds, 0.0) * 1000))
+        # Before the work is taken: what is put from now on is said anew.
+        with suppress(BlockingIOError):
+            while os.read(self._said, 1 << 16):
+                pass

@@ -1,0 +1,79 @@
+"""What the main thread waits for, and that nothing which was put is ever slept through."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+
+from ipvs_node_agent.host.inbox import Inbox
+from tests.support.meanwhile import meanwhile
+
+
+def taken(inbox: Inbox) -> list[object]:
+    return [work() for work in iter(inbox.take, None)]
+
+
+def test_work_comes_in_the_order_in_which_it_was_put() -> None:
+    inbox = Inbox()
+    for number in range(100_000):
+        inbox.put(lambda number=number: number)  # type: ignore[misc]
+    inbox.wait([], math.inf)
+    assert taken(inbox) == [*range(100_000)]
+
+
+def test_it_waits_no_longer_than_it_may_and_not_at_all_where_there_is_work() -> None:
+    inbox = Inbox()
+    for timeout, work in ((0.0, False), (-1.0, False), (0.2, False), (60.0, True)):
+        if work:
+            inbox.put(lambda: None)
+        began = time.monotonic()
+        inbox.wait([], timeout)
+        waited = time.monotonic() - began
+        assert waited < 10
+        assert waited >= (0.0 if work else timeout)
+    # What was said is not said again.
+    taken(inbox)
+    began = time.monotonic()
+    inbox.wait([], 0.2)
+    assert time.monotonic() - began >= 0.2
+
+
+def test_another_descriptor_wakes_it() -> None:
+    inbox, (reading, writing) = Inbox(), os.pipe()
+    os.write(writing, b"x")
+    inbox.wait([reading], math.inf)
+    assert inbox.take() is None
+
+
+def test_what_many_threads_put_wakes_it_each_time() -> None:
+    inbox, count, found = Inbox(), 20_000, 0
+
+    def put() -> None:
+        for _ in range(count):
+            inbox.put(lambda: None)
+
+    threads = [threading.Thread(target=put) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while found < 3 * count:
+        began = time.monotonic()
+        inbox.wait([], 30.0)
+        assert time.monotonic() - began < 25, "it slept though there was work"
+        found += len(taken(inbox))
+    for thread in threads:
+        thread.join()
+
+
+def test_a_signal_wakes_it() -> None:
+    inbox = Inbox()
+    before = signal.signal(signal.SIGUSR1, lambda *_: inbox.put(lambda: "signal"))
+    try:
+        with meanwhile(lambda: time.sleep(0.05)):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            inbox.wait([], math.inf)
+        assert "signal" in taken(inbox)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
