@@ -10,19 +10,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ipvs_node_agent.host import tcpsockets
 from ipvs_node_agent.model.addresses import Address
 
-_End = tuple[Address, int]
-
 _PROC = Path("/proc")
-# In /proc/net: the state of a socket, and the inode of one that no process has.
-_LISTENING, _NOBODYS = "0A", "0"
 _MOST_BYTES = 1 << 16
 _PREDECESSORS = ("network-node-manager", "ipvs-node-controller")
 
@@ -128,8 +124,7 @@ def users_listening_on(host: str, port: int) -> set[int]:
 
 def addresses_listening_on(port: int, user: int) -> set[str]:
     """The addresses at which that user's processes listen on a port."""
-    found = (one for one in _tcp_sockets(port) if one.state == _LISTENING)
-    return {str(one.here[0]) for one in found if one.user == user and one.here[1] == port}
+    return {str(one.here[0]) for one in tcpsockets.listening(port) if one.user == user}
 
 
 def user_at_the_far_end(ours: Sequence[Any], theirs: Sequence[Any]) -> int | None:
@@ -138,49 +133,16 @@ def user_at_the_far_end(ours: Sequence[Any], theirs: Sequence[Any]) -> int | Non
     Both are the addresses of sockets (`getsockname`, `getpeername`). None where nobody has it: it
     was not accepted yet, or is closed; for such the kernel names no user, or a wrong one.
     """
-    ends = [(ipaddress.ip_address(host), port) for host, port, *_ in (theirs, ours)]
-    for one in _tcp_sockets(ends[0][1]):
-        if [one.here, one.there] == ends and one.inode != _NOBODYS:
-            return one.user
-    return None
+    here, there = ((ipaddress.ip_address(host), port) for host, port, *_ in (theirs, ours))
+    found = tcpsockets.connected(here, there)
+    return None if found is None else found.user
 
 
-def _listening(host: str, port: int) -> Iterator[tuple[int, str]]:
+def _listening(host: str, port: int) -> Iterator[tuple[int, int]]:
     """User and inode of each socket that listens there."""
-    for one in _tcp_sockets(port):
-        if one.state == _LISTENING and _meet(host, one.here[0]):
+    for one in tcpsockets.listening(port):
+        if _meet(host, one.here[0]):
             yield one.user, one.inode
-
-
-class _Tcp(NamedTuple):
-    """A line of /proc/net/tcp or /proc/net/tcp6."""
-
-    here: _End
-    there: _End
-    state: str
-    user: int
-    inode: str
-
-
-def _tcp_sockets(port: int) -> Iterator[_Tcp]:
-    """Those of this network namespace that have this port."""
-    for name in ("tcp", "tcp6"):
-        for line in _read(f"net/{name}").splitlines()[1:]:
-            # NUMBER: ADDRESS:PORT PEER STATE QUEUES TIMER RETRIES USER TIMEOUT INODE ...
-            words = line.split()
-            if words[1].endswith(f":{port:04X}"):
-                here, there = _end(words[1]), _end(words[2])
-                yield _Tcp(here, there, words[3], int(words[7]), words[9])
-
-
-def _end(text: str) -> _End:
-    """An address and port of /proc/net; what is IPv4 for IPv6's sockets is IPv4."""
-    # 32 bits at a time, each in the machine's own order.
-    raw, port = bytes.fromhex(text[:-5]), int(text[-4:], 16)
-    words = (raw[place : place + 4] for place in range(0, len(raw), 4))
-    order = 1 if sys.byteorder == "big" else -1
-    address = ipaddress.ip_address(b"".join(word[::order] for word in words))
-    return getattr(address, "ipv4_mapped", None) or address, port
 
 
 def _meet(host: str, theirs: Address) -> bool:
