@@ -56,7 +56,8 @@ class ApiError(RefusedError):
 class Api:
     """The API server, as the node's credentials name it. Safe to use from several threads.
 
-    `contact` is the monotonic time of the last good answer, or byte of one.
+    `contact` is the monotonic time of the last good answer, or byte of one; `connecting` is set by
+    each request, so that whoever has it refreshed looks at the files then.
     """
 
     def __init__(self, kubeconfig: Path) -> None:
@@ -74,6 +75,7 @@ class Api:
         # Counts the times that everything under way was ended.
         self._ended = 0
         self.contact = -math.inf
+        self.connecting = threading.Event()
 
     def credentials(self) -> Credentials:
         """The credentials to use now. Raises RefusedError while there are none."""
@@ -169,6 +171,7 @@ class Api:
         read_timeout: float,
         once: bool,
     ) -> Iterator[Answer]:
+        self.connecting.set()
         ended = self._ended
         credentials = self.credentials()
         url = f"{credentials.server}{target}"

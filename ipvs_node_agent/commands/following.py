@@ -19,8 +19,9 @@ from ipvs_node_agent.apiserver.silence import Silence
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
 
-# How often the credentials' files are looked at: a rotation is followed within this time.
-_CREDENTIALS_PERIOD = 1.0
+# How often the credentials' files are looked at besides with each request, and how often at most:
+# a rotation takes a file away before the next one is in its place.
+_CREDENTIALS_PERIOD, _CREDENTIALS_PAUSE = 10.0, 1.0
 # What the main thread is to do, put to it by the others.
 Put = Callable[[Callable[[], object]], None]
 # What else uses the API server, as the Node of a name, until it is to stop.
@@ -105,14 +106,17 @@ class Following:
 
     def _refresh(self) -> None:
         """Follows the credentials' files. To read them may take two minutes (an exec plugin)."""
-        while not self._stopped.wait(_CREDENTIALS_PERIOD):
+        while not self._stopped.wait(_CREDENTIALS_PAUSE):
             if self.api.refresh():
                 self._leash.hurry(reached=True)
                 self._hurry()
+            self.api.connecting.wait(_CREDENTIALS_PERIOD)
+            self.api.connecting.clear()
 
     def stop(self) -> None:
         """Lets the threads end; nothing of theirs arrives any more."""
         self._stopped.set()
         self._leash.stop()
         self.api.close()
+        self.api.connecting.set()
         self._hurry()

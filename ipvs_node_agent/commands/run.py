@@ -18,7 +18,6 @@ import time
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 from ipvs_node_agent.apiserver.leash import Places
 from ipvs_node_agent.commands import output

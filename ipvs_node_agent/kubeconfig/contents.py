@@ -117,7 +117,7 @@ def _identity(name: str) -> Identity | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-# Looked at every second, and parsing YAML takes longer than all the rest of an idle second.
+# Looked at every ten seconds, and parsing YAML takes longer than all the rest of these.
 @functools.lru_cache(maxsize=4)
 def _files_named_in(path: Path, identity: Identity | None) -> tuple[str, ...]:
     try:

@@ -73,7 +73,8 @@ def scene(wired: Topology, backend: str, version: int, tmp_path: Path) -> Iterat
     host = "0.0.0.0" if version == 4 else "::"
     server = ApiServer(host, netns=str(wired.outside.path))
     with node_bed(wired.node, backend, tmp_path, server=server) as bed:
-        bed.agent.program = altered({"commands.following._CREDENTIALS_PERIOD": 0.2})
+        often = {f"commands.following._CREDENTIALS_{each}": 0.2 for each in ("PERIOD", "PAUSE")}
+        bed.agent.program = altered(often)
         yield Scene(wired, bed, version, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,29 @@ def test_what_one_is_told_hurries_who_it_concerns(
     following.stop()
     following._emit(event)
     assert taken == [event]
+
+
+@pytest.mark.parametrize(("period", "asks"), [(0.01, False), (60.0, True)])
+def test_credentials_are_looked_at_now_and_then_and_with_each_request(
+    period: float, asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_kubeconfig(tmp_path / "kubelet.conf", "http://127.0.0.1:1", "worker-1")
+    config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
+    following = Following(config, lambda _: None, lambda _: None, lambda *_: None, ())
+    looks = threading.Semaphore(0)
+    monkeypatch.setattr(following.api, "refresh", looks.release)
+    monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PAUSE", 0.01)
+    monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PERIOD", period)
+    thread = threading.Thread(target=following._refresh)
+    thread.start()
+    for _ in range(5):
+        assert looks.acquire(timeout=30)
+        if asks:
+            with pytest.raises(AgentError), following.api.get("/", {}, "ask", 1.0):
+                pass
+    following.stop()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_a_thread_that_fails_fails_the_main_thread() -> None:

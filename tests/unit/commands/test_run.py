@@ -179,6 +179,7 @@ def setting(
     monkeypatch.setattr(run, "Kernel", made.kernel)
     monkeypatch.setattr(run, "ServiceManager", lambda _: made.told)
     monkeypatch.setattr(following, "_CREDENTIALS_PERIOD", 0.05)
+    monkeypatch.setattr(following, "_CREDENTIALS_PAUSE", 0.05)
     monkeypatch.setattr(run, "_GUESSED_PERIOD", 0.05)
     # It would take the log away from pytest.
     monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
