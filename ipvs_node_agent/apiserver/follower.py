@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 # Watches that end spread over a while, so that the nodes of a cluster do not come back together.
 _WATCH_SECONDS = (300, 600)
 _READ_SLACK = 30.0
+# Whoever sends bookmarks does so each minute; where they stop, something between is dead that keeps
+# its connection to us.
+_BOOKMARK_PATIENCE = 150.0
 # A server begins the answer to a watch at once, whether there is an event or not.
 _WATCH_BEGIN_TIMEOUT = 30.0
 # An answer that went on for that long worked: its end says nothing of the next.
@@ -204,8 +207,7 @@ class Follower:
                 return Ending.OTHER_WAY
             self._streamed = True
             self._listed(items, version)
-            answer.be_patient(patience)
-            return self._follow(lines)
+            return self._follow(answer, patience, lines)
 
     def _initial(self, lines: Iterator[Line]) -> tuple[tuple[Any, ...], str]:
         """All objects that there are, and the version of that moment."""
@@ -226,8 +228,8 @@ class Follower:
         at = {"resourceVersion": self._version}
         with self._open("watch", at, _WATCH_BEGIN_TIMEOUT) as (answer, patience):
             self._emit(Recovered(self.name))
-            answer.be_patient(patience)
-            return self._follow(read_lines(answer.pieces(), f"watch of {self.name}"))
+            lines = read_lines(answer.pieces(), f"watch of {self.name}")
+            return self._follow(answer, patience, lines)
 
     @contextmanager
     def _open(
@@ -249,8 +251,11 @@ class Follower:
             # The server ends the watch in time; if not even that is heard, the connection is dead.
             yield answer, seconds + _READ_SLACK
 
-    def _follow(self, lines: Iterator[Line]) -> Ending:
+    def _follow(self, answer: Answer, patience: float, lines: Iterator[Line]) -> Ending:
+        answer.be_patient(patience)
         for line in lines:
+            if line.kind == "BOOKMARK" and line.version:
+                answer.be_patient(_BOOKMARK_PATIENCE)
             told = self._read(line)
             if told is not None:
                 self._emit(told)

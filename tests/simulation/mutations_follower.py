@@ -83,12 +83,12 @@ MUTATIONS = {
             "            try:",
         ),
         "a watch has no more patience than its beginning": (
-            "            answer.be_patient(patience)\n            return self._follow(read_lines",
-            "            return self._follow(read_lines",
+            "        answer.be_patient(patience)\n",
+            "",
         ),
-        "a streaming list has no more patience than its beginning": (
-            "            answer.be_patient(patience)\n            return self._follow(lines)",
-            "            return self._follow(lines)",
+        "bookmarks that stop are waited for as long as a watch may last": (
+            "                answer.be_patient(_BOOKMARK_PATIENCE)\n",
+            "                pass\n",
         ),
         "a watch that is open again is not told": (
             "            self._emit(Recovered(self.name))\n            answer",

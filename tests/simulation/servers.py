@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ _WAY = 0.005
 _FUTURE = 10**9
 _MARK = {"k8s.io/initial-events-end": "true"}
 
+# How often a watch gets a bookmark once it got one, and how long a client may wait where they stop.
+_BOOKMARKS, _MOST_PATIENCE = 60.0, 180.0
+
 # A step, and how many seconds after the last one it comes.
 Timed = tuple[float, Step]
 
@@ -40,6 +44,7 @@ class Body:
         self._position = position
         self.ready = bytearray()
         self.closed = self.reset = self.silent = self.superseded = False
+        self.bookmark_due = math.inf
         self.pump()
 
     def be_patient(self, seconds: float) -> None:
@@ -65,6 +70,8 @@ class Body:
             if piece:
                 server.judge.got(piece)
                 yield piece
+            elif self.silent and self.bookmark_due < server.now - _MOST_PATIENCE:
+                raise Violation(f"bookmarks stopped, and it waited for {self._patience} s")
             elif self.silent:
                 raise OSError("timed out")
             elif not self.closed:
@@ -78,6 +85,11 @@ class Body:
         """Lets time pass until there is something to read, for as long as the client waits."""
         server = self._server
         end = server.now + self._patience
+        if self.bookmark_due < min(end, self._end) and not self.silent:
+            server.pass_until(self.bookmark_due, self._moved)
+            if not (self._moved() or self.silent):
+                server.bookmark()
+                return
         server.pass_until(min(end, max(self._end, server.now)), self._moved)
         if not self._moved() and not self.silent and server.now >= self._end:
             self.closed = True
@@ -190,6 +202,8 @@ class Server:
     def bookmark(self) -> None:
         """The open watch gets a bookmark."""
         self.send(self._bookmark())
+        if self._body is not None and not self._body.silent:
+            self._body.bookmark_due = self.now + _BOOKMARKS
 
     def send(self, data: bytes) -> None:
         """The open watch gets these bytes."""
@@ -221,6 +235,9 @@ class Server:
         """Nothing more comes over the open connection, not even its end."""
         if self._body is not None:
             self._body.silent = True
+            if self._body.ready:
+                # Perhaps the bookmark, which then is never seen.
+                self._body.bookmark_due = math.inf
 
     def compact(self, as_event: bool) -> None:
         """Versions before now are gone."""
