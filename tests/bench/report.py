@@ -122,36 +122,41 @@ def _starts(libraries: str, figures: Figures, starts: Sequence[Figures]) -> Iter
 
 
 def _plot_connections(rows: Sequence[Figures]) -> None:
-    figure, axes = _axes("Services", "microseconds for a new connection")
+    title = "What a new connection costs on a node: the fewer rules it walks, the less"
+    figure, axes = _axes(title, "Services", "microseconds for a new connection")
     for backend, colour in COLOURS.items():
         for layout, time, style, label in (
-            ("flat", "beside", "o--", "flat"),
-            ("split", "beside", "o-", "split"),
-            ("split", "no rules", ":", "no rules"),
+            ("flat", "beside", "o--", "two rules a Service in one chain"),
+            ("split", "beside", "o-", "the agent: chains by prefix"),
+            ("split", "no rules", ":", "a node without the agent"),
         ):
             points = [
                 (row["services"], row["microseconds"][time])
                 for row in rows
                 if (row["backend"], row["family"], row["layout"]) == (backend, "IPv4", layout)
             ]
-            axes.plot(*zip(*points), style, color=colour, label=f"{backend}, {label}")
+            axes.plot(*zip(*points), style, color=colour, label=f"{backend}: {label}")
     _save(figure, axes, "connection-cost.svg")
 
 
 def _plot_latency(rows: Sequence[Figures]) -> None:
-    figure, axes = _axes("Services", "milliseconds for one change (median)")
+    title = "How long one change takes: the agent's, and any change of that table"
+    figure, axes = _axes(title, "Services", "milliseconds for one change (median)")
     for backend, colour in COLOURS.items():
-        for label, style in (("agent", "o-"), ("bare", "o:")):
+        for label, style, name in (
+            ("agent", "o-", "a Service's change, by the agent"),
+            ("bare", "o:", "one rule, by iptables-restore"),
+        ):
             points = [
                 (row["services"], row["single"][f"{label}_ms"]["p50"])
                 for row in rows
                 if row["backend"] == backend
             ]
-            axes.plot(*zip(*points), style, color=colour, label=f"{backend}, {label}")
+            axes.plot(*zip(*points), style, color=colour, label=f"{backend}: {name}")
     _save(figure, axes, "change-latency.svg")
 
 
-def _axes(horizontal: str, vertical: str) -> tuple[Any, Any]:
+def _axes(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("svg")
@@ -159,7 +164,8 @@ def _axes(horizontal: str, vertical: str) -> tuple[Any, Any]:
     matplotlib.rcParams["svg.hashsalt"] = "ipvs-node-agent"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, axes = pyplot.subplots(figsize=(8, 4.6))
+    axes.set_title(title, fontsize="medium")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(horizontal)

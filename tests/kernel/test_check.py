@@ -28,10 +28,11 @@ from ipvs_node_agent.iptables import command
 from ipvs_node_agent.model.addresses import FAMILIES
 from tests.kernel.conftest import EVERYWHERE, WEB, Bed, node_bed
 from tests.support.agentprocess import agent_process
+from tests.support.documents import OPERATIONS
 from tests.support.kubeproxy import add_device, proxy_mode
 from tests.support.netns import namespaces
 from tests.support.pki import Pki
-from tests.support.places import REPOSITORY, STANDIN
+from tests.support.places import STANDIN
 from tests.support.tables import add_foreign_rules, restore
 from tests.support.waiting import eventually
 
@@ -209,7 +210,7 @@ def test_of_nftables_service_it_is_said_where_it_flushes_rules_of_ours(
 
 
 @once
-def test_the_readme_shows_what_it_prints(started: Node, systemd: Any, pki: Pki) -> None:
+def test_the_documents_show_what_it_prints(started: Node, systemd: Any, pki: Pki) -> None:
     kubeconfig, pem = credentials(started)
     pki.write_node_client(pem, "worker-1", datetime(2038, 1, 1, tzinfo=timezone.utc))
     started.namespace.set("ipv4/ip_forward", "0")
@@ -228,8 +229,7 @@ def test_the_readme_shows_what_it_prints(started: Node, systemd: Any, pki: Pki) 
         (f"process {process}\n", "process 1234\n"),
     ):
         shown = shown.replace(here, there)
-    readme = (REPOSITORY / "README.md").read_text()
-    assert shown == readme.partition("# ipvs-node-agent check\n")[2].partition("```")[0]
+    assert shown == OPERATIONS.printed_by("ipvs-node-agent check")
 
 
 @once

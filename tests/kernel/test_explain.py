@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from xml.etree import ElementTree
 
 import pytest
 
 from ipvs_node_agent.commands.explain import as_text
 from ipvs_node_agent.explain.verdict import overall
 from ipvs_node_agent.model.addresses import FAMILIES, parse_address
-from tests.picture import PICTURE, Node, explained_node, pictured
+from tests.picture import Node, explained_node, pictured
 from tests.support.cluster import pod
+from tests.support.documents import EXPLAIN_PICTURE, lines_in
 from tests.support.kubeproxy import add_tables, proxy_mode, remove_tables
 from tests.support.situations import virtual
 from tests.support.topology import BACKEND, CLUSTER_IP, EXTERNAL_IP, NODE_TO_BACKEND, POD, ask
@@ -278,9 +278,8 @@ def test_the_picture_shows_what_it_prints(broken: Node) -> None:
     broken.agent.start()
     shown = pictured(broken)
     broken.agent.stop()
-    drawn = ElementTree.parse(PICTURE).getroot().iter("{http://www.w3.org/2000/svg}text")
-    texts = ["".join(line.itertext()).strip() for line in drawn]
     # How many packets there were is another number each time.
-    assert [re.sub(r"\(\d+ packets?\)", "", text) for text in texts] == [
+    drawn = lines_in(EXPLAIN_PICTURE)
+    assert [re.sub(r"\(\d+ packets?\)", "", text.strip()) for text in drawn] == [
         re.sub(r"\(\d+ packets?\)", "", line.strip()) for line in shown.splitlines() if line
     ], "python3 -m tests.picture draws it anew"

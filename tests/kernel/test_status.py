@@ -1,4 +1,4 @@
-"""`status` of the real process: what the README shows, who may ask, an agent in trouble."""
+"""`status` of the real process: what the documents show, who may ask, an agent in trouble."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import WEB, WEB6, Bed
+from tests.picture import REFUSED, use
 from tests.support.agentnode import with_ingress
 from tests.support.agentprocess import altered
 from tests.support.cluster import service
-from tests.support.places import REPOSITORY
-from tests.support.topology import EXTERNAL_IP, Topology, ask
+from tests.support.documents import OPERATIONS
+from tests.support.topology import Topology
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
@@ -30,7 +31,7 @@ IMPATIENT = altered({"observe.statussocket._ASKING_SECONDS": 1.0})
 
 @pytest.fixture
 def bed(wired_bed: Bed) -> Bed:
-    wired_bed.put(WEB, WEB6, ("127.0.0.1", "bad", "10.231.2.62"))
+    wired_bed.put(WEB, WEB6, REFUSED)
     return wired_bed
 
 
@@ -39,24 +40,13 @@ def status(bed: Bed) -> dict[str, Any]:
     return told
 
 
-def packets(bed: Bed) -> dict[str, int]:
-    (web,) = status(bed)["services"]
-    counted: dict[str, int] = web["packets"]
-    return counted
-
-
-def test_the_readme_shows_what_it_prints(wired: Topology, bed: Bed, backend: str) -> None:
+def test_the_documents_show_what_it_prints(wired: Topology, bed: Bed, backend: str) -> None:
     bed.agent.start()
-    for external in EXTERNAL_IP.values():
-        for source, times in ((wired.pod, 3), (wired.node, 1)):
-            for _ in range(times):
-                ask(source, external)
-    eventually(lambda: packets(bed) == {"pod": 6, "host": 2})
+    use(bed, wired)
     done = bed.agent.call("status")
     assert (done.returncode, done.stderr) == (0, "")
     shown = re.sub(r"since \S+ \S+ UTC \(\d+ s ago\)", "since WHEN", done.stdout)
-    readme = (REPOSITORY / "README.md").read_text()
-    text = readme.partition("# ipvs-node-agent status\n")[2].partition("```")[0]
+    text = OPERATIONS.printed_by("ipvs-node-agent status")
     text = re.sub(r"since \S+ \S+ UTC \(3 h ago\)", "since WHEN", text)
     assert shown == text.replace("iptables-nft", f"iptables-{backend}")
 

@@ -198,11 +198,14 @@ def test_no_message_is_without_words() -> None:
     assert wordless == {("sync/log", "%s (%s)"), ("apiserver/client", "%s")}
 
 
-def test_every_message_has_a_row_with_its_level_and_every_row_is_a_message() -> None:
-    rows = OPERATIONS.table("What it warns of")
-    # A cell is one piece of code, which may have backticks of its own.
-    assert all(row[0][0] == row[0][-1] == "`" for row in rows)
-    assert sorted((row[0][1:-1], row[1]) for row in rows) == sorted(messages().items())
+def test_every_message_has_an_entry_with_its_level_and_no_other_entry_has_one() -> None:
+    shown = [
+        (code, level)
+        for level in ("warning", "error")
+        for entry in OPERATIONS.entries(level)
+        for code in entry.codes
+    ]
+    assert sorted(shown) == sorted(messages().items())
 
 
 def reasons_of_problems() -> set[str]:
@@ -240,34 +243,30 @@ def reasons_of_errors() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("title", "wanted"),
+    ("kind", "wanted"),
     [
-        ("Alerts", alerts),
-        ("Events", reasons_of_events),
-        ("Services and addresses without rules", reasons_of_problems),
-        ("Reasons in messages", reasons_of_errors),
+        ("alert", alerts),
+        ("Event", reasons_of_events),
+        ("refused", reasons_of_problems),
+        ("reason", reasons_of_errors),
     ],
 )
-def test_a_table_has_everything_once_and_nothing_else(
-    title: str, wanted: Callable[[], Iterable[str]]
+def test_the_symptoms_have_everything_once_and_nothing_else(
+    kind: str, wanted: Callable[[], Iterable[str]]
 ) -> None:
-    shown = [code for row in OPERATIONS.table(title) for code in re.findall(r"`([^`]+)`", row[0])]
+    shown = [code for entry in OPERATIONS.entries(kind) for code in entry.codes]
     assert sorted(shown) == sorted(wanted())
 
 
-@pytest.mark.parametrize(
-    "title",
-    [
-        "Alerts",
-        "Events",
-        "What it warns of",
-        "Services and addresses without rules",
-        "Reasons in messages",
-    ],
-)
-def test_every_row_has_a_cause_and_a_cure(title: str) -> None:
-    for row in OPERATIONS.table(title):
-        assert all(cell.strip() for cell in row), row
+KINDS = ["alert", "Event", "warning", "error", "check", "refused", "reason"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_entry_is_a_short_paragraph_of_a_known_kind(kind: str) -> None:
+    """With a cause and a cure, else it is none."""
+    for entry in OPERATIONS.entries(kind):
+        assert set(entry.kinds) <= set(KINDS), entry
+        assert len(f"{entry.cause} {entry.cure}".split()) <= 75, entry
 
 
 # 3. Scripts

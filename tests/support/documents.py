@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
+from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 from tests.support.places import REPOSITORY
 
@@ -14,6 +16,21 @@ class Example(NamedTuple):
 
     command: str
     output: str
+
+
+class Entry(NamedTuple):
+    """What is said of some words of the program: why they are said, and what to do."""
+
+    codes: list[str]
+    anchor: str
+    kinds: list[str]
+    cause: str
+    cure: str
+
+
+_ENTRY = re.compile(
+    r'- \*\*(.+?)\*\*(?:<a id="(\w+)"></a>)? \(([\w, ]+)\): (.+?[.:]) \*Do:\* (.+\.)'
+)
 
 
 class Document:
@@ -36,6 +53,12 @@ class Document:
     def consoles(self) -> list[str]:
         """The blocks called console."""
         return self._blocks("console")
+
+    def printed_by(self, command: str) -> str:
+        """What is shown below the one `command` that has something below it."""
+        outputs = [each.output for each in self.examples if each.command == command]
+        (found,) = filter(None, outputs)
+        return found
 
     @property
     def scripts(self) -> dict[str, str]:
@@ -74,6 +97,18 @@ class Document:
         heads = [_is_rule(below) for below in rows[1:]] + [False]
         return [row for row, head in zip(rows, heads) if not (head or _is_rule(row))]
 
+    def entries(self, kind: str) -> list[Entry]:
+        """The entries of a kind in the list of symptoms."""
+        items = re.findall(r"^- .*(?:\n  .*)*", self.section("Symptoms"), re.MULTILINE)
+        found = []
+        for item in (re.sub(r"\s+", " ", item) for item in items):
+            parts = _ENTRY.fullmatch(item)
+            assert parts is not None, f"{self.name}: no entry: {item}"
+            codes = [code for _, code in re.findall(r"(`+)(.+?)\1(?!`)", parts[1])]
+            kinds = parts[3].split(", ")
+            found.append(Entry(codes, parts[2] or "", kinds, parts[4], parts[5]))
+        return [entry for entry in found if kind in entry.kinds]
+
 
 def _is_rule(row: list[str]) -> bool:
     """Whether it is the line below a table's head."""
@@ -86,6 +121,17 @@ def first_code(cell: str) -> str:
     return found[1] if found else ""
 
 
+def lines_in(picture: Path) -> list[str]:
+    """The lines of text that a picture of a terminal shows."""
+    texts = ElementTree.parse(picture).getroot().iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(line.itertext()) for line in texts]
+
+
+# Of a terminal; tests/picture.py draws them.
+EXPLAIN_PICTURE = REPOSITORY / "docs" / "explain.svg"
+STATUS_PICTURE = REPOSITORY / "docs" / "status.svg"
+
 README = Document("README.md")
 OPERATIONS = Document("docs/operations.md")
+FAQ = Document("docs/faq.md")
 MIGRATION = Document("docs/migration.md")
