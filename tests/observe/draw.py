@@ -69,13 +69,13 @@ def draw(run: Run) -> str:
 
 def _head(run: Run) -> Iterator[str]:
     day = time.strftime("%Y-%m-%d", time.gmtime(run.start))
-    yield _text(12, 28, "ipvs-node-agent", 'font-size="18" font-weight="bold"')
+    yield _text(12, 28, "The dashboard of ipvs-node-agent", 'font-size="18" font-weight="bold"')
     yield _text(
         12,
         50,
         f"A real run of {_clock(run.end - run.start)} min on {day}: version {__version__} on three"
-        f" nodes of network namespaces, scraped by Prometheus each {run.step:g} s. Times are"
-        " minutes from the start; what happened at the small numbers is told below.",
+        f" nodes (network namespaces), scraped every {run.step:g} s. Times are minutes from the"
+        " start; the small numbers are explained below.",
         f'fill="{_FAINT}"',
     )
 
