@@ -8,7 +8,8 @@ The goals, and where they pull against each other:
 - A write is one input, applied whole or not at all.
 - What the kernel holds is known, not assumed: a table is read when somebody may have changed it.
   To read one of 40,000 rules costs up to half a second, so asking whether it changed has to cost
-  nothing: nft tells of each change, and a legacy table has a digest.
+  nothing: nft tells of each change, and a legacy table has a digest. Where nft tells of few chains,
+  these alone are read.
 - A command may hang, be killed, be refused the lock, or lie with its exit status. Each is a
   `TableError` that says which it was; nobody reads its text.
 - Both backends and both families behave alike, or the difference has a name here.

@@ -3,13 +3,15 @@
 Between drift checks the table is taken to hold what was last written, so that a change costs one
 command. Where a write then fails, the belief is dropped, and the table is read before the next try;
 so it is where others changed the table between a look and the write that followed.
-A check reads the table only where the kernel does not say that nobody touched it.
+A check reads the table only where the kernel does not say that nobody touched it; where it says
+which chains others changed, these alone are read.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,9 @@ from dataclasses import replace
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.iptables.command import TableError
+from ipvs_node_agent.iptables.settling import Settling
 from ipvs_node_agent.iptables.table import Since, Table
+from ipvs_node_agent.nat.amended import amended
 from ipvs_node_agent.nat.chains import NAT
 from ipvs_node_agent.nat.ruleset import (
     Change,
@@ -133,6 +137,7 @@ class Programmer:
         self._table, self._owns, self._name = table, owns, name
         self._writes = writes or Writes()
         self._known = Knowledge()
+        self._settling = Settling()
         self._check_seconds = 0.0
 
     @property
@@ -143,6 +148,13 @@ class Programmer:
     def heard(self) -> bool:
         """Whether somebody told that others changed something of ours, or may have."""
         return self._known.certain is not None and self._table.changed() is Since.CHANGED
+
+    def drift_due(self, now: float) -> float:
+        """When to look at what others are told to have done by the time `now`."""
+        if not self.heard():
+            return math.inf
+        self._settling = self._settling.seen(self._table.told, now)
+        return self._settling.due
 
     @property
     def told_by(self) -> int | None:
@@ -168,7 +180,7 @@ class Programmer:
         that belongs there.
         """
         if self.heard():
-            self.resync()
+            self._look_again(wanted)
         for _ in range(_OVERTAKEN):
             looked, found = self._known.certain is None, self._found(wanted)
             try:
@@ -179,6 +191,25 @@ class Programmer:
                     raise
                 log.debug("%s: looking at the table again: %s", self._name, error)
         return self._make(self._found(wanted), wanted, True)
+
+    def _look_again(self, wanted: Ruleset) -> None:
+        """Reads the chains that others changed, where that is enough to know the table again."""
+        before = self._known.certain
+        self.resync()
+        why, found = "it may be any other one", None
+        try:
+            there = self._table.reread()
+        except TableError as error:
+            if error.locked or error.hung:
+                raise
+            why, there = str(error), None
+        if before is not None and there is not None:
+            found = amended(before, there, self._owns, wanted.chains)
+        if found is None:
+            log.debug("%s: reading the whole table: %s", self._name, why)
+            return
+        self._table.looked()
+        self._known = self._known.read(found, wanted, self._table.changed_by)
 
     def _found(self, wanted: Ruleset = _NOTHING) -> Found:
         """What the table holds, read where that is not certain. Raises TableError."""
@@ -276,7 +307,7 @@ class Programmer:
 
     def resync(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
-        self._known = self._known.uncertain()
+        self._known, self._settling = self._known.uncertain(), Settling()
 
 
 def _fitting(found: Found, wanted: Ruleset) -> Change:

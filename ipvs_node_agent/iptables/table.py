@@ -6,7 +6,7 @@ import enum
 import logging
 import re
 import select
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Callable, Protocol, TypeVar
 
 from ipvs_node_agent.config.settings import IptablesOptions
@@ -14,8 +14,11 @@ from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables.command import Command, TableError
 from ipvs_node_agent.iptables.launcher import Launcher, Running
 from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
-from ipvs_node_agent.nft.monitor import NftMonitor, listen
+from ipvs_node_agent.nat.ruleset import Rules
+from ipvs_node_agent.nat.saveformat import parse_rules
+from ipvs_node_agent.nft.monitor import NftMonitor, Touched, listen
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ _INCOMPATIBLE = re.compile(r"# Table .* is incompatible")
 # So many of those who changed a table are named at most.
 _MOST_NAMED = 3
 _FIRST_RULE = re.compile(r"^(\[\d+:\d+\] )?-A ", re.MULTILINE)
+# Anybody may name a chain so that it is more than one word of an input.
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 
 
 class Since(enum.Enum):
@@ -57,14 +62,27 @@ class Table(Protocol):
         """Applies `text`, all of it or nothing, without flushing the rest. Raises TableError."""
 
     def changed(self, closely: bool = False) -> Since:
-        """Whether somebody else changed something of ours since `save`.
+        """Whether somebody else changed something of ours since it was last looked at.
 
         Asking costs next to nothing, and `closely` a little: then who is not told can look.
         """
 
+    def reread(self) -> Amendment | None:
+        """What has become of the chains that others were last told to have changed.
+
+        None where that may be any, and `save` alone can tell. Raises TableError.
+        """
+
+    def looked(self) -> None:
+        """What was told until the last `reread` is known, and is no change any more."""
+
+    @property
+    def told(self) -> int:
+        """Another number each time that others are told to have changed something of ours."""
+
     @property
     def changed_by(self) -> tuple[str, ...]:
-        """Who changed something of ours between the last two `save`s, as far as that is told."""
+        """Who changed something of ours between the last two looks, as far as that is told."""
 
     @property
     def told_by(self) -> int | None:
@@ -100,10 +118,12 @@ class KernelTable:
         self._restore = f"{family.command}-{backend}-restore"
         self._watched = frozenset[str]()
         self._lock_wait = options.lock_wait_seconds
-        # Who tells of changes, of an nft table; and what was told since `save`.
+        # Who tells of changes, of an nft table; and what was told since it was looked at.
         self._monitor: NftMonitor | None = None
         self._since = Since.UNKNOWN
-        # Who changed something of ours: since the last `save`, and between the last two.
+        self._touched: Touched = frozenset()
+        self._told = 0
+        # Who changed something of ours: since the last look, and between the last two.
         self._changing: tuple[str, ...] = ()
         self._changed_by: tuple[str, ...] = ()
         self._seen = legacytable.Seen(family.version, name)
@@ -117,18 +137,49 @@ class KernelTable:
         self._finish()
         if self._monitor is not None:
             self._heard(self._monitor)
-        self._changed_by, self._changing = self._changing, ()
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
-        self._since = Since.UNKNOWN if self._monitor is None else Since.UNCHANGED
+        self.looked()
         self._look(self._seen.look)
         if not (self._makes or may_read(self._family, self._backend, self._name)):
             return ""
         text = saved_table(self._launcher, self._save, self._name)
         if self._monitor is not None:
             begin, _ = _ends(text)
-            self._monitor.knows(line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
+            names = (line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
+            self._monitor.knows(names, text.count(f"\n-A {self._mark} "))
         return text
+
+    def reread(self) -> Amendment | None:
+        """See `Table`."""
+        self._finish()
+        if self._monitor is None or self._touched is None:
+            return None
+        names = self._touched & self._monitor.names
+        if not all(_PLAIN.fullmatch(name) for name in names):
+            return None
+        found = self._printed(names) if names else {}
+        if found.keys() != names:
+            return None
+        return {name: found.get(name) for name in self._touched}
+
+    def _printed(self, names: Collection[str]) -> Mapping[str, Rules]:
+        """The rules of these chains, all as they are at one moment. Raises TableError."""
+        text = "".join(f"-S {name}\n" for name in sorted(names))
+        running = command.start(
+            self._launcher,
+            self._restore,
+            ["--noflush"],
+            command.TIME_LIMIT,
+            f"*{self._name}\n{text}COMMIT\n",
+        )
+        return parse_rules(running.result())
+
+    def looked(self) -> None:
+        """See `Table`."""
+        self._changed_by, self._changing = self._changing, ()
+        self._since = Since.UNKNOWN if self._monitor is None else Since.UNCHANGED
+        self._touched = frozenset()
 
     def restore(self, text: str) -> None:
         """Applies `text` as one transaction, waiting for another iptables to let go of its lock."""
@@ -166,10 +217,17 @@ class KernelTable:
     def _heard(self, monitor: NftMonitor, own: int | None = None) -> bool:
         """Takes note of what was told; whether the change by the process `own` is in effect."""
         heard = monitor.hear(own)
-        if heard.changed:
-            self._since = Since.CHANGED
+        if heard.touched != frozenset():
+            self._note(heard.touched)
         self._changing = tuple(dict.fromkeys((*self._changing, *heard.by)))[-_MOST_NAMED:]
         return heard.committed
+
+    def _note(self, touched: Touched = None) -> None:
+        """Takes note that these chains have become others, or any may have."""
+        self._since, self._told = Since.CHANGED, self._told + 1
+        before, self._touched = self._touched, None
+        if before is not None and touched is not None:
+            self._touched = before | touched
 
     def _finish(self) -> None:
         """Waits for the end of the last restore, which has had its effect already."""
@@ -180,7 +238,7 @@ class KernelTable:
             except TableError as error:
                 # What the kernel told may have been another process of that number.
                 log.debug("looking at the table again: %s", error)
-                self._since = Since.CHANGED
+                self._note()
 
     def changed(self, closely: bool = False) -> Since:
         """See `Table`. Of nft's changes the kernel tells; at legacy tables one looks."""
@@ -218,10 +276,16 @@ class KernelTable:
         """Spares the kernel telling us more of our own change than we could take in."""
         if self._monitor is not None:
             self._monitor.close()
-            self._monitor, self._since = None, Since.CHANGED
+            self._monitor = None
+            self._note()
 
     def _concerns(self, chain: str) -> bool:
         return chain in BUILT_IN_CHAINS or self._owns(chain) or chain in self._watched
+
+    @property
+    def told(self) -> int:
+        """See `Table`."""
+        return self._told
 
     @property
     def changed_by(self) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ chain of ours, and what those may do that stand before our jumps.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Callable
 
-from ipvs_node_agent.nat.ahead import MOST_JUMPS, Ahead, Others, may_stand_before
+from ipvs_node_agent.nat.ahead import Ahead, Others
+from ipvs_node_agent.nat.hooks import hooks
 from ipvs_node_agent.nat.ruleset import Change, Found, Rules
 from ipvs_node_agent.nat.ruletext import OPENED, QUOTED, targets
 
@@ -26,14 +27,10 @@ def parse_save(
     Rules that are as `expected` are the very same objects, and take no memory of their own.
     """
     chains: dict[str, list[str]] = {}
-    built_in: set[str] = set()
+    built_in: dict[str, list[str]] = {}
     foreign: set[str] = set()
     referenced: set[str] = set()
-    jumps: dict[str, list[tuple[int, str]]] = {}
-    positions: dict[str, int] = {}
-    # The jumps that each built-in chain begins with, as long as they may have others behind.
-    leading: dict[str, list[tuple[str, str]]] = {}
-    first: dict[str, list[tuple[str, str]]] = {}
+    filled: set[str] = set()
     for line in lines(text):
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
@@ -42,42 +39,46 @@ def parse_save(
                 place = len(rules)
                 same = place < len(known) and known[place] == rule
                 rules.append(known[place] if same else rule)
-                continue
-            positions[chain] = positions.get(chain, 0) + 1
-            if chain in leading:
-                other = may_stand_before(rule, foreign)
-                if other and len(leading[chain]) < MOST_JUMPS:
-                    leading[chain].append((rule, other))
-                elif rule[3:] not in chains:
-                    first[chain] = leading.pop(chain)
-            for target in targets(rule) & chains.keys():
-                if chain in built_in and rule == f"-j {target}":
-                    jumps.setdefault(chain, []).append((positions[chain], target))
-                else:
-                    referenced.add(target)
+            elif chain in built_in:
+                built_in[chain].append(rule)
+            else:
+                filled.add(chain)
+                referenced |= targets(rule) & chains.keys()
         elif declared := _CHAIN_LINE.match(line):
             name = declared[1]
             if owns(name):
                 chains[name] = []
+            # A chain of a user's own has no policy, and iptables-save prints a dash for it.
+            elif line.startswith(f":{name} - "):
+                foreign.add(name)
             else:
-                # A chain of a user's own has no policy, and iptables-save prints a dash for it.
-                if line.startswith(f":{name} - "):
-                    foreign.add(name)
-                else:
-                    built_in.add(name)
-                    leading[name] = []
+                built_in[name] = []
+    hooked = {name: hooks(rules, chains.keys(), foreign) for name, rules in built_in.items()}
     return Found(
         chains={name: tuple(rules) for name, rules in chains.items()},
-        jumps={name: tuple(found) for name, found in jumps.items()},
-        ahead=_ahead(text, {**first, **leading}, foreign),
+        jumps={name: says.jumps for name, says in hooked.items() if says.jumps},
+        ahead=_ahead(text, {name: says.leading for name, says in hooked.items()}, foreign),
         foreign=frozenset(foreign),
-        referenced=frozenset(referenced),
-        filled=frozenset(foreign & positions.keys()),
+        referenced=frozenset(referenced).union(*(says.referenced for says in hooked.values())),
+        filled=frozenset(foreign & filled),
     )
 
 
+def parse_rules(text: str) -> dict[str, Rules]:
+    """The chains in `text`, printed by `iptables -S`, and their rules as iptables-save has them."""
+    chains: dict[str, list[str]] = {}
+    for line in lines(text):
+        command, _, rest = line.partition(" ")
+        name, _, rule = rest.partition(" ")
+        if command in ("-N", "-P"):
+            chains[name] = []
+        elif command == "-A" and name in chains:
+            chains[name].append(rule)
+    return {name: tuple(rules) for name, rules in chains.items()}
+
+
 def _ahead(
-    text: str, first: Mapping[str, list[tuple[str, str]]], foreign: set[str]
+    text: str, first: Mapping[str, Sequence[tuple[str, str]]], foreign: set[str]
 ) -> dict[str, tuple[Ahead, ...]]:
     """The jumps that built-in chains begin with, judged by the foreign chains in `text`."""
     begin = {name: found for name, found in first.items() if found}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 from ipvs_node_agent.errors import one_line
 
@@ -28,6 +28,8 @@ _NEWGEN = 15
 _PROCESS_ID, _PROCESS_NAME = 2, 3
 _MOST_PROCESSES = 4
 _COUNTS = {_NEWRULE: 1, _DELRULE: -1}
+# Who touched more chains than that is better off with the whole table.
+_MOST_TOUCHED = 32
 # The attribute that names a table, and those that name a chain, by type of message; 0 is none.
 _TABLE = 1
 _CHAIN = {_NEWTABLE: 0, _DELTABLE: 0, _NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}
@@ -40,14 +42,19 @@ _DATAGRAM = 1 << 16
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-class Heard(NamedTuple):
-    """Whether others changed anything that matters, and whether a change of ours is in effect.
+# Names of chains; None for any that there may be.
+Touched = Optional[frozenset[str]]
 
-    `by` are the processes whose changes these were, as "NAME (pid NUMBER)".
+
+class Heard(NamedTuple):
+    """What others changed that matters, and whether a change of ours is in effect.
+
+    `touched` are the chains that they changed, and `by` the processes whose changes these were, as
+    "NAME (pid NUMBER)".
     """
 
-    changed: bool
-    committed: bool
+    touched: Touched = frozenset()
+    committed: bool = False
     by: tuple[str, ...] = ()
 
 
@@ -59,7 +66,7 @@ class NftMonitor:
     """Listens for changes of one table in a network namespace, on a socket of `listen`'s there.
 
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
-    `mark`, Kubernetes' that marks, only matters how many rules it has. A chain that is renamed is
+    `mark`, Kubernetes' that marks, only matters whether it has rules. A chain that is renamed is
     told of by its new name alone, so one by a name that was not there matters too, whoever's it is.
     """
 
@@ -74,57 +81,104 @@ class NftMonitor:
         self._socket, self._family = listening, _FAMILIES[version]
         self._table, self._concerns, self._mark = table, concerns, mark
         self._names: set[str] | None = None
-        # Whether the transaction that is being told of changes anything that matters.
-        self._matters = False
+        # How many rules `mark` has, and how many it was seen to have; None where that is not known.
+        self._marks: int | None = None
+        self._marks_seen: int | None = None
+        # Of the transaction that is being told of: whether it changes anything that matters, and
+        # how many rules of `mark` come or go.
+        self._matters, self._balance = False, 0
+        # Whether anything may have changed, so that there is nothing to be told until `knows`.
+        self._deaf = False
+        self._touched: set[str] = set()
 
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
         return self._socket.fileno()
 
-    def knows(self, names: Iterable[str]) -> None:
-        """These are the names of all chains that there are."""
-        self._names = set(names)
+    def knows(self, names: Iterable[str], marks: int = 0) -> None:
+        """These are the names of all chains that there are; the one that marks has `marks` rules.
+
+        It was seen so after the last call of `hear`.
+        """
+        self._names, self._deaf = set(names), False
+        # What was told meanwhile may be counted already.
+        self._marks, self._marks_seen, self._balance = None, marks, 0
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all chains that there are, as far as was told; none where not known."""
+        return frozenset(self._names or ())
 
     def hear(self, own: int | None = None) -> Heard:
         """What was told since the last call.
 
         Changes by the process `own` do not count: its socket has its process id for a name.
         """
-        changed = committed = False
-        by: list[str] = []
-        # kube-proxy writes `mark` anew with each of its syncs: as many rules come as go.
-        balance = 0
+        committed, by = False, list[str]()
         while True:
             try:
                 data = self._socket.recv(_DATAGRAM)
             except BlockingIOError:
-                return Heard(changed or balance != 0, committed, tuple(dict.fromkeys(by)))
+                break
             except OSError:
                 # ENOBUFS: more came than the buffer holds, so what is left tells nothing.
-                changed, self._matters = True, False
+                self._lose()
+                continue
+            # The end of a transaction comes alone.
+            if self._deaf and not _ends_transaction(data):
                 continue
             try:
                 for kind, sender, body in messages(data):
                     # Of our own thousands of rules there is nothing to know.
                     if sender == own and kind not in (_NEWCHAIN, _DELCHAIN):
                         committed = committed or kind == _NEWGEN
-                        continue
-                    chain = self._chain(kind, body)
-                    new = chain is not None and self._is_new(kind, chain)
-                    if sender == own:
-                        continue
-                    if kind == _NEWGEN:
-                        if self._matters and len(by) < _MOST_PROCESSES:
+                    elif kind == _NEWGEN:
+                        if self._end_matters() and len(by) < _MOST_PROCESSES:
                             by.append(_process(body))
-                        self._matters = False
-                    elif chain and chain == self._mark:
-                        balance += _COUNTS.get(kind, 0)
-                    elif chain is not None:
-                        # What names no chain is about all of them.
-                        matters = new or not chain or self._concerns(chain)
-                        self._matters, changed = self._matters or matters, changed or matters
+                    else:
+                        self._take(kind, body, sender == own)
             except Lost:
-                changed, self._matters = True, False
+                self._lose()
+        touched, self._touched = self._touched, set()
+        if not (touched or self._deaf or self._balance) and self._marks_seen is not None:
+            self._marks, self._marks_seen = self._marks_seen, None
+        return Heard(
+            None if self._deaf else frozenset(touched), committed, tuple(dict.fromkeys(by))
+        )
+
+    def _lose(self) -> None:
+        """Anything may have happened, by anybody."""
+        self._deaf, self._matters, self._balance = True, False, 0
+
+    def _take(self, kind: int, body: bytes, ours: bool) -> None:
+        """Takes note of a message that tells of a chain, a rule or the table. Raises Lost."""
+        chain = self._chain(kind, body)
+        if chain is None:
+            return
+        new = self._is_new(kind, chain)
+        if ours:
+            return
+        if chain and chain == self._mark and kind in _COUNTS:
+            self._balance += _COUNTS[kind]
+        # What names no chain is about all of them.
+        elif new or not chain:
+            self._deaf = self._matters = True
+        elif self._concerns(chain):
+            self._matters = True
+            self._touched.add(chain)
+            self._deaf = self._deaf or len(self._touched) > _MOST_TOUCHED
+
+    def _end_matters(self) -> bool:
+        """Ends the transaction that was told of; whether it changed anything that matters."""
+        # kube-proxy writes `mark` anew with each of its syncs: as many rules come as go.
+        balance, self._balance = self._balance, 0
+        before = self._marks
+        if balance:
+            self._marks = None if before is None else before + balance
+            if self._marks is None or self._marks <= 0 or before == 0:
+                self._deaf = self._matters = True
+        matters, self._matters = self._matters, False
+        return matters
 
     def close(self) -> None:
         """Stops listening."""
@@ -157,6 +211,12 @@ def _process(body: bytes) -> str:
     name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     number = int.from_bytes(found.get(_PROCESS_ID, b"")[:4], "big")
     return f"{one_line(name, 16) or 'somebody'} (pid {number})"
+
+
+def _ends_transaction(data: bytes) -> bool:
+    """Whether the first message of a datagram is the end of a transaction."""
+    kind = _HEADER.unpack_from(data)[1] if len(data) >= _HEADER.size else 0
+    return bool(kind == _SUBSYSTEM << 8 | _NEWGEN)
 
 
 def listen() -> socket.socket:

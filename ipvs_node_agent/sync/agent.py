@@ -8,7 +8,7 @@ in. What is due, and when:
 
   a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
-  drift that is told   within half a second, since asking costs next to nothing (nft)
+  drift that is told   once others are quiet for 30 ms, or a second after they began (nft)
   a drift check        each `driftCheckPeriod`, or up to 4 s where that took over 0.5 % of a core
   a thorough one       every five minutes
   a failed write       after a back-off of its table's own, 0.2 s doubling to 10 s (`kept`)

@@ -8,7 +8,6 @@ for nat, `invalid` for filter. The clock is handed in; there is no thread here.
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from typing import Callable
 
@@ -85,7 +84,7 @@ class KeptTable(ABC):
             return self._retry_at
         if self._resting:
             return self.repairs.rest_until
-        return self._clock() if self.programmer.heard() else math.inf
+        return self.programmer.drift_due(self._clock())
 
     @property
     def told_by(self) -> int | None:
@@ -116,7 +115,7 @@ class KeptTable(ABC):
         now = self._clock()
         if now < self._retry_at:
             return
-        looking = not self._resting and (looking or self.programmer.heard())
+        looking = not self._resting and (looking or self.programmer.drift_due(now) <= now)
         if not (self.dirty or looking):
             return
         outcome = self._write(looking)

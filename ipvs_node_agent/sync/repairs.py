@@ -12,11 +12,12 @@ from ipvs_node_agent.nat.ruleset import DRIFT, Change
 # A repair of the same kind within this time is counted, and not said again.
 _QUIET = 60.0
 # After so many of the same kind: this long between two repairs, and no more than a share of a core.
-_PATIENCE, _REST, _REPAIR_SHARE = 5, 2.0, 0.2
+_PATIENCE, _REST, _REPAIR_SHARE = 5, 0.5, 0.2
 # Who has been passed by so often within that time wants to be in front.
 _INSISTING = 3
-# Looks that others cause, and that find nothing changed, take no more than this share of a core.
-_LOOK_SHARE = 0.05
+# Looks that others cause, and that find nothing changed, take no more than this share of a core,
+# but are no rarer than that.
+_LOOK_SHARE, _LOOK_REST = 0.05, 2.0
 
 
 class Repairs:
@@ -36,14 +37,16 @@ class Repairs:
         if change.repairs:
             self.last = now, _done(change)
         fresh = not change.repairs
-        for reason in change.repairs:
+        # A look for nothing is of a kind, too.
+        for reason in change.repairs or (() if change else ("",)):
             last = [time for time in self._times.get(reason, ()) if now - time < _QUIET]
             self._times[reason] = [*last, now]
             fresh = fresh or not last
             if len(last) >= _PATIENCE:
-                self.rest_until = now + max(_REST, seconds / _REPAIR_SHARE)
-        if not change:
-            self.rest_until = max(self.rest_until, now + min(seconds / _LOOK_SHARE, _REST))
+                rest = max(_REST, seconds / _REPAIR_SHARE)
+                if not reason:
+                    rest = min(seconds / _LOOK_SHARE, _LOOK_REST)
+                self.rest_until = max(self.rest_until, now + rest)
         return fresh
 
     def insisting(self, change: Change, now: float) -> list[tuple[str, str]]:

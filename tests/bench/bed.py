@@ -63,7 +63,21 @@ class Commits:
 
     def after(self, moment: float) -> float:
         """The time of the first change after `moment`, which others may hear earlier."""
-        return eventually(lambda: [t for t in list(self._times) if t > moment], "a commit")[0]
+        return self.wait(moment, 1)[0]
+
+    def wait(self, moment: float, count: int) -> list[float]:
+        """The times of the first `count` changes after `moment`, once they are made."""
+
+        def made() -> list[float]:
+            found = [time for time in list(self._times) if time > moment][:count]
+            return found if len(found) == count else []
+
+        return eventually(made, f"{count} commits", pause=0.005)
+
+    @property
+    def last(self) -> float:
+        """The time of the last one."""
+        return self._times[-1]
 
 
 @dataclass

@@ -55,6 +55,7 @@ def history(seed: int) -> list[Step]:
         (lambda: _others(chance), 4.0),
         (lambda: _others_alone(chance, pool), 1.0),
         (lambda: _others_in_filter(chance), 1.0),
+        (lambda: step("lose", choice((IPV4, *FAMILIES)), often(0.2)), 0.5),
         (lambda: step("refuse", choice(pool), often(0.5)), 1.0),
         (lambda: step("accept"), 0.5),
         (lambda: _fail(chance), 1.0),
@@ -79,7 +80,15 @@ def history(seed: int) -> list[Step]:
     begin = [step("backend", often(0.7))]
     begin += [step("kernel_has", ["192.168.7.11"])] if often(0.9) else []
     begin += [step("api_is_at", [], 6443, True)] if often(0.9) else []
-    return [*begin, *(make() for make in makers)]
+    return [*begin, *(make() for make in makers), *(_drift(chance, pool) if often(0.3) else ())]
+
+
+def _drift(chance: random.Random, pool: Sequence[str]) -> list[Step]:
+    """Others who change what has been there for a while, which most worlds never get to."""
+    told = [step("list_anew", each) for each in (SERVICES, THE_NODE)]
+    steps = [step("node_becomes", "plain", True), *told, step("proxy_becomes", None)]
+    steps += [step("put", _put(chance, pool), True) for _ in range(2)]
+    return [*steps, *(_others_alone(chance, pool) for _ in range(8))]
 
 
 _SWAPPED = ("load_balancer_ips", "cluster_ips")

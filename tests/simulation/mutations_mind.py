@@ -112,12 +112,37 @@ MUTATIONS = {
             "",
         ),
         "what is told of drift is not heard": (
-            "        if self.heard():\n            self.resync()\n",
+            "        if self.heard():\n            self._look_again(wanted)\n",
             "",
+        ),
+        "a partial reading that fails leaves what was believed": (
+            "        before = self._known.certain\n        self.resync()\n",
+            "        before = self._known.certain\n",
+        ),
+        "a partial reading is believed whatever it does not tell": (
+            "        if found is None:\n",
+            "        found = found or before\n        if found is None:\n",
         ),
         "a Service counts as refused though others changed the table": (
             "if not error.by_content or self._overtaken():",
             "if not error.by_content:",
+        ),
+    },
+    "iptables/settling.py": {
+        "others are never done": (
+            "return min(self.last + _QUIET, self.first + _LONGEST)",
+            "return math.inf",
+        ),
+    },
+    "nat/amended.py": {
+        "a chain has the rules that it had": (
+            "chains[name] = expected[name] if expected.get(name) == rules else rules",
+            "pass",
+        ),
+        "jumps are where they were": ("_put(jumps, name, says.jumps)", "pass"),
+        "who stands in front is who stood there": (
+            "_put(ahead, name, tuple(judged[to]._replace(rule=rule) for rule, to in says.leading))",
+            "pass",
         ),
     },
     "nat/ruleset.py": {
@@ -132,8 +157,8 @@ MUTATIONS = {
     },
     "sync/kept.py": {
         "what is told while a write goes on waits for more": (
-            "return self._clock() if self.programmer.heard() else math.inf",
-            "return math.inf",
+            "return self.programmer.drift_due(self._clock())",
+            'return float("inf")',
         ),
         "nobody listens to what a table tells": (
             "return None if self.dirty or self._resting else self.programmer.told_by",

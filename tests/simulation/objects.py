@@ -113,6 +113,7 @@ MEDDLING = {
     "flush chain": "-F {chain}",
     "delete chain": "-F {chain}\n-D {built_in} -j {chain}\n-X {chain}",
     "delete jump": "-D {built_in} -j IPVS_{built_in}",
+    "move jump": "-D {built_in} -j IPVS_{built_in}\n-A {built_in} -j IPVS_{built_in}",
     "double jump": "-I {built_in} 1 -j IPVS_{built_in}",
     "push back": "-I {built_in} 1 -p tcp -j RETURN",
     "append rule": "-A {chain} -p udp -j RETURN",

@@ -12,6 +12,9 @@ from typing import Callable, NamedTuple
 from ipvs_node_agent.iptables.command import FOREIGN_HINT, LOCKED_HINT, TableError
 from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.nat.amended import Amendment
+from ipvs_node_agent.nft.monitor import Touched
+from tests.simulation import oracle
 from tests.support.faketable import BUILT_IN, Chains, FakeTable, applied
 from tests.support.tables import MARK_MASQ
 
@@ -56,47 +59,58 @@ class SimTable(FakeTable):
         self.faults: list[str] = []
         # What others do just before or after a call of the agent's: (its name, the change).
         self.meanwhile: list[tuple[str, Callable[[], None]]] = []
-        # What was told: since the table was read, and since that was last taken note of.
-        self._told = self._unheard = self._listening = False
+        # What was told since the table was read, each a set of chains, or None for any: what nobody
+        # has taken note of yet, and what somebody has.
+        self._queue: list[Touched] = []
+        self._heard: list[Touched] = []
+        self._listening = False
+        # What the last `reread` gave.
+        self._there: Amendment = {}
         self._version = itertools.count()
         self._last = self._read = next(self._version)
-
-    def copy(self) -> Chains:
-        """What the table holds."""
-        return {name: list(rules) for name, rules in self._chains.items()}
 
     # Others
 
     def change(self, text: str, told: bool = True) -> None:
         """Somebody else applies `text`; what cannot be done is left."""
         try:
-            self._chains = applied(self._chains, f"*{self.name}\n{text}\nCOMMIT\n", self.name)
+            self._become(applied(self._chains, f"*{self.name}\n{text}\nCOMMIT\n", self.name), told)
         except TableError:
             return
-        self.note(told)
 
     def rename(self, old: str, new: str, told: bool = True) -> None:
         """Somebody else gives a chain another name; jumps to it follow."""
         if old not in self._chains or new in self._chains:
             return
-        self._chains = {
+        renamed = {
             new if name == old else name: [
                 f"{rule[: -len(old)]}{new}" if rule.endswith(f"-j {old}") else rule
                 for rule in rules
             ]
             for name, rules in self._chains.items()
         }
-        self.note(told)
+        self._become(renamed, told)
 
     def flush(self, told: bool = True) -> None:
         """Somebody else takes away everything."""
-        self._chains = {name: [] for name in BUILT_IN}
-        self.note(told)
+        self._become({name: [] for name in BUILT_IN}, told)
 
-    def note(self, told: bool = True) -> None:
+    def _become(self, chains: Chains, told: bool) -> None:
+        before, self._chains = self._chains, chains
+        names = {n for n in before.keys() | chains.keys() if before.get(n) != chains.get(n)}
+        # Of what others have, and of new names, it is told alone that it is more than we can read.
+        few = all(n in before and (n in BUILT_IN or oracle.OWN_CHAIN.fullmatch(n)) for n in names)
+        self.note(told, frozenset(names) if few else None)
+
+    def note(self, told: bool = True, touched: Touched = None) -> None:
         """The table is another one now; `told` says whether the kernel tells."""
         self._last = next(self._version)
-        self._told, self._unheard = self._told or told, self._unheard or told
+        if told:
+            self._queue.append(touched)
+
+    def _hear(self) -> None:
+        self._heard += self._queue
+        self._queue = []
 
     # The agent's side
 
@@ -106,16 +120,43 @@ class SimTable(FakeTable):
         self._fail("save")
         if self.native:
             raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
-        self._told, self._read, self._listening = False, self._last, True
+        self._queue, self._heard = [], []
+        self._read, self._listening = self._last, True
         self.seen = self.copy()
         text = super().save()
         self._pause("after save")
         return text
 
+    def reread(self) -> Amendment | None:
+        """Those chains that others were told to have changed, or what goes wrong."""
+        if None in self._heard:
+            return None
+        self._pause("before save")
+        self._fail("save")
+        if self.native:
+            raise TableError("iptables-restore", "Table `nat' is incompatible", FOREIGN_HINT)
+        names = frozenset().union(*(each for each in self._heard if each is not None))
+        self._there = {n: tuple(self._chains[n]) if n in self._chains else None for n in names}
+        self._pause("after save")
+        return self._there
+
+    def looked(self) -> None:
+        """See `Table`."""
+        self._heard = []
+        for name, rules in self._there.items():
+            self.seen.pop(name, None)
+            if rules is not None:
+                self.seen[name] = list(rules)
+
+    @property
+    def told(self) -> int:
+        """See `Table`; the number of what was told and not looked at."""
+        return len(self._heard)
+
     def changed(self, closely: bool = False) -> Since:
         """See `Table`; closely it is exact, as a digest is."""
-        self._unheard = False
-        if self._told:
+        self._hear()
+        if self._heard:
             return Since.CHANGED
         if self.tells or (closely and self._read == self._last):
             return Since.UNCHANGED
@@ -129,12 +170,12 @@ class SimTable(FakeTable):
     @property
     def is_telling(self) -> bool:
         """Whether somebody who waits for it would be woken."""
-        return self.tells and self._listening and self._unheard
+        return self.tells and self._listening and bool(self._queue)
 
     @property
     def is_unread(self) -> bool:
         """Whether it was told of something that the agent has not looked at."""
-        return self.tells and self._listening and self._told
+        return self.tells and self._listening and bool(self._queue or self._heard)
 
     def close(self) -> None:
         """See `Table`."""
@@ -152,7 +193,7 @@ class SimTable(FakeTable):
         seen, self.seen = self.seen, applied(self.seen, text, self.name)
         self._wrote(self, Wrote(text, seen, self.seen, there, self.copy()))
         # Who waits for the kernel to tell of it hears whatever came before.
-        self._unheard = False
+        self._hear()
         self._pause("after restore")
         if fault:
             raise BUSY

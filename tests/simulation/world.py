@@ -258,6 +258,10 @@ class World:
         else:
             meddle()
 
+    def lose(self, family: Family, in_filter: bool) -> None:
+        """The kernel tells that it could not tell of everything."""
+        (self.filters if in_filter else self.tables)[family].note()
+
     def refuse(self, ip: str, names_it: bool) -> None:
         """The kernel refuses all rules for `ip` from now on, and says or does not say which."""
         self.ever_refused.add(ip)

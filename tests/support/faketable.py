@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.table import Since
+from ipvs_node_agent.nat.amended import Amendment
 
 BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")
 TARGETS = ("ACCEPT", "RETURN", "DNAT", "SNAT", "MASQUERADE", "MARK", "REDIRECT")
@@ -44,6 +45,10 @@ class FakeTable:
         """Lets the next `restore` fail with `error`."""
         self._failure = error
 
+    def copy(self) -> Chains:
+        """What the table holds."""
+        return {name: list(rules) for name, rules in self._chains.items()}
+
     def save(self) -> str:
         """The table as iptables-save prints it."""
         policies = {name: "ACCEPT" if name in BUILT_IN else "-" for name in self._chains}
@@ -55,6 +60,18 @@ class FakeTable:
     def changed(self, closely: bool = False) -> Since:
         """See `Table`; it never knows."""
         return Since.UNKNOWN
+
+    def reread(self) -> Amendment | None:
+        """See `Table`; nobody tells."""
+        return None
+
+    def looked(self) -> None:
+        """See `Table`; there is nothing that was told."""
+
+    @property
+    def told(self) -> int:
+        """See `Table`; never anything."""
+        return 0
 
     @property
     def changed_by(self) -> tuple[str, ...]:

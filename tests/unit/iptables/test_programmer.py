@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.programmer import How, Knowledge, Programmer, Writes
 from ipvs_node_agent.iptables.table import Since
+from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset
 from tests.support.faketable import FakeTable
@@ -212,3 +214,90 @@ def test_what_stands_before_ours_is_watched_where_it_is_judged(
     table = FakeTable("\n".join([f"*{name}", *chains, *rules, "COMMIT"]), name)
     programming(table).read(Ruleset(table=name))
     assert table.watched == watched
+
+
+class Told(Table):
+    """A table that tells of the chain that others changed, and whose partial reading may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says = Since.UNCHANGED
+        self.rereads = 0
+        # What a partial reading comes to: it works, tells nothing, or fails so.
+        self.then: TableError | bool = True
+
+    def meddle(self, line: str) -> None:
+        FakeTable.restore(self, f"*nat\n{line}\nCOMMIT\n")
+        self.says = Since.CHANGED
+
+    def reread(self) -> Amendment | None:
+        self.rereads += 1
+        if isinstance(self.then, TableError):
+            raise self.then
+        there = self.copy()
+        return (
+            {name: tuple(there[name]) for name in ("IPVS_OUTPUT", "OUTPUT")} if self.then else None
+        )
+
+    def looked(self) -> None:
+        self.says = Since.UNCHANGED
+
+    def save(self) -> str:
+        self.says = Since.UNCHANGED
+        return super().save()
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.mark.parametrize("line", ["-F IPVS_OUTPUT", "-D OUTPUT -j IPVS_OUTPUT"])
+@pytest.mark.parametrize(
+    ("then", "saves"),
+    [
+        (True, 1),
+        (False, 2),
+        (TableError("iptables-restore", "no such chain"), 2),
+    ],
+    ids=["enough", "not enough", "failing"],
+)
+def test_what_others_changed_is_read_alone_where_that_is_enough(
+    line: str, then: TableError | bool, saves: int, told: Told
+) -> None:
+    programmer = programming(told)
+    programmer.apply(WANTED)
+    told.meddle(line)
+    told.then = then
+    change = programmer.apply(WANTED)
+    assert change
+    assert change.repairs
+    assert (told.rereads, told.saves) == (1, saves)
+    assert "-A OUTPUT -j IPVS_OUTPUT\n-A IPVS_OUTPUT -j RETURN" in told.save()
+    assert not programmer.apply(WANTED)
+
+
+def test_a_partial_reading_that_hangs_is_not_followed_by_another_one(told: Told) -> None:
+    programmer = programming(told)
+    programmer.apply(WANTED)
+    told.meddle("-F IPVS_OUTPUT")
+    told.then = TableError("iptables-restore", "hangs", hung=True)
+    with pytest.raises(TableError):
+        programmer.apply(WANTED)
+    assert told.saves == 1
+    # And what was believed before is believed no more.
+    assert programmer.apply(WANTED).written
+    assert told.saves == 2
+
+
+def test_others_are_waited_for_until_they_are_done(told: Told) -> None:
+    programmer = programming(told)
+    programmer.apply(WANTED)
+    assert programmer.drift_due(5.0) == math.inf
+    told.meddle("-F IPVS_OUTPUT")
+    for now in (5.0, 5.01):
+        assert programmer.drift_due(now) == pytest.approx(5.03)
+    programmer.apply(WANTED)
+    assert programmer.drift_due(5.5) == math.inf
+    told.meddle("-F IPVS_OUTPUT")
+    assert programmer.drift_due(6.0) == pytest.approx(6.03)

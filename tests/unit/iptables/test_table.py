@@ -14,7 +14,8 @@ from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since, saved_table
 from ipvs_node_agent.model.addresses import IPV4
-from ipvs_node_agent.nft.monitor import Heard
+from ipvs_node_agent.nat.amended import Amendment
+from ipvs_node_agent.nft.monitor import Heard, Touched
 
 EMPTY = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 
@@ -131,16 +132,18 @@ class Monitor:
     """Tells what it is told to."""
 
     def __init__(self) -> None:
-        self.told = self.closed = False
-        self.names: set[str] = set()
+        self.closed = False
+        self.told: Touched = frozenset()
+        self.names = frozenset[str]()
+        self.marks = 0
         self.by: tuple[str, ...] = ()
 
     def hear(self, own: int | None = None) -> Heard:
-        told, self.told = self.told, False
+        told, self.told = self.told, frozenset()
         return Heard(told, committed=False, by=self.by)
 
-    def knows(self, names: Iterable[str]) -> None:
-        self.names = set(names)
+    def knows(self, names: Iterable[str], marks: int) -> None:
+        self.names, self.marks = frozenset(names), marks
 
     def close(self) -> None:
         self.closed = True
@@ -160,9 +163,9 @@ def test_an_nft_table_tells_what_was_heard_until_it_is_read(
     table = made(NFT)
     assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
     table.save()
-    assert monitor.names == {"OUTPUT"}
+    assert (monitor.names, monitor.marks) == (frozenset({"OUTPUT"}), 0)
     assert both(table) == (Since.UNCHANGED, Since.UNCHANGED)
-    monitor.told = True
+    monitor.told = None
     assert both(table) == (Since.CHANGED, Since.CHANGED)
     assert both(table) == (Since.CHANGED, Since.CHANGED)
     table.save()
@@ -200,3 +203,75 @@ def test_who_changed_it_is_told_between_two_looks(printed: list[str], monitor: M
         table.save()
         told.append(table.changed_by)
     assert told == [(), ("x (pid 2)", "x (pid 3)", "x (pid 4)"), ()]
+
+
+CHAINS = (
+    '-P OUTPUT ACCEPT\n-A OUTPUT -j A\n-A OUTPUT -m comment --comment "1\n-N B\n2" -j A\n'
+    "-N IPVS_A\n-A IPVS_A -j RETURN\n-N IPVS_EMPTY\n"
+)
+THERE = {
+    "OUTPUT": ("-j A", '-m comment --comment "1\n-N B\n2" -j A'),
+    "IPVS_A": ("-j RETURN",),
+    "IPVS_EMPTY": (),
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "prints", "there"),
+    [
+        (frozenset({*THERE, "GONE"}), CHAINS, {**THERE, "GONE": None}),
+        (frozenset({"GONE"}), "", {"GONE": None}),
+        (None, CHAINS, None),
+        # It is a command's word, and one who is told to print more or less is not believed.
+        (frozenset({"OUTPUT", "IPVS_A"}), CHAINS, None),
+        (frozenset({"OUTPUT", "IPVS_A"}), "-P OUTPUT ACCEPT\n", None),
+        # A name that would be more than one word, or more than one line.
+        (frozenset({"OUTPUT", "IPVS_OUTPUT- x"}), CHAINS, None),
+        (frozenset({"OUTPUT", "IPVS_OUTPUT-\n-F"}), CHAINS, None),
+    ],
+)
+def test_chains_that_were_told_to_be_others_are_read_alone(
+    told: Touched,
+    prints: str,
+    there: Amendment | None,
+    printed: list[str],
+    monitor: Monitor,
+) -> None:
+    table = made(NFT)
+    names = [*THERE, "IPVS_OUTPUT- x", "IPVS_OUTPUT-\n-F"]
+    table.save()
+    monitor.knows(names, 0)
+    monitor.told = told
+    assert table.changed() is Since.CHANGED
+    printed[:] = [prints]
+    assert table.reread() == there
+    # Until that is gone by it is news.
+    assert table.changed() is Since.CHANGED
+    table.looked()
+    assert table.changed() is Since.UNCHANGED
+
+
+def test_what_is_told_in_several_words_is_read_together(
+    printed: list[str], monitor: Monitor
+) -> None:
+    table, numbers = made(NFT), list[int]()
+    table.save()
+    monitor.knows(THERE, 0)
+    for told in (["OUTPUT"], ["IPVS_A"], [], ["IPVS_EMPTY"]):
+        monitor.told = frozenset(told)
+        table.changed()
+        numbers.append(table.told)
+    assert len({*numbers}) == 3
+    printed[:] = [CHAINS]
+    assert table.reread() == THERE
+    monitor.told = None
+    table.changed()
+    assert table.reread() is None
+
+
+def test_the_rules_of_the_chain_that_marks_are_counted(
+    printed: list[str], monitor: Monitor
+) -> None:
+    printed[:] = ["*nat\n:M - [0:0]\n:M-2 - [0:0]\n-A M -j A\n-A M-2 -j A\n-A M -j B\nCOMMIT\n"]
+    KernelTable(Launcher({}), IPV4, NFT, IptablesOptions(), mark="M").save()
+    assert monitor.marks == 2

@@ -66,64 +66,162 @@ def monitor(ends: tuple[socket.socket, socket.socket]) -> NftMonitor:
     return NftMonitor(ends[1], 4, "nat", lambda chain: chain.startswith("IPVS_"))
 
 
-def test_our_own_transaction_is_in_effect_with_its_last_message_alone() -> None:
-    told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    hearing.setblocking(False)
-    monitor = NftMonitor(hearing, 4, "nat", lambda _: True)
-    with told, hearing:
-        nat = attribute(1, b"nat\0") + attribute(3, b"IPVS_OUTPUT\0")
-        body = struct.pack("=BBH", socket.AF_INET, 0, 0) + nat
-        told.send(message(10 << 8 | 6, body))
-        assert monitor.hear(own=7) == Heard(changed=False, committed=False)
-        told.send(message(10 << 8 | 15, sender=9))
-        assert monitor.hear(own=7) == Heard(changed=False, committed=False)
-        told.send(message(10 << 8 | 15))
-        assert monitor.hear(own=7) == Heard(changed=False, committed=True)
+NEWTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 3, 5, 6, 8
+OTHERS, OURS = 9, 7
+# The attribute that names the chain.
+NAME = {NEWTABLE: 4, NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2}
+NOTHING = Heard()
+MANY = [f"IPVS_{number}" for number in range(33)]
 
 
-def generation(process: int, name: bytes) -> bytes:
-    """The message that ends a transaction."""
+def about(kind: int, chain: str, table: str = "nat", sender: int = OTHERS) -> bytes:
+    """A message about a chain of IPv4's or, by its kind, about a rule in it."""
+    body = attribute(1, table.encode() + b"\0")
+    body += attribute(NAME[kind], chain.encode() + b"\0") if chain else b""
+    return message(10 << 8 | kind, struct.pack("=BBH", socket.AF_INET, 0, 0) + body, sender)
+
+
+def generation(process: int = 1, name: bytes = b"x", sender: int = OTHERS) -> bytes:
+    """The message that ends a transaction, which comes alone."""
     made_by = attribute(2, process.to_bytes(4, "big")) + attribute(3, name + b"\0")
-    return message(10 << 8 | 15, bytes(4) + attribute(1, bytes(4)) + made_by, sender=9)
+    return message(10 << 8 | 15, bytes(4) + attribute(1, bytes(4)) + made_by, sender)
+
+
+def test_our_own_transaction_is_in_effect_with_its_last_message_alone(
+    told: socket.socket, monitor: NftMonitor
+) -> None:
+    told.send(about(NEWRULE, "IPVS_OUTPUT", sender=OURS))
+    assert monitor.hear(own=OURS) == NOTHING
+    told.send(generation())
+    assert monitor.hear(own=OURS) == NOTHING
+    told.send(generation(sender=OURS))
+    assert monitor.hear(own=OURS) == Heard(committed=True)
+
+
+@pytest.mark.parametrize(
+    ("messages", "touched"),
+    [
+        ([about(NEWRULE, "IPVS_A"), about(DELRULE, "IPVS_A")], {"IPVS_A"}),
+        ([about(DELRULE, "IPVS_A"), about(DELCHAIN, "IPVS_B")], {"IPVS_A", "IPVS_B"}),
+        ([about(NEWRULE, "THEIRS"), about(DELCHAIN, "THEIRS")], set()),
+        ([about(NEWRULE, "IPVS_A", table="filter")], set()),
+        # There already, a chain that is declared becomes no other one.
+        ([about(NEWCHAIN, "THEIRS")], set()),
+        # One that is renamed is told of by its new name alone.
+        ([about(NEWCHAIN, "NEW")], None),
+        ([about(DELCHAIN, "THEIRS"), about(NEWCHAIN, "THEIRS")], None),
+        ([about(NEWRULE, "")], None),
+        ([about(NEWTABLE, "")], None),
+        ([about(NEWRULE, name) for name in MANY[:32]], {*MANY[:32]}),
+        ([about(NEWRULE, name) for name in MANY], None),
+        ([about(NEWRULE, "IPVS_A")[:-2]], None),
+    ],
+)
+def test_which_chains_others_touched_is_told_where_they_are_few(
+    messages: list[bytes], touched: set[str] | None, told: socket.socket, monitor: NftMonitor
+) -> None:
+    monitor.knows(["IPVS_A", "IPVS_B", "THEIRS"])
+    for each in messages:
+        told.send(each)
+    assert monitor.hear().touched == (None if touched is None else frozenset(touched))
+    # Where it may be any, that is so until somebody has looked.
+    for then in (None if touched is None else frozenset[str](), frozenset[str]()):
+        assert monitor.hear().touched == then
+        monitor.knows(["IPVS_A"])
+    told.send(about(NEWRULE, "IPVS_A"))
+    assert monitor.hear().touched == frozenset({"IPVS_A"})
 
 
 def test_who_changes_what_matters_is_named(told: socket.socket, monitor: NftMonitor) -> None:
-    def rule(chain: bytes) -> bytes:
-        nat = attribute(1, b"nat\0") + attribute(2, chain + b"\0")
-        return message(10 << 8 | 6, struct.pack("=BBH", socket.AF_INET, 0, 0) + nat, sender=9)
-
     # What does not matter, what does, in several messages, and who may call himself anything.
-    told.send(rule(b"THEIRS") + generation(1, b"kube-proxy"))
-    told.send(rule(b"IPVS_OUTPUT"))
-    assert monitor.hear(own=7) == Heard(changed=True, committed=False)
-    told.send(rule(b"THEIRS"))
-    told.send(generation(2, b"iptables") + rule(b"IPVS_OUTPUT") + generation(3, b"\x1b[2J\xff"))
-    told.send(rule(b"IPVS_OUTPUT") + generation(2, b"iptables"))
-    told.send(rule(b"IPVS_OUTPUT") + message(10 << 8 | 15, bytes(4), sender=9))
-    heard = monitor.hear(own=7)
+    told.send(about(NEWRULE, "THEIRS") + generation(1, b"kube-proxy"))
+    told.send(about(NEWRULE, "IPVS_OUTPUT"))
+    assert monitor.hear(own=OURS) == Heard(frozenset({"IPVS_OUTPUT"}))
+    told.send(about(NEWRULE, "THEIRS"))
+    told.send(generation(2, b"iptables") + about(NEWRULE, "IPVS_OUTPUT"))
+    told.send(generation(3, b"\x1b[2J\xff"))
+    told.send(about(NEWRULE, "IPVS_OUTPUT") + generation(2, b"iptables"))
+    told.send(about(NEWRULE, "IPVS_OUTPUT") + message(10 << 8 | 15, bytes(4), sender=OTHERS))
+    heard = monitor.hear(own=OURS)
     assert heard.by == ("iptables (pid 2)", "\\x1b[2J\ufffd (pid 3)", "somebody (pid 0)")
-    assert monitor.hear(own=7) == Heard(changed=False, committed=False)
+    assert monitor.hear(own=OURS) == NOTHING
+
+
+def test_who_changes_everything_is_named_and_nobody_after_that(
+    told: socket.socket, monitor: NftMonitor
+) -> None:
+    for number in range(40):
+        told.send(about(DELRULE, f"IPVS_{number}"))
+    told.send(generation(2, b"iptables"))
+    told.send(about(NEWRULE, "IPVS_1"))
+    told.send(generation(3, b"late"))
+    assert monitor.hear() == Heard(None, by=("iptables (pid 2)",))
+    # And of our own write it is told that it is in effect.
+    told.send(generation(sender=OURS))
+    assert monitor.hear(own=OURS) == Heard(None, committed=True)
 
 
 def test_nobody_is_named_for_what_was_lost(told: socket.socket, monitor: NftMonitor) -> None:
-    nat = attribute(1, b"nat\0") + attribute(2, b"IPVS_OUTPUT\0")
-    rule = message(10 << 8 | 6, struct.pack("=BBH", socket.AF_INET, 0, 0) + nat, sender=9)
-    told.send(rule)
+    told.send(about(NEWRULE, "IPVS_OUTPUT"))
     told.send(message(10 << 8)[:-2])
     told.send(generation(3, b"innocent"))
-    assert monitor.hear(own=7) == Heard(changed=True, committed=False)
+    assert monitor.hear(own=OURS) == Heard(None)
 
 
 @pytest.mark.parametrize("mark", ["", "KUBE-MARK-MASQ"])
-def test_a_rule_that_comes_in_a_chain_without_a_name_counts_as_a_change(mark: str) -> None:
-    told, hearing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    hearing.setblocking(False)
-    monitor = NftMonitor(hearing, 4, "nat", lambda _: False, mark)
-    with told, hearing:
-        body = struct.pack("=BBH", socket.AF_INET, 0, 0) + attribute(1, b"nat\0")
-        # One comes, one goes.
-        told.send(message(10 << 8 | 6, body) + message(10 << 8 | 8, body))
-        assert monitor.hear(own=9) == Heard(changed=True, committed=False)
+def test_a_rule_that_comes_in_a_chain_without_a_name_counts_as_a_change(
+    mark: str, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    monitor = NftMonitor(ends[1], 4, "nat", lambda _: False, mark)
+    # One comes, one goes.
+    ends[0].send(about(NEWRULE, "") + about(DELRULE, ""))
+    assert monitor.hear(own=OTHERS + 1).touched is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "before", "after", "heard"),
+    [
+        (1, [], [[-1]], True),
+        (1, [], [[-1, 1]], False),
+        (1, [], [[-1, 1], [-1, 1]], False),
+        (1, [], [[1], [1], [-1], [-1]], False),
+        (1, [], [[1], [-1], [-1]], True),
+        (0, [], [[1]], True),
+        (0, [], [[1, -1]], False),
+        (3, [], [[-1], [-1]], False),
+        (3, [], [[-1], [-1], [-1]], True),
+        # What comes while it is counted may be in the count already.
+        (2, [[1]], [], True),
+        (1, [[-1, 1]], [[1]], False),
+    ],
+)
+def test_of_the_chain_that_marks_it_is_told_whether_it_has_rules(
+    seen: int,
+    before: list[list[int]],
+    after: list[list[int]],
+    heard: bool,
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    told, monitor = ends[0], NftMonitor(ends[1], 4, "nat", lambda _: False, "MARKS")
+
+    def send(transactions: list[list[int]]) -> None:
+        for rules in transactions:
+            for each in rules:
+                told.send(about(NEWRULE if each > 0 else DELRULE, "MARKS"))
+                # A message that is late makes no difference.
+                assert monitor.hear().touched == frozenset()
+            told.send(generation(2, b"kube-proxy"))
+
+    monitor.knows(["MARKS"], seen)
+    if before:
+        # All of it before anybody hears.
+        told.send(b"".join(about(NEWRULE if e > 0 else DELRULE, "MARKS") for e in before[0]))
+        told.send(generation(2, b"kube-proxy"))
+    first = monitor.hear()
+    send(after)
+    last = monitor.hear()
+    assert (None in (first.touched, last.touched)) == heard
+    assert (first.by + last.by)[-1:] == (("kube-proxy (pid 2)",) if heard else ())
 
 
 @given(st.binary(max_size=200))

@@ -107,10 +107,12 @@ def test_the_like_is_counted_and_said_again_after_a_minute() -> None:
     ("change", "times", "seconds", "rest"),
     [
         pytest.param(FLUSHED, 5, 10, 0, id="not often enough to be a fight"),
-        pytest.param(FLUSHED, 6, 0.1, 2, id="a fight"),
+        pytest.param(FLUSHED, 6, 0.02, 0.5, id="a fight"),
         pytest.param(FLUSHED, 6, 1, 5, id="a fight that takes long"),
-        pytest.param(Change(), 1, 0.05, 1, id="a look for nothing"),
-        pytest.param(Change(), 1, 10, 2, id="a look for nothing that takes long"),
+        pytest.param(Change(), 5, 10, 0, id="a few looks for nothing"),
+        pytest.param(Change(), 6, 0.05, 1, id="looks for nothing"),
+        pytest.param(Change(), 6, 10, 2, id="looks for nothing that take long"),
+        pytest.param(Change({"IPVS_OUTPUT": ()}), 9, 10, 0, id="nobody in the way"),
     ],
 )
 def test_who_is_in_the_way_is_given_a_share_of_the_time(
