@@ -23,6 +23,7 @@ from ipvs_node_agent.model.objects import (
     Problem,
     Service,
     is_node_name,
+    port,
 )
 
 IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
@@ -40,8 +41,7 @@ _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
 # A timestamp sorts as text only in the one form that the API server writes.
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _NEWEST = "9999-12-31T23:59:59Z"
-_MAX_PROBLEMS = 10
-_MAX_SHOWN_NUMBER = 10**20
+_MAX_PROBLEMS, _MAX_SHOWN_NUMBER = 10, 10**20
 
 T = TypeVar("T")
 
@@ -208,7 +208,7 @@ def _as_port(value: Any) -> Port:
         raise ValueError(f"has the protocol {shown(protocol)}, wanted TCP, UDP or SCTP")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 65536:
         raise ValueError(f"has the port {shown(number)}, wanted 1 to 65535")
-    return Port(_PROTOCOLS[protocol], number)
+    return port(_PROTOCOLS[protocol], number)
 
 
 def _as_node_address(value: Any) -> tuple[str, Address] | None:

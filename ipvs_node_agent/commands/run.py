@@ -34,7 +34,7 @@ from ipvs_node_agent.host.memory import return_freed_memory
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
-from ipvs_node_agent.iptables.command import launch
+from ipvs_node_agent.iptables.command import IDLE, launch
 from ipvs_node_agent.iptables.conntrack import Conntrack
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
@@ -184,7 +184,7 @@ class _Loop:
     def _follow_proxy_mode(self) -> None:
         found, doubts, pause = ProxyMode(None), 0, 0.0
         replacement = Replacement()
-        with closing(launch()) as launcher:
+        with closing(launch(idle=IDLE)) as launcher:
             while not self._stopped.wait(pause):
                 replacement.look()
                 before, found = found, proxy_mode(launcher, found.mode, self._kernel.backend)

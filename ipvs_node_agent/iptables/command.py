@@ -6,6 +6,7 @@ is, and reads none of its words.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from ipvs_node_agent.iptables.launcher import Launcher, LaunchError, Running
 
 # What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
 TIME_LIMIT = 30
+# How long what is not needed all the time is kept for the next time, in seconds.
+IDLE = 20.0
 _SHOWN_STDERR = 4096
 # Services and cron start with a PATH that need not hold the system's own commands.
 _SYSTEM = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
@@ -71,9 +74,12 @@ def find(command: str) -> str | None:
     return shutil.which(command, path=_search())
 
 
-def launch(alive: Callable[[], None] = lambda: None) -> Launcher:
-    """What commands are started with; each has a time limit, and calls `alive` before."""
-    return Launcher({**os.environ, "PATH": _search(), "LC_ALL": "C"}, alive)
+def launch(alive: Callable[[], None] = lambda: None, idle: float = math.inf) -> Launcher:
+    """What commands are started with; each has a time limit, and calls `alive` before.
+
+    Its process takes memory until nobody has needed it for `idle` seconds.
+    """
+    return Launcher({**os.environ, "PATH": _search(), "LC_ALL": "C"}, alive, idle)
 
 
 @dataclass(frozen=True)

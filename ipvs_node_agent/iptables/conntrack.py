@@ -17,7 +17,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import closing, suppress
 from typing import Callable, NamedTuple, Protocol
@@ -106,10 +106,10 @@ class Forgetter(Protocol):
         """Deletes the entries of UDP `flows`; `hosts` are the addresses of this host."""
 
 
-def changed_flows(change: Change) -> list[Flows]:
+def changed_flows(change: Change) -> Iterator[Flows]:
     """The flows that the rules are about which `change` adds or removes."""
     added, removed = _translations(change.written), _translations(change.replaced)
-    return [flows for rule in sorted(added ^ removed) if (flows := _flows(rule)) is not None]
+    return filter(None, map(_flows, sorted(added ^ removed)))
 
 
 def _translations(chains: Mapping[str, Rules]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address, Network
@@ -17,6 +18,12 @@ class Port(NamedTuple):
 
     protocol: str
     number: int
+
+
+@lru_cache(maxsize=1024)
+def port(protocol: str, number: int) -> Port:
+    """Such a port, mostly the very same object: thousands of Services have one of a few."""
+    return Port(protocol, number)
 
 
 class Problem(NamedTuple):

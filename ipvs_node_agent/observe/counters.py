@@ -12,15 +12,17 @@ loop nor a change of the rules waits for it.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import Chains
-from ipvs_node_agent.iptables.command import TableError, launch
+from ipvs_node_agent.iptables.command import IDLE, TableError, launch
 from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.iptables.table import saved_table
@@ -54,38 +56,68 @@ NOTHING = Count(0, 0)
 
 def together(one: Count, other: Count) -> Count:
     """What both have seen."""
+    if NOTHING in (one, other):
+        return other if one == NOTHING else one
     return Count(one.packets + other.packets, one.bytes + other.bytes)
 
 
 # A Service's key, and where its packets come from: POD or HOST.
 Series = tuple[str, str]
-# Where one has rules: the table, the chain and a `Series`. Chains are rewritten as a whole, so
-# all rules in one place start anew together.
-Place = tuple[str, str, str, str]
-
-
-def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Count]:
-    """What `iptables-save -c` printed of a `table` whose chains of ours are those of `chains`."""
-    pods, host = owner(frozenset({chains.prerouting})), owner(frozenset({chains.output}))
-    found: dict[Place, Count] = {}
-    for line in lines(saved):
-        seen = ruletext.counted(line) if " -j DNAT " in line else None
-        if seen is None:
-            continue
-        packets, octets, chain, rule = seen
-        origin = POD if pods(chain) else HOST if host(chain) else ""
-        service = ruletext.service(rule)
-        if origin and service:
-            place = (table, chain, service, origin)
-            found[place] = together(found.get(place, NOTHING), Count(packets, octets))
-    return found
+# A table, and a chain in it: chains are rewritten as a whole, so all rules in one start anew
+# together.
+Place = tuple[str, str]
 
 
 class Seen(NamedTuple):
-    """What a look found in one place; `write` made it, and is None where it was during the look."""
+    """What the rules of Services in one place have seen, by the Services' keys.
 
-    counted: Count
-    write: int | None
+    All packets come from `origin`. `write` made the place; it is None where that was during the
+    look.
+    """
+
+    origin: str
+    counted: Mapping[str, Count]
+    write: int | None = None
+
+
+def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Seen]:
+    """What `iptables-save -c` printed of a `table` whose chains of ours are those of `chains`."""
+    pods, host = owner(frozenset({chains.prerouting})), owner(frozenset({chains.output}))
+    found: dict[Place, Seen] = {}
+    sums: dict[str, Count] = {}
+    for line in lines(saved):
+        rule = ruletext.counted(line) if " -j DNAT " in line else None
+        if rule is None:
+            continue
+        packets, octets, chain, text = rule
+        origin = POD if pods(chain) else HOST if host(chain) else ""
+        service = ruletext.service(text)
+        if origin and service:
+            if (table, chain) not in found:
+                sums = {}
+                found[table, chain] = Seen(origin, sums)
+            # One text for all places and looks; and most have seen nothing.
+            service = sys.intern(service)
+            count = Count(packets, octets) if packets or octets else NOTHING
+            sums[service] = together(sums.get(service, NOTHING), count)
+    return found
+
+
+class Sums(Mapping[Series, Count]):
+    """What each Service has seen. Nobody changes it."""
+
+    def __init__(self, counted: Mapping[str, Mapping[str, Count]] = MappingProxyType({})) -> None:
+        self._counted = counted
+
+    def __getitem__(self, series: Series) -> Count:
+        key, origin = series
+        return self._counted[origin][key]
+
+    def __iter__(self) -> Iterator[Series]:
+        return ((key, origin) for origin, found in self._counted.items() for key in found)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._counted.values()))
 
 
 class Ledger:
@@ -93,39 +125,44 @@ class Ledger:
 
     def __init__(self) -> None:
         self._last: dict[Place, Seen] = {}
-        self._sums: dict[Series, Count] = {}
+        self._sums = Sums()
         # Of Services without rules, the latest to lose them last.
         self._gone: OrderedDict[Series, Count] = OrderedDict()
 
-    def take(self, found: Mapping[Place, Seen]) -> Mapping[Series, Count]:
+    def take(self, found: Mapping[Place, Seen]) -> Sums:
         """The sums, not changed later, of Services that have rules, which have seen `found`."""
         last: dict[Place, Seen] = {}
-        sums: dict[Series, Count] = {}
+        counted: dict[str, dict[str, Count]] = {}
         for place, seen in found.items():
-            series, before = place[2:], self._last.get(place)
-            known = sums.get(series)
-            if known is None:
-                known = self._sums.get(series) or self._gone.pop(series, NOTHING)
-            if seen.write is not None:
-                last[place] = seen
-                known = together(known, _growth(before, seen))
-            elif before is not None:
+            before, sums = self._last.get(place), counted.setdefault(seen.origin, {})
+            for key, count in seen.counted.items():
+                known = sums.get(key)
+                if known is None:
+                    series = key, seen.origin
+                    known = self._sums.get(series) or self._gone.pop(series, NOTHING)
+                grown = NOTHING if seen.write is None else _growth(key, count, before, seen.write)
+                sums[key] = together(known, grown)
+            # With tens of thousands, what stays as it was should stay where it is in memory.
+            if before is not None and (seen.write is None or seen == before):
                 last[place] = before
-            sums[series] = known
-        self._gone.update({key: count for key, count in self._sums.items() if key not in sums})
+            elif seen.write is not None:
+                last[place] = seen
+        now = Sums(counted)
+        self._gone.update((s, count) for s, count in self._sums.items() if s not in now)
         while len(self._gone) > _MAX_GONE:
             self._gone.popitem(last=False)
-        self._last, self._sums = last, sums
-        return sums
+        self._last, self._sums = last, now
+        return now
 
 
-def _growth(before: Seen | None, now: Seen) -> Count:
-    """What was counted since `before`."""
-    if before is None or before.write != now.write:
-        return now.counted
-    grown = (now.counted.packets - before.counted.packets, now.counted.bytes - before.counted.bytes)
+def _growth(key: str, now: Count, before: Seen | None, write: int) -> Count:
+    """What a Service has seen in a place since `before`."""
+    if before is None or before.write != write or key not in before.counted:
+        return now
+    then = before.counted[key]
+    grown = Count(now.packets - then.packets, now.bytes - then.bytes)
     # Whoever else reset the counters.
-    return now.counted if min(grown) < 0 else Count(*grown)
+    return now if min(grown) < 0 else grown
 
 
 class Sampler:
@@ -139,16 +176,16 @@ class Sampler:
         save: Callable[[Launcher, Family, str], str] | None = None,
     ) -> None:
         self._published, self._writes = published, writes
-        self._launcher, self._save = launcher or launch(), save or _saved
+        self._launcher, self._save = launcher or launch(idle=IDLE), save or _saved
         self._ledger = Ledger()
-        self._sums: Mapping[Series, Count] = {}
+        self._sums = Sums()
         self._changed = threading.Condition()
         self._looking = self._stopped = False
         self._next = 0.0
         # What the present look has waited for writes, which costs nothing.
         self._waited = 0.0
 
-    def sums(self, patience: float) -> Mapping[Series, Count]:
+    def sums(self, patience: float) -> Sums:
         """The latest sums: those of a new look, where it takes no longer than `patience`."""
         with self._changed:
             if not (self._looking or self._stopped) and time.monotonic() >= self._next:
@@ -198,7 +235,8 @@ class Sampler:
         after = writes.numbers()
         found = found_in(f"{published.backend} {family}", saved, published.chains)
         return {
-            place: Seen(count, _write(place[1], before, after)) for place, count in found.items()
+            (table, chain): seen._replace(write=_write(chain, before, after))
+            for (table, chain), seen in found.items()
         }
 
 

@@ -82,7 +82,11 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         sums = self._sums()
         services = () if sums is None else _of_services(sums)
-        return generate_latest(self._registry) + "".join(services).encode()
+        text = bytearray(generate_latest(self._registry))
+        # Not as one list, as tens of thousands of short texts leave holes in the memory.
+        for each in services:
+            text += each.encode()
+        return bytes(text)
 
     def collect(self) -> Iterator[Metric]:
         """All metrics but the process' and the Services'."""

@@ -121,13 +121,16 @@ class BoundedServer(Generic[Question]):
 
     def _work(self) -> None:
         while (question := self._questions.get()) is not None:
-            try:
-                text = self._answer(question)
-            except Exception:
-                log.debug("cannot answer %s", question, exc_info=True)
-                text = b""
-            self._answers.put((question, text))
+            # Not by a name of its own: until the next question it would keep the megabytes.
+            self._answers.put((question, self._text(question)))
             self._ring()
+
+    def _text(self, question: Question) -> bytes:
+        try:
+            return self._answer(question)
+        except Exception:
+            log.debug("cannot answer %s", question, exc_info=True)
+            return b""
 
     def _ring(self) -> None:
         # Where it is full it has been rung, and where it is closed nobody listens.
@@ -223,6 +226,8 @@ class BoundedServer(Generic[Question]):
     def _close(self, connection: _Connection) -> None:
         self._unwatch(connection)
         del self._connections[connection]
+        # The last one is remembered by who selected it.
+        connection.rest = memoryview(b"")
         with suppress(OSError):
             connection.client.shutdown(socket.SHUT_WR)
         connection.client.close()

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import pytest
 
+from ipvs_node_agent.iptables import launcher
 from ipvs_node_agent.iptables.launcher import End, Launcher, LaunchError, Running
 from tests.support.places import PROGRAM
 from tests.support.processes import children, has_ended
@@ -46,10 +47,10 @@ class Shell:
 
 @pytest.fixture
 def shell() -> Iterator[Shell]:
-    launcher = Launcher({**os.environ, "TOLD": "by the launcher"})
+    made = Launcher({**os.environ, "TOLD": "by the launcher"})
     with ExitStack() as files:
-        files.callback(launcher.close)
-        yield Shell(launcher, files)
+        files.callback(made.close)
+        yield Shell(made, files)
 
 
 def test_a_command_has_the_streams_the_environment_and_a_process_id(shell: Shell) -> None:
@@ -137,6 +138,23 @@ def test_it_ends_with_the_agent(shell: Shell) -> None:
     (process,) = children() - before
     shell.launcher.close()
     assert not Path(f"/proc/{process}").exists()
+    assert children() == before
+
+
+def test_one_that_nobody_needs_ends_and_the_next_command_has_another(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = children()
+    shell.launcher = Launcher(os.environ, idle=0.3)
+    # Each time it is about to end, so each command has a new one.
+    for _ in range(2):
+        assert shell.run("exec sleep 0.5") == End(0, False)
+    monkeypatch.setattr(launcher, "_SPARE", 0.0)
+    assert shell.run("true") == End(0, False)
+    (process,) = children() - before
+    eventually(lambda: has_ended(process), "its end")
+    assert shell.run("true") == End(0, False)
+    shell.launcher.close()
     assert children() == before
 
 

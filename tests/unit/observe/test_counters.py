@@ -54,7 +54,7 @@ class Kernel:
     ) -> dict[tuple[str, str], int]:
         """The sums of packets after a look."""
         found = found_in(table, saved(*rules), chains or Chains())
-        sums = self.ledger.take({place: Seen(count, write) for place, count in found.items()})
+        sums = self.ledger.take({p: seen._replace(write=write) for p, seen in found.items()})
         assert all(count.bytes == 60 * count.packets for count in sums.values())
         return {series: count.packets for series, count in sums.items()}
 
@@ -136,9 +136,9 @@ def test_a_service_without_rules_is_left_out_and_counts_on_when_it_has_some_agai
 
 def test_what_was_given_stays_as_it_was() -> None:
     ledger = Ledger()
-    place = ("nft IPv4", PRE, *WEB_POD)
-    first = ledger.take({place: Seen(Count(100, 6000), 0)})
-    ledger.take({place: Seen(Count(200, 12000), 0)})
+    place, (key, origin) = ("nft IPv4", PRE), WEB_POD
+    first = ledger.take({place: Seen(origin, {key: Count(100, 6000)}, 0)})
+    ledger.take({place: Seen(origin, {key: Count(200, 12000)}, 0)})
     assert first == {WEB_POD: (100, 6000)}
 
 
