@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from ipvs_node_agent.iptables.table import BACKENDS
-from tests.bench import measures
+from tests.bench import connections, priorart, rival, work
+from tests.bench.beside import beside
 from tests.bench.measures import FULL, QUICK, Figures
 
 
@@ -26,6 +27,7 @@ def machine() -> Figures:
         "cores": os.cpu_count(),
         "memory_gib": round(memory / (1 << 30)),
         "kernel": platform.release(),
+        "rival": rival.version(),
         "versions": json.loads(Path("/versions.json").read_text()),
     }
 
@@ -34,31 +36,36 @@ def full() -> Figures:
     """Everything, in one run."""
     return {
         "machine": machine(),
-        "walks": measures.walks(50_000),
-        "agent": [measures.agent(FULL, backend) for backend in BACKENDS],
+        "beside": beside(FULL),
+        "walks": connections.walks(50_000),
+        "agent": [work.agent(FULL, backend) for backend in BACKENDS],
         "latency": [
-            measures.latency(backend, count) for backend in BACKENDS for count in (10, 100, 1_000)
+            work.latency(backend, count) for backend in BACKENDS for count in (10, 100, 1_000)
         ],
-        "connections": measures.connections(FULL),
-        "prior_art": measures.prior_arts(FULL),
+        "connections": connections.connections(FULL),
+        "prior_art": priorart.prior_arts(FULL),
     }
 
 
 def start() -> Figures:
     """A cold start, for another set of libraries."""
-    return {"machine": machine(), "start": [measures.start(FULL, backend) for backend in BACKENDS]}
+    return {"machine": machine(), "start": [work.start(FULL, backend) for backend in BACKENDS]}
 
 
 def quick() -> Figures:
     """Everything on a small scale; fails where something that cannot vary is not as promised."""
     figures: Figures = {
         "machine": machine(),
-        "walks": measures.walks(3_000),
-        "agent": [measures.agent(QUICK, backend) for backend in BACKENDS],
-        "connections": measures.connections(QUICK),
-        "prior_art": measures.prior_arts(QUICK),
-        "processes": [measures.processes(QUICK, backend) for backend in BACKENDS],
+        "beside": beside(QUICK),
+        "walks": connections.walks(3_000),
+        "agent": [work.agent(QUICK, backend) for backend in BACKENDS],
+        "connections": connections.connections(QUICK),
+        "prior_art": priorart.prior_arts(QUICK),
+        "processes": [work.processes(QUICK, backend) for backend in BACKENDS],
     }
+    rested = figures["beside"]["found"]
+    for backend, most in (("nft", 4), ("legacy", 8)):
+        assert rested[f"agent, {backend}"]["idle"]["wakeups"] <= most, rested
     for walk in figures["walks"]:
         assert walk["worst"] <= 64, walk
     for agent in figures["agent"]:

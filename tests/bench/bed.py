@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import threading
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.objects import Service
@@ -24,7 +23,6 @@ from tests.support.pki import Pki
 from tests.support.tables import add_mark_masq, restore
 from tests.support.waiting import eventually
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _NEWGEN = 15
 _WROTE = re.compile(
     r"IPv[46]: (?:wrote|repaired) (?:(?P<chains>\d+) chains?)?(?:, )?"
@@ -61,18 +59,24 @@ class Commits:
             if any(kind == _NEWGEN for kind, _, _ in messages(data)):
                 self._times.append(now)
 
-    def after(self, moment: float) -> float:
+    def after(self, moment: float, timeout: float = 15.0) -> float:
         """The time of the first change after `moment`, which others may hear earlier."""
-        return self.wait(moment, 1)[0]
+        return self.wait(moment, 1, timeout)[0]
 
-    def wait(self, moment: float, count: int) -> list[float]:
+    def wait(self, moment: float, count: int, timeout: float = 15.0) -> list[float]:
         """The times of the first `count` changes after `moment`, once they are made."""
 
         def made() -> list[float]:
             found = [time for time in list(self._times) if time > moment][:count]
             return found if len(found) == count else []
 
-        return eventually(made, f"{count} commits", pause=0.005)
+        return eventually(made, f"{count} commits", timeout, pause=0.005)
+
+    def last_after(self, moment: float, quiet: float) -> float:
+        """The time of the last one after `moment`, behind which there were `quiet` seconds."""
+        self.wait(moment, 1, 60.0)
+        eventually(lambda: time.monotonic() - self.last > quiet, "no more commits", 60.0)
+        return self.last
 
     @property
     def last(self) -> float:
@@ -89,12 +93,13 @@ class BenchBed:
     services: dict[str, Service]
     api: ApiServer
     agent: AgentProcess
+    tell: Callable[[Service], dict[str, Any]] = raw
     _seen: int = 0
 
     def put(self, service: Service) -> None:
         """Makes or changes a Service."""
         self.services[service.key] = service
-        self.api.put(raw(service))
+        self.api.put(self.tell(service))
 
     def delete(self, service: Service) -> None:
         del self.services[service.key]
@@ -119,11 +124,6 @@ class BenchBed:
         status = Path(f"/proc/{self.agent.pid}/status").read_text()
         (found,) = re.findall(rf"^{what}:\s+(\d+) kB", status, re.MULTILINE)
         return int(found) / 1024
-
-    def cpu_seconds(self) -> float:
-        """What the agent and its ended children have used of a core."""
-        fields = Path(f"/proc/{self.agent.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / _TICKS
 
     def bare_change(self, number: int) -> float:
         """Milliseconds that a bare restore of one rule takes, in a chain of kube-proxy's."""
@@ -151,8 +151,12 @@ def changes(lines: list[str]) -> int:
 
 
 @contextmanager
-def bench_bed(backend: str, services: Mapping[str, Service]) -> Iterator[BenchBed]:
-    """A node with TLS, a node's own credentials and `services`."""
+def bench_bed(
+    backend: str,
+    services: Mapping[str, Service],
+    tell: Callable[[Service], dict[str, Any]] = raw,
+) -> Iterator[BenchBed]:
+    """A node with TLS, a node's own credentials and `services`, as the API server will `tell`."""
     with tempfile.TemporaryDirectory() as name, namespaces("node") as (namespace,):
         directory = Path(name)
         for family in FAMILIES:
@@ -160,7 +164,7 @@ def bench_bed(backend: str, services: Mapping[str, Service]) -> Iterator[BenchBe
         pki = Pki()
         pki.write_node_client(directory / "client.pem", NODE.name)
         with ApiServer(netns=str(namespace.path), pki=pki) as api:
-            for known in (raw_node(), *map(raw, services.values())):
+            for known in (raw_node(), *map(tell, services.values())):
                 api.put(known)
             pki.write_kubeconfig(directory / "kubelet.conf", api.url, directory / "client.pem")
             settings = {
@@ -171,4 +175,4 @@ def bench_bed(backend: str, services: Mapping[str, Service]) -> Iterator[BenchBe
             with agent_process(namespace, directory / "agent", settings) as agent:
                 # Only there it tells of each write.
                 agent.options = ["--log-level", "debug"]
-                yield BenchBed(namespace, backend, dict(services), api, agent)
+                yield BenchBed(namespace, backend, dict(services), api, agent, tell)

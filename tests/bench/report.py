@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -36,6 +37,17 @@ def _document(figures: Figures, newest: Figures) -> str:
             date=date.today().isoformat(),
             machine=figures["machine"],
             full=FULL,
+            rival=figures["machine"]["rival"],
+            beside_services=figures["beside"]["services"],
+            beside=_table(
+                " | start to in sync | one change, p50 / p99 | memory | idle, of a core"
+                " | wake-ups a second | repair of a flushed chain | of a lost jump",
+                itertools.starmap(_beside, figures["beside"]["found"].items()),
+            ),
+            beside_connections=_table(
+                " | a new connection to a Service, to no rules | least | median",
+                _beside_connections(figures["beside"]["connections"]),
+            ),
             connections=_table(
                 "backend | layout | Services | no rules | last | beside | none",
                 map(_connection, figures["connections"]),
@@ -78,6 +90,27 @@ def _table(head: str, rows: Iterable[str]) -> str:
     return "\n".join(f"| {row} |" for row in (head, line, *rows))
 
 
+def _beside(name: str, row: Figures) -> str:
+    repair = row.get("repair_seconds", {})
+    return (
+        f"{name} | {row['start_seconds']:.1f} s | "
+        + "{p50:.0f} / {p99:.0f} ms".format_map(row["change_ms"])
+        + f" | {row['memory_mib']:.0f} MiB | "
+        + "{percent:.2f} % | {wakeups:.1f}".format_map(row["idle"])
+        + "".join(
+            f" | {repair[what]:.2f} s" if repair.get(what, -1) >= 0 else " | not within 90 s"
+            for what in ("a flushed chain", "a lost jump")
+        )
+    )
+
+
+def _beside_connections(found: Figures) -> Iterable[str]:
+    base = found["no rules"]
+    for name, row in found.items():
+        ratio = row["least"] / base["least"]
+        yield f"{name} | {ratio:.2f} | {row['least']:.1f} µs | {row['median']:.1f} µs"
+
+
 def _connection(row: Figures) -> str:
     times, walked = row["microseconds"], row["walked"]
     base = times["no rules"]
@@ -104,8 +137,7 @@ def _at_work(agent: Figures) -> Iterable[str]:
         " | {burst[in_kernel_after_last_seconds]:.2f} s after the last, {burst[restores]} restores",
         "{rate} changes a second for {stream[seconds]} s: latency"
         " | p50 {stream[ms][p50]} ms, p99 {stream[ms][p99]} ms, {stream[restores]} restores",
-        "idle, drift check every 2 s | {idle[percent]:.1f} % of a core",
-        "resident memory, before and after {growth[changes]} changes"
+        "memory of all processes (PSS), before and after {growth[changes]} changes"
         " | {growth[before_mib]:.0f} and {growth[after_mib]:.0f} MiB",
     ):
         yield line.format(rate=STREAM_RATE, **agent)

@@ -14,16 +14,19 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.support.netns import Namespace
-from tests.support.topology import BACKEND, POD_GATEWAY, Topology, topology
+from tests.support.topology import BACKEND, POD, POD_GATEWAY, Topology, topology
 from tests.support.waiting import eventually
 
 _BATCH = 512
 _FIRST_PORT = 1024
+_PAYLOAD = b"x" * 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,15 +50,21 @@ class _Message(ctypes.Structure):
     _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
 
 
-def cost(wired: Topology, address: str, connections: int) -> float:
-    """Microseconds that a new connection from the pod to `address` takes, over so many."""
+def cost(wired: Topology, address: str, connections: int, port: int = 0) -> float:
+    """Microseconds that a new connection from the pod to `address` takes, over so many.
+
+    Each goes to a port of its own, or all to `port` from ports of their own, which is for IPv4.
+    """
     wired.node.run("conntrack", "-F")
     ports = range(_FIRST_PORT, _FIRST_PORT + connections)
-    batches = [_messages(address, ports[at : at + _BATCH]) for at in range(0, connections, _BATCH)]
+    make = partial(_messages, address) if not port else partial(_packets, address, port)
+    batches = [make(ports[at : at + _BATCH]) for at in range(0, connections, _BATCH)]
     with wired.pod.enter():
-        sock = socket.socket(_socket_family(address), socket.SOCK_DGRAM)
+        kind = (socket.SOCK_RAW, socket.IPPROTO_RAW) if port else (socket.SOCK_DGRAM,)
+        sock = socket.socket(_socket_family(address), *kind)
     with sock:
-        sock.bind(("", 0))
+        if not port:
+            sock.bind(("", 0))
         before = _arrived(wired)
         descriptor = sock.fileno()
         started = time.perf_counter()
@@ -74,20 +83,38 @@ def _arrived(wired: Topology) -> int:
     return next(int(line.split()[2]) for line in lines if line.strip().startswith("eth0:"))
 
 
-def _messages(address: str, ports: range) -> tuple[ctypes.Array[_Message], list[object]]:
+_Batch = tuple[Any, list[object]]
+
+
+def _messages(address: str, ports: range) -> _Batch:
     """A batch for sendmmsg(2), a message for each port, and what it refers to."""
-    payload = ctypes.create_string_buffer(b"x" * 16)
-    vector = _Vector(ctypes.addressof(payload), 16)
-    keep: list[object] = [payload, vector]
-    batch = (_Message * len(ports))()
+    return _batch(address, [(port, _PAYLOAD) for port in ports])
+
+
+def _packets(address: str, to: int, ports: range) -> _Batch:
+    """A batch of whole packets to one port, from each of `ports`; UDP has no checksum."""
+    source, there = map(socket.inet_aton, (POD[4], address))
+    length = 8 + len(_PAYLOAD)
+    # The kernel fills in length, number and checksum of the first header.
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0, source, there)
+    packets = [ip + struct.pack("!HHHH", port, to, length, 0) + _PAYLOAD for port in ports]
+    return _batch(address, [(0, packet) for packet in packets])
+
+
+def _batch(address: str, sent: Sequence[tuple[int, bytes]]) -> _Batch:
+    """A batch of messages to these ports of `address`, and what it refers to."""
+    keep: list[object] = []
+    batch = (_Message * len(sent))()
     family = _socket_family(address)
     # Between port and address IPv6 has the flow, and behind them the scope.
     flow, behind = (bytes(4), bytes(4)) if family == socket.AF_INET6 else (b"", bytes(8))
     packed = flow + socket.inet_pton(family, address) + behind
-    for message, port in zip(batch, ports):
+    for message, (port, data) in zip(batch, sent):
         start = struct.pack("=H", family) + struct.pack("!H", port)
         name = ctypes.create_string_buffer(start + packed, len(start + packed))
-        keep.append(name)
+        payload = ctypes.create_string_buffer(data, len(data))
+        vector = _Vector(ctypes.addressof(payload), len(data))
+        keep += (name, payload, vector)
         header = message.header
         header.name, header.name_length = ctypes.addressof(name), len(name)
         header.vectors, header.vector_count = ctypes.addressof(vector), 1

@@ -1,7 +1,8 @@
 """A small Kubernetes API server for tests and for the demo.
 
-It knows Services, Nodes, Pods, Events and the Endpoints of its own Service, and speaks list, watch,
-create and get as the real one does. It breaks in all the ways a real one does when it is told to:
+It knows Services, Nodes, Pods, Events, the Endpoints of its own Service, and what else kube-proxy
+follows, and speaks list, watch, create and get as the real one does. It breaks in all the ways a
+real one does when it is told to:
 
     with ApiServer() as server:
         server.put({"kind": "Service", "metadata": {"name": "web"}, "spec": {}})
@@ -32,6 +33,7 @@ from tests.support.access import (
 )
 from tests.support.pki import Pki
 from tests.support.rest import (
+    API_VERSIONS,
     KINDS,
     Refusal,
     Request,
@@ -363,9 +365,9 @@ class ApiServer:
         objects, version = self._store.items(kind)
         items = [_as_item(obj) for obj in objects if matches(obj, selector)]
         metadata = {"resourceVersion": str(version)}
-        body = encode(
-            {"kind": f"{kind}List", "apiVersion": "v1", "metadata": metadata, "items": items}
-        )
+        version_of_api = API_VERSIONS.get(kind, "v1")
+        found = {"kind": f"{kind}List", "apiVersion": version_of_api, "metadata": metadata}
+        body = encode({**found, "items": items})
         stream = await self._open_stream(http, request)
         if self._lists_truncated:
             await stream.write(body[: len(body) // 2])

@@ -8,10 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = {"services": "Service", "nodes": "Node", "events": "Event", "pods": "Pod"}
+KINDS = {
+    "services": "Service",
+    "nodes": "Node",
+    "events": "Event",
+    "pods": "Pod",
+    "endpointslices": "EndpointSlice",
+    "servicecidrs": "ServiceCIDR",
+}
+# Of the kinds that are not of the core group.
+API_VERSIONS = {
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "ServiceCIDR": "networking.k8s.io/v1",
+}
+CLUSTER_WIDE = ("Node", "ServiceCIDR")
 # The single object that the agent asks for.
 _SINGLE = "/api/v1/namespaces/default/endpoints/kubernetes"
-_PATH = re.compile(r"/api/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)")
+_PATH = re.compile(
+    r"/(?:api|apis/(?:discovery|networking)\.k8s\.io)/v1"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)"
+)
 
 
 @dataclass

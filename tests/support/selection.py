@@ -14,6 +14,8 @@ _FIELDS = {
     "nodes": {"metadata.name", "spec.unschedulable"},
     "events": _METADATA_FIELDS,
     "pods": _METADATA_FIELDS | {"spec.nodeName", "status.phase"},
+    "endpointslices": _METADATA_FIELDS,
+    "servicecidrs": {"metadata.name"},
 }
 _TERM = re.compile(r"(?P<field>[^=!]+)(?P<operator>!=|==|=)(?P<value>.*)")
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
+from tests.support.rest import API_VERSIONS, CLUSTER_WIDE
+
 ABSENT: Final = object()
 
 
@@ -47,9 +49,10 @@ class Store:
 
     def put(self, obj: dict[str, Any]) -> dict[str, Any]:
         """Create or replace an object, completing its metadata as a server does."""
-        body: dict[str, Any] = {"apiVersion": "v1", "metadata": {}, **copy.deepcopy(obj)}
+        version = API_VERSIONS.get(obj["kind"], "v1")
+        body: dict[str, Any] = {"apiVersion": version, "metadata": {}, **copy.deepcopy(obj)}
         metadata = body["metadata"]
-        if body["kind"] != "Node":
+        if body["kind"] not in CLUSTER_WIDE:
             metadata.setdefault("namespace", "default")
         key = Key(body["kind"], metadata.get("namespace", ""), metadata["name"])
         with self._lock:

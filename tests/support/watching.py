@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.support.rest import encode
+from tests.support.rest import API_VERSIONS, encode
 from tests.support.selection import Term, matches
 from tests.support.sockets import reset
 from tests.support.store import ABSENT, Change, Store, at_version
@@ -112,7 +112,8 @@ class Watch:
         metadata: dict[str, Any] = {"resourceVersion": str(self._position)}
         if annotations:
             metadata["annotations"] = annotations
-        return event("BOOKMARK", {"kind": self._kind, "apiVersion": "v1", "metadata": metadata})
+        version = API_VERSIONS.get(self._kind, "v1")
+        return event("BOOKMARK", {"kind": self._kind, "apiVersion": version, "metadata": metadata})
 
 
 def event(name: str, obj: Any) -> bytes:
