@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 
 from ipvs_node_agent.iptables.table import BACKENDS
-from tests.bench import connections, priorart, rival, work
+from tests.bench import connections, priorart, rival, times, work
 from tests.bench.beside import beside
-from tests.bench.measures import FULL, QUICK, Figures
+from tests.bench.grid import grid
+from tests.bench.measures import FULL, QUICK, Figures, Scale
 
 
 def machine() -> Figures:
@@ -39,12 +40,21 @@ def full() -> Figures:
         "beside": beside(FULL),
         "walks": connections.walks(50_000),
         "agent": [work.agent(FULL, backend) for backend in BACKENDS],
-        "latency": [
-            work.latency(backend, count) for backend in BACKENDS for count in (10, 100, 1_000)
-        ],
+        "changes": changes(FULL),
+        "starts": [times.start(*each) for each in FULL.starts],
+        "grid": grid(*FULL.grid),
         "connections": connections.connections(FULL),
         "prior_art": priorart.prior_arts(FULL),
     }
+
+
+def changes(scale: Scale) -> list[Figures]:
+    """Where the time of a change goes."""
+    return [
+        times.change(backend, count, min(scale.changes, 30))
+        for backend in BACKENDS
+        for count in scale.parts
+    ]
 
 
 def start() -> Figures:
@@ -61,11 +71,17 @@ def quick() -> Figures:
         "agent": [work.agent(QUICK, backend) for backend in BACKENDS],
         "connections": connections.connections(QUICK),
         "prior_art": priorart.prior_arts(QUICK),
+        "changes": changes(QUICK),
+        "starts": [times.start(*each) for each in QUICK.starts],
         "processes": [work.processes(QUICK, backend) for backend in BACKENDS],
     }
     rested = figures["beside"]["found"]
     for backend, most in (("nft", 4), ("legacy", 8)):
         assert rested[f"agent, {backend}"]["idle"]["wakeups"] <= most, rested
+    for each in figures["changes"]:
+        assert each["looks"] == 0, each
+    for each in figures["starts"]:
+        assert each["restart_writes"] == 0, each
     for walk in figures["walks"]:
         assert walk["worst"] <= 64, walk
     for agent in figures["agent"]:

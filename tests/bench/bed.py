@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +23,7 @@ from tests.support.apiserver import ApiServer
 from tests.support.fleet import NODE, raw, raw_node
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
+from tests.support.places import REPOSITORY
 from tests.support.tables import add_mark_masq, restore
 from tests.support.waiting import eventually
 
@@ -113,6 +117,16 @@ class BenchBed:
         eventually(lambda: self.agent.log.count("ready: ") > before, "ready", timeout)
         return time.monotonic() - started
 
+    def transfer(self) -> float:
+        """The seconds that a client takes for the list of all Services that only throws it away."""
+        certificate = str(self.agent.config.parent.parent / "client.pem")
+        options = ["--silent", "--insecure", "--fail", "--output", "/dev/null"]
+        began = time.monotonic()
+        self.namespace.run(
+            *("curl", *options, "--cert", certificate, f"{self.api.url}/api/v1/services")
+        )
+        return time.monotonic() - began
+
     def news(self) -> list[str]:
         """The lines that the agent has said since the last call."""
         text = self.agent.log
@@ -125,12 +139,13 @@ class BenchBed:
         (found,) = re.findall(rf"^{what}:\s+(\d+) kB", status, re.MULTILINE)
         return int(found) / 1024
 
-    def bare_change(self, number: int) -> float:
-        """Milliseconds that a bare restore of one rule takes, in a chain of kube-proxy's."""
-        rule = f"-A KUBE-POSTROUTING -p udp -m udp --dport {1 + number % 65535} -j RETURN"
-        started = time.monotonic()
-        restore(self.namespace, IPV4, self.backend, f"*nat\n{rule}\nCOMMIT\n")
-        return (time.monotonic() - started) * 1000
+
+def bare_change(namespace: Namespace, backend: str, number: int) -> float:
+    """Milliseconds that a bare restore of one rule takes, in a chain of kube-proxy's."""
+    rule = f"-A KUBE-POSTROUTING -p udp -m udp --dport {1 + number % 65535} -j RETURN"
+    started = time.monotonic()
+    restore(namespace, IPV4, backend, f"*nat\n{rule}\nCOMMIT\n")
+    return (time.monotonic() - started) * 1000
 
 
 def writes(lines: list[str]) -> list[Write]:
@@ -148,6 +163,14 @@ def changes(lines: list[str]) -> int:
     """How many Services' changes `lines` report, also those that are only counted."""
     found = [int(match[1]) for match in filter(None, map(_MORE.search, lines))]
     return sum(found) + sum(1 for line in lines if _CHANGE.search(line))
+
+
+def _compiled(folder: Path) -> dict[str, str]:
+    """The environment in which Python finds the program compiled, as a package does it."""
+    variables = {"PYTHONPYCACHEPREFIX": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-m", "compileall", "-q", "ipvs_node_agent"]
+    subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **variables}, check=True)
+    return variables
 
 
 @contextmanager
@@ -175,4 +198,5 @@ def bench_bed(
             with agent_process(namespace, directory / "agent", settings) as agent:
                 # Only there it tells of each write.
                 agent.options = ["--log-level", "debug"]
+                agent.variables = _compiled(directory / "bytecode")
                 yield BenchBed(namespace, backend, dict(services), api, agent, tell)

@@ -16,10 +16,13 @@ from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.nat.trace import trace
 from tests.bench.measures import NOBODY, POD_INTERFACE, POOL, Figures, Scale, ruleset, say
 from tests.bench.wire import cost, pinned, wire
-from tests.support.fleet import LAYOUTS, fleet
+from tests.support.fleet import LAYOUTS, Layout, fleet
 from tests.support.netns import Namespace
 from tests.support.tables import add_mark_masq
 from tests.support.topology import POD
+
+# Beside one dense pool.
+_SCATTERED = ("twenty pools", "random over 10/8", "twenty IPv6 pools", "random over an IPv6 /64")
 
 
 def restore_all(node: Namespace, family: Family, backend: str, wanted: Ruleset) -> float:
@@ -40,17 +43,20 @@ def connections(scale: Scale) -> list[Figures]:
 
     Of each the quickest round counts, since whatever else the machine does only makes it longer.
     """
-    sizes = [(IPV4, count, "split") for count in scale.split]
-    sizes += [(IPV6, 1, "split"), (IPV6, scale.services, "split")]
-    sizes += [(IPV4, 1, "by interface"), (IPV4, scale.services, "by interface")]
-    sizes += [(IPV4, count, "flat") for count in scale.flat]
+    few, many = 1, scale.services
+    sizes = [(POOL[IPV4], count, "split") for count in scale.split]
+    sizes += [(LAYOUTS[name], many, f"split, {name}") for name in _SCATTERED]
+    sizes += [(POOL[IPV6], few, "split"), (POOL[IPV6], many, "split")]
+    sizes += [(POOL[IPV4], few, "by interface"), (POOL[IPV4], many, "by interface")]
+    sizes += [(POOL[IPV4], count, "flat") for count in scale.flat]
     with pinned():
         return [_connection(scale, backend, *size) for backend in BACKENDS for size in sizes]
 
 
-def _connection(scale: Scale, backend: str, family: Family, count: int, layout: str) -> Figures:
+def _connection(scale: Scale, backend: str, where: Layout, count: int, layout: str) -> Figures:
+    family = where.family
     say(f"connections: {backend}, {family}, {count} Services, {layout}")
-    services = fleet(POOL[family], count)
+    services = fleet(where, count)
     wanted = ruleset(services, family, layout)
     addresses = sorted(service.load_balancer_ips[0] for service in services.values())
     # An address of the pool that no Service has walks as far as one that has, and comes back.

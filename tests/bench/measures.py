@@ -42,6 +42,10 @@ class Scale:
     idle_seconds: int
     prior_art: int
     connections: int
+    # How many Services the tables of times are about, on each backend; and starts of more.
+    parts: Sequence[int]
+    starts: Sequence[tuple[str, int]]
+    grid: Sequence[int]
     rounds: int
     # Seconds for what a change leaves to be done later: splitting chains, and a first look.
     pause: float
@@ -61,6 +65,9 @@ FULL = Scale(
     idle_seconds=120,
     prior_art=250,
     connections=10_000,
+    parts=(100, 1_000, 10_000),
+    starts=(("nft", 10_000), ("legacy", 10_000), ("nft", 50_000)),
+    grid=(10_000, 20),
     rounds=15,
     pause=3.0,
 )
@@ -78,6 +85,9 @@ QUICK = Scale(
     idle_seconds=5,
     prior_art=5,
     connections=1_000,
+    parts=(100,),
+    starts=(("nft", 300),),
+    grid=(),
     rounds=1,
     pause=1.2,
 )

@@ -21,7 +21,7 @@ def report(directory: Path) -> None:
     figures = json.loads((directory / "debian12.json").read_text())
     newest = json.loads((directory / "newest.json").read_text())
     _plot_connections(figures["connections"])
-    _plot_latency([*figures["latency"], *figures["agent"]])
+    _plot_latency(figures["changes"])
     text = _document(figures, newest)
     (DOCS / "benchmarks.md").write_text(text)
     print(text)
@@ -60,6 +60,28 @@ def _document(figures: Figures, newest: Figures) -> str:
                 "backend | agent, p50 / p99 | commit, p50 / p99 | bare, p50 / p99"
                 " | agent to bare, p50 | most chains written",
                 [_single(agent["backend"], agent["single"]) for agent in agents],
+            ),
+            change=_table(
+                "backend | Services | agent to bare | agent, p50 / p99 | bare, p50 / p99",
+                map(_change, figures["changes"]),
+            ),
+            change_parts=_table(
+                "backend | Services | " + " | ".join(PARTS_OF_CHANGE.values()),
+                map(_change_parts, figures["changes"]),
+            ),
+            bound=_table(
+                "backend | Services | start | restart | bare restore | transfer of the list"
+                " | start to twice the restore and a transfer | restart to start | peak memory",
+                map(_bound, figures["starts"]),
+            ),
+            start_parts=_table(
+                "backend | Services | " + " | ".join(PARTS_OF_START.values()),
+                map(_start_parts, figures["starts"]),
+            ),
+            grid=_table(
+                "bits a chain | Services a leaf | chains | walked, dense | walked, random"
+                " | nft: restore | one rule | two leaves | legacy: restore | one rule",
+                map(_shape, figures["grid"]),
             ),
             agent=_table(
                 "backend | what | figure",
@@ -122,6 +144,62 @@ def _connection(row: Figures) -> str:
     return " | ".join([head, f"{base:.1f} µs", *cells])
 
 
+PARTS_OF_CHANGE = {
+    "queue": "queue",
+    "plan": "plan",
+    "difference": "difference",
+    "text": "text",
+    "launcher": "launcher",
+    "process": "start of the process",
+    "reading": "iptables reads",
+    "commit": "commit",
+}
+PARTS_OF_START = {
+    "python": "Python and imports",
+    "list": "lists and their JSON",
+    "plan": "plan",
+    "save": "looks at tables",
+    "text": "text",
+    "restore": "restore",
+    "clean": "other backend",
+}
+
+
+def _change(row: Figures) -> str:
+    agent, bare = ("{p50:.1f} / {p99:.1f} ms".format_map(row[f"{w}_ms"]) for w in ("agent", "bare"))
+    return f"{row['backend']} | {row['services']} | {row['ratio']:.2f} | {agent} | {bare}"
+
+
+def _change_parts(row: Figures) -> str:
+    parts = " | ".join(f"{row['parts'][name]:.1f} ms" for name in PARTS_OF_CHANGE)
+    return f"{row['backend']} | {row['services']} | {parts}"
+
+
+def _bound(row: Figures) -> str:
+    return (
+        f"{row['backend']} | {row['services']} | {row['cold_seconds']:.1f} s"
+        f" | {row['restart_seconds']:.1f} s | {row['bare_restore_seconds']:.1f} s"
+        f" | {row['transfer_seconds']:.1f} s"
+        f" | {row['cold_seconds'] / row['bound_seconds']:.2f}"
+        f" | {row['restart_seconds'] / row['cold_seconds']:.2f} | {row['peak_mib']:.0f} MiB"
+    )
+
+
+def _start_parts(row: Figures) -> str:
+    parts = " | ".join(f"{row['parts'][name]:.2f} s" for name in PARTS_OF_START)
+    return f"{row['backend']} | {row['services']} | {parts}"
+
+
+def _shape(row: Figures) -> str:
+    nft, legacy, walked = row["nft"], row["legacy"], row["walked"]
+    return (
+        f"{row['bits']} | {row['leaf']} | {row['chains']} | {walked['one dense pool']}"
+        f" | {walked['random over 10/8']} | {nft['restore_seconds']:.1f} s"
+        f" | {nft['one_rule_ms']:.1f} ms | {nft['leaves_ms']:.1f} ms"
+        f" | {legacy['restore_seconds']:.1f} s | {legacy['one_rule_ms']:.0f} ms"
+    )
+
+
 def _single(backend: str, single: Figures) -> str:
     agent, commit, bare = (
         "{p50:.0f} / {p99:.0f} ms".format_map(single[name]) if single[name] else "-"
@@ -180,7 +258,7 @@ def _plot_latency(rows: Sequence[Figures]) -> None:
             ("bare", "o:", "one rule, by iptables-restore"),
         ):
             points = [
-                (row["services"], row["single"][f"{label}_ms"]["p50"])
+                (row["services"], row[f"{label}_ms"]["p50"])
                 for row in rows
                 if row["backend"] == backend
             ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import IPV4, Address
 from ipvs_node_agent.model.objects import Service
-from tests.bench.bed import BenchBed, Commits, bench_bed, changes, latencies, writes
+from tests.bench.bed import BenchBed, Commits, bare_change, bench_bed, changes, latencies, writes
 from tests.bench.measures import POOL, STREAM_RATE, Figures, Scale, percentiles, ruleset, say
 from tests.bench.processes import memory
 from tests.support.fleet import fleet
@@ -60,15 +60,6 @@ def agent(scale: Scale, backend: str) -> Figures:
     return found
 
 
-def latency(backend: str, count: int) -> Figures:
-    """What one change takes with so many Services."""
-    say(f"one change: {backend}, {count} Services")
-    with bench_bed(backend, fleet(POOL[IPV4], count)) as bed:
-        bed.start()
-        single = _single_changes(bed, 10)
-    return {"backend": backend, "services": count, "single": single}
-
-
 def _spare(services: dict[str, Service]) -> Iterator[Address]:
     """Addresses in the pool that are free."""
     address = max(service.load_balancer_ips[0] for service in services.values())
@@ -93,7 +84,7 @@ def _single_changes(bed: BenchBed, count: int) -> Figures:
     for number in range(count):
         # A change right behind another one, or behind the splitting of a chain, waits for it.
         time.sleep(0.1)
-        bare.append(bed.bare_change(number))
+        bare.append(bare_change(bed.namespace, bed.backend, number))
         time.sleep(0.1)
         kind = _KINDS[number % len(_KINDS)]
         new = bed.services[chance.choice(sorted(bed.services))]

@@ -1,0 +1,74 @@
+"""The agent with a clock at its parts: `python3 -m tests.bench.stamped` is `ipvs-node-agent`.
+
+Each part says on the standard error when it began and ended, as a line of JSON behind a mark. It
+wraps functions of the program, which knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from typing import Any, Callable
+
+MARK = "STAMP "
+
+
+def _say(name: str, began: float, ended: float) -> None:
+    # A write of its own, as other threads log.
+    os.write(2, f"{MARK}{json.dumps([name, began, ended])}\n".encode())
+
+
+def _timed(owner: Any, attribute: str, name: str) -> None:
+    function: Callable[..., Any] = getattr(owner, attribute)
+
+    @functools.wraps(function)
+    def timed(*arguments: Any, **options: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return function(*arguments, **options)
+        finally:
+            _say(name, began, time.monotonic())
+
+    setattr(owner, attribute, timed)
+
+
+def main() -> int:
+    """Puts the clocks in, and runs the command line."""
+    began = time.monotonic()
+    from ipvs_node_agent import cli
+    from ipvs_node_agent.apiserver import follower
+    from ipvs_node_agent.commands import run
+    from ipvs_node_agent.iptables import backends, command, programmer, table
+    from ipvs_node_agent.sync import agent
+
+    _say("imports", began, time.monotonic())
+    for owner, attribute, name in (
+        (follower.Follower, "_list", "list"),
+        (follower.Follower, "_initial", "list"),
+        (run, "_kernel", "backend"),
+        (agent.Agent, "_plan", "plan"),
+        (programmer, "difference", "difference"),
+        (programmer, "restore_input", "text"),
+        (programmer, "parse_save", "parse"),
+        (table.KernelTable, "save", "save"),
+        (table.KernelTable, "restore", "restore"),
+        (command, "start", "launcher"),
+        (backends.Kernel, "clean_others", "clean"),
+    ):
+        _timed(owner, attribute, name)
+    taken = agent.Agent.take
+
+    def take(self: agent.Agent, event: Any) -> None:
+        if hasattr(event, "arrived"):
+            _say("queue", event.arrived, time.monotonic())
+        taken(self, event)
+
+    agent.Agent.take = take  # type: ignore[method-assign]
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
