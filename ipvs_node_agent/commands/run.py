@@ -30,7 +30,7 @@ from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.inbox import Inbox
 from ipvs_node_agent.host.isolated import Replacement
 from ipvs_node_agent.host.links import LinkFollower, Links
-from ipvs_node_agent.host.memory import return_freed_memory
+from ipvs_node_agent.host.memory import collect_seldom, return_freed_memory
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
@@ -72,6 +72,7 @@ def run(config_path: Path | None, manager: ServiceManager) -> None:
     """Runs the agent until SIGTERM or SIGINT, and tells `manager` of it. Raises AgentError."""
     config = load(config_path)
     return_freed_memory()
+    collect_seldom()
     with only_one("run"):
         _Loop(config_path, config, manager).run()
 

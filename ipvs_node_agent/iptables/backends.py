@@ -48,6 +48,7 @@ class Kernel:
         """Chooses the backend; True where it is now another one than before."""
         before = self.backend
         if self.options.backend != "auto":
+            self.launcher.prepare()
             self.backend, self.certain = self.options.backend, True
             return self.backend != before
         try:

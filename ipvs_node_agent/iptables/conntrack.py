@@ -17,7 +17,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import closing, suppress
 from typing import Callable, NamedTuple, Protocol
@@ -106,14 +106,21 @@ class Forgetter(Protocol):
         """Deletes the entries of UDP `flows`; `hosts` are the addresses of this host."""
 
 
-def changed_flows(change: Change) -> Iterator[Flows]:
-    """The flows that the rules are about which `change` adds or removes."""
-    added, removed = _translations(change.written), _translations(change.replaced)
-    return filter(None, map(_flows, sorted(added ^ removed)))
+def changed_flows(change: Change, has_udp: Callable[[str], bool]) -> list[Flows]:
+    """The flows that the rules are about which `change` adds or removes.
+
+    Only of the Services that have UDP ports: a start would else read tens of thousands of rules.
+    """
+    concerned = (
+        rule
+        for rule in _rules(change.written) ^ _rules(change.replaced)
+        if ruletext.target(rule) == "DNAT" and has_udp(ruletext.service(rule))
+    )
+    return [flows for rule in sorted(concerned) if (flows := _flows(rule)) is not None]
 
 
-def _translations(chains: Mapping[str, Rules]) -> set[str]:
-    return {rule for rules in chains.values() for rule in rules if ruletext.target(rule) == "DNAT"}
+def _rules(chains: Mapping[str, Rules]) -> set[str]:
+    return {rule for rules in chains.values() for rule in rules}
 
 
 def _flows(rule: str) -> Flows | None:

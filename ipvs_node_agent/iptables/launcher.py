@@ -95,6 +95,11 @@ class Launcher:
         self._running = Running(peer, _answer(peer)["process"])
         return self._running
 
+    def prepare(self) -> None:
+        """Has the process begin that starts commands; who wants the first need not wait for it."""
+        with suppress(LaunchError):
+            self._peer()
+
     def _peer(self) -> socket.socket:
         """The way to the process that starts commands, which is there then. Raises LaunchError."""
         before, self._asked = self._asked, time.monotonic()

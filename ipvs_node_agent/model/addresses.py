@@ -60,9 +60,11 @@ def parse_address(text: str) -> Address:
     if ":" not in text and _LEADING_ZERO.search(text):
         raise ValueError("has leading zeros, which some programs read as octal")
     try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+        # The C library is as strict here, and several times as fast as Python.
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
         raise ValueError("is no IP address") from None
+    address = ipaddress.ip_address(packed)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("is an IPv4-mapped IPv6 address; write it as IPv4")
     return _with_hash(address)

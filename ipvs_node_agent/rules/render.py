@@ -68,6 +68,10 @@ class Writer:
         # The one address of the node that kube-proxy holds against source ranges.
         self._host = next((a for a in node.addresses if a.version == family.version), None)
         self._interfaces = pod_interfaces
+        # Those of a Service that lets every client in, as most do.
+        self._all_sources = [("", interface) for interface in pod_interfaces] or [
+            (show_network(cidr), "") for cidr in self._cidrs
+        ]
         self.has_family = bool(self._cidrs or self._host)
 
     def rule_bound(self, claim: Claim) -> int:
@@ -114,11 +118,11 @@ class Writer:
 
     def _sources(self, claim: Claim) -> Sequence[tuple[str, str]]:
         """The pods that may use `claim`, as prefixes and interfaces; one of them may be empty."""
-        if self._interfaces:
-            ranges = [""] if claim.clients is None else map(show_network, collapse(claim.clients))
-            return [(source, interface) for source in ranges for interface in self._interfaces]
         if claim.clients is None:
-            return [(show_network(cidr), "") for cidr in self._cidrs]
+            return self._all_sources
+        if self._interfaces:
+            ranges = map(show_network, collapse(claim.clients))
+            return [(source, interface) for source in ranges for interface in self._interfaces]
         # Cut one by one, or adjacent pod CIDRs would be merged; once each, as they may overlap.
         parts = (part for cidr in self._cidrs for part in intersection([cidr], claim.clients))
         return [(show_network(part), "") for part in dict.fromkeys(parts)]

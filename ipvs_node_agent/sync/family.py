@@ -208,7 +208,7 @@ class FamilyTable(KeptTable):
         """Has UDP flows start anew that the rules are about which changed."""
         if self._conntrack is None:
             return
-        flows = [each for each in changed_flows(change) if self._has_udp(each.service)]
+        flows = changed_flows(change, self._has_udp)
         if flows:
             self._conntrack.forget(self._family, flows, self.wanted.basis.node.addresses)
 

@@ -42,9 +42,11 @@ def authorize(request: Request) -> None:
         return
     prefix, _, node = (request.user or "").rpartition(":")
     verbs = ("create",) if request.resource == "events" else ("list", "watch")
-    if request.resource in ("endpointslices", "servicecidrs"):
-        verbs = ()
-    if prefix != "system:node" or request.verb not in verbs:
+    if (
+        request.resource in ("endpointslices", "servicecidrs")
+        or prefix != "system:node"
+        or request.verb not in verbs
+    ):
         raise forbidden(request)
     # AuthorizeNodeWithSelectors, for both of them.
     for resource, field, why in (

@@ -11,6 +11,7 @@ from ipvs_node_agent.iptables import backends, command
 from ipvs_node_agent.iptables.backends import Kernel, detect_backend
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.launcher import Launcher
+from tests.support.processes import children
 
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 CANARY = HINT.replace("IPTABLES-HINT", "KUBELET-CANARY")
@@ -86,6 +87,9 @@ def test_the_backend_changes_only_for_good(
 
 
 def test_a_backend_that_is_configured_is_not_looked_for() -> None:
-    choosing = kernel("legacy")
+    choosing, before = kernel("legacy"), children()
     assert choosing.choose()
+    # What starts commands will be wanted soon, and takes a while to begin.
+    assert len(children() - before) == 1
+    choosing.launcher.close()
     assert (choosing.backend, choosing.certain) == ("legacy", True)

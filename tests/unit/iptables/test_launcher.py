@@ -120,6 +120,16 @@ def test_where_its_process_dies_that_is_told_and_another_one_goes_on(shell: Shel
     assert shell.run("true") == End(0, False)
 
 
+def test_the_process_can_begin_before_the_first_command(shell: Shell) -> None:
+    before = children()
+    shell.launcher.prepare()
+    begun = children() - before
+    assert len(begun) == 1
+    shell.run("true")
+    shell.launcher.prepare()
+    assert children() - before == begun
+
+
 def test_another_python_in_place_of_this_one_does_not_look_for_this_ones_modules(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
