@@ -22,6 +22,7 @@ def report(directory: Path) -> None:
     newest = json.loads((directory / "newest.json").read_text())
     _plot_connections(figures["connections"])
     _plot_latency(figures["changes"])
+    _plot_parts(figures["changes"])
     text = _document(figures, newest)
     (DOCS / "benchmarks.md").write_text(text)
     print(text)
@@ -49,8 +50,9 @@ def _document(figures: Figures, newest: Figures) -> str:
                 _beside_connections(figures["beside"]["connections"]),
             ),
             connections=_table(
-                "backend | layout | Services | no rules | last | beside | none",
-                map(_connection, figures["connections"]),
+                "backend | layout | Services | last, to a lone Service's | no rules | last | beside"
+                " | none",
+                [_connection(row, lone) for row, lone in _with_lone(figures["connections"])],
             ),
             walks=_table(
                 "external IPs | rules walked | chains | rules",
@@ -133,7 +135,13 @@ def _beside_connections(found: Figures) -> Iterable[str]:
         yield f"{name} | {ratio:.2f} | {row['least']:.1f} µs | {row['median']:.1f} µs"
 
 
-def _connection(row: Figures) -> str:
+def _with_lone(rows: Sequence[Figures]) -> Iterable[tuple[Figures, Figures | None]]:
+    """Each row, and the one with a lone Service of its backend and family."""
+    lone = {(r["backend"], r["family"]): r for r in reversed(rows) if r["services"] == 1}
+    return [(row, lone.get((row["backend"], row["family"]))) for row in rows]
+
+
+def _connection(row: Figures, lone: Figures | None) -> str:
     times, walked = row["microseconds"], row["walked"]
     base = times["no rules"]
     cells = [
@@ -141,7 +149,12 @@ def _connection(row: Figures) -> str:
         for name in ("last", "beside", "none")
     ]
     head = "{backend} | {layout}, {family} | {services}".format_map(row)
-    return " | ".join([head, f"{base:.1f} µs", *cells])
+    # Of each the ratio to no rules, which a node has at that moment.
+    more = "-"
+    if lone is not None:
+        own, its = (r["microseconds"]["last"] / r["microseconds"]["no rules"] for r in (row, lone))
+        more = f"{own / its:.2f}"
+    return " | ".join([head, more, f"{base:.1f} µs", *cells])
 
 
 PARTS_OF_CHANGE = {
@@ -264,6 +277,24 @@ def _plot_latency(rows: Sequence[Figures]) -> None:
             ]
             axes.plot(*zip(*points), style, color=colour, label=f"{backend}: {name}")
     _save(figure, axes, "change-latency.svg")
+
+
+def _plot_parts(rows: Sequence[Figures]) -> None:
+    figure, axes = _axes("Where the time of one change goes", "share of one change", "")
+    axes.set_xscale("linear")
+    axes.set_yscale("linear")
+    names = [f"{row['backend']}, {row['services']} Services" for row in rows]
+    left = [0.0] * len(rows)
+    for part, label in PARTS_OF_CHANGE.items():
+        shares = []
+        for row in rows:
+            known = {name: max(0.0, row["parts"][name]) for name in PARTS_OF_CHANGE}
+            shares.append(known[part] / sum(known.values()))
+        axes.barh(names, shares, left=left, label=label)
+        left = [sum(both) for both in zip(left, shares)]
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(DOCS / "change-parts.svg", metadata={"Date": None})
 
 
 def _axes(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
