@@ -42,9 +42,12 @@ def memory(process: int) -> float:
     Others that run share pages too, as the bench itself is written in Python. So one process alone
     counts with all that it has in memory, and several by their proportional share.
     """
-    all_of_them = {process, *descendants(process)}
-    field = "Pss" if len(all_of_them) > 1 else "Rss"
-    texts = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in all_of_them]
+    texts = []
+    for one in (process, *descendants(process)):
+        # A command may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            texts.append(Path(f"/proc/{one}/smaps_rollup").read_text())
+    field = "Pss" if len(texts) > 1 else "Rss"
     found = [int(re.findall(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[0]) for text in texts]
     return sum(found) / 1024
 
