@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,8 +35,9 @@ Places = frozenset[Place]
 # What one part of all that is known was last; a part that is not in it was never known.
 Known = Mapping[str, Places]
 
-# How long until all of it is looked up again, and at least between two looks, in seconds.
-_PERIOD, _LEAST = 240.0, 1.0
+# How long until all of it is looked up again, spread so that nodes that started together do not ask
+# together, and at least between two looks, in seconds.
+_PERIOD, _LEAST = (240.0, 480.0), 1.0
 # So long the Endpoints are waited for before there are any rules, in seconds.
 _PATIENCE = 30.0
 _PATH = "/api/v1/namespaces/default/endpoints/kubernetes"
@@ -77,19 +79,20 @@ class Leash:
                     self._tell(*summed_up(known))
             if asks and is_answered:
                 backoff.reset()
-                ask_due = 0.0
+                ask_due = monotonic() + _between(*_PERIOD)
             elif asks:
                 ask_due = monotonic() + backoff.next()
                 if self._is_without(known, monotonic() - began):
                     known = {**known, "Endpoints": frozenset()}
                     self._tell(*summed_up(known))
             self._stopped.wait(_LEAST)
-            self._wake.wait(max(ask_due - monotonic(), 0.0) if ask_due else _PERIOD)
+            self._wake.wait(max(ask_due - monotonic(), 0.0))
 
     def hurry(self, reached: bool = False) -> None:
         """Has it looked up soon.
 
-        An API server that does not answer is asked as seldom as ever, unless it was just `reached`.
+        The API server is asked as seldom as ever, unless it was just `reached` again: each time is
+        a connection of its own.
         """
         if reached:
             self._reached.set()
@@ -111,6 +114,10 @@ class Leash:
         """Has `run` end, and tell nothing any more."""
         self._stopped.set()
         self._wake.set()
+
+
+def _between(first: float, last: float) -> float:
+    return first + (last - first) * random.random()  # noqa: S311  # it has to be spread, not secret
 
 
 def ask(api: Api) -> tuple[Places, bool]:

@@ -63,13 +63,15 @@ class Follows(NamedTuple):
     pause: Pause
 
 
+# Why a watch was cut off by an API server that goes on answering.
+STILL_THERE = _ENDED, _EXPIRED = "Ended", "Expired"
 # LISTED and OTHER_WAY need no pause, as neither goes on for ever: what follows a list is a watch,
 # and there are two ways to give up.
 FOLLOWS = {
     Ending.LISTED: Follows("", Told.NEVER, Version.KEPT, Pause.NONE),
-    Ending.ENDED: Follows("Ended", Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT),
+    Ending.ENDED: Follows(_ENDED, Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT),
     Ending.OTHER_WAY: Follows("", Told.NEVER, Version.KEPT, Pause.NONE),
-    Ending.EXPIRED: Follows("Expired", Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE),
+    Ending.EXPIRED: Follows(_EXPIRED, Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE),
     Ending.SUPERSEDED: Follows("CredentialsChanged", Told.NEVER, Version.KEPT, Pause.SELDOM_NONE),
     Ending.UNREADABLE: Follows(
         "Unreadable", Told.WITHOUT_VERSION, Version.DOUBTED, Pause.BACKOFF_IF_SHORT

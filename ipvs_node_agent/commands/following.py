@@ -14,6 +14,7 @@ from typing import Callable
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.apiserver.leash import Leash, Places
+from ipvs_node_agent.apiserver.outcome import STILL_THERE
 from ipvs_node_agent.apiserver.resources import node_name, resources
 from ipvs_node_agent.apiserver.silence import Silence
 from ipvs_node_agent.config.settings import Config
@@ -61,6 +62,8 @@ class Following:
         self.api = Api(Path(config.kubeconfig))
         self._config, self._put, self._take, self._beside = config, put, take, beside
         self._stopped = threading.Event()
+        # Those that lost the API server, and have not reached it again.
+        self._cut: set[str] = set()
         self._leash = Leash(
             self.api, lambda places, complete: put(partial(take_places, places, complete))
         )
@@ -92,12 +95,21 @@ class Following:
         if self._stopped.is_set():
             return
         self._tell(event)
+        broke = isinstance(event, Restarted) and event.reason not in STILL_THERE
+        if broke or isinstance(event, Trouble):
+            self._cut.add(event.resource)
         if isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.
-            self._leash.hurry(reached=isinstance(event, Recovered))
+            self._leash.hurry(reached=isinstance(event, Recovered) and self._all_are_back(event))
         if isinstance(event, Recovered):
             # What keeps one resource away mostly keeps the other away too, and is over for both.
             self._hurry(but=event.resource)
+
+    def _all_are_back(self, event: Recovered) -> bool:
+        """Whether it is the end of an outage, for the last one of those that had met it."""
+        met = event.resource in self._cut
+        self._cut.discard(event.resource)
+        return met and not self._cut
 
     def _hurry(self, but: str = "") -> None:
         for follower in self._followers:
@@ -108,7 +120,8 @@ class Following:
         """Follows the credentials' files. To read them may take two minutes (an exec plugin)."""
         while not self._stopped.wait(_CREDENTIALS_PAUSE):
             if self.api.refresh():
-                self._leash.hurry(reached=True)
+                # Their watches are cut off, and its Endpoints are asked for when they are back.
+                self._leash.hurry()
                 self._hurry()
             self.api.connecting.wait(_CREDENTIALS_PERIOD)
             self.api.connecting.clear()

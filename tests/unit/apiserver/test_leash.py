@@ -231,15 +231,58 @@ def test_each_thing_stays_as_it_was_last_known(names: dict[str, list[str]]) -> N
         # Another address of the name is told of although nobody answers, and the old one goes.
         wire.body = ConnectionRefusedError()
         names["api"] = ["198.51.100.2"]
-        told.leash.hurry()
+        told.leash.hurry(reached=True)
         told.wait_for(PROXY, "198.51.100.2 80", *FROM_ENDPOINTS)
         for status, body in ((403, {}), (200, {}), (200, b"{")):
             wire.status, wire.body = status, body
-            told.leash.hurry()
+            told.leash.hurry(reached=True)
             told.wait_for(PROXY, "198.51.100.2 80", *FROM_ENDPOINTS)
         wire.status, wire.body = 200, {"subsets": [subset("192.0.2.3")]}
-        told.leash.hurry()
+        told.leash.hurry(reached=True)
         told.wait_for(PROXY, "198.51.100.2 80", "192.0.2.3 6443")
+
+
+def test_who_has_told_is_not_asked_each_time_that_names_are_looked_up(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names["api"] = ["198.51.100.1"]
+    asked: list[str] = []
+
+    class Counting(Wire):
+        def request(self, method: str, url: str, **options: Any) -> Response:
+            asked.append(url)
+            return super().request(method, url, **options)
+
+    with telling(WiredApi(Counting())) as told:
+        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
+        for last in (2, 3):
+            names["api"] = [f"198.51.100.{last}"]
+            told.leash.hurry()
+            told.wait_for(PROXY, f"198.51.100.{last} 80", *FROM_ENDPOINTS)
+        assert len(asked) == 1
+        told.leash.hurry(reached=True)
+        eventually(lambda: len(asked) == 2)
+
+
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 240.0), (0.5, 360.0), (1.0, 480.0)])
+def test_nodes_that_started_together_ask_again_at_different_times(
+    chance: float,
+    seconds: float,
+    names: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names["api"] = ["198.51.100.1"]
+    waits: list[float] = []
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return super().wait(timeout)
+
+    monkeypatch.setattr("random.random", lambda: chance)
+    monkeypatch.setattr(leash.threading, "Event", Watched)
+    with telling(WiredApi(Wire())):
+        eventually(lambda: any(seconds - 30 < wait <= seconds for wait in waits))
 
 
 def test_a_kubeconfig_that_changed_is_known_before_anybody_answers_there(tmp_path: Path) -> None:

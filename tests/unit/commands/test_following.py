@@ -37,31 +37,55 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("event", "woken"),
+    ("events", "woken"),
     [
-        (Recovered(SERVICES), ["leash now", NODES]),
-        (Recovered(NODES), ["leash now", SERVICES]),
-        (Trouble(SERVICES, AWAY), ["leash"]),
-        (Restarted(NODES, "Ended"), ["leash"]),
+        pytest.param([Recovered(SERVICES)], ["leash", NODES], id="the first list"),
+        pytest.param([Recovered(NODES)], ["leash", SERVICES], id="the other first list"),
+        pytest.param(
+            [Restarted(NODES, "Ended"), Recovered(NODES)],
+            ["leash", "leash", SERVICES],
+            id="a watch that came to its end",
+        ),
+        pytest.param(
+            [Restarted(NODES, "Expired"), Recovered(NODES)],
+            ["leash", "leash", SERVICES],
+            id="a version that is too old",
+        ),
+        pytest.param(
+            [Trouble(SERVICES, AWAY), Recovered(SERVICES), Recovered(SERVICES)],
+            ["leash", "leash now", NODES, "leash", NODES],
+            id="an outage for one",
+        ),
+        pytest.param(
+            [
+                Restarted(SERVICES, "Unreachable"),
+                Restarted(NODES, "Unreachable"),
+                Recovered(SERVICES),
+                Recovered(NODES),
+            ],
+            ["leash", "leash", "leash", NODES, "leash now", SERVICES],
+            id="an outage for both, after which the Endpoints are asked for once",
+        ),
     ],
 )
 def test_what_one_is_told_hurries_who_it_concerns(
-    event: Event, woken: list[str], hurried: list[str], tmp_path: Path
+    events: list[Event], woken: list[str], hurried: list[str], tmp_path: Path
 ) -> None:
     plain_kubeconfig(tmp_path / "kubelet.conf", "http://127.0.0.1:1", "worker-1")
     works: list[Callable[[], object]] = []
     taken: list[Event] = []
     config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
     following = Following(config, works.append, taken.append, lambda *_: None, ())
-    following._emit(event)
+    for event in events:
+        following._emit(event)
     assert hurried == woken
     for work in works:
         work()
-    assert taken == [event]
+    assert taken == events
     # The next set of threads tells everything anew.
     following.stop()
-    following._emit(event)
-    assert taken == [event]
+    following._emit(events[0])
+    assert taken == events
 
 
 @pytest.mark.parametrize(("period", "asks"), [(0.01, False), (60.0, True)])
