@@ -105,7 +105,7 @@ class _Cursor:
                 self._at = end
                 return value
             if len(self._text) - self._at > MAX_OBJECT_CHARACTERS:
-                raise BrokenList("an object that is too large, or no JSON")
+                raise BrokenList("an object that is too large or not JSON")
             # Twice as much each time, or a large object would be decoded once for each chunk.
             self._more(len(self._text) - self._at)
 
@@ -122,7 +122,7 @@ class _Cursor:
         try:
             self._text = self._text[self._at :] + self._utf8.decode(arrived)
         except UnicodeDecodeError:
-            raise BrokenList("no UTF-8") from None
+            raise BrokenList("not UTF-8") from None
         self._at = 0
 
 
@@ -185,7 +185,7 @@ def _parsed(line: bytearray, doing: str) -> Line:
         event = json.loads(line)
         kind, raw = event["type"], event["object"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise BrokenStream("a line that is no event") from None
+        raise BrokenStream("a line that is not an event") from None
     if kind != "ERROR":
         return Line(kind, raw)
     status: Any = raw if isinstance(raw, dict) else {}

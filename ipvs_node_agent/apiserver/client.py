@@ -114,7 +114,7 @@ class Api:
             # looked at again next time, and said only if it lasts.
             lasts = str(error) == self._failed
             if lasts and self._credentials is not None:
-                log.warning("the credentials changed and cannot be read, going on: %s", error)
+                log.warning("cannot read the changed credentials, using the old ones: %s", error)
             if lasts:
                 self._files = files
             self._failed = str(error)
@@ -289,12 +289,12 @@ _PLAIN: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((http.client.RemoteDisconnected,), "it was closed without an answer"),
     ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), _CUT),
     ((urllib3.exceptions.InvalidChunkLength, ssl.SSLEOFError, ssl.SSLZeroReturnError), _CUT),
-    ((http.client.HTTPException,), "what answers there speaks no HTTP that can be read"),
+    ((http.client.HTTPException,), "what answers there does not speak valid HTTP"),
     ((socket.timeout,), "timed out"),
     ((urllib3.exceptions.TimeoutError,), "timed out"),
 )
 _PLAIN_TLS = {
-    "WRONG_VERSION_NUMBER": "what answers there speaks no TLS",
+    "WRONG_VERSION_NUMBER": "what answers there does not speak TLS",
     "UNEXPECTED_EOF_WHILE_READING": _CUT,
 }
 

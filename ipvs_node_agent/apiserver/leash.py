@@ -105,8 +105,8 @@ class Leash:
         is_over = bool(self._api.peers) and seconds >= _PATIENCE and not self._stopped.is_set()
         if is_over:
             log.warning(
-                "going by the kubeconfig alone: the API server does not tell its own addresses"
-                " (the Endpoints kubernetes in the namespace default)"
+                "cannot read the API server's own addresses (Endpoints default/kubernetes), using"
+                " the kubeconfig's alone"
             )
         return is_over
 

@@ -50,7 +50,7 @@ class Silence:
         silent = now - heard >= SILENT
         if silent != self._silent and (silent or heard > self._began):
             self._silent = silent
-            error = AgentError("API server", f"nothing was heard of it for {SILENT:.0f} s")
+            error = AgentError("API server", f"has been silent for {SILENT:.0f} s")
             self._emit(Trouble(CONNECTION, error, True) if silent else Recovered(CONNECTION))
         if silent:
             return _LOOK

@@ -56,7 +56,7 @@ def snapshot(api: Api, config: Config, note: Callable[[str], None]) -> Snapshot:
     for resource in resources(api, config):
 
         def skipped(text: str, name: str = resource.name) -> None:
-            note(f"passed over in the {name} of the API server: {text}")
+            note(f"skipped one of the API server's {name}: {text}")
 
         listed[resource.name], _ = list_all(api, resource, "0", skipped)
     if not listed[NODES]:

@@ -84,7 +84,7 @@ def _own_node(nodes: Mapping[str, Node], name: str | None) -> Node:
     if len(nodes) == 1:
         return next(iter(nodes.values()))
     if nodes:
-        output.note(f"none of {len(nodes)} Nodes counts: --node FILE or nodeName says which")
+        output.note(f"none of {len(nodes)} Nodes is chosen: use --node FILE or nodeName")
     return Node("", (), (), ())
 
 
@@ -109,7 +109,7 @@ def _objects(name: str, broken: list[str], hint: str) -> list[Any]:
     except OSError as error:
         raise UsageError(name, error.strerror or str(error)) from None
     except ValueError:
-        raise UsageError(name, "is no UTF-8 text") from None
+        raise UsageError(name, "is not UTF-8 text") from None
     why: list[str] = []
     documents = list(read_documents(text, why.append))
     for status in filter(_is_error, documents):
@@ -184,7 +184,7 @@ def read_documents(text: str, broken: Callable[[str], None]) -> Iterator[Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}" if mark else ""
-        broken(f"is no YAML{where}: {error.problem}")
+        broken(f"is not YAML{where}: {error.problem}")
     # What does not fit its tag, such as `!!int x`, makes PyYAML raise what it runs into first.
     except Exception as error:
-        broken(f"is no YAML: {error}")
+        broken(f"is not YAML: {error}")

@@ -223,7 +223,7 @@ class _Loop:
     def _publish(self) -> None:
         sentence = self._agent.sentence()
         if self._config_fault:
-            sentence += f"; going on with the old configuration: {self._config_fault}"
+            sentence += f"; keeping the old configuration: {self._config_fault}"
         self._manager.status(sentence)
         self._manager.alive()
         self._monitoring.published = Published(
@@ -274,7 +274,7 @@ class _Loop:
         try:
             config = load(self._config_path)
         except AgentError as error:
-            log.error("going on with the old configuration: %s", error)
+            log.error("keeping the old configuration: %s", error)
             self._config_fault = str(error)
             return
         self._config_fault = ""

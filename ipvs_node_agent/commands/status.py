@@ -117,7 +117,7 @@ def _summary(made: Report, now: float, colours: bool) -> Iterable[str]:
         rules, chains = _counted(family.rules, "rule"), _counted(family.chains, "chain")
         yield f"  {family.name}: {services}, {rules} in {chains}"
     if made.pods:
-        yield f"  pods are known by {made.pods}"
+        yield f"  pods are matched by {made.pods}"
     if made.uncovered:
         text = f"{described(made.uncovered)} => {made.remedy}"
         yield f"  {coloured(text, YELLOW, colours)}"

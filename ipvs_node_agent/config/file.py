@@ -70,7 +70,7 @@ def load_with_keys(path: Path | None) -> Loaded:
         raise UsageError(what, error.why, error.hint) from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{what} line {line}", "is no UTF-8 text") from None
+        raise UsageError(f"{what} line {line}", "is not UTF-8 text") from None
     return _parse(text, name)
 
 

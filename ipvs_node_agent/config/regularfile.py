@@ -35,14 +35,14 @@ def read(path: str | os.PathLike[str], private: bool = False) -> bytes:
 
 
 def check(path: str | os.PathLike[str], status: os.stat_result, private: bool) -> None:
-    """Raises Unfit for what is no regular file or, where it is `private`, others can change."""
+    """Raises Unfit for what is not a regular file or, where it is `private`, others can change."""
     if not stat.S_ISREG(status.st_mode):
-        raise Unfit("is no regular file")
+        raise Unfit("is not a regular file")
     if not private:
         return
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         hint = f"chmod go-w {os.fspath(path)}, and read it again"
-        raise Unfit("others than its owner can write it", hint)
+        raise Unfit("users other than its owner may write to it", hint)
     if status.st_uid not in (0, os.geteuid()):
         why = f"belongs to user {status.st_uid}, who could change it"
         raise Unfit(why, f"chown root {os.fspath(path)}")

@@ -113,4 +113,4 @@ def _read(read: Callable[..., Any], text: str) -> Any:
         raise NotYaml(f"is out of bounds: {error.problem}") from None
     # What does not fit its tag, such as `!!bool x`, makes PyYAML raise what it runs into first.
     except Exception:
-        raise NotYaml("is no YAML") from None
+        raise NotYaml("is not YAML") from None

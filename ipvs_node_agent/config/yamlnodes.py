@@ -47,14 +47,14 @@ def compose(text: str, what: str) -> yaml.Node | None:
         why = error.problem
         if why == "but found another document":
             why = f"{error.context}, {why}"
-        raise UsageError(f"{what}{where}", f"is no YAML: {why}") from None
+        raise UsageError(f"{what}{where}", f"is not YAML: {why}") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         why = f"unacceptable character #x{error.character:04x}"
-        raise UsageError(f"{what} line {line}", f"is no YAML: {why}") from None
+        raise UsageError(f"{what} line {line}", f"is not YAML: {why}") from None
     # \UFFFFFFFF, which is no character.
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise UsageError(what, f"is no YAML: {error}") from None
+        raise UsageError(what, f"is not YAML: {error}") from None
     except RecursionError:
         raise UsageError(what, "is nested too deeply") from None
 

@@ -84,8 +84,8 @@ class Replacement:
         now = replaced()
         if self._said.new(now):
             log.warning(
-                "the Python of this process was replaced by %s: going on, and what it starts runs"
-                " in that one; restart it when the upgrade is done",
+                "the Python of this process was replaced by %s: restart ipvs-node-agent when the"
+                " upgrade is done",
                 one_line(now),
             )
 

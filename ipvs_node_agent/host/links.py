@@ -239,7 +239,8 @@ class LinkFollower:
     def _failed(self, error: OSError, said: Once) -> None:
         if said.new(str(error)):
             log.warning(
-                "going by what is known: the kernel does not tell this node's addresses: %s", error
+                "cannot read this node's addresses from the kernel, using the last known ones: %s",
+                error,
             )
         if not self._told:
             self._pass_on(Links())

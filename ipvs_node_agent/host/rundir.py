@@ -103,7 +103,7 @@ def remember_names(names: frozenset[str]) -> None:
             new.unlink(missing_ok=True)
             raise
     except OSError as error:
-        log.warning("cannot remember the chains' names in %s: %s", path, error)
+        log.warning("cannot save the chains' names in %s: %s", path, error)
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -103,7 +103,7 @@ class ServiceManager:
             # Signs of life would fail alike, twice a minute.
             if self._fault.new("failed"):
                 what = state.partition("=")[0]
-                log.warning("cannot tell the service manager %s: %s", what, error)
+                log.warning("cannot notify the service manager of %s: %s", what, error)
         else:
             self._fault.new("")
 

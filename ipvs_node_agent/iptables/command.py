@@ -32,7 +32,9 @@ _NFT_REFUSED = re.compile(r"[A-Z]+_[A-Z]+ failed \((?!Operation not permitted|Ca
 _PROGRAM = re.compile(r"^ip6?tables\S*( v\S+ \(\w+\))?:")
 _NOISE = re.compile(r"Try `|#|Error occurred at line")
 _LOCK = "xtables lock"
-FOREIGN_HINT = "nft list ruleset shows what was made with nft in that table: move it to another"
+FOREIGN_HINT = (
+    "nft list ruleset shows what was made with nft in that table: move that to a table of its own"
+)
 LOCKED_HINT = "another program holds /run/xtables.lock"
 
 
@@ -61,7 +63,7 @@ class TableError(RefusedError):
 
 def foreign(command: str) -> TableError:
     """What `command` fails with where only nft can show or change what the table holds."""
-    why = "holds what was made with nft, and iptables cannot use it"
+    why = "has rules made with nft that iptables cannot read"
     return TableError(command, why, FOREIGN_HINT)
 
 

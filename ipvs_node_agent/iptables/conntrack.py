@@ -230,7 +230,7 @@ class Conntrack:
                 except TableError as error:
                     fault = str(error)
         if self._fault.new(fault):
-            log.warning("UDP flows may go on as before a change of rules: %s", fault)
+            log.warning("existing UDP flows may not follow a change of rules: %s", fault)
 
     def _delete(self, launcher: Launcher, family: Family, flows: AbstractSet[Flows]) -> str:
         """Deletes the entries of `flows`; gives what it had to leave. Raises TableError."""

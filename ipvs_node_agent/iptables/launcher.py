@@ -91,7 +91,9 @@ class Launcher:
         try:
             socket.send_fds(peer, [request], [stream.fileno() for stream in streams])
         except OSError as error:
-            raise LaunchError(f"cannot ask for it: {error.strerror}") from None
+            raise LaunchError(
+                f"cannot reach the process that starts commands: {error.strerror}"
+            ) from None
         self._running = Running(peer, _answer(peer)["process"])
         return self._running
 

@@ -260,7 +260,7 @@ class Programmer:
         for line in differences[:_SHOWN]:
             log.debug("%s: %s", self._name, line)
         if len(differences) > _SHOWN:
-            log.debug("%s: and %d differences more", self._name, len(differences) - _SHOWN)
+            log.debug("%s: and %d more differences", self._name, len(differences) - _SHOWN)
 
     def _write(self, change: Change) -> None:
         """Applies `change`; until all of it is there, nothing is certain."""

@@ -326,7 +326,7 @@ def saved_table(launcher: Launcher, save: str, table: str, *options: str) -> str
     if all(line.startswith("#") for line in begin if line):
         return ""
     if f"*{table}" not in begin or "COMMIT" not in end:
-        raise TableError(save, f"printed no whole table {table}")
+        raise TableError(save, f"printed an incomplete table {table}")
     return text
 
 

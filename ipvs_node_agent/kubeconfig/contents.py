@@ -28,7 +28,7 @@ def current(data: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     try:
         document = yamlloader.load(data.decode())
     except UnicodeDecodeError:
-        raise Unfit("is no UTF-8 text") from None
+        raise Unfit("is not UTF-8 text") from None
     except yamlloader.NotYaml as error:
         raise Unfit(str(error)) from None
     if not isinstance(document, dict):
@@ -46,7 +46,7 @@ def _entry(document: Mapping[str, Any], kind: str, name: object) -> dict[str, An
     """The first one of this kind and name, None where there is none. Raises Unfit."""
     entries = document.get(f"{kind}s") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise Unfit(f"has {kind}s that are no list of entries")
+        raise Unfit(f"has {kind}s that are not a list of entries")
     if not all(isinstance(entry.get("name"), str) for entry in entries):
         raise Unfit(f"has a {kind} without a name")
     found = next((entry for entry in entries if entry["name"] == name), None)

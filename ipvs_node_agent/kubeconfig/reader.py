@@ -172,7 +172,7 @@ class Reader:
         return Settings(**said)
 
     def _refused_for_good(self) -> RefusedError:
-        return refused(self.path, "is not read any more")
+        return refused(self.path, "is no longer read")
 
 
 @contextmanager
@@ -291,7 +291,7 @@ def _made_by_program(
 
 
 def _nothing_made() -> Unfit:
-    return Unfit("its exec plugin gave no credentials", "does it run by hand?")
+    return Unfit("its exec plugin gave no credentials", "run it by hand to see why")
 
 
 def _encoded(pem: str) -> str:
@@ -324,7 +324,7 @@ def _headers(user: Mapping[str, Any]) -> dict[str, str]:
     # It, or the auth-provider's library, meets what is malformed with whatever it runs into first.
     except Exception as error:
         # It may show a whole entry, with token and key.
-        raise Unfit(f"is no usable kubeconfig: {str(error).partition('{')[0]}") from None
+        raise Unfit(f"is not a usable kubeconfig: {str(error).partition('{')[0]}") from None
     if not all(value.isascii() and value.isprintable() for value in found.values()):
         raise Unfit("its token has characters that no HTTP header can carry")
     return found

@@ -46,7 +46,7 @@ def parse(text: str, *schemes: str) -> Url:
     """The parts of a URL of one of the `schemes`, which are http and https."""
     odd = next((char for char in text if not "!" <= char <= "~" or char == "\\"), None)
     if odd is not None:
-        raise BadUrl(f"has a character that no URL has (U+{ord(odd):04X})")
+        raise BadUrl(f"has a character that is not allowed in URLs (U+{ord(odd):04X})")
     found = _URL.fullmatch(text)
     authority = _AUTHORITY.fullmatch(found[2]) if found else None
     if not found or not authority or found[1].lower() not in schemes or found[4]:
@@ -83,7 +83,7 @@ def _host(text: str) -> str:
     if not text.startswith("["):
         return _name(text)
     if not _is_address(text[1:-1]) or ":" not in text:
-        raise BadUrl("has a host that is no IPv6 address")
+        raise BadUrl("has a host that is not an IPv6 address")
     return text[1:-1]
 
 
@@ -99,7 +99,9 @@ def _name(text: str) -> str:
     """A DNS name, or an IPv4 address."""
     odd = re.search(r"[^A-Za-z0-9_.-]", text)
     if odd:
-        raise BadUrl(f"has a host with a character that no name has (U+{ord(odd[0]):04X})")
+        raise BadUrl(
+            f"has a host with a character that is not allowed in names (U+{ord(odd[0]):04X})"
+        )
     labels = text.removesuffix(".").split(".")
     if not text:
         raise BadUrl("has no host")
@@ -111,7 +113,7 @@ def _name(text: str) -> str:
         )
     # Others would read 10.1 and 0x0a000001 as addresses, each its own one.
     if re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", labels[-1]) and not _is_address(text):
-        raise BadUrl("has a host that is no IPv4 address")
+        raise BadUrl("has a host that is not an IPv4 address")
     return text
 
 
@@ -119,5 +121,5 @@ def _port(text: str | None) -> int | None:
     if not text:
         return None
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
-        raise BadUrl("has a port that is none of 1 to 65535")
+        raise BadUrl("has a port outside 1 to 65535")
     return int(text)

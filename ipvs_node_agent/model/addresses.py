@@ -56,14 +56,14 @@ def parse_address(text: str) -> Address:
     read in two ways: leading zeros, IPv4-mapped IPv6 addresses, zones.
     """
     if not text.isascii() or len(text) > 45 or "%" in text:
-        raise ValueError("is no IP address")
+        raise ValueError("is not an IP address")
     if ":" not in text and _LEADING_ZERO.search(text):
         raise ValueError("has leading zeros, which some programs read as octal")
     try:
         # The C library is as strict here, and several times as fast as Python.
         packed = socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
-        raise ValueError("is no IP address") from None
+        raise ValueError("is not an IP address") from None
     address = ipaddress.ip_address(packed)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("is an IPv4-mapped IPv6 address; write it as IPv4")
@@ -97,7 +97,7 @@ def parse_network(text: str, strict: bool = True) -> Network:
     """
     base, slash, length = text.partition("/")
     if not slash or not length.isascii() or not length.isdigit() or len(length) > 3:
-        raise ValueError("is no CIDR (wanted ADDRESS/LENGTH)")
+        raise ValueError("is not a CIDR (wanted ADDRESS/LENGTH)")
     address = parse_address(base)
     if int(length) > address.max_prefixlen:
         raise ValueError(f"has a prefix length over {address.max_prefixlen}")
@@ -114,7 +114,7 @@ def parse_host_port(text: str) -> tuple[str, int]:
     """
     found = _HOST_PORT.fullmatch(text)
     if not found or not 0 < int(found[3]) < 65536:
-        raise ValueError("is no HOST:PORT")
+        raise ValueError("is not HOST:PORT")
     return found[1] or found[2], int(found[3])
 
 

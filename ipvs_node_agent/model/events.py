@@ -71,7 +71,7 @@ Event = Union[Listed, Changed, Deleted, Skipped, Trouble, Recovered, Restarted]
 # Why a watch ended, one word each, for counting.
 RESTART_REASONS = {
     "Ended": "the server ended it in time",
-    "Expired": "the server no longer knows the version to go on from",
+    "Expired": "the server no longer has the version to resume from",
     "Unreadable": "the stream could not be read on",
     "Unreachable": "the server could not be reached, or the connection broke",
     "Refused": "the server refused it",

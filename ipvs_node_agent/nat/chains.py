@@ -41,9 +41,9 @@ def name_fault(name: str) -> str:
     if not _CHAIN_NAME.fullmatch(name):
         return "a chain name of letters, digits and _ . - (no - in front)"
     if name in BUILT_IN_CHAINS:
-        return "a chain of its own, not one that is built in"
+        return "a chain name that is not built in"
     if _TARGET.fullmatch(name):
-        return "a chain name that is no target of iptables"
+        return "a chain name that is not a target of iptables"
     return ""
 
 

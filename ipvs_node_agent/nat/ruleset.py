@@ -25,10 +25,10 @@ DRIFT = {
     "TableFlushed": "all chains and jumps were gone",
     "ChainMissing": "a chain was gone",
     "ChainFlushed": "a chain was empty",
-    "ChainChanged": "a chain's rules were others",
-    "ChainAdded": "there was a chain too many",
+    "ChainChanged": "a chain's rules were different",
+    "ChainAdded": "there was an extra chain",
     "JumpMissing": "a jump was gone",
-    "JumpDoubled": "a jump was there more than once",
+    "JumpDoubled": "a jump was duplicated",
     "JumpNotFirst": "a jump was not the first rule",
 }
 

@@ -65,7 +65,7 @@ def conditions(published: Published, now: float) -> Iterator[Condition]:
             shown.append(f"and {len(agent.refusals) - _MOST_REFUSALS} more")
         yield Condition(REFUSED, "; ".join(shown))
     if agent.uncovered and agent.coverage is not None:
-        text = f"{described(agent.uncovered)}; to be set: {remedy(agent.uncovered, agent.coverage)}"
+        text = f"{described(agent.uncovered)}; set {remedy(agent.uncovered, agent.coverage)}"
         yield Condition(UNCOVERED, text)
 
 
@@ -151,5 +151,5 @@ class EventRecorder:
             except AgentError as error:
                 fault = str(error)
             if self._fault.new(fault):
-                log.warning("no Event on the Node for now: %s", fault)
+                log.warning("cannot write an Event on the Node, will retry: %s", fault)
         return not fault

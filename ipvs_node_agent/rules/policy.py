@@ -71,7 +71,7 @@ def pod_cidrs(config: Config, node: Node) -> tuple[Network, ...] | None:
 def pod_interfaces(
     config: Config, node: Node | None, found: Collection[PodNetwork]
 ) -> tuple[str, ...]:
-    """The interfaces that lead to pods; none where pods are known by their pod CIDRs.
+    """The interfaces that lead to pods; none where pods are matched by their pod CIDRs.
 
     `found` are those that the node itself tells of, which count where nothing is set. Where some
     are not inside the pod CIDRs, all are known by interface: else others would have no rules.

@@ -84,7 +84,7 @@ class Inputs:
 
     @property
     def pod_interfaces(self) -> tuple[str, ...]:
-        """The interfaces that lead to pods; none where pods are known by their pod CIDRs."""
+        """The interfaces that lead to pods; none where pods are matched by their pod CIDRs."""
         return pod_interfaces(self.config, self.cluster.node, self.here.pod_networks)
 
     @property
@@ -163,7 +163,7 @@ class Agent:
         trouble = self._notices.trouble
         if not self._inputs.told:
             awaited = ", ".join(sorted(self._inputs.here.awaited))
-            silent = "the API server has not told everything yet"
+            silent = "the API server has not answered everything yet"
             if self._inputs.cluster.listed:
                 silent = f"not known yet: {awaited}"
             return f"Waiting: {trouble or silent}"

@@ -147,7 +147,7 @@ class FamilyTable(KeptTable):
                 return outcome
             self._reconcile()
             if misfits == _MISFITS:
-                why = "others keep making and removing the chain that marks"
+                why = "another program keeps creating and removing the chain that marks"
                 return TableError(str(self._family), why)
 
     def _attempt(self, looking: bool, asking: bool) -> Change | Misfit | Refusal | TableError:

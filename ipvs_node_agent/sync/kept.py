@@ -172,8 +172,8 @@ class KeptTable(ABC):
             )
         for built_in, target in self.repairs.insisting(change, now):
             log.warning(
-                "%s: %s keeps coming back to the front of %s; it stays there as long as it"
-                " takes nothing that goes to a Service",
+                "%s: %s keeps returning to the front of %s; it may stay there as long as it is"
+                " harmless",
                 self.name,
                 target,
                 built_in,

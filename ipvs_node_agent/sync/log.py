@@ -70,7 +70,7 @@ class Notices:
         """Something that it sent was passed over; each list has it again."""
         if event in self._skipped:
             return
-        log.warning("passed over in the %s of the API server: %s", event.resource, event.text)
+        log.warning("skipped one of the API server's %s: %s", event.resource, event.text)
         if len(self._skipped) >= _REMEMBERED:
             self._skipped.clear()
         self._skipped.add(event)
@@ -94,12 +94,12 @@ class Notices:
     def take_pods(self, known_by: str) -> None:
         """How packets of pods are known."""
         if self._pods.new(known_by):
-            log.info("pods are known by %s", known_by)
+            log.info("pods are matched by %s", known_by)
 
     def take_uncovered(self, pods: tuple[UncoveredPod, ...], known: Coverage | None) -> None:
         """These pods are not; said once as long as there are any."""
         if pods and known and not self._uncovered:
-            log.warning("%s; to be set: %s", described(pods), remedy(pods, known))
+            log.warning("%s; set %s", described(pods), remedy(pods, known))
         elif self._uncovered and not pods:
             log.info("all pods of this node have rules now")
         self._uncovered = bool(pods)
@@ -114,8 +114,7 @@ class Notices:
         """kube-proxy's mode is another one `now`."""
         if unneeded_in(now):
             log.warning(
-                "kube-proxy is in %s mode, where external IPs work without this agent and not with"
-                " it: no Service gets rules",
+                "kube-proxy is in %s mode, which does not need this agent: no Service gets rules",
                 now,
             )
         elif unneeded_in(before):
@@ -129,7 +128,7 @@ class Notices:
         for problem in new[:_LINES_AT_ONCE]:
             log.warning("%s (%s)", problem, problem.reason)
         if len(new) > _LINES_AT_ONCE:
-            log.warning("and %d problems more", len(new) - _LINES_AT_ONCE)
+            log.warning("and %d more problems", len(new) - _LINES_AT_ONCE)
         self.problems = problems
 
     def say_synced(
@@ -152,7 +151,7 @@ class Notices:
             shown = _outcome(service(key), asked, served, _before(change.before, config))
             log.info("%s: %s (%.0f ms)", key, shown, (now - change.since) * 1000)
         if len(changed) > _LINES_AT_ONCE:
-            log.info("and %d Services more", len(changed) - _LINES_AT_ONCE)
+            log.info("and %d more Services", len(changed) - _LINES_AT_ONCE)
 
 
 def _asked(service: Service | None, config: Config) -> tuple[Address, ...]:

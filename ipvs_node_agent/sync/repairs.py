@@ -78,7 +78,7 @@ def explained(change: Change) -> str:
     """What had to be repaired, as the end of a sentence; empty where nothing had."""
     if not change.repairs:
         return ""
-    return f": {_done(change)} (the like is not said again within {_QUIET:.0f} s)"
+    return f": {_done(change)} (similar repairs are not logged for {_QUIET:.0f} s)"
 
 
 def _done(change: Change) -> str:

@@ -102,7 +102,7 @@ def test_it_works_and_no_secret_is_said(
         file.write("# changed\n")
     node.agent.said("read the credentials")
     write(node.kubeconfig, "users: [" + node.kubeconfig.read_text())
-    node.agent.said("is no YAML")
+    node.agent.said("is not YAML")
     lines = [line for line in pem.splitlines() if line and not line.startswith("-----")]
     log = node.agent.log
     assert "DEBUG GET https://" in log

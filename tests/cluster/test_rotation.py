@@ -84,7 +84,7 @@ def test_a_broken_file_is_reported_and_the_old_certificate_serves_until_the_next
     change = changes(node, admin)
     node.start()
     node.certificate.break_off()
-    node.agent.said("the credentials changed and cannot be read, going on: ")
+    node.agent.said("cannot read the changed credentials, using the old ones: ")
     # A new connection, made with what is no longer there as a file.
     before = set(node.connections())
     node.cut()

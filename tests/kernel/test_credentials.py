@@ -99,8 +99,8 @@ def spoilt(kubeconfig: str) -> dict[str, str]:
     return {
         "its server has a host with an empty label": kubeconfig.replace("127.0.0.1", "a..b"),
         "holds a user or a password": kubeconfig.replace("://", "://me:s3cret@"),
-        "is no YAML": kubeconfig + "more: !!bool zz\n",
-        "is no regular file": "",
+        "is not YAML": kubeconfig + "more: !!bool zz\n",
+        "is not a regular file": "",
     }
 
 
@@ -122,12 +122,12 @@ def test_a_kubeconfig_that_is_none_is_said_and_waited_for(bed: Bed, tmp_path: Pa
     good = path.read_text()
     put(path, "")
     bed.agent.start(wait=False)
-    bed.agent.said(f"kubeconfig {path}: is no regular file")
+    bed.agent.said(f"kubeconfig {path}: is not a regular file")
     put(path, good)
     bed.agent.said("ready: ")
     for why, content in spoilt(good).items():
         put(path, content)
-        bed.agent.said(f"going on: kubeconfig {path}: ")
+        bed.agent.said(f"using the old ones: kubeconfig {path}: ")
         bed.agent.said(why)
         put(path, good)
         put(second, content)

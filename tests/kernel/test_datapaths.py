@@ -90,7 +90,7 @@ def _subnet(node: Namespace, pod: Namespace, device: str) -> None:
         pod.add_route(DEFAULT[version], GATEWAY[version])
 
 
-# How it is made, what is set, and what pods are known by.
+# How it is made, what is set, and what pods are matched by.
 DATAPATHS = {
     "Calico": (routed(CALI), None, "cali+"),
     "Cilium": (routed(LXC), ["lxc+"], "lxc+"),
@@ -131,7 +131,7 @@ def test_pods_reach_an_external_ip_and_nobody_from_elsewhere_does(
         wired_bed.configure(podInterfaces=interfaces)
     wired_bed.put(WEB, WEB6)
     wired_bed.agent.start()
-    (said,) = (line for line in wired_bed.agent.log.splitlines() if "pods are known by" in line)
+    (said,) = (line for line in wired_bed.agent.log.splitlines() if "pods are matched by" in line)
     assert known_by in said
     for family in FAMILIES:
         assert f" -i {known_by} " in "\n".join(wired_bed.ours(family))

@@ -178,7 +178,7 @@ def test_to_somebody_unknown_who_insists_the_place_is_left_while_he_is_harmless(
         eventually(lambda: is_before(bed, family, "IPVS_PREROUTING"), "ours is first")
         bed.restore(family, UNKNOWN.format(rule=HARMLESS, moves=moves))
         moves = "-D PREROUTING -j THEIRS\n"
-    bed.agent.said("THEIRS keeps coming back to the front of PREROUTING")
+    bed.agent.said("THEIRS keeps returning to the front of PREROUTING")
     bed.restore(family, UNKNOWN.format(rule=HARMLESS, moves=moves))
     eventually(lambda: is_before(bed, family, "THEIRS", "IPVS_PREROUTING"), "it is left to him")
     # Who looks goes by what the agent has seen, and not by what the first look would be.

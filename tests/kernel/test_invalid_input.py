@@ -170,12 +170,12 @@ def test_the_host_answers_a_late_packet_of_a_pods_connection_with_a_reset_or_not
 
 MEDDLING = {
     "-F IPVS_INPUT": "a chain was empty",
-    "-R IPVS_INPUT 1 -p tcp -j RETURN": "a chain's rules were others",
-    "-I IPVS_INPUT 1 -p udp -j RETURN": "a chain's rules were others",
+    "-R IPVS_INPUT 1 -p tcp -j RETURN": "a chain's rules were different",
+    "-I IPVS_INPUT 1 -p udp -j RETURN": "a chain's rules were different",
     "-E IPVS_INPUT GONE": "all chains and jumps were gone",
-    "-N IPVS_INPUT-x": "there was a chain too many",
+    "-N IPVS_INPUT-x": "there was an extra chain",
     "-D INPUT -j IPVS_INPUT": "a jump was gone",
-    "-A INPUT -j IPVS_INPUT": "a jump was there more than once",
+    "-A INPUT -j IPVS_INPUT": "a jump was duplicated",
     "-I INPUT 1 -p udp -j RETURN": "a jump was not the first rule",
     "-F": "a jump was gone",
 }

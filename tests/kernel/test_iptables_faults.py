@@ -179,7 +179,7 @@ def test_where_the_table_cannot_be_read_nothing_is_written_and_it_is_said(runnin
     running.agent.stop()
     cleaned = running.agent.call("cleanup")
     assert cleaned.returncode == 3
-    assert "holds what was made with nft" in cleaned.stderr
+    assert "has rules made with nft" in cleaned.stderr
     assert nft("-s list table ip nat") == before
     running.agent.start(wait=False)
     (line,) = [x for x in nft("-a list chain ip nat PREROUTING").splitlines() if "9.9.9.9" in x]

@@ -138,8 +138,8 @@ def test_pods_reach_an_external_ip_and_nobody_from_elsewhere_does(
     ):
         other_node_pod(around.node, remote, "flannel.1", ELSEWHERE)
         bed.agent.start()
-        (said,) = (line for line in bed.agent.log.splitlines() if "pods are known by" in line)
-        assert said.endswith(f"pods are known by {network.known_by}")
+        (said,) = (line for line in bed.agent.log.splitlines() if "pods are matched by" in line)
+        assert said.endswith(f"pods are matched by {network.known_by}")
         for family, matched in zip(FAMILIES, network.matched):
             assert f" {matched} " in "\n".join(bed.ours(family))
             reached = [ask(each, EXTERNAL_IP[family.version]) for each in (local, remote)]

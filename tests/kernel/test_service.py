@@ -77,7 +77,7 @@ def test_a_reload_is_told_and_a_bad_file_is_in_the_sentence(
     bed.agent.send(signal.SIGHUP)
     hears(
         manager,
-        f"{IN_SYNC}; going on with the old configuration: configuration {bed.agent.config} line 1:"
+        f"{IN_SYNC}; keeping the old configuration: configuration {bed.agent.config} line 1:"
         ' masquerade: wanted All or HostOnly, got "Some"',
     )
     reloading = [m for m in manager.heard if m.startswith("RELOADING=1\nMONOTONIC_USEC=")]

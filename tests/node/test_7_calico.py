@@ -76,7 +76,7 @@ def test_calicos_pods_reach_the_external_ip_and_nobody_elses_port_is_taken(scene
             ):
                 wanted[Connection(name, address, port)] = own[version]
     come_to(scene, wanted)
-    assert "pods are known by interface: cali+" in scene.journal()
+    assert "pods are matched by interface: cali+" in scene.journal()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _SENTENCES = (
     r"metrics and health are served at 127\.0\.0\.1:10273",
     r"API server \S+: (cannot be reached|the connection broke): .* \(trying again; .*\)",
     r"the API server answers again",
-    r"pods are known by (pod CIDR|interface): .+",
+    r"pods are matched by (pod CIDR|interface): .+",
     r"default/(near|vip|shared-\d+): .+ \(\d+ ms\)",
     r"kube-proxy is in (iptables|nftables) mode, where external IPs work without this agent .*",
     r"kube-proxy is in ipvs mode: Services get their rules",

@@ -636,9 +636,9 @@ IN_THE_TABLES = [
     Situation(
         "a table that cannot be read",
         None,
-        "iptables-nft: cannot be read: holds what was made with nft",
+        "iptables-nft: cannot be read: has rules made with nft",
         "ipvs-node-agent check",
-        fields={"tables": (NatTable(IPV4, "nft", error="holds what was made with nft"),)},
+        fields={"tables": (NatTable(IPV4, "nft", error="has rules made with nft"),)},
     ),
 ]
 

@@ -51,7 +51,7 @@ def test_the_configuration_is_taken_before_and_after_the_command(
         ("missing.yaml", "no such file (name a file that exists, or leave --config out)"),
         ("missing/x.yaml", "no such file (name a file that exists, or leave --config out)"),
         ("folder", "Is a directory"),
-        ("pipe", "is no regular file"),
+        ("pipe", "is not a regular file"),
         ("web/x.yaml", "Not a directory"),
     ],
 )

@@ -98,8 +98,8 @@ def test_items_are_given_before_the_list_ends() -> None:
         (b'{"items": [1,]}', "a comma before the end"),
         (b'{"items": [],}', "a comma before the end"),
         (b'{"items": [nothing]}', "the list breaks off"),
-        (b'{"items": ["\xff"]}', "no UTF-8"),
-        (b'{"items": ["\xc3"]}', "no UTF-8"),
+        (b'{"items": ["\xff"]}', "not UTF-8"),
+        (b'{"items": ["\xc3"]}', "not UTF-8"),
         pytest.param(b'{"items": ' + b"[" * 200000, "nested too deeply", id="deep items"),
         pytest.param(b'{"items": [' + b"[" * 200000, "nested too deeply", id="a deep item"),
     ],
@@ -192,7 +192,7 @@ def test_an_event_is_given_with_its_last_byte() -> None:
 def test_a_line_that_is_no_event_ends_the_stream(line: bytes) -> None:
     lines = read_lines([event("ADDED", 1) + line + b"\n" + event("ADDED", 2)], "watch of services")
     assert next(lines) == ("ADDED", 1)
-    with pytest.raises(BrokenStream, match=r"^a line that is no event$"):
+    with pytest.raises(BrokenStream, match=r"^a line that is not an event$"):
         next(lines)
 
 

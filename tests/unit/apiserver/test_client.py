@@ -83,7 +83,7 @@ def test_whether_anybody_takes_connections_is_told_without_a_request(
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CUT = "the connection broke: it ended in the middle"
-NO_HTTP = "what answers there speaks no HTTP that can be read"
+NO_HTTP = "what answers there does not speak valid HTTP"
 
 
 class Refusing:

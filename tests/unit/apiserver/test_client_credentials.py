@@ -197,7 +197,9 @@ def test_a_broken_file_that_stays_is_said_once_and_the_old_credentials_go_on(
         assert server.watches("services") == 1
         assert shown(api, server) == old
     (warning,) = warnings(caplog)
-    assert warning.startswith("the credentials changed and cannot be read, going on: kubeconfig ")
+    assert warning.startswith(
+        "cannot read the changed credentials, using the old ones: kubeconfig "
+    )
     assert "\n" not in warning
 
     pki.write_kubeconfig(files.kubeconfig, server.url, files.current)

@@ -326,7 +326,7 @@ def test_who_answers_all_but_that_is_waited_for_no_longer_than_a_while(
         server.heal()
         told.leash.hurry(reached=True)
         told.wait_for(here)
-    said = "going by the kubeconfig alone: the API server does not tell its own addresses"
+    said = "cannot read the API server's own addresses"
     assert len([line for line in caplog.messages if line.startswith(said)]) == 1
 
 

@@ -346,8 +346,8 @@ def test_a_service_whose_age_cannot_be_read_is_the_youngest(created: Any) -> Non
     ("field", "entry", "complaint"),
     [
         ("ingress", "10.19.0.1", "is '10.19.0.1', wanted a mapping"),
-        ("ingress", {"ip": "lb.example.com"}, "'lb.example.com' is no IP address"),
-        ("ingress", {"ip": "a\nb\u202e"}, "'a\\nb\\u202e' is no IP address"),
+        ("ingress", {"ip": "lb.example.com"}, "'lb.example.com' is not an IP address"),
+        ("ingress", {"ip": "a\nb\u202e"}, "'a\\nb\\u202e' is not an IP address"),
         ("ingress", {"ip": 7}, "is 7, wanted an IP address"),
         ("ingress", {"ip": ["10.19.0.1"]}, "is a list, wanted an IP address"),
         ("externalIPs", 10**30, "is a number with too many digits, wanted an IP address"),
@@ -360,7 +360,7 @@ def test_a_service_whose_age_cannot_be_read_is_the_youngest(created: Any) -> Non
         ("ports", {"protocol": "tcp"}, "has the protocol 'tcp', wanted TCP, UDP or SCTP"),
         ("ports", {"protocol": []}, "has the protocol a list, wanted TCP, UDP or SCTP"),
         ("ports", 80, "has the protocol None, wanted TCP, UDP or SCTP"),
-        ("loadBalancerSourceRanges", "all", "'all' is no CIDR (wanted ADDRESS/LENGTH)"),
+        ("loadBalancerSourceRanges", "all", "'all' is not a CIDR (wanted ADDRESS/LENGTH)"),
     ],
 )
 def test_what_cannot_be_read_is_a_problem_and_what_is_behind_it_counts(
@@ -377,7 +377,7 @@ def test_what_cannot_be_read_is_a_problem_and_what_is_behind_it_counts(
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ({"podCIDRs": ["pods"]}, "spec.podCIDRs[0] 'pods' is no CIDR (wanted ADDRESS/LENGTH)"),
+        ({"podCIDRs": ["pods"]}, "spec.podCIDRs[0] 'pods' is not a CIDR (wanted ADDRESS/LENGTH)"),
         ({"podCIDRs": "10.0.0.0/24"}, "spec.podCIDRs is '10.0.0.0/24', wanted a list"),
         ({"podCIDRs": ["0.0.0.0/0"]}, "spec.podCIDRs[0] '0.0.0.0/0' would make every client a pod"),
         ({"podCIDR": "::/0"}, "spec.podCIDR[0] '::/0' would make every client a pod"),

@@ -47,7 +47,7 @@ def test_without_a_file_the_defaults_are_printed(command: Command) -> None:
     [
         (None, ": no such file (name a file that exists, or leave --config out)"),
         ("masquerade: Some", ' line 1: masquerade: wanted All or HostOnly, got "Some"'),
-        ("a: [", " line 1: is no YAML: "),
+        ("a: [", " line 1: is not YAML: "),
     ],
 )
 def test_a_bad_file_is_one_line_and_status_2(

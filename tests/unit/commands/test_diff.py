@@ -75,7 +75,7 @@ def test_a_snapshot_is_what_the_server_tells_now(config: Config, server: ApiServ
     listed = [request for request in server.requests if request.resource in ("nodes", "services")]
     assert [request.verb for request in listed] == ["list", "list"]
     (note,) = notes
-    assert note.startswith("passed over in the services of the API server: ")
+    assert note.startswith("skipped one of the API server's services: ")
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,13 @@ WITHOUT_LINE = (
 def test_what_is_broken_is_said_and_what_came_before_is_read(text: str, where: str) -> None:
     objects, (said,) = read(f"name: a\n---\n{text}\n")
     assert objects == [A]
-    assert said.startswith(f"is no YAML{where}")
+    assert said.startswith(f"is not YAML{where}")
 
 
 def test_a_character_that_yaml_does_not_allow_breaks_the_whole_file() -> None:
     objects, (said,) = read("name: a\n---\na: \0\n")
     assert objects == []
-    assert said.startswith("is no YAML: unacceptable character #x0000")
+    assert said.startswith("is not YAML: unacceptable character #x0000")
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_deep_nesting_is_broken_and_does_not_crash(text: str) -> None:
     # In a process of its own, since a parser in C would take this one along.
     program = (
         "from ipvs_node_agent.commands.render import read_documents\n"
-        f"print(len(list(read_documents({text}, lambda why: print(why[:10])))))\n"
+        f"print(len(list(read_documents({text}, lambda why: print(why[:11])))))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "is no YAML\n0\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "is not YAML\n0\n", "")
 
 
 # 2. What is rendered
@@ -226,7 +226,7 @@ OTHER_CIDR = "10.99.0.0/24"
         (["worker-1"], f"--pod-cidr {OTHER_CIDR}", [OTHER_CIDR], ""),
         (["worker-1"], "--config config", [POD_CIDR], ""),
         (["worker-1", "worker-1"], "", [POD_CIDR], ""),
-        (["worker-1", "worker-2"], "", None, "none of 2 Nodes counts: "),
+        (["worker-1", "worker-2"], "", None, "none of 2 Nodes is chosen: "),
         (["worker-1", "worker-2"], "--node other", [OTHER_CIDR], ""),
         (["worker-1", "worker-2"], "--config config", [POD_CIDR_2], ""),
     ],
@@ -312,7 +312,7 @@ HOSTILE_IP = "10.19.0.9 -j ACCEPT\n-F"
         ),
         (
             asking(HOSTILE_IP),
-            "default/bad: status.loadBalancer.ingress[0] '10.19.0.9 -j ACCEPT\\n-F' is no IP"
+            "default/bad: status.loadBalancer.ingress[0] '10.19.0.9 -j ACCEPT\\n-F' is not an IP"
             " address",
         ),
         (asking("127.0.0.1"), "default/bad: 127.0.0.1 is refused: it is a loopback address"),
@@ -340,10 +340,13 @@ NO_OBJECT = "(kubectl get services -A -o yaml prints some)"
         ("No resources found\n", ""),
         ("NAMESPACE   NAME   TYPE\ndefault     web    LoadBalancer\n", ""),
         ('error: the server doesn\'t have a resource type "servces"\n', ""),
-        ("Error from server (Forbidden): services is forbidden: no", ": it is no YAML in line 1: "),
+        (
+            "Error from server (Forbidden): services is forbidden: no",
+            ": it is not YAML in line 1: ",
+        ),
         ("E1129 memcache.go:265] couldn't get current server API: x\n", ""),
         ("<html>\n<body>502</body>\n</html>\n", ""),
-        ("\0", ": it is no YAML: "),
+        ("\0", ": it is not YAML: "),
         ("items: []\n", ""),
         ("metadata: {name: web}\n", ""),
     ],
@@ -378,7 +381,7 @@ def test_broken_yaml_is_said_with_its_line_and_what_came_before_is_rendered(
     path.write_text(path.read_text() + "---\nkind: [Service\n")
     result = command.render("-f", path)
     assert (result.status, result.ips) == (2, ["10.19.0.1"])
-    assert result.complaint.startswith(f"a\\nb: is no YAML in line {lines + 3}: ")
+    assert result.complaint.startswith(f"a\\nb: is not YAML in line {lines + 3}: ")
     assert result.complaint.endswith(" (the objects before it are used)")
 
 
@@ -396,8 +399,8 @@ def test_nothing_of_labels_and_annotations_reaches_the_rules(command: Command) -
         ("missing", "missing: No such file or directory"),
         (".", ".: Is a directory"),
         ("missing/x\ny", "missing/x\\ny: No such file or directory"),
-        ("latin1", "latin1: is no UTF-8 text"),
-        ("-", "-: is no UTF-8 text"),
+        ("latin1", "latin1: is not UTF-8 text"),
+        ("-", "-: is not UTF-8 text"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_an_error(

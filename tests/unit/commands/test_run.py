@@ -417,7 +417,7 @@ def test_chains_by_other_names_replace_the_old_ones(setting: Setting, kept: bool
     ("text", "complaint"),
     [
         ("masquerade: Some\n", "line 1: masquerade: wanted All or HostOnly"),
-        ("chains: [\n", "is no YAML"),
+        ("chains: [\n", "is not YAML"),
         (None, "no such file"),
     ],
     ids=["a bad value", "no YAML", "no file"],
@@ -432,12 +432,12 @@ def test_a_bad_configuration_is_said_and_the_old_one_goes_on(
         else:
             setting.write(text)
         os.kill(os.getpid(), signal.SIGHUP)
-        eventually(lambda: setting.said("going on with the old configuration: "))
+        eventually(lambda: setting.said("keeping the old configuration: "))
         server.put(OTHER)
         setting.holds(WEB_ENTRY, OTHER_ENTRY)
 
     setting.run_while(script)
-    (line,) = setting.said("going on with the old configuration")
+    (line,) = setting.said("keeping the old configuration")
     assert complaint in line
     assert "\n" not in line
 

@@ -22,7 +22,7 @@ TEXT = """\
 In sync since 2025-11-25 12:00:00 UTC (5 min ago); node worker-1, iptables-nft
   IPv4: 2 Services, 8 rules in 2 chains
   IPv6: 1 Service, 4 rules in 2 chains
-  pods are known by pod CIDR: 10.240.2.128/25
+  pods are matched by pod CIDR: 10.240.2.128/25
   1 pod of this node has no rules: default/a at 10.9.0.5 by veth1 => podInterfaces: [veth+]
   1 refusal, see below
   last repair 2025-11-25 11:00:00 UTC (65 min ago): IPv4: a jump was gone, by x (7)

@@ -84,8 +84,8 @@ A_PATH = "an absolute path"
 A_NODE = "a Node's name (lower-case letters, digits, - and .)"
 A_NAME = "a chain name of letters, digits and _ . - (no - in front)"
 SHORT = "a chain name of at most 28 characters"
-OWN = "a chain of its own, not one that is built in"
-NO_TARGET = "a chain name that is no target of iptables"
+OWN = "a chain name that is not built in"
+NO_TARGET = "a chain name that is not a target of iptables"
 OTHER_USE = "a name that the agent does not use for something else"
 NOT_KUBES = "a name without KUBE- in front, which belongs to Kubernetes"
 PRE, OUT, MARK = "chains.prerouting", "chains.output", "chains.markMasquerade"
@@ -203,14 +203,14 @@ def no_utf_8(file: Path) -> None:
     ("spoil", "why"),
     [
         (Path.unlink, ": no such file (name a file that exists, or leave --config out)"),
-        (no_utf_8, " line 2: is no UTF-8 text"),
+        (no_utf_8, " line 2: is not UTF-8 text"),
         (
             lambda file: file.write_text("\nmasquerade: 1\n"),
             " line 2: masquerade: wanted All or HostOnly, got 1",
         ),
         (
             lambda file: file.chmod(0o646),
-            ": others than its owner can write it (chmod go-w {file}, and read it again)",
+            ": users other than its owner may write to it (chmod go-w {file}, and read it again)",
         ),
     ],
     ids=["missing", "no UTF-8", "a bad value", "others can write it"],

@@ -42,7 +42,7 @@ def test_a_file_that_others_can_write_is_refused_where_it_is_to_be_private(
         assert read(link, private=True) == b"text"
     else:
         hint = f"chmod go-w {link}, and read it again"
-        assert refusal(link) == ("others than its owner can write it", hint)
+        assert refusal(link) == ("users other than its owner may write to it", hint)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -55,8 +55,8 @@ def test_a_file_of_another_user_is_refused_where_it_is_to_be_private(file: Path)
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("fifo", "is no regular file"),
-        ("/dev/null", "is no regular file"),
+        ("fifo", "is not a regular file"),
+        ("/dev/null", "is not a regular file"),
         ("a\0b", "has a name that no file can have"),
     ],
 )

@@ -30,12 +30,12 @@ def test_depth_has_a_bound_and_width_has_another() -> None:
 @pytest.mark.parametrize("read", [load, compose])
 @pytest.mark.parametrize("text", ["[", "a: 1\n---\nb: 2", "*a", '"\\UFFFFFFFF"'])
 def test_what_is_no_document_is_refused(text: str, read: Callable[[str], Any]) -> None:
-    with pytest.raises(NotYaml, match=r"^is no YAML$"):
+    with pytest.raises(NotYaml, match=r"^is not YAML$"):
         read(text)
 
 
 def test_an_object_is_refused() -> None:
-    with pytest.raises(NotYaml, match=r"^is no YAML$"):
+    with pytest.raises(NotYaml, match=r"^is not YAML$"):
         load("!!python/object/apply:os.getpid []")
 
 

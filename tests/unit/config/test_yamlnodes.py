@@ -207,13 +207,13 @@ A_CIDR = "wanted a CIDR such as 10.240.2.128/25, got"
 @pytest.mark.parametrize(
     ("item", "complaint"),
     [
-        ('"10.240.2.128"', "which is no CIDR (wanted ADDRESS/LENGTH)"),
+        ('"10.240.2.128"', "which is not a CIDR (wanted ADDRESS/LENGTH)"),
         ('"10.240.2.129/25"', "which has host bits set (did you mean 10.240.2.128/25?)"),
         ('"10.240.2.0/33"', "which has a prefix length over 32"),
         ('"010.240.2.0/24"', "which has leading zeros, which some programs read as octal"),
         ('"::ffff:10.0.0.0/104"', "which is an IPv4-mapped IPv6 address; write it as IPv4"),
-        ('"pods/24"', "which is no IP address"),
-        ('""', "which is no CIDR (wanted ADDRESS/LENGTH)"),
+        ('"pods/24"', "which is not an IP address"),
+        ('""', "which is not a CIDR (wanted ADDRESS/LENGTH)"),
     ],
 )
 def test_a_bad_cidr_is_named_by_its_place_in_the_list(key: str, item: str, complaint: str) -> None:
@@ -233,18 +233,18 @@ NO_MAPPING = "the file: wanted a mapping of keys to values, got"
 @pytest.mark.parametrize(
     ("text", "line", "complaint"),
     [
-        ("{", 1, "is no YAML: "),
-        ("a: b: c", 1, "is no YAML: mapping values are not allowed here"),
-        ("\n\tx: 1", 2, "is no YAML: found character '\\t' that cannot"),
-        ("x: *y", 1, "is no YAML: found undefined alias 'y'"),
-        ("x: @y", 1, "is no YAML: found character '@' that cannot"),
+        ("{", 1, "is not YAML: "),
+        ("a: b: c", 1, "is not YAML: mapping values are not allowed here"),
+        ("\n\tx: 1", 2, "is not YAML: found character '\\t' that cannot"),
+        ("x: *y", 1, "is not YAML: found undefined alias 'y'"),
+        ("x: @y", 1, "is not YAML: found character '@' that cannot"),
         (
             'masquerade: All\nkubeconfig: "/a\0b"',
             2,
-            "is no YAML: unacceptable character #x0000",
+            "is not YAML: unacceptable character #x0000",
         ),
-        ("masquerade: All\n---\nmasquerade: All", 2, "is no YAML: expected a single document"),
-        ("chains: &a\n  chains: *a", 2, "is no YAML: it has aliases that stand for too much"),
+        ("masquerade: All\n---\nmasquerade: All", 2, "is not YAML: expected a single document"),
+        ("chains: &a\n  chains: *a", 2, "is not YAML: it has aliases that stand for too much"),
         ("- masquerade: All", 1, f"{NO_MAPPING} a list"),
         ("masquerade", 1, f'{NO_MAPPING} "masquerade"'),
     ],
@@ -256,7 +256,7 @@ def test_what_is_no_mapping_is_refused(text: str, line: int, complaint: str) -> 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('x: "\\UFFFFFFFF"', "is no YAML: "),
+        ('x: "\\UFFFFFFFF"', "is not YAML: "),
         ("[" * 20000, "is nested too deeply"),
         (f"a: {'[' * 5000}{']' * 5000}", "is nested too deeply"),
     ],

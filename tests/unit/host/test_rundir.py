@@ -196,7 +196,7 @@ def test_names_that_can_be_written_by_half_only_leave_the_old_ones(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        f"cannot remember the chains' names in {made}/chains: [Errno 28] No space left on device"
+        f"cannot save the chains' names in {made}/chains: [Errno 28] No space left on device"
     )
     assert (made / "chains").read_text() == "A\n"
     assert os.listdir(made) == ["chains"]

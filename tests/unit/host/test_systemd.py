@@ -112,7 +112,7 @@ def test_a_socket_that_nobody_listens_to_ends_nothing(
 ) -> None:
     ServiceManager({"NOTIFY_SOCKET": name}).ready()
     (record,) = caplog.records
-    assert record.getMessage().startswith("cannot tell the service manager READY: ")
+    assert record.getMessage().startswith("cannot notify the service manager of READY: ")
 
 
 def test_a_service_manager_that_does_not_read_does_not_hold_the_agent_up(
@@ -125,7 +125,7 @@ def test_a_service_manager_that_does_not_read_does_not_hold_the_agent_up(
             while sender.sendto(b"x", told.name):
                 pass
         manager(told).ready()
-    assert "cannot tell the service manager READY: timed out" in caplog.text
+    assert "cannot notify the service manager of READY: timed out" in caplog.text
 
 
 def test_a_service_manager_that_cannot_be_told_is_said_once_until_it_can(

@@ -173,7 +173,7 @@ def test_a_round_is_bounded_and_says_where_it_gave_up(
         kernel.tracking.turn()
     assert len(kernel.asked) == 2 * (1 + most)
     assert caplog.messages == [
-        f"UDP flows may go on as before a change of rules: gave up after {most} deletions,"
+        f"existing UDP flows may not follow a change of rules: gave up after {most} deletions,"
         f" {200 - most} left, such as 10.19.0.1"
     ]
 
@@ -196,7 +196,7 @@ def test_without_the_conntrack_command_it_says_so_once(
         tracking.forget(IPV4, [flows(True)], [])
         tracking.turn()
     assert caplog.messages == [
-        "UDP flows may go on as before a change of rules: conntrack: not found"
+        "existing UDP flows may not follow a change of rules: conntrack: not found"
         " (apt install conntrack)"
     ]
 

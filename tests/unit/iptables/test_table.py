@@ -37,10 +37,10 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("text", "why"),
     [
         ("# Table `nat' is incompatible, use 'nft' tool.\n", "made with nft"),
-        ("*nat\n:OUTPUT ACCEPT [0:0]\n", "no whole table"),
-        ("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j RETURN\n-A OUT", "no whole table"),
-        ("*filter\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", "no whole table"),
-        ("no such command\n", "no whole table"),
+        ("*nat\n:OUTPUT ACCEPT [0:0]\n", "an incomplete table"),
+        ("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j RETURN\n-A OUT", "an incomplete table"),
+        ("*filter\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", "an incomplete table"),
+        ("no such command\n", "an incomplete table"),
     ],
 )
 def test_what_is_no_whole_table_is_none_whatever_the_exit_status(

@@ -35,17 +35,17 @@ A_BILLION_LAUGHS = "\n".join(["l0: &l0 [ha, ha]", *LAUGHS, yaml.safe_dump(docume
 
 
 SHAPES: dict[str, list[Any]] = {
-    "is no YAML": ["users: ["],
+    "is not YAML": ["users: ["],
     "is out of bounds: it has aliases that stand for too much": [A_BILLION_LAUGHS],
-    "is no UTF-8 text": [b"\xff\xfe\x00"],
+    "is not UTF-8 text": [b"\xff\xfe\x00"],
     "names no server": ["", "hello", "[]", {**document(), "clusters": []}, document(server="")],
     "has no entry for its current-context": [
         "{}",
         {**document(), "contexts": None},
         {**document(), "current-context": 7},
     ],
-    "has clusters that are no list of entries": [{**document(), "clusters": 7}],
-    "has users that are no list of entries": [{**document(), "users": ["u"]}],
+    "has clusters that are not a list of entries": [{**document(), "clusters": 7}],
+    "has users that are not a list of entries": [{**document(), "users": ["u"]}],
     "has a user without a name": [{**document(), "users": [{}]}],
     "has an entry in users without its user": [{**document(), "users": [{"name": "u"}]}],
     "its client-key-data is no base64": [naming(**{"client-key-data": "!"})],
@@ -88,8 +88,8 @@ def odd_files(tmp_path: Path) -> None:
 
 ODD_FILES = [
     ("missing", "No such file or directory"),
-    ("fifo", "is no regular file"),
-    ("/dev/zero", "is no regular file"),
+    ("fifo", "is not a regular file"),
+    ("/dev/zero", "is not a regular file"),
     ("large", "is larger than 1048576 bytes"),
     ("a\0b", "has a name that no file can have"),
     ("\ud800", "has a name that no file can have"),

@@ -86,7 +86,7 @@ def test_a_file_that_others_can_write_is_refused(way: Any, path: Path) -> None:
     with pytest.raises(RefusedError) as caught:
         way(path)
     assert str(caught.value) == (
-        f"kubeconfig {path}: others than its owner can write it"
+        f"kubeconfig {path}: users other than its owner may write to it"
         f" (chmod go-w {path}, and read it again)"
     )
 
@@ -195,9 +195,9 @@ def test_closing_ends_a_reading_at_once_and_all_later_ones(hanging: Hanging) -> 
     reader.close()
     assert time.monotonic() - before < AT_ONCE
     for each in asking:
-        assert str(each.got()) == f"kubeconfig {hanging.path}: is not read any more"
+        assert str(each.got()) == f"kubeconfig {hanging.path}: is no longer read"
     hanging.is_over()
-    with pytest.raises(RefusedError, match="is not read any more"):
+    with pytest.raises(RefusedError, match="is no longer read"):
         reader.read()
     assert len(hanging.started()) == 2
 

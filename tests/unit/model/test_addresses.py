@@ -48,7 +48,7 @@ def test_an_address_is_shown_as_the_c_library_shows_it(text: str, shown: str) ->
     assert show_address(parse_address(text)) == shown
 
 
-NO_ADDRESS = "is no IP address"
+NO_ADDRESS = "is not an IP address"
 LEADING_ZEROS = "has leading zeros, which some programs read as octal"
 MAPPED = "is an IPv4-mapped IPv6 address; write it as IPv4"
 
@@ -102,7 +102,7 @@ def test_a_prefix_is_shown_with_its_length(text: str, shown: str) -> None:
     assert show_network(parse_network(text)) == shown
 
 
-NO_CIDR = "is no CIDR (wanted ADDRESS/LENGTH)"
+NO_CIDR = "is not a CIDR (wanted ADDRESS/LENGTH)"
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_a_host_and_its_port_are_read(text: str, host: str, port: int, reached: 
     ["", ":", "80", "127.0.0.1", "a:0", "a:65536", "a:http", "a:1\n", "::1:80", "[]:80", "[a]b:80"],
 )
 def test_what_is_no_host_and_port_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^is no HOST:PORT$"):
+    with pytest.raises(ValueError, match=r"^is not HOST:PORT$"):
         parse_host_port(text)

@@ -69,7 +69,7 @@ def told(published: Published) -> dict[str, str]:
             having(uncovered=(STRAY,), coverage=Coverage(("cali+",), ())),
             {
                 UNCOVERED: "1 pod of this node has no rules: default/a at 10.9.0.5 by cni0;"
-                " to be set: podInterfaces: [cali+, cni0]"
+                " set podInterfaces: [cali+, cni0]"
             },
         ),
     ],
@@ -196,7 +196,9 @@ def test_one_that_is_refused_is_said_once_and_made_later(
     assert recording.statuses == [403, 403, 201]
     (said,) = [record for record in caplog.records if record.name == nodeevents.__name__]
     assert said.levelno == logging.WARNING
-    assert said.getMessage().startswith("no Event on the Node for now: API server http://")
+    assert said.getMessage().startswith(
+        "cannot write an Event on the Node, will retry: API server http://"
+    )
     assert "refused to create Events: 403 Forbidden" in said.getMessage()
 
 

@@ -415,7 +415,7 @@ def test_what_changes_there_counts_when_ipvs_is_back(log: Log) -> None:
 
 def test_the_sentence_tells_the_way_to_the_first_sync() -> None:
     fresh = Node()
-    assert fresh.agent.sentence() == "Waiting: the API server has not told everything yet"
+    assert fresh.agent.sentence() == "Waiting: the API server has not answered everything yet"
     fresh.agent.take(events.Trouble(events.SERVICES, AWAY))
     assert fresh.agent.sentence() == f"Waiting: {AWAY}"
     fresh.agent.take(events.Recovered(events.SERVICES))

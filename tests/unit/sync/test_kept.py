@@ -99,4 +99,4 @@ def test_somebody_who_comes_back_to_the_front_gets_the_place_and_keeps_it(
             kept.table.meddle("-D INPUT -j THEIRS", "-I INPUT 1 -j THEIRS")
     assert kept.inputs == ["-A INPUT -j THEIRS", "-A INPUT -j OURS"]
     assert kept.repairs.counts["JumpNotFirst"] == 3
-    assert len(log.said("keeps coming back to the front of INPUT")) == 1
+    assert len(log.said("keeps returning to the front of INPUT")) == 1

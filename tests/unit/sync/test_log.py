@@ -98,9 +98,9 @@ def test_a_change_is_said_also_while_the_other_family_fails(started: Node, log: 
 @pytest.mark.parametrize(
     ("external_ips", "lines", "more"),
     [
-        ("10.19.1.{}", 20, ["and 80 Services more"]),
+        ("10.19.1.{}", 20, ["and 80 more Services"]),
         # Those without rules are said as well.
-        ("127.0.0.{}", 40, ["and 80 problems more", "and 80 Services more"]),
+        ("127.0.0.{}", 40, ["and 80 more problems", "and 80 more Services"]),
     ],
 )
 def test_a_burst_is_not_said_line_by_line(
@@ -200,7 +200,7 @@ EVENTS = {
     # Each list has it again.
     "what was passed over": (
         [Skipped(SERVICES, "wanted a Service, got 'Pod'")] * 3,
-        ["passed over in the services of the API server: wanted a Service, got 'Pod'"],
+        ["skipped one of the API server's services: wanted a Service, got 'Pod'"],
     ),
 }
 
@@ -241,8 +241,8 @@ def test_pods_without_rules_are_said_once_and_again_when_there_were_none(
     for found in (STRAYS[:1], STRAYS, STRAYS[1:], (), (), STRAYS):
         started.agent.take_uncovered(found)
     said = log.said("this node ha|all pods")
-    assert said[0].startswith("1 pod of this node has no rules: default/a at 10.9.0.5 by veth1; to")
-    assert said[0].partition("to be set: ")[2].startswith("podInterfaces: [veth+], ")
+    assert said[0].startswith("1 pod of this node has no rules: default/a at 10.9.0.5 by veth1; set")
+    assert said[0].partition("; set ")[2].startswith("podInterfaces: [veth+], ")
     assert said[1] == "all pods of this node have rules now"
     assert said[2].startswith("2 pods of this node have no rules: ")
     assert len(said) == 3
