@@ -96,7 +96,7 @@ class Following:
             return
         self._tell(event)
         broke = isinstance(event, Restarted) and event.reason not in STILL_THERE
-        if broke or isinstance(event, Trouble):
+        if broke or (isinstance(event, Trouble) and event.away):
             self._cut.add(event.resource)
         if isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.

@@ -12,7 +12,7 @@ from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Found, Rules, difference
 from ipvs_node_agent.nat.saveformat import restore_input
-from tests.bench.bed import BenchBed, Commits, bench_bed
+from tests.bench.bed import BenchBed, Commits, bare_change, bench_bed
 from tests.bench.measures import percentiles, ruleset, say
 from tests.support.agentprocess import altered
 from tests.support.fleet import LAYOUTS, fleet
@@ -102,7 +102,7 @@ def measure(count: int, times: int = 50, pause: float = 3.0) -> dict[str, Any]:
             for kind, made in KINDS.items():
                 took[kind].append(meddler.milliseconds(made(chance.choice(meddler.leaves))))
                 time.sleep(0.1)
-            bare.append(bed.bare_change(number))
+            bare.append(bare_change(bed.namespace, NFT, number))
             time.sleep(0.1)
         flushed, restored = meddler.flush(), 0.0
         bed.agent.stop()

@@ -280,7 +280,7 @@ def test_nodes_that_started_together_ask_again_at_different_times(
             return super().wait(timeout)
 
     monkeypatch.setattr("random.random", lambda: chance)
-    monkeypatch.setattr(leash.threading, "Event", Watched)
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash.threading.Event", Watched)
     with telling(WiredApi(Wire())):
         eventually(lambda: any(seconds - 30 < wait <= seconds for wait in waits))
 

@@ -241,7 +241,9 @@ def test_pods_without_rules_are_said_once_and_again_when_there_were_none(
     for found in (STRAYS[:1], STRAYS, STRAYS[1:], (), (), STRAYS):
         started.agent.take_uncovered(found)
     said = log.said("this node ha|all pods")
-    assert said[0].startswith("1 pod of this node has no rules: default/a at 10.9.0.5 by veth1; set")
+    assert said[0].startswith(
+        "1 pod of this node has no rules: default/a at 10.9.0.5 by veth1; set"
+    )
     assert said[0].partition("; set ")[2].startswith("podInterfaces: [veth+], ")
     assert said[1] == "all pods of this node have rules now"
     assert said[2].startswith("2 pods of this node have no rules: ")
