@@ -66,6 +66,12 @@ class Table(FakeTable):
         return [re.sub(r" \[0:0\]$", "", line) for line in self.save().splitlines()]
 
 
+class CheapProgrammer(Programmer):
+    """One whose looks cost the same on a busy machine."""
+
+    check_seconds: float = 0.0  # type: ignore[assignment]
+
+
 class Node:
     """A node with an agent on it, whose clock and tables are the test's."""
 
@@ -96,11 +102,11 @@ class Node:
         return {family: Table() for family in FAMILIES}
 
     def programmers(self) -> dict[Family, Programmer]:
-        return {f: Programmer(table, owner(NAMES), str(f)) for f, table in self.tables.items()}
+        return {f: CheapProgrammer(table, owner(NAMES), str(f)) for f, table in self.tables.items()}
 
     def filter_programmers(self) -> dict[Family, Programmer]:
         owns = owner(frozenset({"IPVS_INPUT"}))
-        return {f: Programmer(table, owns, f"{f} filter") for f, table in self.filters.items()}
+        return {f: CheapProgrammer(table, owns, f"{f} filter") for f, table in self.filters.items()}
 
     # What the API server tells
 

@@ -52,9 +52,14 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             id="a version that is too old",
         ),
         pytest.param(
-            [Trouble(SERVICES, AWAY), Recovered(SERVICES), Recovered(SERVICES)],
+            [Trouble(SERVICES, AWAY, True), Recovered(SERVICES), Recovered(SERVICES)],
             ["leash", "leash now", NODES, "leash", NODES],
             id="an outage for one",
+        ),
+        pytest.param(
+            [Trouble(NODES, AWAY), Trouble(SERVICES, AWAY, True), Recovered(SERVICES)],
+            ["leash", "leash", "leash now", NODES],
+            id="an outage for one while the other is refused",
         ),
         pytest.param(
             [

@@ -11,7 +11,6 @@ import pytest
 from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.config.settings import Chains, Config
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.model import events
 from ipvs_node_agent.model.addresses import (
@@ -32,6 +31,7 @@ from tests.support.agentnode import (
     OTHER,
     WEB_4,
     WEB_6,
+    CheapProgrammer,
     Entry,
     Log,
     Node,
@@ -290,7 +290,7 @@ def test_the_more_a_check_costs_the_less_often_it_comes(
 ) -> None:
     started = running(web(EXTERNAL_4))
     # There is one for each family.
-    monkeypatch.setattr(Programmer, "check_seconds", seconds / 2)
+    monkeypatch.setattr(CheapProgrammer, "check_seconds", seconds / 2)
     started.pass_time(10)
     before = started.tables[IPV4].tries
     started.pass_time(120)
