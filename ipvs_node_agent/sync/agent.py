@@ -8,8 +8,9 @@ in. What is due, and when:
 
   a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
-  drift that is told   once others are quiet for 30 ms, or a second after they began (nft)
-  a drift check        each `driftCheckPeriod`, or up to 4 s where that took over 0.5 % of a core
+  drift that is told   once others are quiet for 30 ms, or a second after they began (nft); a legacy
+                       table is asked for its size every half second
+  a drift check        each `driftCheckPeriod` where nobody tells, or less often where it costs much
   a thorough one       every five minutes
   a failed write       after a back-off of its table's own, 0.2 s doubling to 10 s (`kept`)
 """
@@ -50,8 +51,9 @@ from ipvs_node_agent.sync.log import Notices
 from ipvs_node_agent.sync.state import AgentState, Meter, View, in_sync_sentence
 
 _SYNC_INTERVAL = 0.07
-# A look at a table of which nobody tells may have so much of a core, and is no rarer than that.
-_CHECK_SHARE, _CHECK_PAUSE = 0.0045, 30.0
+# A look at a table of which nobody tells may have so much of a core. It is no rarer than the first
+# pause, or a millisecond for each Service, but the second at most.
+_CHECK_SHARE, _CHECK_PAUSES = 0.0045, (10.0, 30.0)
 # How often such a table is asked for its size.
 _GLANCE_PERIOD = 0.5
 _RESYNC_PERIOD = 300.0
@@ -332,7 +334,8 @@ class Agent:
             table.sync(looking)
         if looking:
             took = sum(table.check_seconds for table in self._all)
-            pause = min(took / _CHECK_SHARE, _CHECK_PAUSE)
+            _, longest, _ = sorted((len(self._inputs.to_program) / 1000, *_CHECK_PAUSES))
+            pause = min(took / _CHECK_SHARE, longest)
             self._next_check = now + max(self._inputs.config.drift_check_period, pause)
         self._say_problems()
         planned = self._planned is self._inputs

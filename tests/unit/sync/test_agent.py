@@ -22,6 +22,7 @@ from ipvs_node_agent.model.addresses import (
     parse_address,
     parse_network,
 )
+from ipvs_node_agent.model.services import Services
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,
@@ -278,17 +279,20 @@ def test_an_idle_agent_ticks_only_for_its_checks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "pause"),
+    ("seconds", "services", "pause"),
     [
-        pytest.param(0.001, 2, id="driftCheckPeriod"),
-        pytest.param(0.045, 10, id="half a hundredth of the time at most"),
-        pytest.param(1, 30, id="often enough for a repair within half a minute"),
+        pytest.param(0.001, 1, 2, id="driftCheckPeriod"),
+        pytest.param(0.036, 1, 8, id="half a hundredth of the time at most"),
+        pytest.param(1, 10_000, 10, id="every ten seconds"),
+        pytest.param(1, 20_000, 20, id="a millisecond for each Service"),
+        pytest.param(1, 90_000, 30, id="often enough for a repair within half a minute"),
     ],
 )
 def test_the_more_a_check_costs_the_less_often_it_comes(
-    seconds: float, pause: float, monkeypatch: pytest.MonkeyPatch
+    seconds: float, services: int, pause: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = running(web(EXTERNAL_4))
+    monkeypatch.setattr(Services, "__len__", lambda _: services)
     # There is one for each family.
     monkeypatch.setattr(CheapProgrammer, "check_seconds", seconds / 2)
     started.pass_time(10)
