@@ -1,0 +1,144 @@
+"""An hour of changes, and what all processes of the service take meanwhile.
+
+`python3 -m tests.bench.soak hour|minute` prints the figures as JSON, and `python3 -m
+tests.bench.soak draw FILE` draws docs/soak.svg of such a file.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ipvs_node_agent.iptables.table import NFT
+from tests.bench.bed import BenchBed, bench_bed
+from tests.support.fleet import LAYOUTS, fleet
+from tests.support.places import REPOSITORY
+from tests.support.processes import usage
+
+_METRICS = "127.0.0.1:10273"
+# What ends before the figures are taken: commands, and processes that are kept for the next scrape.
+_SETTLE_SECONDS = 25.0
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long, and how much meanwhile: `points` are how often one looks at the service."""
+
+    services: int
+    seconds: float
+    changes: int
+    points: int
+    settle: float = _SETTLE_SECONDS
+
+
+SCALES = {
+    "hour": Scale(services=1_000, seconds=3600, changes=1_000_000, points=60),
+    "minute": Scale(services=200, seconds=60, changes=15_000, points=4),
+}
+
+
+def soak(scale: Scale, backend: str = NFT) -> Figures:
+    """What the service takes at first, and after each part of the changes and of all trouble."""
+    with bench_bed(backend, fleet(LAYOUTS["twenty pools"], scale.services)) as bed:
+        settings = yaml.safe_load(bed.agent.config.read_text())
+        bed.agent.configure({**settings, "metricsBindAddress": _METRICS})
+        bed.agent.options = []
+        bed.start()
+        return {"backend": backend, "services": scale.services, "points": [*_points(bed, scale)]}
+
+
+def _points(bed: BenchBed, scale: Scale) -> Iterator[Figures]:
+    chance, began, changes = random.Random(7), time.monotonic(), 0
+    # Whoever answers for the first time, and writes for the first time, takes some for good.
+    for part in range(scale.points + 1):
+        _ask(bed)
+        share = 0 if part == 0 else scale.changes // scale.points
+        for _ in range(share):
+            _change(bed, chance)
+            changes += 1
+            ahead = began + changes * scale.seconds / scale.changes - time.monotonic()
+            if ahead > 0.01:
+                time.sleep(ahead)
+        _trouble(bed)
+        _ask(bed)
+        time.sleep(scale.settle)
+        yield {"changes": changes, **usage(bed.agent.pid)._asdict()}
+
+
+def _change(bed: BenchBed, chance: random.Random) -> None:
+    """Another ClusterIP, or the Service goes, or comes again."""
+    service = chance.choice([*bed.services.values()])
+    if chance.random() < 0.2:
+        bed.delete(service)
+    bed.put(service._replace(cluster_ips=(service.cluster_ips[0] + chance.choice((-1, 1)),)))
+
+
+def _ask(bed: BenchBed) -> None:
+    """As Prometheus, and as an operator."""
+    with bed.namespace.enter():
+        urllib.request.urlopen(f"http://{_METRICS}/metrics", timeout=30).read()
+    bed.agent.call("status", "-o", "json")
+
+
+def _trouble(bed: BenchBed) -> None:
+    """Connections end, rules are taken away, and the configuration is read again."""
+    bed.api.drop_watches()
+    bed.namespace.run(f"iptables-{bed.backend}", "-w", "10", "-t", "nat", "-F", "IPVS_OUTPUT")
+    bed.agent.send(signal.SIGHUP)
+
+
+def grown(figures: Figures) -> Figures:
+    """How much more the last third takes at most than the first third after the beginning did."""
+    points = figures["points"][1:]
+    third = max(1, len(points) // 3)
+    return {
+        what: max(p[what] for p in points[-third:]) - max(p[what] for p in points[:third])
+        for what in ("processes", "memory", "threads", "files")
+    }
+
+
+def draw(figures: Figures) -> None:
+    """docs/soak.svg: memory, threads and open files over the changes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ipvs-node-agent"
+    from matplotlib import pyplot
+
+    points = figures["points"]
+    canvas, axes = pyplot.subplots(figsize=(7, 4))
+    for what, label in (("memory", "MiB (PSS)"), ("threads", "threads"), ("files", "open files")):
+        axes.plot([p["changes"] for p in points], [p[what] for p in points], label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"changes, {figures['services']} Services, {figures['backend']}")
+    axes.legend()
+    canvas.savefig(REPOSITORY / "docs" / "soak.svg", metadata={"Date": None})
+
+
+def main(arguments: list[str]) -> int:
+    """Soaks or draws; gives the exit status."""
+    if arguments[:1] == ["draw"] and len(arguments) == 2:
+        draw(json.loads(Path(arguments[1]).read_text()))
+        return 0
+    if len(arguments) != 1 or arguments[0] not in SCALES:
+        print(__doc__, file=sys.stderr)
+        return 2
+    figures = soak(SCALES[arguments[0]])
+    json.dump({**figures, "grown": grown(figures)}, sys.stdout, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
