@@ -122,7 +122,7 @@ def _beside(name: str, row: Figures) -> str:
         + f" | {row['memory_mib']:.0f} MiB | "
         + "{percent:.2f} % | {wakeups:.1f}".format_map(row["idle"])
         + "".join(
-            f" | {repair[what]:.2f} s" if repair.get(what, -1) >= 0 else " | not within 90 s"
+            f" | {repair[what]:.2f} s" if repair.get(what, -1) >= 0 else " | not within 65 s"
             for what in ("a flushed chain", "a lost jump")
         )
     )
