@@ -41,8 +41,8 @@ node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, 
 	@packaging/build/install-missing $(NODE_TEST_PACKAGES)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node $(NODE_TEST)
 
-bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute; LONG=1: an hour of changes)
-	@QUICK=$(QUICK) LONG=$(LONG) tests/bench/run
+bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute; LONG=1: an hour of changes; FLEET=1: only a fleet)
+	@QUICK=$(QUICK) LONG=$(LONG) FLEET=$(FLEET) tests/bench/run
 
 dashboard: ## Draw docs/dashboard.svg anew, from a real run of 4 minutes (QUICK=1: only prove that it still can)
 	@QUICK=$(QUICK) tests/observe/run

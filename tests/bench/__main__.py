@@ -1,6 +1,7 @@
-"""`python3 -m tests.bench full|start|quick` measures and prints the figures as JSON.
+"""`python3 -m tests.bench full|start|quick|fleet|fleet-quick` measures and prints figures as JSON.
 
-`report DIRECTORY` makes docs/benchmarks.md and the plots of the files that the others printed.
+`report DIRECTORY` makes docs/benchmarks.md and the plots of the files that the others printed, and
+`report-fleet FILE` its section about a fleet.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ipvs_node_agent.iptables.table import BACKENDS
-from tests.bench import connections, priorart, rival, times, work
+from tests.bench import connections, fleet, priorart, rival, times, work
 from tests.bench.beside import beside
 from tests.bench.grid import grid
 from tests.bench.measures import FULL, QUICK, Figures, Scale
@@ -98,11 +99,22 @@ def quick() -> Figures:
 
 def main(arguments: list[str]) -> int:
     """Measures, or reports; gives the exit status."""
-    commands = {"full": full, "start": start, "quick": quick}
+    commands = {
+        "full": full,
+        "start": start,
+        "quick": quick,
+        "fleet": fleet.measure,
+        "fleet-quick": fleet.quick,
+    }
     if arguments[:1] == ["report"] and len(arguments) == 2:
         from tests.bench.report import report
 
         report(Path(arguments[1]))
+        return 0
+    if arguments[:1] == ["report-fleet"] and len(arguments) == 2:
+        from tests.bench.fleetreport import report as report_fleet
+
+        report_fleet(json.loads(Path(arguments[1]).read_text()))
         return 0
     if len(arguments) != 1 or arguments[0] not in commands:
         print(__doc__, file=sys.stderr)

@@ -23,8 +23,10 @@ def report(directory: Path) -> None:
     _plot_connections(figures["connections"])
     _plot_latency(figures["changes"])
     _plot_parts(figures["changes"])
-    text = _document(figures, newest)
-    (DOCS / "benchmarks.md").write_text(text)
+    path = DOCS / "benchmarks.md"
+    # The fleet is measured by itself (tests/bench/fleetreport.py).
+    text = f"{_document(figures, newest).rstrip()}\n\n{section(path.read_text())}".rstrip() + "\n"
+    path.write_text(text)
     print(text)
 
 
@@ -40,56 +42,56 @@ def _document(figures: Figures, newest: Figures) -> str:
             full=FULL,
             rival=figures["machine"]["rival"],
             beside_services=figures["beside"]["services"],
-            beside=_table(
+            beside=table(
                 " | start to in sync | one change, p50 / p99 | memory | idle, of a core"
                 " | wake-ups a second | repair of a flushed chain | of a lost jump",
                 itertools.starmap(_beside, figures["beside"]["found"].items()),
             ),
-            beside_connections=_table(
+            beside_connections=table(
                 " | a new connection to a Service, to no rules | least | median",
                 _beside_connections(figures["beside"]["connections"]),
             ),
-            connections=_table(
+            connections=table(
                 "backend | layout | Services | last, to a lone Service's | no rules | last | beside"
                 " | none",
                 [_connection(row, lone) for row, lone in _with_lone(figures["connections"])],
             ),
-            walks=_table(
+            walks=table(
                 "external IPs | rules walked | chains | rules",
                 map("{addresses} | {worst} | {chains} | {rules}".format_map, figures["walks"]),
             ),
-            single=_table(
+            single=table(
                 "backend | agent, p50 / p99 | commit, p50 / p99 | bare, p50 / p99"
                 " | agent to bare, p50 | most chains written",
                 [_single(agent["backend"], agent["single"]) for agent in agents],
             ),
-            change=_table(
+            change=table(
                 "backend | Services | agent to bare | agent, p50 / p99 | bare, p50 / p99",
                 map(_change, figures["changes"]),
             ),
-            change_parts=_table(
+            change_parts=table(
                 "backend | Services | " + " | ".join(PARTS_OF_CHANGE.values()),
                 map(_change_parts, figures["changes"]),
             ),
-            bound=_table(
+            bound=table(
                 "backend | Services | start | restart | bare restore | transfer of the list"
                 " | start to twice the restore and a transfer | restart to start | peak memory",
                 map(_bound, figures["starts"]),
             ),
-            start_parts=_table(
+            start_parts=table(
                 "backend | Services | " + " | ".join(PARTS_OF_START.values()),
                 map(_start_parts, figures["starts"]),
             ),
-            grid=_table(
+            grid=table(
                 "bits a chain | Services a leaf | chains | walked, dense | walked, random"
                 " | nft: restore | one rule | two leaves | legacy: restore | one rule",
                 map(_shape, figures["grid"]),
             ),
-            agent=_table(
+            agent=table(
                 "backend | what | figure",
                 [f"{agent['backend']} | {line}" for agent in agents for line in _at_work(agent)],
             ),
-            starts=_table(
+            starts=table(
                 "libraries | backend | start | of it iptables-restore | peak memory | restart"
                 " | written by it",
                 [
@@ -97,7 +99,7 @@ def _document(figures: Figures, newest: Figures) -> str:
                     *_starts("newest", newest, newest["start"]),
                 ],
             ),
-            prior_art=_table(
+            prior_art=table(
                 "backend | processes | theirs | the agent's | ratio",
                 map(
                     "{backend} | {processes} | {theirs_seconds:.0f} s | {ours_ms} ms"
@@ -109,7 +111,17 @@ def _document(figures: Figures, newest: Figures) -> str:
     )
 
 
-def _table(head: str, rows: Iterable[str]) -> str:
+def section(document: str, start: str = "## A fleet\n") -> str:
+    """One section of the document, empty where it has none."""
+    if start not in document:
+        return ""
+    begin = document.index(start)
+    end = document.find("\n## ", begin + len(start))
+    return document[begin:] if end < 0 else document[begin : end + 1]
+
+
+def table(head: str, rows: Iterable[str]) -> str:
+    """A table of the document."""
     line = " | ".join("---" for _ in head.split(" | "))
     return "\n".join(f"| {row} |" for row in (head, line, *rows))
 
@@ -246,7 +258,7 @@ def _starts(libraries: str, figures: Figures, starts: Sequence[Figures]) -> Iter
 
 def _plot_connections(rows: Sequence[Figures]) -> None:
     title = "What a new connection costs on a node: the fewer rules it walks, the less"
-    figure, axes = _axes(title, "Services", "microseconds for a new connection")
+    figure, axes = axes_of(title, "Services", "microseconds for a new connection")
     for backend, colour in COLOURS.items():
         for layout, time, style, label in (
             ("flat", "beside", "o--", "two rules a Service in one chain"),
@@ -259,12 +271,12 @@ def _plot_connections(rows: Sequence[Figures]) -> None:
                 if (row["backend"], row["family"], row["layout"]) == (backend, "IPv4", layout)
             ]
             axes.plot(*zip(*points), style, color=colour, label=f"{backend}: {label}")
-    _save(figure, axes, "connection-cost.svg")
+    save(figure, axes, "connection-cost.svg")
 
 
 def _plot_latency(rows: Sequence[Figures]) -> None:
     title = "How long one change takes: the agent's, and any change of that table"
-    figure, axes = _axes(title, "Services", "milliseconds for one change (median)")
+    figure, axes = axes_of(title, "Services", "milliseconds for one change (median)")
     for backend, colour in COLOURS.items():
         for label, style, name in (
             ("agent", "o-", "a Service's change, by the agent"),
@@ -276,11 +288,11 @@ def _plot_latency(rows: Sequence[Figures]) -> None:
                 if row["backend"] == backend
             ]
             axes.plot(*zip(*points), style, color=colour, label=f"{backend}: {name}")
-    _save(figure, axes, "change-latency.svg")
+    save(figure, axes, "change-latency.svg")
 
 
 def _plot_parts(rows: Sequence[Figures]) -> None:
-    figure, axes = _axes("Where the time of one change goes", "share of one change", "")
+    figure, axes = axes_of("Where the time of one change goes", "share of one change", "")
     axes.set_xscale("linear")
     axes.set_yscale("linear")
     names = [f"{row['backend']}, {row['services']} Services" for row in rows]
@@ -297,7 +309,8 @@ def _plot_parts(rows: Sequence[Figures]) -> None:
     figure.savefig(DOCS / "change-parts.svg", metadata={"Date": None})
 
 
-def _axes(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
+def axes_of(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
+    """A picture to draw in, and its axes."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -315,7 +328,8 @@ def _axes(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, axes: Any, name: str) -> None:
+def save(figure: Any, axes: Any, name: str) -> None:
+    """Writes a picture of the document's."""
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.legend(fontsize="small")

@@ -30,7 +30,7 @@ SERVICE_RANGES = "10.231.0.0/16,fd00:231::/108"
 TOKEN_NODE = "token-node"
 TOKENS = ("first-token-5c2b0c", "second-token-e1f7a9")
 
-# Each request of a node about what the agent follows, when it begins and when it ends.
+# Each request of a node or a kube-proxy, when it begins and when it ends.
 _AUDIT_POLICY = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -38,6 +38,8 @@ omitStages: [RequestReceived]
 rules:
 - level: Metadata
   userGroups: [system:nodes]
+- level: Metadata
+  users: ["system:kube-proxy"]
 - level: None
 """
 
@@ -143,6 +145,12 @@ class Server:
     def running(self) -> bool:
         """Whether there is a process."""
         return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Its process, which there has to be."""
+        assert self._process is not None
+        return self._process.pid
 
 
 class Etcd(Server):
