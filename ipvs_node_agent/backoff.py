@@ -67,6 +67,11 @@ class Once:
         return text not in ("", last)
 
 
+def between(first: float, last: float, chance: Callable[[], float] = random.random) -> float:
+    """A time between the two, so that many who began together do not go on together."""
+    return first + (last - first) * chance()
+
+
 def seconds_left(end: float) -> float:
     """The time until `end`, on the monotonic clock. Raises TimeoutError where there is none.
 

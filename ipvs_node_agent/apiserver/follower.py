@@ -26,7 +26,7 @@ from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.apiserver.outcome import FOLLOWS, Ending, Outcome, Pace, Told, Version, failed
 from ipvs_node_agent.apiserver.reading import UnknownObject, object_key, shown
 from ipvs_node_agent.apiserver.resources import LIST_READ_TIMEOUT, Resource, list_all
-from ipvs_node_agent.backoff import Backoff, Seldom
+from ipvs_node_agent.backoff import Backoff, Seldom, between
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.model.events import (
     Changed,
@@ -167,16 +167,13 @@ class Follower:
         away = outcome.ending is Ending.UNREACHABLE and seconds > 0 and not self._api.answers()
         woken = self._hurry if self._hurries.due else self._stopped
         while (left := end - self._clock()) > 0:
-            if woken.wait(min(self._between(*_LOOK_SECONDS), left) if away else left):
+            if woken.wait(min(between(*_LOOK_SECONDS, self._chance), left) if away else left):
                 self._hurries.done()
                 return
             if away and self._looks.due and self._api.answers():
                 self._looks.done()
                 self._backoff.reset()
                 return
-
-    def _between(self, first: float, last: float) -> float:
-        return first + (last - first) * self._chance()
 
     def _list(self) -> Ending:
         def skipped(text: str) -> None:
@@ -236,7 +233,7 @@ class Follower:
         self, verb: str, how: Mapping[str, str], begin_timeout: float
     ) -> Iterator[tuple[Answer, float]]:
         """A watch, and how long it may be silent before it counts as dead."""
-        seconds = int(self._between(*_WATCH_SECONDS))
+        seconds = int(between(*_WATCH_SECONDS, self._chance))
         parameters = {
             **self._sparing,
             **self._resource.selector(),

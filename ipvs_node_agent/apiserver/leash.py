@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any, Callable
 
 from ipvs_node_agent.apiserver.answer import Superseded
 from ipvs_node_agent.apiserver.client import Api, ApiError
-from ipvs_node_agent.backoff import Backoff, seconds_left
+from ipvs_node_agent.backoff import Backoff, between, seconds_left
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.kubeconfig import urls
 from ipvs_node_agent.model.addresses import Address, address_met, parse_address
@@ -79,7 +78,7 @@ class Leash:
                     self._tell(*summed_up(known))
             if asks and is_answered:
                 backoff.reset()
-                ask_due = monotonic() + _between(*_PERIOD)
+                ask_due = monotonic() + between(*_PERIOD)
             elif asks:
                 ask_due = monotonic() + backoff.next()
                 if self._is_without(known, monotonic() - began):
@@ -91,8 +90,7 @@ class Leash:
     def hurry(self, reached: bool = False) -> None:
         """Has it looked up soon.
 
-        The API server is asked as seldom as ever, unless it was just `reached` again: each time is
-        a connection of its own.
+        The API server is asked as seldom as ever, unless it was just `reached` again.
         """
         if reached:
             self._reached.set()
@@ -114,10 +112,6 @@ class Leash:
         """Has `run` end, and tell nothing any more."""
         self._stopped.set()
         self._wake.set()
-
-
-def _between(first: float, last: float) -> float:
-    return first + (last - first) * random.random()  # noqa: S311  # it has to be spread, not secret
 
 
 def ask(api: Api) -> tuple[Places, bool]:

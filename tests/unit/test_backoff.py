@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ipvs_node_agent.backoff import Backoff, Once, Seldom, seconds_left
+from ipvs_node_agent.backoff import Backoff, Once, Seldom, between, seconds_left
 from tests.support.clock import Clock
 
 
@@ -70,3 +70,9 @@ def test_what_lasts_is_said_once_and_again_when_it_is_back_or_another_one() -> N
     once = Once()
     said = [once.new(text) for text in ("", "a", "a", "b", "a", "", "", "a", "a")]
     assert said == [False, True, False, True, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 240.0), (0.5, 360.0), (1.0, 480.0)])
+def test_a_time_between_two_is_spread_evenly(chance: float, seconds: float) -> None:
+    assert between(240.0, 480.0, lambda: chance) == seconds
+    assert 240.0 <= between(240.0, 480.0) <= 480.0

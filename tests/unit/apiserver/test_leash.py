@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ipvs_node_agent.apiserver import leash
 from ipvs_node_agent.apiserver.answer import Superseded
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.leash import Leash, Places, endpoints
-from ipvs_node_agent.backoff import Backoff
+from ipvs_node_agent.backoff import Backoff, between
 from tests.support.apiclient import plain
 from tests.support.apiserver import ApiServer
 from tests.support.kubeconfigs import document, write
@@ -279,8 +280,8 @@ def test_nodes_that_started_together_ask_again_at_different_times(
             waits.append(timeout or 0.0)
             return super().wait(timeout)
 
-    monkeypatch.setattr("random.random", lambda: chance)
-    monkeypatch.setattr("ipvs_node_agent.apiserver.leash.threading.Event", Watched)
+    monkeypatch.setattr(leash, "between", partial(between, chance=lambda: chance))
+    monkeypatch.setattr(threading, "Event", Watched)
     with telling(WiredApi(Wire())):
         eventually(lambda: any(seconds - 30 < wait <= seconds for wait in waits))
 
