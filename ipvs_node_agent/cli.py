@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     levels = ("debug", "info", "warning", "error")
     for parser, default in ((common, argparse.SUPPRESS), (main_parser := _Parser(PROGRAM), None)):
-        text = "the configuration (default: /etc/ipvs-node-agent/config.yaml, where it exists)"
+        text = "the configuration file (default: /etc/ipvs-node-agent/config.yaml, if it exists)"
         parser.add_argument("--config", metavar="FILE", type=Path, default=default, help=text)
         text = "how much to log (default: info)"
         parser.add_argument("--log-level", choices=levels, default=default or "info", help=text)
@@ -91,33 +91,33 @@ def _parser() -> argparse.ArgumentParser:
 
     command("run", "watch the cluster and keep the rules, until SIGTERM or SIGINT")
     render = command("render", "print the rules for Services in a file; needs no root")
-    text = "what kubectl get services -A -o yaml (or json) prints; - for standard input"
+    text = "output of kubectl get services -A -o yaml (or json); - for standard input"
     render.add_argument("-f", "--file", metavar="FILE", action="append", required=True, help=text)
     text = "the address family (default: IPv4)"
     render.add_argument("--family", type=_family, default=IPV4, metavar="{IPv4,IPv6}", help=text)
     text = "a pod CIDR of the node (may be repeated)"
     render.add_argument("--pod-cidr", metavar="CIDR", type=_cidr, action="append", help=text)
-    text = "an interface that leads to pods, or its beginning with a + (may be repeated)"
+    text = "an interface that leads to pods, or a prefix that ends in + (may be repeated)"
     flag = "--pod-interface"
     render.add_argument(flag, metavar="NAME", type=_interface, action="append", help=text)
     text = "a Node object, for its pod CIDRs and addresses"
     render.add_argument("--node", metavar="FILE", help=text)
     command("diff", "print what run would change now, without changing it")
     status = command("status", "ask the running agent whether it is in sync")
-    text = "show this Service alone (may be repeated)"
+    text = "show only this Service (may be repeated)"
     form = "[NAMESPACE/]NAME"
     status.add_argument("services", metavar=form, nargs="*", help=text)
-    check = command("check", "look at the set-up: what is wrong, and what mends it")
+    check = command("check", "check the set-up: what is wrong, and what to do")
     explain = command("explain", "say why an external IP works from this node, or does not")
     text = "IP, IP:PORT, IP:PORT/udp, [IPv6]:PORT or NAMESPACE/NAME (all external IPs of a Service)"
     explain.add_argument("target", metavar="TARGET", help=text)
     text = "also make real TCP connections, from the host and from a pod of this node"
     explain.add_argument("--connect", action="store_true", help=text)
     for asked in (status, check, explain):
-        forms, text = ("text", "json"), "the form (default: text)"
+        forms, text = ("text", "json"), "the output format (default: text)"
         asked.add_argument("-o", "--output", choices=forms, default="text", help=text)
     config = command("config", "read the configuration, and print what is in effect")
-    text = "the configuration, in place of the one of --config"
+    text = "the configuration file, in place of --config"
     config.add_argument("file", metavar="FILE", nargs="?", type=Path, help=text)
     config.add_argument("--quiet", action="store_true", help="print nothing but errors")
     command("cleanup", "remove every rule and chain that the agent ever made")

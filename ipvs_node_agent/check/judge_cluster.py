@@ -40,7 +40,7 @@ def configuration(facts: Facts) -> Iterator[Finding]:
     if found.error is not None:
         mend = f"edit {found.path}, then systemctl reload ipvs-node-agent"
         finding = failed("ConfigurationInvalid", "configuration", found.error, mend)
-        text = f"{finding.text}; the rest is looked at with the defaults"
+        text = f"{finding.text}; the other lines assume the defaults"
         yield finding._replace(text=text)
     else:
         text = found.path if found.there else f"the defaults, as there is no {found.path}"
@@ -72,7 +72,7 @@ def credentials(facts: Facts) -> Iterator[Finding]:
         yield Finding("CredentialsExpired", FAIL, what, text, _new_credentials(facts))
     elif facts.now < begin:
         text = f"the certificate of {who} is not valid before {_date(begin)}: is the clock right?"
-        mend = "timedatectl shows the clock; timedatectl set-ntp true has it set from the network"
+        mend = "timedatectl shows the clock; timedatectl set-ntp true sets it from the network"
         yield Finding("CredentialsNotYetValid", FAIL, what, text, mend)
     elif facts.now > begin + (end - begin) * _RENEWED_BY:
         text = f"the certificate of {who} expires on {_date(end)} and should have been renewed"
@@ -95,7 +95,7 @@ def _unlimited(cluster: ClusterFacts, path: str, who: str) -> Iterator[Finding]:
 def _new_credentials(facts: Facts) -> str:
     path, name = facts.configuration.config.kubeconfig, facts.cluster.node_name or "NAME"
     if path != _KUBELETS:
-        return f"new credentials in {path}, from whoever made it, or {facts.set_to(_own())}"
+        return f"new credentials in {path}, from its author, or {facts.set_to(_own())}"
     return (
         "on a control-plane node: kubeadm kubeconfig user --org system:nodes --client-name"
         f" system:node:{name} >kubelet.conf; here: keep the old {path}, put the new one in its"
@@ -121,7 +121,7 @@ def api_server(facts: Facts) -> Iterator[Finding]:
 
 
 def _unreachable(cluster: ClusterFacts, error: AgentError) -> Finding:
-    mend = f"curl -k {cluster.server}/livez must say ok on this node: open the way there"
+    mend = f"curl -k {cluster.server}/livez must print ok on this node: open the network path to it"
     return failed("APIServerUnreachable", "API server", error, mend)
 
 
@@ -165,8 +165,8 @@ def node(facts: Facts) -> Iterator[Finding]:
     if not interfaces:
         what, shown = "pod CIDRs", _list([*map(show_network, known.cidrs)])
     if not (interfaces or known.cidrs):
-        text = f"Node {cluster.node_name} has none yet, and nothing is programmed until it has"
-        mend = f"if it stays so, as the network plugin keeps its own: {facts.set_to(_CIDRS)}"
+        text = f"Node {cluster.node_name} has none yet, and the agent makes no rules until it has"
+        mend = f"if it stays so, as the network plugin does not use them: {facts.set_to(_CIDRS)}"
         yield Finding("PodCIDRsMissing", FAIL, "pod CIDRs", text, mend)
     elif facts.uncovered:
         text = f"{shown}, but {described(facts.uncovered)}"
@@ -196,7 +196,7 @@ def external_ips(facts: Facts) -> Iterator[Finding]:
         cure = _CURES.get(first.reason, "another address")
         if first.reason == "NotAllowed":
             allowed = "services.allowedExternalCIDRs with it"
-            cure = f"{cure}, or, if it may be had, {facts.set_to(allowed)}"
+            cure = f"{cure}, or, if it is meant for Services, {facts.set_to(allowed)}"
         mend = f"{cure}; {_show(first)}"
         yield Finding("ExternalIPsRefused", WARN, "external IPs", f"{first}{more}", mend)
     if not facts.problems:

@@ -60,16 +60,17 @@ def agent(facts: Facts) -> Iterator[Finding]:
         yield Finding("AgentElsewhere", FAIL, what, text, _end(host.holder or 0))
     elif unit.active == "failed":
         text = f"the service failed: {unit.status or 'see its journal'}"
-        mend = f"journalctl -u ipvs-node-agent -n 20 says why; when that is mended: {_START}"
+        mend = f"journalctl -u ipvs-node-agent -n 20 says why; once that is fixed: {_START}"
         yield Finding("AgentFailed", FAIL, what, text, mend)
     elif unit.active == "activating":
         text = f"the service is starting: {unit.status or 'not in sync yet'}"
-        mend = "nothing for a minute; then systemctl status ipvs-node-agent, and the lines above"
+        mend = "wait a minute, then see systemctl status ipvs-node-agent and the lines above"
         yield Finding("AgentStarting", WARN, what, text, mend)
     elif unit.active not in ("active", "reloading"):
         yield Finding("AgentDown", FAIL, what, f"the service is {unit.active}", _START)
     elif unit.enabled not in ("enabled", "enabled-runtime", "static", "alias", "linked"):
-        text = f"the service runs, but is {unit.enabled or 'not enabled'}: gone with the next boot"
+        state = unit.enabled or "not enabled"
+        text = f"the service runs, but is {state}: it will not start at the next boot"
         yield Finding("AgentNotEnabled", WARN, what, text, "systemctl enable ipvs-node-agent")
     else:
         yield Finding("AgentOK", OK, what, f"the service runs as process {unit.process}")
@@ -87,7 +88,7 @@ def predecessors(facts: Facts) -> Iterator[Finding]:
             same = process.program == "ipvs-node-controller"
             text = f"runs as process {process.number}, for the same purpose"
             text += ", with chains of the same names as the agent's" if same else ""
-            mend = f"docs/migration.md has the way; at its end, {AS_ADMIN}kubectl -n kube-system"
+            mend = f"see docs/migration.md; its last step is: {AS_ADMIN}kubectl -n kube-system"
             mend += f" delete daemonset {process.program}"
             mend += " --cascade=orphan" if same else ""
             level, subject = FAIL if same else WARN, process.program
@@ -148,13 +149,13 @@ def _flushers(facts: Facts) -> Iterator[Finding]:
         text = "firewalld may flush rules when it is reloaded"
         yield Finding("FirewalldFlushes", WARN, what, text)
     if _runs(host, "netfilter-persistent") and host.saved_rules:
-        text = "netfilter-persistent replaces all rules by saved ones, stale ones of the agent's"
+        text = "netfilter-persistent replaces all rules with saved ones, stale ones of the agent"
         chains = facts.configuration.config.chains
         mend = f"grep -e {chains.prerouting} -e {chains.output} /etc/iptables/rules.v4"
         mend += " /etc/iptables/rules.v6 shows these: take those lines out by hand"
         yield Finding("SavedRulesOfOurs", WARN, what, f"{text} among them", mend)
     elif _runs(host, "netfilter-persistent"):
-        text = "netfilter-persistent replaces all rules by saved ones"
+        text = "netfilter-persistent replaces all rules with saved ones"
         yield Finding("SavedRules", WARN, what, text)
 
 
@@ -169,7 +170,7 @@ def surroundings(facts: Facts) -> Iterator[Finding]:
     if host.conntrack:
         yield Finding("ConntrackOK", OK, "conntrack", "the tool is installed")
     else:
-        text = "the tool is missing; UDP flows that exist stay where they went before a change"
+        text = "the tool is missing, so existing UDP flows do not follow a change of rules"
         yield Finding("ConntrackMissing", WARN, "conntrack", text, "apt install conntrack")
     wanted = {_FORWARDING: "packets of pods are not forwarded"}
     if _has_ipv6(facts):

@@ -19,9 +19,9 @@ _PROXYS = frozenset({"KUBE-SERVICES", "KUBE-MARK-MASQ"})
 
 
 def kube_proxy(facts: Facts) -> Iterator[Finding]:
-    """Its mode, by its own word or by its signs."""
+    """Its mode, as it says itself or by its signs."""
     proxy, what = facts.host.proxy, "kube-proxy"
-    mode, how = proxy.answer, "by its own word"
+    mode, how = proxy.answer, "as it says itself"
     if proxy.doubt:
         text = f"its mode is in doubt, and rules stay as they are: {proxy.doubt}"
         mend = "nothing while it moves from one mode to another; if it stays so, ss -ltnp 'sport ="
@@ -32,8 +32,8 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
     if mode == "ipvs":
         yield Finding("KubeProxyOK", OK, what, f"in IPVS mode, {how}")
     elif mode in ("iptables", "nftables"):
-        past = "leads external IPs past kube-proxy's own rules"
-        effect = "gives no Service rules" if proxy.answer else past
+        past = "its rules bypass kube-proxy's"
+        effect = "makes no rules for Services" if proxy.answer else past
         text = f"in {mode} mode, {how}: the agent is not needed, and {effect}"
         # It leaves its tables behind when it goes to another mode.
         mend = _REMOVE if proxy.answer else f"{_ASK} tells whether that is so; {_REMOVE}"
@@ -46,7 +46,7 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
         mend = f"{_ASK} must say ipvs: see its metricsBindAddress"
         yield Finding("KubeProxySilent", WARN, what, text, mend)
     elif facts.host.may_program:
-        text = "there is no sign of it; the ClusterIPs that the agent leads to are kube-proxy's"
+        text = "not found on this node; without it nobody serves the ClusterIPs"
         yield Finding("KubeProxyAbsent", FAIL, what, text, _its_pod(facts))
 
 
@@ -139,18 +139,18 @@ def _show_nat(table: TableFacts) -> str:
 
 def _masquerade(facts: Facts, table: TableFacts) -> Iterator[Finding]:
     mark = facts.configuration.config.chains.mark_masquerade
-    what, ours = f"{mark}, {table.family}", "the agent's own mark stands in for it"
+    what, ours = f"{mark}, {table.family}", "the agent uses a mark of its own"
     if mark not in table.chains:
         text = f"iptables-{table.backend} has no such chain: kube-proxy has not made it, and {ours}"
         yield Finding("MarkMissing", WARN, what, text)
     elif mark not in table.found.filled:
-        yield Finding("MarkEmpty", WARN, what, f"has no rule, so that it marks nothing, and {ours}")
+        yield Finding("MarkEmpty", WARN, what, f"is empty, so it marks nothing, and {ours}")
     elif mark == "KUBE-MARK-MASQ" and not table.masquerading:
-        text = "is there, but nothing in POSTROUTING masquerades what it marks"
+        text = "exists, but nothing in POSTROUTING masquerades what it marks"
         mend = "kube-proxy, where it runs, puts that back within a minute; if it does not:"
         yield Finding("MarkNotMasqueraded", WARN, what, text, f"{mend} {_its_pod(facts)}")
     else:
-        text = "is there, and kube-proxy masquerades what it marks"
+        text = "exists, and kube-proxy masquerades what it marks"
         yield Finding("MarkOK", OK, what, text)
 
 
@@ -168,7 +168,7 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
         places = [place for place, chain in table.found.jumps.get(built_in, ()) if chain == name]
         if not places:
             is_first = False
-            text = f"{built_in} does not jump to {name}, so that no packet gets there"
+            text = f"{built_in} does not jump to {name}, so no packet gets there"
             yield Finding("JumpMissing", FAIL, what, text, facts.repair)
             continue
         ahead = table.found.ahead.get(built_in, ())[: places[0] - 1]
@@ -180,7 +180,7 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
             text = f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
             yield Finding("JumpBehind", FAIL, what, text, facts.repair)
     if is_first:
-        behind = f"; {', '.join(sorted(passed))} may stand in front, and takes nothing of ours"
+        behind = f"; {', '.join(sorted(passed))} may stay in front, as it is harmless"
         text = f"first in PREROUTING and OUTPUT{behind if passed else ''}"
         yield Finding("JumpsOK", OK, what, text)
 
@@ -203,7 +203,7 @@ def before_iptables(facts: Facts) -> Iterator[Finding]:
             when = "before" if chain.priority < NAT_PRIORITY else "before or after"
             text = (
                 f"the chain {chain.name} of the nft table {name} runs {when} iptables' own on"
-                f" {chain.hook}: no rule of the agent's sees what it translates or accepts"
+                f" {chain.hook}: the agent's rules do not see what it translates or accepts"
             )
             mend = f"nft list chain {name} {chain.name} shows what it takes: only packets to"
             mend += " external IPs matter"

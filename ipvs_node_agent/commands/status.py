@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     if options.services:
         made, missing = only(made, options.services)
         for name in missing if made.state != HANGING else ():
-            output.note(f"no Service {one_line(name)} has rules here, or is refused any")
+            output.note(f"no Service {one_line(name)} has rules here or is refused")
     if options.output == "json":
         output.print_text(as_json(made))
     else:

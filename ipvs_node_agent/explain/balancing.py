@@ -109,14 +109,14 @@ def tell_flows(facts: Facts, address: Address, cluster_ip: Address, ports: Seque
         # A client that goes on sending from one port keeps such a flow for ever.
         told.fails(
             "conntrack",
-            f"{len(udp)} UDP flows are older than the rules and go past them: {'; '.join(said)}",
+            f"{len(udp)} UDP flows are older than the rules and bypass them: {'; '.join(said)}",
             f"conntrack -D -p udp --orig-dst {shown}",
-            "new connections work, and UDP flows that are older than the rules go past them",
+            "new connections work, but UDP flows that are older than the rules bypass them",
         )
     elif old:
         # Or their endpoint is gone meanwhile.
         text = f"{len(old)} flows may be older than the rules: {'; '.join(said)}"
         told.say(NEUTRAL, "conntrack", text)
     else:
-        told.say(OK, "conntrack", f"no flow to {shown} goes past the rules")
+        told.say(OK, "conntrack", f"no flow to {shown} bypasses the rules")
     return told

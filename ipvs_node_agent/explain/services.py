@@ -64,7 +64,7 @@ _TOO_MANY = Why(
     "fewer of them",
 )
 _UNKNOWN = Why(
-    "gets no rules, and it is not known why", "ipvs-node-agent status says what it refuses"
+    "gets no rules, for an unknown reason", "ipvs-node-agent status says what it refuses"
 )
 _HEADLESS = Why(
     "has no ClusterIP, to which rules could lead",
@@ -147,16 +147,16 @@ def _not_counted(service: Service, address: Address, config: Config) -> Iterator
     if service.skipped:
         what, _, word = service.skipped.rpartition(" ")
         verb = "annotate" if "annotation" in what else "label"
-        mend = f"kubectl -n {namespace} {verb} service {name} {word}-  (who set it had a reason)"
+        mend = f"kubectl -n {namespace} {verb} service {name} {word}-  (ask who set it, and why)"
         yield Why(f"is left alone: it has {service.skipped}", mend)
     elif address in service.proxied_ips:
         why = "has ipMode: Proxy there, so its connections are to go through the load balancer"
-        yield Why(why, "look at the load balancer: nothing on this node is to answer for it")
+        yield Why(why, "look at the load balancer: this node is not meant to answer for it")
     elif not is_counted(service, config):
-        why = "has not externalTrafficPolicy: Local, and the configuration asks for that"
+        why = "does not have externalTrafficPolicy: Local, which the configuration demands"
         yield Why(why, f"services: {{externalTrafficPolicy: Any}} in {_CONFIGURATION}")
     elif address not in external_ips(service, config):
-        why = "names it in spec.externalIPs, which the configuration does not take"
+        why = "names it in spec.externalIPs, which the configuration does not enable"
         yield Why(why, f"services: {{externalIPs: true}} in {_CONFIGURATION}")
 
 
@@ -226,7 +226,7 @@ def tell(facts: Facts, address: Address, services: Sequence[Naming], port: Port 
     told = Told()
     if facts.seen is None:
         told.say(
-            WARN, "API server", f"{facts.unseen}; so what follows is what this node alone tells"
+            WARN, "API server", f"{facts.unseen}; so the following is only what this node knows"
         )
         return told
     if not services:
@@ -281,7 +281,7 @@ def _nobody(told: Told, seen: Snapshot, address: Address) -> None:
         told.fails(shown, text, mend, f"{shown} {text}")
     elif address in seen.network.addresses or address in seen.node.addresses:
         text = "is an address of this node, and no Service names it"
-        mend = "nothing to be done by the agent: what listens there answers"
+        mend = "nothing for the agent to do: whatever listens there answers"
         told.fails(shown, text, mend, f"{shown} {text}")
     else:
         mend = "kubectl get services -A shows the external IPs that there are"

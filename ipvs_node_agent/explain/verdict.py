@@ -134,7 +134,7 @@ def _of_address(
     if key:
         _outdone(told, named, key)
     if len(ports) > _MOST_LOOKED_AT:
-        text = f"{len(ports) - _MOST_LOOKED_AT} ports more are not looked at"
+        text = f"{len(ports) - _MOST_LOOKED_AT} more ports are not looked at"
         told.doubts("ports", text, "name one of them: IP:PORT")
         ports = ports[:_MOST_LOOKED_AT]
     _walk(told, facts, address, named, ports or [port])
@@ -163,7 +163,7 @@ def _of_node(told: Told, facts: Facts) -> None:
     """What concerns all Services alike: kube-proxy's mode, the Node and the agent."""
     mode = facts.proxy.mode
     if unneeded_in(mode):
-        text = f"is in {mode} mode, whose own rules lead to endpoints and are not walked here"
+        text = f"is in {mode} mode, whose own rules lead to endpoints; explain does not follow them"
         mend = "apt remove ipvs-node-agent: in this mode it is not needed"
         told.doubts("kube-proxy", text, mend, f"kube-proxy {text}")
     elif facts.proxy.doubt:

@@ -195,7 +195,7 @@ class _Judge:
     def _unwanted(self, end: End, ours: bool) -> None:
         """Nothing is wanted for it: what becomes of it is said, and rules of ours are too many."""
         if end.kind == "DNAT" and ours:
-            text = f"is sent to {end.to} by a rule that is to be gone"
+            text = f"is sent to {end.to} by a rule that should be gone"
             self._fails(text, mend_rules(self._facts))
         else:
             what = _became(end)
@@ -285,7 +285,7 @@ class _Judge:
             what = (
                 f"is marked with {mark:#x}, which nothing masquerades" if mark else "is not marked"
             )
-            text = f"{what}, so its source stays {self._packet.source} and the answer goes astray"
+            text = f"{what}, so its source stays {self._packet.source} and no answer comes back"
             self._fails(text, mend_rules(self._facts))
         elif self._facts.config.masquerade == "All":
             text = f"is not masqueraded (mark {mark:#x}): the endpoint sees the pod's address"
@@ -317,7 +317,7 @@ def _others_chains(told: Told, facts: Facts, address: Address) -> None:
             where = f"{chain.family} {chain.table} {chain.name}"
             told.doubts(
                 f"nft chain {where}",
-                f"may come before iptables' {chain.hook.upper()}, and is not read here",
+                f"may come before iptables' {chain.hook.upper()}, and explain does not read it",
                 f"nft list chain {where}",
             )
 

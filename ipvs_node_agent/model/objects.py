@@ -138,7 +138,7 @@ NO_NETWORK = NodeNetwork()
 # An interface's name as plugins give them, or what it begins with; iptables(8), -i.
 _INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@-]*\+?")
 _MAX_INTERFACE = 15
-INTERFACE_WANTED = "the name of an interface, or its beginning with a + behind it"
+INTERFACE_WANTED = "the name of an interface, or a prefix that ends in +"
 
 
 def is_interface(text: str) -> bool:

@@ -214,7 +214,7 @@ class _Reading:
             self._restores,
             f"has the match {named}, which is not known here"
             if named
-            else "asks for more than is known of the packet",
+            else "depends on more than is known of the packet",
         )
 
     def take(self, option: _Option) -> None:
@@ -358,7 +358,7 @@ _LOOP_BACK = re.compile(r"KUBE-(6-)?LOOP-BACK")
 
 def _in_set(values: Sequence[str]) -> Match:
     if not _LOOP_BACK.fullmatch(values[0]):
-        raise ValueError("nobody here can tell what is in it")
+        raise ValueError("what is in it cannot be told")
     return lambda packet, *_: None if packet.source == packet.destination else False
 
 

@@ -157,7 +157,7 @@ class _Walker:
         walk, may_return = self.walk, False
         for place, text in enumerate(self._chains[name], 1):
             if walk.walked >= _MOST_RULES or depth > _DEEPEST:
-                why = "leads into chains that are too long to be told"
+                why = "leads into chains that are too long to follow"
                 step = Step(name, place, text, why)
                 walk.ends.append(End(UNKNOWN, step=step, why=why, unsure=unsure))
                 return True

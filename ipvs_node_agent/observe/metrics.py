@@ -32,7 +32,7 @@ class Meters(Meter):
     """A `Meter` that counts durations in histograms."""
 
     def __init__(self) -> None:
-        text = "Time that one write of a family's nat table took, or failed after."
+        text = "Duration of a write of a family's nat table, failed writes included."
         self._sync = _histogram("sync_duration_seconds", text, _SYNC_BUCKETS)
         text = "Time from the arrival of a Service's change to its rules in the kernel."
         self._latency = _histogram("programming_latency_seconds", text, _LATENCY_BUCKETS)
@@ -126,9 +126,9 @@ def _of_families(published: Published) -> Iterator[Metric]:
     yield _gauge("rules", "Rules in the agent's chains.", each(lambda f: f.rules), label)
     yield _gauge("chains", "The agent's chains.", each(lambda f: f.chains), label)
     synced, queued = each(lambda f: _wall(f.synced)), each(lambda f: _wall(f.queued))
-    text = "When the kernel was last known to hold what is wanted."
+    text = "When the kernel was last known to hold the wanted rules."
     yield _gauge("last_sync_timestamp_seconds", text, synced, label)
-    text = "When the last change of what is wanted came."
+    text = "When the wanted rules last changed."
     yield _gauge("last_queued_timestamp_seconds", text, queued, label)
     text = "Writes of a nat table that failed."
     yield _counter("sync_failures", text, each(lambda f: f.failures), label)
@@ -136,7 +136,7 @@ def _of_families(published: Published) -> Iterator[Metric]:
 
 def _of_all(published: Published) -> Iterator[Metric]:
     agent = published.agent
-    text = "Repairs of what others did to the rules."
+    text = "Repairs of rules that others changed."
     yield _counter("drift_repairs", text, agent.repairs, "reason")
     refused = Counter(problem.reason for problem in agent.refusals)
     yield _gauge("refused_external_ips", "External IPs that get no rules.", refused, "reason")
@@ -144,7 +144,7 @@ def _of_all(published: Published) -> Iterator[Metric]:
     yield _counter("watch_restarts", text, agent.restarts, "reason")
     text = "Pods of this node that no rule covers."
     yield _gauge("uncovered_pods", text, {(): how_many(agent.uncovered)})
-    text = "1 where the configuration file is not what is in use."
+    text = "1 if the configuration file is bad and an older one in effect."
     yield _gauge("config_stale", text, {(): int(published.config_stale)})
     if published.expires is not None:
         text = "When the client certificate in use expires."
@@ -157,7 +157,7 @@ def _of_services(sums: Mapping[Series, Count]) -> Iterator[str]:
         name = f"{_PREFIX}service_{unit}_total"
         yield (
             f"# HELP {name} {unit.title()} that a Service's rules translated:"
-            f" of each connection the first.\n# TYPE {name} counter\n"
+            f" the first of each connection.\n# TYPE {name} counter\n"
         )
         for (key, origin), count in sums.items():
             # Both are DNS labels, in which nothing has to be escaped.

@@ -57,7 +57,7 @@ def conditions(published: Published, now: float) -> Iterator[Condition]:
         yield Condition(PROGRAMMING_FAILED, f"no change reaches the kernel: {published.sentence}")
     agent = published.agent
     if unneeded_in(agent.proxy_mode):
-        text = f"kube-proxy is in {agent.proxy_mode} mode, which needs no ipvs-node-agent"
+        text = f"kube-proxy is in {agent.proxy_mode} mode, which does not need ipvs-node-agent"
         yield Condition(NOT_NEEDED, text)
     if agent.refusals:
         shown = [str(problem) for problem in heapq.nsmallest(_MOST_REFUSALS, agent.refusals)]

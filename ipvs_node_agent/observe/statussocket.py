@@ -121,7 +121,7 @@ def ask(directory: Path) -> Report:
     except (FileNotFoundError, ConnectionRefusedError):
         raise Unanswered(status.NOT_RUNNING, "the agent is not running", _LOOK) from None
     except (TimeoutError, socket.timeout):
-        why = f"the agent runs and does not answer, for {_ASKING_SECONDS:.0f} s"
+        why = f"the agent runs but does not answer, for {_ASKING_SECONDS:.0f} s"
         mend = f"{_LOOK}; systemctl restart ipvs-node-agent"
         raise Unanswered(status.HANGING, why, mend) from None
     except PermissionError:
@@ -132,8 +132,8 @@ def ask(directory: Path) -> Report:
     try:
         return status.from_json(text)
     except ValueError as error:
-        why = f"{directory / NAME} tells something else than a status: {error}"
-        raise RefusedError("status", why, "is it another version's?") from None
+        why = f"{directory / NAME} sends something other than a status: {error}"
+        raise RefusedError("status", why, "does another version run?") from None
 
 
 def _told(path: Path) -> str:

@@ -221,7 +221,7 @@ def test_kube_proxy_in_another_mode(broken: Node) -> None:
         found = broken.explained(WEB4)
     remove_tables(broken.namespace, "nftables")
     assert overall(found) is False
-    assert "is sent to 10.231.42.164 by a rule that is to be gone" in found[0].verdict.sentence
+    assert "is sent to 10.231.42.164 by a rule that should be gone" in found[0].verdict.sentence
 
 
 @nft_alone

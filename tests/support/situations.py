@@ -268,7 +268,7 @@ NOT_COUNTED = [
     Situation(
         "a configuration for `externalTrafficPolicy: Local` alone",
         False,
-        "has not externalTrafficPolicy: Local, and the configuration asks for that",
+        "does not have externalTrafficPolicy: Local, which the configuration demands",
         "services: {externalTrafficPolicy: Any}",
         raw=(web(externalTrafficPolicy="Cluster"),),
         config=options(external_traffic_policy="Local"),
@@ -276,7 +276,7 @@ NOT_COUNTED = [
     Situation(
         "an IP of `spec.externalIPs`, which are not enabled",
         False,
-        "names it in spec.externalIPs, which the configuration does not take",
+        "names it in spec.externalIPs, which the configuration does not enable",
         "services: {externalIPs: true}",
         raw=(web(type="ClusterIP", externalIPs=[WEB4]),),
     ),
@@ -418,7 +418,7 @@ NOT_COUNTED = [
         "an address of the node's own",
         False,
         "is an address of this node, and no Service names it",
-        "what listens there answers",
+        "whatever listens there answers",
         asked="192.168.7.11",
     ),
     Situation(
@@ -553,7 +553,7 @@ IN_THE_TABLES = [
     Situation(
         "a host's packet that is not marked",
         False,
-        "from the host: is not marked, so its source stays 10.19.20.201 and the answer goes astray",
+        "from the host: is not marked, so its source stays 10.19.20.201 and no answer comes back",
         _REPAIRS,
         edits=((_MARK_HOST, ""),),
     ),
@@ -707,7 +707,7 @@ AROUND = [
     Situation(
         "kube-proxy in iptables mode, and rules that are left",
         False,
-        "from a pod: is sent to 10.231.42.164 by a rule that is to be gone",
+        "from a pod: is sent to 10.231.42.164 by a rule that should be gone",
         "",
         fields={"proxy": ProxyMode("iptables"), "ipvs": None},
     ),
@@ -728,7 +728,7 @@ AROUND = [
     Situation(
         "a UDP flow that is older than the rules",
         False,
-        "new connections work, and UDP flows that are older than the rules go past them",
+        "new connections work, but UDP flows that are older than the rules bypass them",
         "conntrack -D -p udp --orig-dst 10.19.20.201",
         raw=(_UDP,),
         fields={"flows": {_address(WEB4): (_OLD_FLOW,)}},

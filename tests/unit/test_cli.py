@@ -129,8 +129,8 @@ RENDER_HINT = "(see ipvs-node-agent render --help)"
         *(
             (
                 f"render -f x --pod-interface {name}",
-                "argument --pod-interface: wanted the name of an interface, or its beginning with a"
-                f" + behind it, got '{name}' {RENDER_HINT}",
+                "argument --pod-interface: wanted the name of an interface, or a prefix that"
+                f" ends in +, got '{name}' {RENDER_HINT}",
             )
             for name in ("+", "cali++", "sixteen-letters+", "a/b", "x;y")
         ),

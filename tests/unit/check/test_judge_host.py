@@ -106,7 +106,7 @@ WRONG: dict[str, dict[str, Any]] = {
         "ufw"
     ),
     "warn FirewalldFlushes: may flush": beside("firewalld"),
-    "warn SavedRules: by saved ones;": beside("netfilter-persistent"),
+    "warn SavedRules: with saved ones;": beside("netfilter-persistent"),
     "warn SavedRulesOfOurs: stale ones => take those lines out by hand": beside(
         "netfilter-persistent", saved_rules=True
     ),

@@ -58,7 +58,7 @@ def test_who_may_stand_in_front_is_named() -> None:
         if "IPv4" in one.subject and "jumps" in one.subject
     )
     assert found.level == OK
-    assert "cali-OUTPUT may stand in front" in found.text
+    assert "cali-OUTPUT may stay in front" in found.text
 
 
 BEHIND = table(
@@ -77,7 +77,7 @@ NOT_WRITTEN = "ipvs-node-agent status says why"
 WRONG: dict[str, dict[str, Any]] = {
     # kube-proxy
     **{
-        f"fail KubeProxyNotIPVS: in {mode} mode, by its own word: the agent is not"
+        f"fail KubeProxyNotIPVS: in {mode} mode, as it says itself: the agent is not"
         " => if it is to stay so, apt remove ipvs-node-agent": {"proxy": KubeProxy(mode)}
         for mode in ("iptables", "nftables")
     },
@@ -95,9 +95,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "warn KubeProxySilent: runs as process 77 => curl http://127.0.0.1:10249/proxyMode": {
         "proxy": KubeProxy(process=77)
     },
-    "fail KubeProxyAbsent: no sign of it => spec.nodeName=worker-1 must show": {
-        "proxy": KubeProxy()
-    },
+    "fail KubeProxyAbsent: not found => spec.nodeName=worker-1 must show": {"proxy": KubeProxy()},
     # iptables
     "warn BackendStale: uses iptables-nft, and has stale chains in iptables-legacy"
     " => kubectl drain worker-1": beside_legacy(PROXYS_ALONE),
@@ -114,7 +112,7 @@ WRONG: dict[str, dict[str, Any]] = {
     ),
     # The agent brings a mark of its own: nothing is to be done.
     "warn MarkMissing: no such chain": NO_MARK_CHAIN,
-    "warn MarkEmpty: has no rule": table(empty={"KUBE-MARK-MASQ"}),
+    "warn MarkEmpty: is empty": table(empty={"KUBE-MARK-MASQ"}),
     "warn MarkNotMasqueraded: nothing in POSTROUTING => within a minute": table(masquerading=False),
     f"fail JumpBehind: OUTPUT jumps to IPVS_OUTPUT behind KUBE-SERVICES => {NOT_WRITTEN}": BEHIND,
     f"fail JumpBehind: IPVS_OUTPUT behind cali-OUTPUT => {NOT_WRITTEN}": (

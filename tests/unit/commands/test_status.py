@@ -200,7 +200,7 @@ def test_services_that_are_named_are_shown_alone(
     raw = json.loads(result.out)
     assert [each["name"] for each in raw["services"]] == shown
     assert [each["service"] for each in raw["refused"]] == refused
-    said = f"ipvs-node-agent: no Service {missing} has rules here, or is refused any\n"
+    said = f"ipvs-node-agent: no Service {missing} has rules here or is refused\n"
     assert (result.status, result.err) == ((1, said) if missing else (0, ""))
 
 

@@ -143,7 +143,7 @@ def test_every_port_is_looked_at_or_said_not_to_be() -> None:
     assert (found.verdict.works, "tcp 10.231.42.164:99" in found.verdict.sentence) == (False, True)
     (found,) = explain(without_the_last(300), target(WEB4))
     assert found.verdict.works is None
-    assert "44 ports more are not looked at" in found.verdict.sentence
+    assert "44 more ports are not looked at" in found.verdict.sentence
 
 
 def test_of_a_service_that_shares_its_address_its_own_ports_count() -> None:

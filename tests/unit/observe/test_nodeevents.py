@@ -62,7 +62,7 @@ def told(published: Published) -> dict[str, str]:
         ),
         (
             having(proxy_mode="nftables"),
-            {NOT_NEEDED: "kube-proxy is in nftables mode, which needs no ipvs-node-agent"},
+            {NOT_NEEDED: "kube-proxy is in nftables mode, which does not need ipvs-node-agent"},
         ),
         (having(refusals=frozenset({BAD})), {REFUSED: str(BAD)}),
         (

@@ -113,7 +113,7 @@ def test_an_agent_that_does_not_answer_hangs(
     with nullcontext() if pause is None else dripping(lambda: other.accept()[0], b" ", pause):
         error = unanswered(tmp_path)
     assert error.state == status.HANGING
-    assert "runs and does not answer" in str(error)
+    assert "runs but does not answer" in str(error)
     assert "systemctl restart ipvs-node-agent" in error.hint
 
 
@@ -163,6 +163,6 @@ def test_an_answer_that_fails_is_no_status(tmp_path: Path) -> None:
 
     with (
         telling(tmp_path, fail),
-        pytest.raises(RefusedError, match="tells something else than a status"),
+        pytest.raises(RefusedError, match="sends something other than a status"),
     ):
         ask(tmp_path)
