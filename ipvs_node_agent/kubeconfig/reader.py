@@ -274,11 +274,16 @@ def _made_by_program(
     # Their modules have no types.
     provider: Any = exec_provider.ExecProvider
     node: Any = kube_config.ConfigNode
-    # Older versions of the package tell the program nothing of the cluster.
-    tells = "cluster" in inspect.signature(provider).parameters
-    about = {"cluster": node("cluster", dict(cluster))} if tells else {}
+    # Older versions of the package tell the program nothing of the cluster, and Debian 11's looks
+    # for it in the current folder.
+    about = {"cwd": str(base), "cluster": node("cluster", dict(cluster))}
+    taken = inspect.signature(provider).parameters
     try:
-        status = provider(node("exec", user["exec"]), str(base), **about).run()
+        program = dict(user["exec"])
+        if "/" in program["command"]:
+            program["command"] = str(base / program["command"])
+        options = {key: value for key, value in about.items() if key in taken}
+        status = provider(node("exec", program), **options).run()
         made = {
             "token": text(status, "token"),
             "client-certificate-data": _encoded(text(status, "clientCertificateData")),
