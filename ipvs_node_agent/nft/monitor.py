@@ -87,7 +87,7 @@ class NftMonitor:
         # Of the transaction that is being told of: whether it changes anything that matters, and
         # how many rules of `mark` come or go.
         self._matters, self._balance = False, 0
-        # Whether anything may have changed, so that there is nothing to be told until `knows`.
+        # Whether anything may have changed, so that all news are of any chain until `knows`.
         self._deaf = False
         self._touched: set[str] = set()
 
@@ -114,7 +114,7 @@ class NftMonitor:
 
         Changes by the process `own` do not count: its socket has its process id for a name.
         """
-        committed, by = False, list[str]()
+        news, committed, by = False, False, list[str]()
         while True:
             try:
                 data = self._socket.recv(_DATAGRAM)
@@ -122,8 +122,10 @@ class NftMonitor:
                 break
             except OSError:
                 # ENOBUFS: more came than the buffer holds, so what is left tells nothing.
+                news = True
                 self._lose()
                 continue
+            news = True
             # The end of a transaction comes alone.
             if self._deaf and not _ends_transaction(data):
                 continue
@@ -142,9 +144,8 @@ class NftMonitor:
         touched, self._touched = self._touched, set()
         if not (touched or self._deaf or self._balance) and self._marks_seen is not None:
             self._marks, self._marks_seen = self._marks_seen, None
-        return Heard(
-            None if self._deaf else frozenset(touched), committed, tuple(dict.fromkeys(by))
-        )
+        any_chain = self._deaf and news
+        return Heard(None if any_chain else frozenset(touched), committed, tuple(dict.fromkeys(by)))
 
     def _lose(self) -> None:
         """Anything may have happened, by anybody."""

@@ -82,11 +82,6 @@ class Commits:
         eventually(lambda: time.monotonic() - self.last > quiet, "no more commits", 60.0)
         return self.last
 
-    @property
-    def last(self) -> float:
-        """The time of the last one."""
-        return self._times[-1]
-
 
 @dataclass
 class BenchBed:
