@@ -79,8 +79,8 @@ class Commits:
     def last_after(self, moment: float, quiet: float) -> float:
         """The time of the last one after `moment`, behind which there were `quiet` seconds."""
         self.wait(moment, 1, 60.0)
-        eventually(lambda: time.monotonic() - self.last > quiet, "no more commits", 60.0)
-        return self.last
+        eventually(lambda: time.monotonic() - self._times[-1] > quiet, "no more commits", 60.0)
+        return self._times[-1]
 
 
 @dataclass

@@ -69,7 +69,7 @@ class Table(FakeTable):
 class CheapProgrammer(Programmer):
     """One whose looks cost the same on a busy machine."""
 
-    check_seconds: float = 0.0  # type: ignore[assignment]
+    check_seconds: float = 0.0
 
 
 class Node:
