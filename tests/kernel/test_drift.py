@@ -86,7 +86,7 @@ def test_a_repair_names_who_made_it_necessary(
     bed.agent.said("WARNING IPv4: repaired")
     (line,) = [line for line in bed.agent.log.splitlines() if "repaired" in line]
     assert re.search(
-        rf"by {re.escape(name)}[-a-z]* \(pid \d+\) \(the like is not said again", line
+        rf"by {re.escape(name)}[-a-z]* \(pid \d+\) \(similar repairs are not logged", line
     ), line
     told = json.loads(bed.agent.call("status", "-o", "json").stdout)["lastRepair"]["text"]
     assert told.partition("IPv4: ")[2] in line

@@ -185,6 +185,6 @@ def test_to_somebody_unknown_who_insists_the_place_is_left_while_he_is_harmless(
     assert bed.agent.call("diff").returncode == 0
     seen = bed.agent.call("check").stdout
     assert "\nok    rules: in sync" in seen
-    assert "THEIRS may stand in front" in seen
+    assert "THEIRS may stay in front" in seen
     bed.restore(family, f"*nat\n:THEIRS - [0:0]\n-A THEIRS {ENDING}\nCOMMIT\n")
     eventually(lambda: is_before(bed, family, "IPVS_PREROUTING"), "who ends walks is not left it")

@@ -71,6 +71,8 @@ def rules(bed: Bed) -> list[str]:
 
 def undone(bed: Bed, changes: list[str], wanted: list[str]) -> float:
     """How many seconds it takes until `changes`, which are one, are undone."""
+    # The size is looked at again behind each write, and the agent answers after that.
+    assert bed.agent.call("status").returncode == 0
     bed.restore(IPV4, "\n".join(["*nat", *changes, "COMMIT", ""]))
     assert rules(bed) != wanted
     began = time.monotonic()
@@ -96,4 +98,5 @@ def test_what_keeps_its_size_is_nothing_that_the_size_would_show(bed: Bed) -> No
         bed.restore(IPV4, "\n".join(["*nat", *changes, "COMMIT", ""]))
     # What changes the size has all of it looked at.
     assert undone(bed, BY_SIZE["a rule inserted"], wanted) < 4
+    bed.agent.said(" repaired ")
     assert bed.agent.log.count(" repaired ") == 1

@@ -141,7 +141,7 @@ def test_their_nat_chains_go_and_all_else_stays(around: Topology, moving: Bed, t
         assert not theirs_in(around.node, "nat")
         assert theirs_in(around.node, "filter raw") == others
     # In all tables, as the document says how.
-    assert MIGRATION.words("without `-t nat`")
+    assert MIGRATION.words("Without `-t nat`")
     for _ in range(2):
         clean(around.node, script.replace(" -t nat", ""))
         assert not theirs_in(around.node)

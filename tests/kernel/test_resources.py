@@ -52,7 +52,7 @@ def test_with_a_full_disk_everything_but_the_memory_of_names_works(bed: Bed) -> 
         bed.agent.start()
         bed.put(OTHER)
         bed.expect(WEB, OTHER)
-        assert bed.agent.log.count("cannot remember the chains' names") == 1
+        assert bed.agent.log.count("cannot save the chains' names") == 1
         # Even so the old names are known as long as the agent lives.
         bed.reload(chains={"prerouting": "MY_PRE", "output": "MY_OUT"})
         bed.wait_for_lines(IPV4, [])
