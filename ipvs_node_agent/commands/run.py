@@ -18,6 +18,7 @@ import time
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Callable
 
 from ipvs_node_agent.apiserver.leash import Places
 from ipvs_node_agent.commands import output
@@ -56,9 +57,9 @@ log = logging.getLogger(__name__)
 _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 # So long events are taken out of the queue before what they change is looked after.
 _TAKING_SECONDS = 0.5
-# How often kube-proxy is asked for its mode.
+# How often kube-proxy is asked for its mode, if none of its chains and tables come or go.
 _PROXY_PERIOD = 10.0
-# How often, and how many times, where its word and its tables do not agree.
+# How soon then; and how often, and how many times, where its word and its tables do not agree.
 _PROXY_SOON, _PROXY_DOUBTS = 1.0, 15
 
 
@@ -77,14 +78,19 @@ def run(config_path: Path | None, manager: ServiceManager) -> None:
         _Loop(config_path, config, manager).run()
 
 
-def _kernel(launcher: Launcher, config: Config, before: Kernel | None = None) -> Kernel:
+def _kernel(
+    launcher: Launcher,
+    config: Config,
+    moves: Callable[[], None],
+    before: Kernel | None = None,
+) -> Kernel:
     """The tables to program; the names of all chains of ours are kept for the time after."""
     names = own_names(config.chains, before.names if before else frozenset())
     if config.drop_invalid_input:
         names |= {OWN_INPUT_CHAIN}
     remember_names(names)
     backend = before.backend if before else NFT
-    kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend)
+    kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade, backend, moves)
     kernel.choose()
     return kernel
 
@@ -100,7 +106,7 @@ class _Loop:
         # Why the file is not what the agent goes by.
         self._config_fault = ""
         self._inbox = Inbox()
-        self._stopped = threading.Event()
+        self._stopped, self._proxy_moves = threading.Event(), threading.Event()
         self._monitoring = Monitoring(contact=lambda: self._following.api.contact)
         self._status_socket = StatusSocket(directory(), self._status)
         self._recorder = EventRecorder(lambda: self._monitoring.published)
@@ -127,6 +133,7 @@ class _Loop:
             self._manager.stopping()
         finally:
             self._stopped.set()
+            self._proxy_moves.set()
             for one in (
                 self._conntrack,
                 self._links,
@@ -142,7 +149,7 @@ class _Loop:
         # First of all that takes time, as the list may take a second to arrive.
         self._following.start()
         start_thread(self._links.run, self._inbox.put)
-        self._kernel = _kernel(self._launcher, self._config)
+        self._kernel = _kernel(self._launcher, self._config, self._proxy_moves.set)
         start_thread(self._follow_proxy_mode, self._inbox.put)
         start_thread(self._conntrack.run, self._inbox.put)
         tables, meters = self._kernel.programmers(self._monitoring.writes), self._monitoring.meters
@@ -183,17 +190,21 @@ class _Loop:
         self._inbox.put(lambda: self._agent.take_here(told))
 
     def _follow_proxy_mode(self) -> None:
-        found, doubts, pause = ProxyMode(None), 0, 0.0
+        found, doubts = ProxyMode(None), 0
         replacement = Replacement()
         with closing(launch(idle=IDLE)) as launcher:
-            while not self._stopped.wait(pause):
+            while not self._stopped.is_set():
+                # What comes or goes from here on has another look.
+                self._proxy_moves.clear()
                 replacement.look()
                 before, found = found, proxy_mode(launcher, found.mode, self._kernel.backend)
                 if found != before:
                     self._inbox.put(partial(self._take_proxy_mode, found))
                 # One who has just begun to move soon has all that tells of it.
                 doubts = doubts + 1 if found.doubt else 0
-                pause = _PROXY_SOON if 0 < doubts < _PROXY_DOUBTS else _PROXY_PERIOD
+                self._stopped.wait(_PROXY_SOON)
+                if not 0 < doubts < _PROXY_DOUBTS:
+                    self._proxy_moves.wait(_PROXY_PERIOD - _PROXY_SOON)
 
     def _take_proxy_mode(self, found: ProxyMode) -> None:
         self._agent.take_proxy_mode(found.mode, found.doubt)
@@ -281,7 +292,8 @@ class _Loop:
         for change in changes(self._config, config):
             log.info("configuration: %s", change)
         old, self._config = self._config, config
-        before, self._kernel = self._kernel, _kernel(self._launcher, config, self._kernel)
+        before = self._kernel
+        self._kernel = _kernel(self._launcher, config, self._proxy_moves.set, before)
         before.close()
         self._use(config)
         self._monitoring.configure(config)

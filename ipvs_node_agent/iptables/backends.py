@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Callable
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
@@ -33,7 +34,8 @@ class Kernel:
     chain that marks.
 
     `backend` is taken to be the node's until `choose` knows better. It is `certain` where the
-    kubelet's chains settled it; until then it is a guess to look at again soon.
+    kubelet's chains settled it; until then it is a guess to look at again soon. `moves` is called
+    when kube-proxy's chains or tables come or go (nft).
     """
 
     launcher: Launcher
@@ -41,6 +43,7 @@ class Kernel:
     names: frozenset[str]
     mark: str
     backend: str = NFT
+    moves: Callable[[], None] = lambda: None
     certain: bool = field(default=False, init=False)
     _tables: list[KernelTable] = field(default_factory=list, init=False)
 
@@ -87,7 +90,9 @@ class Kernel:
         self, family: Family, name: str, called: str, mark: str = "", writes: Writes | None = None
     ) -> Programmer:
         owns = owner(_names_in(name, self.names))
-        table = KernelTable(self.launcher, family, self.backend, self.options, owns, mark, name)
+        table = KernelTable(
+            self.launcher, family, self.backend, self.options, owns, mark, name, self.moves
+        )
         self._tables.append(table)
         return Programmer(table, owns, called, writes)
 

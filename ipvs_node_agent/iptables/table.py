@@ -99,7 +99,8 @@ class KernelTable:
     """The table `name` of this network namespace, in one family, by one backend's commands.
 
     `owns` tells which chains are the agent's: `changed` is about those and the built-in ones, and
-    about whether the chain `mark` has rules.
+    about whether the chain `mark` has rules. `moves` is called when kube-proxy's chains or tables
+    come or go, of an nft table.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class KernelTable:
         owns: Callable[[str], bool] = lambda _: True,
         mark: str = "",
         name: str = NAT,
+        moves: Callable[[], None] = lambda: None,
     ) -> None:
-        self._launcher, self._name = launcher, name
+        self._launcher, self._name, self._moves = launcher, name, moves
         self._family, self._backend, self._owns, self._mark = family, backend, owns, mark
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
@@ -269,8 +271,14 @@ class KernelTable:
             except OSError as error:
                 log.debug("cannot listen for changes of nftables: %s", error)
                 return
-            version = self._family.version
-            self._monitor = NftMonitor(listening, version, self._name, self._concerns, self._mark)
+            self._monitor = NftMonitor(
+                listening,
+                self._family.version,
+                self._name,
+                self._concerns,
+                self._mark,
+                self._moves,
+            )
 
     def _stop_listening(self) -> None:
         """Spares the kernel telling us more of our own change than we could take in."""

@@ -27,6 +27,8 @@ _NEWGEN = 15
 # Of the message that ends a transaction: the process that made it.
 _PROCESS_ID, _PROCESS_NAME = 2, 3
 _MOST_PROCESSES = 4
+# The table that kube-proxy makes in nftables mode.
+_KUBE_PROXYS = "kube-proxy"
 _COUNTS = {_NEWRULE: 1, _DELRULE: -1}
 # Who touched more chains than that is better off with the whole table.
 _MOST_TOUCHED = 32
@@ -68,6 +70,7 @@ class NftMonitor:
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
     `mark`, Kubernetes' that marks, only matters whether it has rules. A chain that is renamed is
     told of by its new name alone, so one by a name that was not there matters too, whoever's it is.
+    `moves` is called when chains or tables of kube-proxy's come or go, as with another mode.
     """
 
     def __init__(
@@ -77,9 +80,11 @@ class NftMonitor:
         table: str,
         concerns: Callable[[str], bool],
         mark: str = "",
+        moves: Callable[[], None] = lambda: None,
     ) -> None:
         self._socket, self._family = listening, _FAMILIES[version]
         self._table, self._concerns, self._mark = table, concerns, mark
+        self._moves = moves
         self._names: set[str] | None = None
         # How many rules `mark` has, and how many it was seen to have; None where that is not known.
         self._marks: int | None = None
@@ -155,10 +160,14 @@ class NftMonitor:
         """Takes note of a message that tells of a chain, a rule or the table. Raises Lost."""
         chain = self._chain(kind, body)
         if chain is None:
+            if kind in (_NEWTABLE, _DELTABLE) and _named(body).get(_TABLE) == _KUBE_PROXYS:
+                self._moves()
             return
         new = self._is_new(kind, chain)
         if ours:
             return
+        if (new or kind == _DELCHAIN) and chain.startswith("KUBE-"):
+            self._moves()
         if chain and chain == self._mark and kind in _COUNTS:
             self._balance += _COUNTS[kind]
         # What names no chain is about all of them.
@@ -197,11 +206,15 @@ class NftMonitor:
         """The chain that a message is about, "" where it is the table; None where it is another."""
         if kind not in _CHAIN or not body or body[0] != self._family:
             return None
-        names = dict(attributes(body[_FAMILY_HEADER:]))
+        names = _named(body)
         if names.get(_TABLE) != self._table:
             return None
         # A table that comes or goes takes all chains along.
         return names.get(_CHAIN[kind], "")
+
+
+def _named(body: bytes) -> dict[int, str]:
+    return dict(attributes(body[_FAMILY_HEADER:]))
 
 
 def _process(body: bytes) -> str:

@@ -19,6 +19,7 @@ from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nft import listing
 from tests.kernel.conftest import WEB, Bed
 from tests.support import kubeproxy
+from tests.support.agentprocess import altered
 from tests.support.netns import Namespace
 from tests.support.tables import add_foreign_rules
 from tests.support.topology import NODE, Topology
@@ -261,3 +262,16 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
     with kubeproxy.proxy_mode(bed.namespace, "ipvs"):
         eventually(lambda: bed.has(WEB[0]), "its rules are back", LOOKED)
     bed.expect(WEB)
+
+
+@pytest.mark.parametrize("backend", ["nft"], indirect=True)
+@pytest.mark.parametrize("mode", ["nftables", "iptables"])
+def test_a_move_is_noticed_by_the_tables_that_it_makes(bed: Bed, mode: str) -> None:
+    bed.agent.program = altered({"commands.run._PROXY_PERIOD": 3600.0})
+    bed.put(WEB)
+    with kubeproxy.proxy_mode(bed.namespace, "ipvs"):
+        bed.agent.start()
+        bed.expect(WEB)
+    with kubeproxy.proxy_mode(bed.namespace, mode):
+        kubeproxy.add_tables(bed.namespace, mode)
+        eventually(lambda: not bed.has(WEB[0]), "its rules are gone", LOOKED)

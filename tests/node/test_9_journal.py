@@ -23,9 +23,9 @@ _SENTENCES = (
     r"the API server answers again",
     r"pods are matched by (pod CIDR|interface): .+",
     r"default/(near|vip|shared-\d+): .+ \(\d+ ms\)",
-    r"kube-proxy is in (iptables|nftables) mode, where external IPs work without this agent .*",
+    r"kube-proxy is in (iptables|nftables) mode, which does not need this agent: no Service .*",
     r"kube-proxy is in ipvs mode: Services get their rules",
-    r"kube-proxy says that its mode is \w+, and has (not its|\w+'s) tables: the rules stay .*",
+    r"kube-proxy's mode is in doubt, and the rules stay as they are: kube-proxy says .*",
 )
 
 

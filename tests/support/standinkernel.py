@@ -30,6 +30,7 @@ class StandInKernel:
         names: frozenset[str],
         guest: str,
         backend: str = "nft",
+        moves: object = None,
     ) -> None:
         self.names = names
         self.backend = backend

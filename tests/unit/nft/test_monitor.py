@@ -66,7 +66,7 @@ def monitor(ends: tuple[socket.socket, socket.socket]) -> NftMonitor:
     return NftMonitor(ends[1], 4, "nat", lambda chain: chain.startswith("IPVS_"))
 
 
-NEWTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 3, 5, 6, 8
+NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 2, 3, 5, 6, 8
 OTHERS, OURS = 9, 7
 # The attribute that names the chain.
 NAME = {NEWTABLE: 4, NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2}
@@ -222,6 +222,31 @@ def test_of_the_chain_that_marks_it_is_told_whether_it_has_rules(
     last = monitor.hear()
     assert (None in (first.touched, last.touched)) == heard
     assert (first.by + last.by)[-1:] == (("kube-proxy (pid 2)",) if heard else ())
+
+
+@pytest.mark.parametrize(
+    ("news", "moves"),
+    [
+        pytest.param(about(NEWTABLE, "", table="kube-proxy"), 1, id="nftables mode begins"),
+        pytest.param(about(DELTABLE, "", table="kube-proxy"), 1, id="nftables mode ends"),
+        pytest.param(about(NEWTABLE, "", table="firewalld"), 0, id="another table"),
+        pytest.param(about(NEWCHAIN, "KUBE-SVC-A"), 1, id="iptables mode begins"),
+        pytest.param(about(DELCHAIN, "KUBE-SERVICES"), 1, id="iptables mode ends"),
+        pytest.param(about(NEWCHAIN, "KUBE-SERVICES"), 0, id="a chain that was there"),
+        pytest.param(about(NEWRULE, "KUBE-SERVICES"), 0, id="a sync"),
+        pytest.param(about(NEWCHAIN, "DOCKER"), 0, id="another one's chain"),
+        pytest.param(about(NEWCHAIN, "KUBE-SVC-A", sender=OURS), 0, id="our own doing"),
+    ],
+)
+def test_what_kube_proxy_makes_and_removes_with_its_mode_is_told(
+    news: bytes, moves: int, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    told: list[None] = []
+    monitor = NftMonitor(ends[1], 4, "nat", lambda _: False, "", lambda: told.append(None))
+    monitor.knows(["KUBE-SERVICES"])
+    ends[0].send(news)
+    monitor.hear(own=OURS)
+    assert len(told) == moves
 
 
 @given(st.binary(max_size=200))
