@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ipvs_node_agent.iptables.table import BACKENDS
-from tests.bench import connections, fleet, priorart, rival, times, work
+from tests.bench import connections, drift, fleet, priorart, rival, times, work
 from tests.bench.beside import beside
 from tests.bench.grid import grid
 from tests.bench.measures import FULL, QUICK, Figures, Scale
@@ -43,6 +43,7 @@ def full() -> Figures:
         "agent": [work.agent(FULL, backend) for backend in BACKENDS],
         "changes": changes(FULL),
         "starts": [times.start(*each) for each in FULL.starts],
+        "drift": [drift.measure(*each) for each in FULL.drift],
         "grid": grid(*FULL.grid),
         "connections": connections.connections(FULL),
         "prior_art": priorart.prior_arts(FULL),

@@ -114,6 +114,7 @@ def measure(count: int, times: int = 50, pause: float = 3.0) -> dict[str, Any]:
             restored += (time.monotonic() - began) * 1000
     return {
         "services": count,
+        "times": times,
         "ms": {kind: percentiles(values) for kind, values in took.items()},
         "bare_change_ms": percentiles(bare),
         "flush_ms": flushed,

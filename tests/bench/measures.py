@@ -45,6 +45,8 @@ class Scale:
     # How many Services the tables of times are about, on each backend; and starts of more.
     parts: Sequence[int]
     starts: Sequence[tuple[str, int]]
+    # With so many Services, so many times each kind of drift.
+    drift: Sequence[tuple[int, int]]
     grid: Sequence[int]
     rounds: int
     # Seconds for what a change leaves to be done later: splitting chains, and a first look.
@@ -67,6 +69,7 @@ FULL = Scale(
     connections=10_000,
     parts=(100, 1_000, 10_000),
     starts=(("nft", 10_000), ("legacy", 10_000), ("nft", 50_000)),
+    drift=((100, 50), (1_000, 50), (10_000, 20)),
     grid=(10_000, 20),
     rounds=15,
     pause=3.0,
@@ -87,6 +90,7 @@ QUICK = Scale(
     connections=1_000,
     parts=(100,),
     starts=(("nft", 300),),
+    drift=(),
     grid=(),
     rounds=1,
     pause=1.2,

@@ -99,6 +99,14 @@ def _document(figures: Figures, newest: Figures) -> str:
                     *_starts("newest", newest, newest["start"]),
                 ],
             ),
+            drift=table(
+                f"Services | times | {' | '.join(figures['drift'][0]['ms'])} | bare change",
+                map(_drift, figures["drift"]),
+            ),
+            flush=table(
+                "Services | flush | bare restore | ratio",
+                map(_flush, figures["drift"]),
+            ),
             prior_art=table(
                 "backend | processes | theirs | the agent's | ratio",
                 map(
@@ -124,6 +132,17 @@ def table(head: str, rows: Iterable[str]) -> str:
     """A table of the document."""
     line = " | ".join("---" for _ in head.split(" | "))
     return "\n".join(f"| {row} |" for row in (head, line, *rows))
+
+
+def _drift(row: Figures) -> str:
+    cells = [*row["ms"].values(), row["bare_change_ms"]]
+    shown = " | ".join("{p50:.0f} / {p99:.0f} ms".format_map(cell) for cell in cells)
+    return f"{row['services']} | {row['times']} | {shown}"
+
+
+def _flush(row: Figures) -> str:
+    took, bare = row["flush_ms"], row["bare_restore_ms"]
+    return f"{row['services']} | {took:.0f} ms | {bare:.0f} ms | {took / bare:.2f}"
 
 
 def _beside(name: str, row: Figures) -> str:
