@@ -49,7 +49,7 @@ _MOST = 256
 
 
 class Leash:
-    """Tells where the API server is reached: at the start, after each reconnect, and now and then.
+    """Tells where the API server is reached: at the start, after each outage, and now and then.
 
     `tell` is given what is known, and whether each part of it has been known once.
     """
@@ -68,8 +68,11 @@ class Leash:
             self._wake.clear()
             if self._stopped.is_set():
                 return
-            asks, is_answered = self._reached.is_set() or monotonic() >= ask_due, True
-            self._reached.clear()
+            # Who reaches it from here on has another look.
+            was_reached, is_answered = self._reached.is_set(), True
+            if was_reached:
+                self._reached.clear()
+            asks = was_reached or monotonic() >= ask_due
             # Told after each part, as the next one may hang for want of what this one gives.
             for now_known, is_told in look(self._api, known, asks):
                 known = now_known

@@ -63,20 +63,20 @@ class Follows(NamedTuple):
     pause: Pause
 
 
-# Why a watch was cut off by an API server that goes on answering.
-STILL_THERE = _ENDED, _EXPIRED = "Ended", "Expired"
+# Why a watch ended where the next one may reach another API server, or it at another address.
+CUT_OFF = _CHANGED, _UNREACHABLE = "CredentialsChanged", "Unreachable"
 # LISTED and OTHER_WAY need no pause, as neither goes on for ever: what follows a list is a watch,
 # and there are two ways to give up.
 FOLLOWS = {
     Ending.LISTED: Follows("", Told.NEVER, Version.KEPT, Pause.NONE),
-    Ending.ENDED: Follows(_ENDED, Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT),
+    Ending.ENDED: Follows("Ended", Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT),
     Ending.OTHER_WAY: Follows("", Told.NEVER, Version.KEPT, Pause.NONE),
-    Ending.EXPIRED: Follows(_EXPIRED, Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE),
-    Ending.SUPERSEDED: Follows("CredentialsChanged", Told.NEVER, Version.KEPT, Pause.SELDOM_NONE),
+    Ending.EXPIRED: Follows("Expired", Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE),
+    Ending.SUPERSEDED: Follows(_CHANGED, Told.NEVER, Version.KEPT, Pause.SELDOM_NONE),
     Ending.UNREADABLE: Follows(
         "Unreadable", Told.WITHOUT_VERSION, Version.DOUBTED, Pause.BACKOFF_IF_SHORT
     ),
-    Ending.UNREACHABLE: Follows("Unreachable", Told.ALWAYS, Version.KEPT, Pause.BACKOFF_IF_SHORT),
+    Ending.UNREACHABLE: Follows(_UNREACHABLE, Told.ALWAYS, Version.KEPT, Pause.BACKOFF_IF_SHORT),
     Ending.PASSING: Follows("Refused", Told.ALWAYS, Version.KEPT, Pause.BACKOFF),
     Ending.REFUSED: Follows("Refused", Told.ALWAYS, Version.DOUBTED, Pause.BACKOFF),
     Ending.NO_CREDENTIALS: Follows("NoCredentials", Told.ALWAYS, Version.KEPT, Pause.BACKOFF),

@@ -14,7 +14,7 @@ from typing import Callable
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.apiserver.leash import Leash, Places
-from ipvs_node_agent.apiserver.outcome import STILL_THERE
+from ipvs_node_agent.apiserver.outcome import CUT_OFF
 from ipvs_node_agent.apiserver.resources import node_name, resources
 from ipvs_node_agent.apiserver.silence import Silence
 from ipvs_node_agent.config.settings import Config
@@ -95,8 +95,8 @@ class Following:
         if self._stopped.is_set():
             return
         self._tell(event)
-        broke = isinstance(event, Restarted) and event.reason not in STILL_THERE
-        if broke or (isinstance(event, Trouble) and event.away):
+        cut = isinstance(event, Restarted) and event.reason in CUT_OFF
+        if cut or (isinstance(event, Trouble) and event.away):
             self._cut.add(event.resource)
         if isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.

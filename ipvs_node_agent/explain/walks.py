@@ -94,7 +94,7 @@ def mend_rules(facts: Facts) -> str:
         return "systemctl start ipvs-node-agent"
     if facts.agent.state == SILENT:
         return "systemctl restart ipvs-node-agent"
-    return "ask again in five seconds, as the agent repairs it; then journalctl -u ipvs-node-agent"
+    return "ask again in half a minute, as the agent repairs it; then journalctl -u ipvs-node-agent"
 
 
 class _Judge:

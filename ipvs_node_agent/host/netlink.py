@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from typing import NamedTuple
@@ -61,6 +62,8 @@ def dump(protocol: int, kind: int, body: bytes) -> Iterator[Message]:
     """All that the kernel has of a kind. Raises OSError, and Lost where it changed meanwhile."""
     for message in _answers(protocol, kind, _F_REQUEST | _F_DUMP, body):
         if message.kind == _NLMSG_DONE:
+            # Whoever cannot tell says so only here.
+            _fail(message.body)
             return
         yield message
 
@@ -80,9 +83,15 @@ def _answers(protocol: int, kind: int, flags: int, body: bytes) -> Generator[Mes
                 if message.flags & _F_DUMP_INTERRUPTED:
                     raise Lost
                 if message.kind == _NLMSG_ERROR:
-                    (number,) = struct.unpack_from("=i", message.body)
-                    raise OSError(-number, "the kernel refuses to tell")
+                    _fail(message.body)
                 yield message
+
+
+def _fail(body: bytes) -> None:
+    """Raises OSError where the message's body has an error's number."""
+    number = int.from_bytes(body[:4], sys.byteorder, signed=True)
+    if number < 0:
+        raise OSError(-number, "the kernel refuses to tell")
 
 
 def messages(data: bytes) -> Iterator[Message]:

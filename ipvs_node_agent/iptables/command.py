@@ -21,7 +21,7 @@ from ipvs_node_agent.iptables.launcher import Launcher, LaunchError, Running
 # What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
 TIME_LIMIT = 30
 # How long what is not needed all the time is kept for the next time, in seconds.
-IDLE = 20.0
+IDLE = 75.0
 _SHOWN_STDERR = 4096
 # Services and cron start with a PATH that need not hold the system's own commands.
 _SYSTEM = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")

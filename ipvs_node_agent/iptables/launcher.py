@@ -16,6 +16,7 @@ import math
 import select
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -99,8 +100,10 @@ class Launcher:
 
     def prepare(self) -> None:
         """Has the process begin that starts commands; who wants the first need not wait for it."""
-        with suppress(LaunchError):
-            self._peer()
+        # What it may say now is for somebody who has not read it yet.
+        if self._server is None:
+            with suppress(LaunchError):
+                self._peer()
 
     def _peer(self) -> socket.socket:
         """The way to the process that starts commands, which is there then. Raises LaunchError."""
@@ -113,6 +116,9 @@ class Launcher:
             self.close()
         if self._server is None:
             self._server = _start(self._environment, self._idle)
+            if self._idle < math.inf:
+                # Or it would be a zombie until the next command.
+                threading.Thread(target=self._server[0].wait, daemon=True).start()
         return self._server[1]
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ loop nor a change of the rules waits for it.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -80,8 +79,13 @@ class Seen(NamedTuple):
     write: int | None = None
 
 
-def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Seen]:
-    """What `iptables-save -c` printed of a `table` whose chains of ours are those of `chains`."""
+def found_in(
+    table: str, saved: str, chains: Chains, same: Callable[[str], str] = str
+) -> dict[Place, Seen]:
+    """What `iptables-save -c` printed of a `table` whose chains of ours are those of `chains`.
+
+    `same` gives one text for all places and looks.
+    """
     pods, host = owner(frozenset({chains.prerouting})), owner(frozenset({chains.output}))
     found: dict[Place, Seen] = {}
     sums: dict[str, Count] = {}
@@ -96,8 +100,8 @@ def found_in(table: str, saved: str, chains: Chains) -> dict[Place, Seen]:
             if (table, chain) not in found:
                 sums = {}
                 found[table, chain] = Seen(origin, sums)
-            # One text for all places and looks; and most have seen nothing.
-            service = sys.intern(service)
+            service = same(service)
+            # Most have seen nothing.
             count = Count(packets, octets) if packets or octets else NOTHING
             sums[service] = together(sums.get(service, NOTHING), count)
     return found
@@ -179,6 +183,7 @@ class Sampler:
         self._launcher, self._save = launcher or launch(idle=IDLE), save or _saved
         self._ledger = Ledger()
         self._sums = Sums()
+        self._keys: dict[str, str] = {}
         self._changed = threading.Condition()
         self._looking = self._stopped = False
         self._next = 0.0
@@ -207,11 +212,13 @@ class Sampler:
     def _look(self) -> None:
         started, self._waited = time.monotonic(), 0.0
         published = self._published()
+        # Only those of the last look: what Python interns may stay for ever (3.12).
+        known, self._keys = self._keys, {}
         found: dict[Place, Seen] = {}
         try:
             for family, table in published.agent.families.items():
                 if table.services:
-                    found.update(self._table(published, family))
+                    found.update(self._table(published, family, known))
             self._sums = self._ledger.take(found)
         except TableError as error:
             log.debug("cannot read the packet counters: %s", error)
@@ -223,7 +230,12 @@ class Sampler:
             if self._stopped:
                 self._launcher.close()
 
-    def _table(self, published: Published, family: Family) -> dict[Place, Seen]:
+    def _table(
+        self, published: Published, family: Family, known: Mapping[str, str]
+    ) -> dict[Place, Seen]:
+        def same(key: str) -> str:
+            return self._keys.setdefault(key, known.get(key, key))
+
         writes = self._writes[family]
         before = writes.numbers()
         saved = self._save(self._launcher, family, published.backend)
@@ -233,7 +245,7 @@ class Sampler:
         if not done:
             raise TableError(str(family), "a write takes too long")
         after = writes.numbers()
-        found = found_in(f"{published.backend} {family}", saved, published.chains)
+        found = found_in(f"{published.backend} {family}", saved, published.chains, same)
         return {
             (table, chain): seen._replace(write=_write(chain, before, after))
             for (table, chain), seen in found.items()

@@ -139,12 +139,12 @@ MUTATIONS = {
     "apiserver/outcome.py": {
         "410 is not noticed as a status": ("if error.status == 410:", "if error.status == 1410:"),
         "no back-off behind a watch that ended": (
-            "Follows(_ENDED, Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT)",
-            "Follows(_ENDED, Told.NEVER, Version.KEPT, Pause.NONE)",
+            'Follows("Ended", Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT)',
+            'Follows("Ended", Told.NEVER, Version.KEPT, Pause.NONE)',
         ),
         "no back-off behind 410": (
-            "Follows(_EXPIRED, Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE)",
-            "Follows(_EXPIRED, Told.NEVER, Version.DROPPED, Pause.NONE)",
+            'Follows("Expired", Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE)',
+            'Follows("Expired", Told.NEVER, Version.DROPPED, Pause.NONE)',
         ),
         "a back-off behind every 410": (
             "if pause is Pause.SELDOM_NONE and self._none.due:",

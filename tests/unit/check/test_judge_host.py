@@ -99,7 +99,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "fail MetricsPortTaken: somebody listens on 127.0.0.1:10273 => metricsBindAddress: ": {
         "listener": Listener(0, "")
     },
-    "warn NftablesFlushes: within 2 s => by hand, in /etc/nftables.conf": beside(
+    "warn NftablesFlushes: within a second => by hand, in /etc/nftables.conf": beside(
         "nftables", flushing_file=True
     ),
     "warn UfwFlushes: empties PREROUTING and OUTPUT when it is reloaded; the agent repairs": beside(

@@ -57,8 +57,14 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             id="an outage for one",
         ),
         pytest.param(
-            [Trouble(NODES, AWAY), Trouble(SERVICES, AWAY, True), Recovered(SERVICES)],
-            ["leash", "leash", "leash now", NODES],
+            [
+                Trouble(NODES, AWAY),
+                Restarted(NODES, "Refused"),
+                Trouble(SERVICES, AWAY, True),
+                Restarted(SERVICES, "Unreachable"),
+                Recovered(SERVICES),
+            ],
+            ["leash", "leash", "leash", "leash", "leash now", NODES],
             id="an outage for one while the other is refused",
         ),
         pytest.param(

@@ -76,6 +76,13 @@ def test_a_kind_that_there_is_not_is_an_error() -> None:
         netlink.ask(ROUTE, 0x3FF0, bytes(16))
 
 
+def test_who_cannot_tell_at_the_end_of_a_dump_told_nothing_true() -> None:
+    # sock_diag(7), of a protocol that nobody has sockets of.
+    question = struct.pack("=BBBxI48x", socket.AF_INET, 253, 0, 0xFFFF)
+    with pytest.raises(OSError, match="refuses to tell"):
+        list(netlink.dump(4, 20, question))
+
+
 def test_a_question_about_one_thing_has_one_answer() -> None:
     # An interface by its number.
     answer = netlink.ask(ROUTE, GETLINK, struct.pack("=BxHiII", 0, 0, 1, 0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,13 @@ def test_the_process_can_begin_before_the_first_command(shell: Shell) -> None:
     assert children() - before == begun
 
 
+def test_to_prepare_takes_no_answer_from_who_has_not_read_it(shell: Shell) -> None:
+    running = shell.start("true")
+    eventually(lambda: select.select([running], [], [], 0)[0], "its end")
+    shell.launcher.prepare()
+    assert running.end() == End(0, False)
+
+
 def test_another_python_in_place_of_this_one_does_not_look_for_this_ones_modules(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,8 +169,7 @@ def test_one_that_nobody_needs_ends_and_the_next_command_has_another(
         assert shell.run("exec sleep 0.5") == End(0, False)
     monkeypatch.setattr(launcher, "_SPARE", 0.0)
     assert shell.run("true") == End(0, False)
-    (process,) = children() - before
-    eventually(lambda: has_ended(process), "its end")
+    eventually(lambda: children() == before, "its end, and nothing left of it")
     assert shell.run("true") == End(0, False)
     shell.launcher.close()
     assert children() == before
