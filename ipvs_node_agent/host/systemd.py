@@ -71,7 +71,8 @@ class ServiceManager:
         now = self._clock()
         if now < self.sign_due:
             return
-        self.sign_due = now + self._silence / _SIGNS
+        # Whoever asks whether the main loop goes round does not know of a longer limit.
+        self.sign_due = now + min(self._silence, _SILENCE) / _SIGNS
         if not self._ready:
             self._send(f"EXTEND_TIMEOUT_USEC={self._silence * 1e6:.0f}")
         elif self._watched:

@@ -145,9 +145,14 @@ class Programmer:
         """How much of a core's time the last check took that looked for no reason, in seconds."""
         return self._check_seconds
 
+    @property
+    def knows(self) -> bool:
+        """Whether it is certain what the table holds, but for what is told from now on."""
+        return self._known.certain is not None
+
     def heard(self) -> bool:
         """Whether somebody told that others changed something of ours, or may have."""
-        return self._known.certain is not None and self._table.changed() is Since.CHANGED
+        return self.knows and self._table.changed() is Since.CHANGED
 
     def drift_due(self, now: float) -> float:
         """When to look at what others are told to have done by the time `now`."""
@@ -158,8 +163,11 @@ class Programmer:
 
     @property
     def told_by(self) -> int | None:
-        """What poll(2) finds readable when others change the table; None where nobody tells."""
-        return self._table.told_by
+        """What poll(2) finds readable when others change the table; None where nobody tells.
+
+        What is not known has to be read anyway, and nobody takes what is told of it.
+        """
+        return self._table.told_by if self.knows else None
 
     def read(self, expected: Ruleset = _NOTHING) -> Found:
         """What the table holds of ours, read anew; `expected` saves memory. Raises TableError."""

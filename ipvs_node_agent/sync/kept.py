@@ -8,6 +8,7 @@ for nat, `invalid` for filter. The clock is handed in; there is no thread here.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from typing import Callable
 
@@ -84,7 +85,7 @@ class KeptTable(ABC):
             return self._retry_at
         if self._resting:
             return self.repairs.rest_until
-        return self.programmer.drift_due(self._clock())
+        return self._look_due(self._clock())
 
     @property
     def told_by(self) -> int | None:
@@ -94,7 +95,18 @@ class KeptTable(ABC):
     @property
     def untold(self) -> bool:
         """Whether nobody tells what others do, and it has to be looked for."""
-        return self.programmer.told_by is None and bool(self.ruleset.chains or self._held)
+        return self.programmer.told_by is None and self._matters
+
+    def _look_due(self, now: float) -> float:
+        if self.programmer.knows:
+            return self.programmer.drift_due(now)
+        # As after a rest that a look at everything fell into.
+        return now if self._matters else math.inf
+
+    @property
+    def _matters(self) -> bool:
+        """Whether anything of ours is in the table, or belongs there."""
+        return bool(self.ruleset.chains or self._held)
 
     @property
     def _resting(self) -> bool:
@@ -115,7 +127,7 @@ class KeptTable(ABC):
         now = self._clock()
         if now < self._retry_at:
             return
-        looking = not self._resting and (looking or self.programmer.drift_due(now) <= now)
+        looking = not self._resting and (looking or self._look_due(now) <= now)
         if not (self.dirty or looking):
             return
         outcome = self._write(looking)
@@ -134,8 +146,7 @@ class KeptTable(ABC):
 
     def _failed(self, error: TableError, seconds: float) -> None:
         now = self._clock()
-        nothing = not (self.ruleset.chains or self._held)
-        if nothing and not (error.locked or error.hung):
+        if not (self._matters or error.locked or error.hung):
             # Nothing belongs there, or ever did; a kernel without the family cannot even be asked.
             log.debug("%s: %s", self.name, error)
             self._holds, self.error = self.ruleset, None

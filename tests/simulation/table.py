@@ -117,11 +117,11 @@ class SimTable(FakeTable):
     def save(self) -> str:
         """The table, or what goes wrong. Raises TableError."""
         self._pause("before save")
+        self._queue, self._heard, self._listening = [], [], True
         self._fail("save")
         if self.native:
             raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
-        self._queue, self._heard = [], []
-        self._read, self._listening = self._last, True
+        self._read = self._last
         self.seen = self.copy()
         text = super().save()
         self._pause("after save")
@@ -129,7 +129,7 @@ class SimTable(FakeTable):
 
     def reread(self) -> Amendment | None:
         """Those chains that others were told to have changed, or what goes wrong."""
-        if None in self._heard:
+        if not self.tells or None in self._heard:
             return None
         self._pause("before save")
         self._fail("save")
@@ -194,6 +194,9 @@ class SimTable(FakeTable):
         self._wrote(self, Wrote(text, seen, self.seen, there, self.copy()))
         # Who waits for the kernel to tell of it hears whatever came before.
         self._hear()
+        if not self.tells:
+            # Its size is looked at anew.
+            self._heard = []
         self._pause("after restore")
         if fault:
             raise BUSY

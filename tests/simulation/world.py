@@ -349,7 +349,7 @@ class World:
             ticks += 1
             if self.due < began or ticks > most:
                 raise Violation(f"asks for a tick at {self.due}, after the one at {began}")
-
+        self.now = max(self.now, end)
         if end - start >= CALM and start - self.slow > SLOW:
             deaf = [t for t in self._all if t.is_unread and not (t.faults or t.native)]
             if deaf:

@@ -9,7 +9,6 @@ import threading
 import time
 
 from ipvs_node_agent.host.inbox import Inbox
-from tests.support.meanwhile import meanwhile
 
 
 def taken(inbox: Inbox) -> list[object]:
@@ -70,10 +69,13 @@ def test_what_many_threads_put_wakes_it_each_time() -> None:
 def test_a_signal_wakes_it() -> None:
     inbox = Inbox()
     before = signal.signal(signal.SIGUSR1, lambda *_: inbox.put(lambda: "signal"))
+    alarm = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
-        with meanwhile(lambda: time.sleep(0.05)):
-            os.kill(os.getpid(), signal.SIGUSR1)
-            inbox.wait([], math.inf)
+        alarm.start()
+        began = time.monotonic()
+        inbox.wait([], 30.0)
+        assert 0.1 < time.monotonic() - began < 25
         assert "signal" in taken(inbox)
     finally:
+        alarm.join()
         signal.signal(signal.SIGUSR1, before)

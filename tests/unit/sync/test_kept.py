@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,34 @@ def test_a_failure_counts_unless_nothing_is_wanted_or_ever_was_there(
     kept.table.broken = error
     kept.sync(looking=False)
     assert (kept.error is not None, kept.dirty, kept.state.failures) == (fails, fails, int(fails))
+
+
+def test_what_is_told_of_a_table_that_cannot_be_read_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Table, "told_by", 7)
+    kept = Kept(NOTHING)
+    kept.table.broken = BUSY
+    kept.sync(looking=False)
+    # Nobody would take what is told, and the next wait would end at once.
+    assert (kept.told_by, kept.due, kept.untold) == (None, math.inf, False)
+    kept.table.broken = None
+    kept.sync(looking=True)
+    assert kept.told_by == 7
+
+
+def test_a_look_at_everything_that_falls_into_a_rest_comes_behind_it() -> None:
+    kept = Kept(WANTED)
+    kept.sync(looking=False)
+    kept.repairs.rest_until = end = kept.clock.now + 10
+    kept.table.meddle("-F OURS")
+    kept.programmer.resync()
+    kept.sync(looking=True)
+    assert kept.due == end
+    kept.clock.now = end
+    assert kept.due <= end
+    kept.sync(looking=False)
+    assert "-A OURS -j RETURN" in kept.table.lines
 
 
 def test_what_was_there_and_is_to_go_is_tried_until_it_is_gone(
