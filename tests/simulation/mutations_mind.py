@@ -160,10 +160,6 @@ MUTATIONS = {
             "return self.programmer.drift_due(self._clock())",
             'return float("inf")',
         ),
-        "what a rest keeps from being looked at is forgotten": (
-            "return now if self._matters else math.inf",
-            "return math.inf",
-        ),
         "nobody listens to what a table tells": (
             "return None if self.dirty or self._resting else self.programmer.told_by",
             "return None",
