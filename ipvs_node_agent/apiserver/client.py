@@ -95,6 +95,11 @@ class Api:
         credentials = self._credentials
         return credentials.valid[1] if credentials and credentials.valid else None
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether the files could not be loaded at the last look, as in the midst of a rotation."""
+        return bool(self._failed)
+
     def refresh(self) -> bool:
         """Loads the credentials again if a file of theirs has changed; True where they were.
 

@@ -123,8 +123,9 @@ class Following:
                 # Their watches are cut off, and its Endpoints are asked for when they are back.
                 self._leash.hurry()
                 self._hurry()
-            self.api.connecting.wait(_CREDENTIALS_PERIOD)
-            self.api.connecting.clear()
+            if not self.api.is_torn:
+                self.api.connecting.wait(_CREDENTIALS_PERIOD)
+                self.api.connecting.clear()
 
     def stop(self) -> None:
         """Lets the threads end; nothing of theirs arrives any more."""

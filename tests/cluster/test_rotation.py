@@ -97,7 +97,7 @@ def test_a_broken_file_is_reported_and_the_old_certificate_serves_until_the_next
     node.cut()
     node.agent.said("401")
     assert node.rules() == rules
-    assert node.agent.log.count("cannot be read, going on") == 1
+    assert node.agent.log.count("cannot read the changed credentials") == 1
     credential = node.certificate.rotate()
     next(change)
     followed(node, set(), credential)

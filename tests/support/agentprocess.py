@@ -135,7 +135,8 @@ class AgentProcess:
 
     def said(self, text: str) -> None:
         """Waits until it has said `text`."""
-        eventually(lambda: text in self.log, f"the agent saying {text!r}\n{self.log}")
+        # Nobody tells it of some things, and it looks for these every ten seconds.
+        eventually(lambda: text in self.log, f"the agent saying {text!r}\n{self.log}", 30)
 
 
 @contextmanager

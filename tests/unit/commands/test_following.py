@@ -122,6 +122,25 @@ def test_credentials_are_looked_at_now_and_then_and_with_each_request(
     assert not thread.is_alive()
 
 
+@pytest.mark.usefixtures("kubeconfig_read_here")
+def test_a_rotation_that_has_not_come_to_its_end_is_looked_at_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kubelet.conf"
+    plain_kubeconfig(path, "http://127.0.0.1:1", "worker-1")
+    config = Config(kubeconfig=str(path))
+    following = Following(config, lambda _: None, lambda _: None, lambda *_: None, ())
+    following.api.credentials()
+    monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PAUSE", 0.01)
+    monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PERIOD", 60.0)
+    path.write_text("users: [")
+    thread = threading.Thread(target=following._refresh)
+    thread.start()
+    eventually(lambda: "cannot read the changed credentials" in caplog.text, "twice the same", 30)
+    following.stop()
+    thread.join(30)
+
+
 def test_a_thread_that_fails_fails_the_main_thread() -> None:
     works: list[Callable[[], object]] = []
 
