@@ -41,8 +41,8 @@ _AGENT = (
     "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-urllib3"
     " python3-prometheus-client"
 )
-# It rolls out from the node itself, which is to be reached by no network.
-_ROLE = "ansible-core"
+# It rolls out from the node itself, which is to be reached by no network, and asks apt's library.
+_ROLE = "ansible-core python3-apt"
 # In two steps, as a kernel's initrd is made by what is there at the time.
 _STEPS = (
     "sh /src/tests/node/guest/prepare before",
