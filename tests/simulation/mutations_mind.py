@@ -157,7 +157,7 @@ MUTATIONS = {
     },
     "sync/kept.py": {
         "what is told while a write goes on waits for more": (
-            "return self.programmer.drift_due(self._clock())",
+            "return self._look_due(self._clock())",
             'return float("inf")',
         ),
         "nobody listens to what a table tells": (
@@ -173,8 +173,8 @@ MUTATIONS = {
             "self._retry_at = math.inf",
         ),
         "a family that nothing belongs to is done whatever happens": (
-            "nothing = not (self.ruleset.chains or self._held)",
-            "nothing = not self.ruleset.chains",
+            "if not (self._matters or error.locked or error.hung):",
+            "if not self.ruleset.chains and not (error.locked or error.hung):",
         ),
     },
     "sync/family.py": {
