@@ -82,7 +82,7 @@ def cni(tmp_path: Path) -> Iterator[Path]:
     own.mkdir()
     subprocess.run(["mount", "--bind", own, CNI], check=True)
     yield CNI
-    subprocess.run(["umount", CNI], check=True)
+    subprocess.run(["umount", "--lazy", CNI], check=True)
 
 
 @contextmanager
