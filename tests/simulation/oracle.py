@@ -13,6 +13,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,6 +83,10 @@ class State:
         return frozenset(of_node).union(*of_services)
 
 
+# By built-in chain and target: jumps whose owner keeps bringing them to the front.
+Insisting = AbstractSet[tuple[str, str]]
+
+
 class Meaning(NamedTuple):
     """By built-in chain: where its first rules lead, and the rules that each destination meets."""
 
@@ -136,11 +141,11 @@ def foreign(chains: Chains) -> Chains:
     }
 
 
-def meaning(chains: Chains) -> Meaning:
-    """What becomes of packets in a table whose agent's part is `chains`."""
+def meaning(chains: Chains, insisting: Insisting = frozenset()) -> Meaning:
+    """What becomes of packets in a table whose agent's part is `chains`; see `place`."""
     first, rules = {}, {}
     for built_in in BUILT_IN:
-        behind = chains.get(built_in, [])[place(chains, built_in) - 1 :]
+        behind = chains.get(built_in, [])[place(chains, built_in, insisting) - 1 :]
         jumps = itertools.takewhile(_is_jump_to_own, behind)
         tops = tuple(rule[3:] for rule in jumps)
         if tops:
@@ -148,9 +153,13 @@ def meaning(chains: Chains) -> Meaning:
     return Meaning(first, rules)
 
 
-def place(chains: Chains, built_in: str) -> int:
-    """Where the agent's jump belongs: behind Calico's, unless that takes a Service's address."""
-    others = (rule for rule in chains.get(built_in, ()) if not _is_jump_to_own(rule))
+def place(chains: Chains, built_in: str, insisting: Insisting = frozenset()) -> int:
+    """Where the agent's jump belongs: behind Calico's, unless that takes a Service's address.
+
+    Those who are `insisting` may stand in front as well, if they end no walk.
+    """
+    there = chains.get(built_in, ())
+    others = (rule for rule in there if not _is_jump_to_own(rule))
     calico = f"cali-{built_in}"
     rules = [rule for own_rules in own(chains).values() for rule in own_rules]
     served = {
@@ -159,7 +168,17 @@ def place(chains: Chains, built_in: str) -> int:
     taken = {found[1] for rule in chains.get(calico, ()) if (found := _DESTINATION.search(rule))}
     if taken & served:
         return 1
-    return 1 + sum(1 for _ in itertools.takewhile(f"-j {calico}".__eq__, others))
+    harmless = {
+        f"-j {target}"
+        for at, target in insisting
+        if at == built_in and not any(map(_ENDS.search, chains.get(target, ())))
+    }
+    left = itertools.takewhile(harmless.union([f"-j {calico}"]).__contains__, there)
+    calicos = sum(1 for _ in itertools.takewhile(f"-j {calico}".__eq__, others))
+    return 1 + calicos + sum(1 for rule in left if rule in harmless)
+
+
+_ENDS = re.compile(r"(^| )(-j (?!RETURN\b|KUBE-MARK-MASQ\b)|-g )")
 
 
 def keeps(before: Meaning, now: Meaning) -> bool:

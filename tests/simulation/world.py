@@ -417,7 +417,7 @@ class World:
             raise Violation(f"{table.family}: foreign rules were changed by\n{wrote.text}")
         if self.told.lacking:
             raise Violation(f"{table.family}: written while something is lacking:\n{wrote.text}")
-        family, got = table.family, oracle.meaning(wrote.left)
+        family, got = table.family, oracle.meaning(wrote.left, self._insisting(table.family))
         if "-probe" in wrote.text and oracle.keeps(oracle.meaning(wrote.seen), got):
             return
         for place, state in enumerate(self.states[family]):
@@ -429,6 +429,10 @@ class World:
             f"it left {oracle.own(wrote.left)}\n"
             f"and wanted is {next(self._meant(self.told, table, wrote.left))}"
         )
+
+    def _insisting(self, family: Family) -> frozenset[tuple[str, str]]:
+        """Those whom the agent says that it leaves the first place to."""
+        return self.agent.state().families[family].behind
 
     def _meant(
         self, state: State, table: SimTable, there: Mapping[str, list[str]]
@@ -458,7 +462,7 @@ class World:
         if not in_sync:
             return
         for family, table in self.tables.items():
-            got = oracle.meaning(table.seen)
+            got = oracle.meaning(table.seen, self._insisting(family))
             if got not in self._meant(self.told, table, table.seen):
                 raise Violation(
                     f"{family}: in sync, and the table as last seen or left has {got},\n"
@@ -513,7 +517,7 @@ class World:
     def _expect_table(self, family: Family, there: dict[str, list[str]], plan: Any) -> None:
         wanted = {name: list(rules) for name, rules in plan.ruleset.chains.items()}
         jumps = {
-            built_in: [(oracle.place(there, built_in), chain)]
+            built_in: [(oracle.place(there, built_in, self._insisting(family)), chain)]
             for built_in, chain in plan.ruleset.jumps.items()
         }
         referred = {rule.rpartition("-j ")[2] for rules in there.values() for rule in rules}
