@@ -25,7 +25,6 @@ from typing import Callable, NamedTuple, Protocol
 from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.iptables import command
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,
@@ -38,6 +37,7 @@ from ipvs_node_agent.model.addresses import (
 )
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.ruleset import Change, Rules
+from ipvs_node_agent.processes.launcher import Launcher
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +111,10 @@ def changed_flows(change: Change, has_udp: Callable[[str], bool]) -> list[Flows]
 
     Only of the Services that have UDP ports: a start would else read tens of thousands of rules.
     """
-    concerned = (
-        rule
-        for rule in _rules(change.written) ^ _rules(change.replaced)
-        if ruletext.target(rule) == "DNAT" and has_udp(ruletext.service(rule))
-    )
+    changed = _rules(change.written) ^ _rules(change.replaced)
+    leading = [rule for rule in changed if ruletext.target(rule) == "DNAT"]
+    services = {key for key in set(map(ruletext.service, leading)) if has_udp(key)}
+    concerned = [rule for rule in leading if services and ruletext.service(rule) in services]
     return [flows for rule in sorted(concerned) if (flows := _flows(rule)) is not None]
 
 

@@ -213,7 +213,8 @@ class FamilyTable(KeptTable):
             self._conntrack.forget(self._family, flows, self.wanted.basis.node.addresses)
 
     def _has_udp(self, key: str) -> bool:
-        before = self._made_of.services if self._made_of is not None else Services()
+        made_of = self._made_of
+        before: Mapping[str, Service] = {} if made_of is None else made_of.services
         return any(
             port.protocol == "udp"
             for service in (self.wanted.basis.services.get(key), before.get(key))
