@@ -26,13 +26,13 @@ from ipvs_node_agent.host.procfs import (
 from ipvs_node_agent.host.rundir import directory, own_names
 from ipvs_node_agent.iptables.backends import Kernel, detect_backend, filters_found, installed
 from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, parse_host_port, reached_at
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import parse_save
 from ipvs_node_agent.nft import listing
+from ipvs_node_agent.processes.launcher import Launcher
 
 _CAP_NET_ADMIN = 12
 _COMMAND_TIMEOUT = 10.0

@@ -29,7 +29,6 @@ from ipvs_node_agent.config.shown import changes
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.inbox import Inbox
-from ipvs_node_agent.host.isolated import Replacement
 from ipvs_node_agent.host.links import LinkFollower, Links
 from ipvs_node_agent.host.memory import collect_seldom, return_freed_memory
 from ipvs_node_agent.host.rundir import directory, only_one, own_names, remember_names
@@ -37,7 +36,6 @@ from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import IDLE, launch
 from ipvs_node_agent.iptables.conntrack import Conntrack
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import ProxyMode, proxy_mode
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.nat.chains import OWN_INPUT_CHAIN
@@ -47,6 +45,8 @@ from ipvs_node_agent.observe.pages import Monitoring
 from ipvs_node_agent.observe.status import Report
 from ipvs_node_agent.observe.statussocket import StatusSocket
 from ipvs_node_agent.observe.uncovered import UncoveredPods
+from ipvs_node_agent.processes.isolated import Replacement
+from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.rules.here import ADDRESSES, API_SERVERS, Here
 from ipvs_node_agent.sync.agent import Agent
 from ipvs_node_agent.sync.state import Published, View
@@ -163,6 +163,7 @@ class _Loop:
         signal.signal(signal.SIGHUP, lambda *_: self._inbox.put(self._reload))
         self._monitoring.configure(self._config)
         self._status_socket.start()
+        self._kernel.look_ahead()
 
     def _follow(self) -> Following:
         return Following(

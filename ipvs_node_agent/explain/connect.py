@@ -19,8 +19,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from ipvs_node_agent.errors import one_line
-from ipvs_node_agent.host import isolated, podspaces
-from ipvs_node_agent.host.isolated import Child
+from ipvs_node_agent.host import podspaces
 from ipvs_node_agent.host.links import Links
 from ipvs_node_agent.host.podspaces import End
 from ipvs_node_agent.model.addresses import (
@@ -31,6 +30,8 @@ from ipvs_node_agent.model.addresses import (
     show_address,
     show_network,
 )
+from ipvs_node_agent.processes import isolated
+from ipvs_node_agent.processes.isolated import Child
 from ipvs_node_agent.rules.coverage import Coverage
 from ipvs_node_agent.rules.policy import is_one_of
 

@@ -20,7 +20,6 @@ from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables.backends import Kernel, installed
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.conntrack import flows_to
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.proxymode import proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
@@ -28,6 +27,7 @@ from ipvs_node_agent.model.objects import Candidate, Snapshot
 from ipvs_node_agent.nat.chains import NAT
 from ipvs_node_agent.nat.trace import marked_by, read
 from ipvs_node_agent.nft import listing
+from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.rules.coverage import coverage
 from ipvs_node_agent.rules.policy import lacking
 

@@ -13,12 +13,12 @@ from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import command
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer, Writes
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.nat.chains import FILTER, NAT, OWN_INPUT_CHAIN, owner
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
+from ipvs_node_agent.processes.launcher import Launcher
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,24 @@ class Kernel:
     ) -> Programmer:
         owns = owner(_names_in(name, self.names))
         table = KernelTable(
-            self.launcher, family, self.backend, self.options, owns, mark, name, self.moves
+            self.launcher,
+            family,
+            self.backend,
+            self.options,
+            owns,
+            mark,
+            name,
+            self.moves,
+            # The filter table is hardly ever written.
+            again=name == NAT,
         )
         self._tables.append(table)
         return Programmer(table, owns, called, writes)
+
+    def look_ahead(self) -> None:
+        """Starts to look at the tables, while it is not known yet what they are to hold."""
+        for table in self._tables:
+            table.look_ahead()
 
     def close(self) -> None:
         """Listens to the tables no more."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Callable
 
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.iptables.launcher import Launcher, LaunchError, Running
+from ipvs_node_agent.processes.launcher import Launcher, LaunchError, Running
+from ipvs_node_agent.processes.spares import Spares, Streams, memory_file
 
 # What a command may take besides waiting for the lock, in seconds. 40,000 rules take under one.
 TIME_LIMIT = 30
@@ -92,13 +93,12 @@ class Command:
     limit: float
     good: Sequence[int]
     running: Running
-    printed: BinaryIO
-    complaints: BinaryIO
-    files: ExitStack
+    streams: Streams
 
     def result(self, most: int = -1) -> str:
         """What it printed, the first `most` bytes, once it has ended. Raises TableError."""
-        with self.files:
+        printed, complaints = self.streams
+        with printed, complaints:
             try:
                 status, expired = self.running.end()
             except LaunchError as error:
@@ -107,9 +107,9 @@ class Command:
                 why = f"did not end within {self.limit:g} s and was killed"
                 raise TableError(self.name, why, hung=True)
             if status not in self.good:
-                raise _failure(self.name, status, self.complaints)
-            self.printed.seek(0)
-            return self.printed.read(most).decode("utf-8", "replace")
+                raise _failure(self.name, status, complaints)
+            printed.seek(0)
+            return printed.read(most).decode("utf-8", "replace")
 
 
 def start(
@@ -120,30 +120,46 @@ def start(
     stdin: str = "",
     package: str = "iptables",
     good: Sequence[int] = (0,),
+    spares: Spares | None = None,
 ) -> Command:
     """Starts `command`, which is killed after `limit` seconds. Raises TableError.
 
-    `package` is what it comes with, and `good` are the exit statuses of success.
+    `package` is what it comes with, and `good` are the exit statuses of success. It may be one of
+    the `spares`.
     """
     path = find(command)
     if path is None:
         raise TableError(command, "not found", f"apt install {package}")
     try:
-        with ExitStack() as files:
-            printed, complaints = (files.enter_context(_memory_file()) for _ in range(2))
-            with _memory_file() as given:
-                given.write(stdin.encode())
-                given.seek(0)
-                running = launcher.start([path, *arguments], limit, (given, printed, complaints))
-            return Command(command, limit, good, running, printed, complaints, files.pop_all())
+        ran = _ran(launcher, [path, *arguments], limit, stdin.encode(), spares)
     except (LaunchError, OSError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise TableError(command, f"could not be started: {why}") from None
+    return Command(command, limit, good, *ran)
 
 
-def _memory_file() -> BinaryIO:
-    """An unnamed file in memory: it works with a full disk and a read-only file system."""
-    return open(os.memfd_create("ipvs-node-agent"), "w+b", buffering=0)
+def _ran(
+    launcher: Launcher, command: Sequence[str], limit: float, given: bytes, spares: Spares | None
+) -> tuple[Running, Streams]:
+    """`command` under way. Raises LaunchError and OSError."""
+    spare = spares.start(command, limit, given) if spares is not None else None
+    if spare is not None:
+        return spare
+    with ExitStack() as files:
+        streams = Streams(*(files.enter_context(memory_file()) for _ in range(2)))
+        with memory_file() as read:
+            read.write(given)
+            read.seek(0)
+            running = launcher.start(command, limit, (read, *streams))
+        files.pop_all()
+        return running, streams
+
+
+def prepare(spares: Spares, command: str, arguments: Sequence[str]) -> None:
+    """Has the next run of `command` begin."""
+    path = find(command)
+    if path is not None:
+        spares.keep([path, *arguments])
 
 
 def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:

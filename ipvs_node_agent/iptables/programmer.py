@@ -308,6 +308,10 @@ class Programmer:
         self._known = self._known.written(after)
         return True
 
+    def prepare(self) -> None:
+        """Gets ready for the next write, where one was made."""
+        self._table.prepare()
+
     def rest(self) -> None:
         """Neither looks at the table nor hears of it, until the next `apply` or `check`."""
         self.resync()

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from ipvs_node_agent.host.kubeproxy import answers
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, may_read, saved_table
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.nft import listing
+from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.rules.policy import unneeded_in
 
 

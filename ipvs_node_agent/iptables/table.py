@@ -6,19 +6,21 @@ import enum
 import logging
 import re
 import select
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Callable, Protocol, TypeVar
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables.command import Command, TableError
-from ipvs_node_agent.iptables.launcher import Launcher, Running
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
 from ipvs_node_agent.nat.ruleset import Rules
 from ipvs_node_agent.nat.saveformat import parse_rules
 from ipvs_node_agent.nft.monitor import NftMonitor, Touched, listen
+from ipvs_node_agent.processes.launcher import Launcher, Running
+from ipvs_node_agent.processes.spares import Spares
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,9 @@ class Table(Protocol):
     def watch(self, chains: Collection[str]) -> None:
         """Has others' `chains` count for `changed` as ours do, from the last `save` on."""
 
+    def prepare(self) -> None:
+        """Gets ready for the next `restore`, where one was made; takes next to no time."""
+
     def close(self) -> None:
         """Waits for the last restore, and listens no more until the next `save`."""
 
@@ -100,7 +105,7 @@ class KernelTable:
 
     `owns` tells which chains are the agent's: `changed` is about those and the built-in ones, and
     about whether the chain `mark` has rules. `moves` is called when kube-proxy's chains or tables
-    come or go, of an nft table.
+    come or go, of an nft table. With `again`, what writes next is kept ready for it.
     """
 
     def __init__(
@@ -113,7 +118,11 @@ class KernelTable:
         mark: str = "",
         name: str = NAT,
         moves: Callable[[], None] = lambda: None,
+        again: bool = False,
     ) -> None:
+        self._spares = Spares(launcher) if again else None
+        # With what the last restore was made, unless the next one is ready.
+        self._again: Sequence[str] | None = None
         self._launcher, self._name, self._moves = launcher, name, moves
         self._family, self._backend, self._owns, self._mark = family, backend, owns, mark
         self._save = f"{family.command}-{backend}-save"
@@ -131,26 +140,42 @@ class KernelTable:
         self._seen = legacytable.Seen(family.version, name)
         # The last restore, which has had its effect and still runs.
         self._ending: Command | None = None
+        # A look that has begun before it is asked for.
+        self._ahead: Command | None = None
         # To look at a legacy table makes it; for nat that is done anyway.
         self._makes = name == NAT
 
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
         self._finish()
+        ahead, self._ahead = self._ahead, None
+        text = _printed_by(ahead, self._name) if ahead is not None else None
+        if text is None:
+            self._begin_look()
+            if not (self._makes or may_read(self._family, self._backend, self._name)):
+                return ""
+            text = saved_table(self._launcher, self._save, self._name)
+        if self._monitor is not None:
+            begin, _ = _ends(text)
+            names = (line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
+            self._monitor.knows(names, text.count(f"\n-A {self._mark} "))
+        return text
+
+    def _begin_look(self) -> None:
         if self._monitor is not None:
             self._heard(self._monitor)
         # What happens from now on is after this look, or at worst both in it and after it.
         self._listen()
         self.looked()
         self._look(self._seen.look)
-        if not (self._makes or may_read(self._family, self._backend, self._name)):
-            return ""
-        text = saved_table(self._launcher, self._save, self._name)
+
+    def look_ahead(self) -> None:
+        """Starts the look that `save` will want, where what happens from now on will be told."""
+        if self._backend == NFT:
+            self._begin_look()
         if self._monitor is not None:
-            begin, _ = _ends(text)
-            names = (line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
-            self._monitor.knows(names, text.count(f"\n-A {self._mark} "))
-        return text
+            with suppress(TableError):
+                self._ahead = start_save(self._launcher, self._save, self._name)
 
     def reread(self) -> Amendment | None:
         """See `Table`."""
@@ -193,12 +218,21 @@ class KernelTable:
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
         arguments = ["-w", str(self._lock_wait), "--noflush"]
         limit = command.TIME_LIMIT + self._lock_wait
-        started = command.start(self._launcher, self._restore, arguments, limit, text)
+        started = command.start(
+            self._launcher, self._restore, arguments, limit, text, spares=self._spares
+        )
         if self._monitor is not None and self._committed(started.running, self._monitor):
             self._ending = started
         else:
             started.result()
             self._look(self._seen.glance)
+        self._again = arguments
+
+    def prepare(self) -> None:
+        """See `Table`."""
+        again, self._again = self._again, None
+        if again is not None and self._spares is not None:
+            command.prepare(self._spares, self._restore, again)
 
     def _committed(self, running: Running, monitor: NftMonitor) -> bool:
         """Waits for the end of `running`, or until the kernel tells that it took its change.
@@ -313,7 +347,13 @@ class KernelTable:
     def close(self) -> None:
         """See `Table`."""
         self._finish()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            _printed_by(ahead, self._name)
         self._stop_listening()
+        self._again = None
+        if self._spares is not None:
+            self._spares.close()
 
 
 def may_read(family: Family, backend: str, table: str = NAT) -> bool:
@@ -327,15 +367,33 @@ def saved_table(launcher: Launcher, save: str, table: str, *options: str) -> str
     Its status alone proves nothing: of a table that it cannot show, iptables-nft-save prints a
     comment and ends well. So either it prints the whole table, or nothing. Raises TableError.
     """
-    text = command.start(launcher, save, [*options, "-t", table]).result()
+    return _whole(start_save(launcher, save, table, *options), table)
+
+
+def start_save(launcher: Launcher, save: str, table: str, *options: str) -> Command:
+    """Starts `save`, one of iptables' commands, for `table`. Raises TableError."""
+    return command.start(launcher, save, [*options, "-t", table])
+
+
+def _whole(running: Command, table: str) -> str:
+    text = running.result()
     begin, end = _ends(text)
     if any(_INCOMPATIBLE.match(line) for line in begin):
-        raise command.foreign(save)
+        raise command.foreign(running.name)
     if all(line.startswith("#") for line in begin if line):
         return ""
     if f"*{table}" not in begin or "COMMIT" not in end:
-        raise TableError(save, f"printed an incomplete table {table}")
+        raise TableError(running.name, f"printed an incomplete table {table}")
     return text
+
+
+def _printed_by(running: Command, table: str) -> str | None:
+    """What it printed of the whole table; None where it is to be asked for again."""
+    try:
+        return _whole(running, table)
+    except TableError as error:
+        log.debug("looking at the table again: %s", error)
+        return None
 
 
 def _ends(text: str) -> tuple[list[str], list[str]]:

@@ -26,8 +26,6 @@ from typing import Any, Callable, TypeVar
 from ipvs_node_agent.config import regularfile
 from ipvs_node_agent.config.regularfile import Unfit
 from ipvs_node_agent.errors import RefusedError, one_line
-from ipvs_node_agent.host import isolated
-from ipvs_node_agent.host.isolated import Child
 from ipvs_node_agent.kubeconfig import installers, urls
 from ipvs_node_agent.kubeconfig.contents import (
     Fingerprint,
@@ -38,6 +36,8 @@ from ipvs_node_agent.kubeconfig.contents import (
     named_file,
     text,
 )
+from ipvs_node_agent.processes import isolated
+from ipvs_node_agent.processes.isolated import Child
 
 # An exec plugin may ask some server for a token, and a busy node takes long to import the package.
 _TIME_LIMIT = 120

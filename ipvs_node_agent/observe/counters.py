@@ -22,13 +22,13 @@ from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.iptables.command import IDLE, TableError, launch
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.iptables.table import saved_table
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import lines
+from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.sync.state import Published
 
 log = logging.getLogger(__name__)

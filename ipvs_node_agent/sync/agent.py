@@ -341,6 +341,8 @@ class Agent:
         planned = self._planned is self._inputs
         if planned and all(t.error or not t.dirty for t in self._tables.values()):
             self._say_synced()
+        for table in self._all:
+            table.programmer.prepare()
         next_sync = math.inf if planned else self._next_sync
         untold = any(table.untold for table in self._all)
         look = min(self._next_check, now + _GLANCE_PERIOD) if untold else math.inf

@@ -10,9 +10,9 @@ import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables.command import TableError, launch
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import NFT, KernelTable, Table
 from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.processes.launcher import Launcher
 from tests.kernel.conftest import EVERYWHERE
 from tests.support.faketable import BUILT_IN, FakeTable
 from tests.support.netns import Namespace, namespaces

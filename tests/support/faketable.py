@@ -61,6 +61,9 @@ class FakeTable:
         """See `Table`; it never knows."""
         return Since.UNKNOWN
 
+    def prepare(self) -> None:
+        """Nothing takes time here."""
+
     def reread(self) -> Amendment | None:
         """See `Table`; nobody tells."""
         return None

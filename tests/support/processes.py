@@ -41,7 +41,10 @@ def has_ended(process: int) -> bool:
 
     The first of them is a zombie before the last one has closed the files that they share.
     """
-    threads = list(Path(f"/proc/{process}/task").iterdir())
+    try:
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+    except FileNotFoundError:
+        return True
     return len(threads) == 1 and ") Z " in (threads[0] / "stat").read_text()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ipvs_node_agent.config.settings import IptablesOptions
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Programmer, Writes
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.nat.chains import owner
+from ipvs_node_agent.processes.launcher import Launcher
 from tests.support.faketable import FakeTable
 from tests.support.tables import MARK_MASQ
 
@@ -50,6 +50,9 @@ class StandInKernel:
     def filters(self) -> dict[Family, Programmer]:
         owns = owner(frozenset({"IPVS_INPUT"}))
         return {family: Programmer(table, owns) for family, table in self.filter_tables.items()}
+
+    def look_ahead(self) -> None:
+        """To look at these tables takes no time."""
 
     def close(self) -> None:
         """Nobody listens to these tables."""

@@ -10,7 +10,7 @@ from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import backends, command
 from ipvs_node_agent.iptables.backends import Kernel, detect_backend
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.processes.launcher import Launcher
 from tests.support.processes import children
 
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"

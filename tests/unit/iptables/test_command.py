@@ -10,7 +10,7 @@ import pytest
 
 from ipvs_node_agent.iptables import command
 from ipvs_node_agent.iptables.command import FOREIGN_HINT, LOCKED_HINT, TableError, launch, start
-from ipvs_node_agent.iptables.launcher import Launcher
+from ipvs_node_agent.processes.launcher import Launcher
 
 NAME = "iptables-nft-restore"
 ROOT_HINT = "it needs root, or the capabilities CAP_NET_ADMIN and CAP_NET_RAW"

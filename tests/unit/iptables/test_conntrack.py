@@ -18,9 +18,9 @@ from ipvs_node_agent.iptables.conntrack import (
     deletions,
     flows_to,
 )
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.model.addresses import IPV4, Family, parse_address, parse_network
 from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.processes.launcher import Launcher
 
 POD_CIDR = parse_network("10.240.2.128/25")
 EXTERNAL = parse_address("10.19.0.1")

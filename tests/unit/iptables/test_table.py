@@ -11,11 +11,11 @@ from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables import table as tables
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since, saved_table
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nft.monitor import Heard, Touched
+from ipvs_node_agent.processes.launcher import Launcher
 
 EMPTY = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 
@@ -26,10 +26,12 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts = [EMPTY]
 
     class Ended:
+        name = "iptables-save"
+
         def result(self) -> str:
             return texts.pop(0) if len(texts) > 1 else texts[0]
 
-    monkeypatch.setattr(command, "start", lambda *_: Ended())
+    monkeypatch.setattr(command, "start", lambda *_, **__: Ended())
     return texts
 
 

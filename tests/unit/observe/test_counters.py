@@ -11,12 +11,12 @@ import pytest
 
 from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.launcher import Launcher
 from ipvs_node_agent.iptables.programmer import Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.observe import counters
 from ipvs_node_agent.observe.counters import HOST, POD, Count, Ledger, Sampler, Seen, found_in
+from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
 from tests.support.waiting import eventually
 

@@ -6,7 +6,8 @@ warns of it). So a `Launcher` starts a process that holds little more than `sh`,
 command with its open files over a socket.
 
 What passes on the socket is JSON, a message each: the command; its process id, or why it could not
-be started; and then how it ended.
+be started; and then how it ended. A command may begin before it is needed (`spares`): then how it
+ended is told to who says that it is used now.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, Callable, NamedTuple
 
-from ipvs_node_agent.host import isolated
+from ipvs_node_agent.processes import isolated
 
-_RUNS = "ipvs_node_agent.iptables.launched"
+_RUNS = "ipvs_node_agent.processes.launched"
 _MESSAGE = 1 << 16
 # Before the process ends by itself, so that nothing is asked of one that is just ending.
 _SPARE = 2.0
@@ -59,6 +60,13 @@ class Running:
         return self._end
 
 
+class Waiting:
+    """A command that has begun and is not used yet; `process` is 0 where that is not known."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer, self.process = peer, 0
+
+
 class Launcher:
     """Starts commands in `environment`, one after the other; `alive` is called before each.
 
@@ -76,27 +84,58 @@ class Launcher:
         self._asked = -math.inf
         self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._running: Running | None = None
+        # Those that have begun since, and not been told of yet.
+        self._begun: list[Waiting] = []
 
     def start(self, command: Sequence[str], limit: float, streams: Sequence[BinaryIO]) -> Running:
         """Starts `command`, once the one before has ended; it is killed after `limit` seconds.
 
         `streams` are its standard input, output and error output. Raises LaunchError.
         """
-        if self._running is not None:
-            with suppress(LaunchError):
-                self._running.end()
-            self._running = None
+        self._settle()
         self._alive()
         peer = self._peer()
-        request = json.dumps({"command": list(command), "limit": limit}).encode()
-        try:
-            socket.send_fds(peer, [request], [stream.fileno() for stream in streams])
-        except OSError as error:
-            raise LaunchError(
-                f"cannot reach the process that starts commands: {error.strerror}"
-            ) from None
+        _send(peer, streams, command=list(command), limit=limit)
         self._running = Running(peer, _answer(peer)["process"])
         return self._running
+
+    def begin(self, command: Sequence[str], streams: Sequence[BinaryIO]) -> Waiting:
+        """Has `command` begin, once the one before has ended, and waits for neither.
+
+        It has no time limit until `use`. Raises LaunchError.
+        """
+        if self._server is None:
+            raise LaunchError("no process to start it")
+        waiting = Waiting(self._server[1])
+        _send(waiting.peer, streams, command=list(command), limit=None)
+        self._begun.append(waiting)
+        return waiting
+
+    def use(self, waiting: Waiting, limit: float) -> Running:
+        """From now on `waiting` is the command that runs, like one of `start`. Raises LaunchError.
+
+        It is to be given its input after that.
+        """
+        self._settle()
+        self._alive()
+        peer = self._peer()
+        if waiting.peer is not peer or not waiting.process:
+            raise LaunchError("it has not begun")
+        _send(peer, (), waiting=waiting.process, limit=limit)
+        self._running = Running(peer, waiting.process)
+        return self._running
+
+    def _settle(self) -> None:
+        """Waits for the end of what runs, and for all else that is to be told."""
+        running, self._running = self._running, None
+        begun, self._begun = self._begun, []
+        if running is not None:
+            with suppress(LaunchError):
+                running.end()
+        for waiting in begun:
+            # One that could not be started is not used.
+            with suppress(LaunchError):
+                waiting.process = _answer(waiting.peer)["process"]
 
     def prepare(self) -> None:
         """Has the process begin that starts commands; who wants the first need not wait for it."""
@@ -128,6 +167,17 @@ class Launcher:
             peer.close()
             process.wait()
             self._server = None
+
+
+def _send(peer: socket.socket, streams: Sequence[BinaryIO], **request: object) -> None:
+    """Asks for something. Raises LaunchError."""
+    try:
+        numbers = [stream.fileno() for stream in streams]
+        socket.send_fds(peer, [json.dumps(request).encode()], numbers)
+    except OSError as error:
+        raise LaunchError(
+            f"cannot reach the process that starts commands: {error.strerror}"
+        ) from None
 
 
 def _start(

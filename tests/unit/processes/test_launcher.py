@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import pytest
 
-from ipvs_node_agent.iptables import launcher
-from ipvs_node_agent.iptables.launcher import End, Launcher, LaunchError, Running
+from ipvs_node_agent.processes import launcher
+from ipvs_node_agent.processes.launcher import End, Launcher, LaunchError, Running
 from tests.support.places import PROGRAM
 from tests.support.processes import children, has_ended
 from tests.support.waiting import eventually
@@ -179,7 +179,7 @@ def test_it_leaves_no_bytecode_where_that_is_not_wanted(tmp_path: Path) -> None:
     """prerm calls `cleanup` while the package is being removed."""
     shutil.copytree(PROGRAM, tmp_path / PROGRAM.name, ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import os; from ipvs_node_agent.iptables.launcher import Launcher;"
+        "import os; from ipvs_node_agent.processes.launcher import Launcher;"
         " null = open(os.devnull, 'r+b');"
         "Launcher(os.environ).start(['/bin/true'], 9, [null] * 3).end()"
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.host import isolated
-from ipvs_node_agent.host.isolated import Child, Replacement
+from ipvs_node_agent.processes import isolated
+from ipvs_node_agent.processes.isolated import Child, Replacement
 from tests.support.waiting import eventually
 
 MODULE = """
 import os, subprocess, sys, time
-from ipvs_node_agent.host import isolated
+from ipvs_node_agent.processes import isolated
 
 def main(leash, what):
     isolated.follow(leash)

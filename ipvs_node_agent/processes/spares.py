@@ -1,0 +1,104 @@
+"""Commands that have begun before they are needed, and wait for their input.
+
+A process takes milliseconds to fork, to start and to load its libraries, which is most of what a
+small change costs. Who will run the same command again has the next one begin at once, out of
+everybody's way: it reads its input, which has not come yet.
+
+Such a process does nothing, holds no lock, and ends when its input does: also with the agent. It is
+no longer used where the program was replaced on the disk meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import BinaryIO, NamedTuple
+
+from ipvs_node_agent.processes.launcher import Launcher, LaunchError, Running, Waiting
+
+# What a pipe takes at once. Who has more to say has more to wait for than a start.
+MOST = 1 << 16
+# For one that is not needed any more, in seconds: its input ends.
+_LEAVING = 10.0
+
+# What tells a file from another one in its place.
+_Program = tuple[int, int, int]
+
+
+class Streams(NamedTuple):
+    """What a command prints, and what it complains of."""
+
+    printed: BinaryIO
+    complaints: BinaryIO
+
+
+class _Spare(NamedTuple):
+    program: _Program
+    waiting: Waiting
+    given: BinaryIO
+    streams: Streams
+
+
+class Spares:
+    """One command each of those that are kept, in the process of `launcher`."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._kept: dict[tuple[str, ...], _Spare] = {}
+
+    def keep(self, command: Sequence[str]) -> None:
+        """Has `command`, whose first word is a path, begin where it has not.
+
+        Where that cannot be done, it will be started when it is needed.
+        """
+        if tuple(command) in self._kept:
+            return
+        with suppress(OSError, LaunchError), ExitStack() as files:
+            reading, writing = os.pipe()
+            with open(reading, "rb", buffering=0) as read:
+                given = files.enter_context(open(writing, "wb", buffering=0))
+                streams = Streams(*(files.enter_context(memory_file()) for _ in range(2)))
+                program = _program(command)
+                waiting = self._launcher.begin(command, (read, *streams))
+            files.pop_all()
+            self._kept[tuple(command)] = _Spare(program, waiting, given, streams)
+
+    def start(
+        self, command: Sequence[str], limit: float, given: bytes
+    ) -> tuple[Running, Streams] | None:
+        """Gives the one that waits its input, as `Launcher.start` would; None without one."""
+        if len(given) > MOST or tuple(command) not in self._kept:
+            return None
+        spare = self._kept.pop(tuple(command))
+        with ExitStack() as files:
+            for stream in spare.streams:
+                files.enter_context(stream)
+            with spare.given, suppress(OSError, LaunchError):
+                running = self._launcher.use(spare.waiting, limit)
+                if spare.program == _program(command):
+                    spare.given.write(given)
+                    files.pop_all()
+                    return running, spare.streams
+        return None
+
+    def drop(self, command: Sequence[str]) -> None:
+        """Has the one that waits end."""
+        if tuple(command) in self._kept:
+            self.start(command, _LEAVING, b"")
+
+    def close(self) -> None:
+        """Has all of them end."""
+        for command in [*self._kept]:
+            self.drop(command)
+
+
+def memory_file() -> BinaryIO:
+    """An unnamed file in memory: it works with a full disk and a read-only file system."""
+    return open(os.memfd_create("ipvs-node-agent"), "w+b", buffering=0)
+
+
+def _program(command: Sequence[str]) -> _Program:
+    """Which program it is. Raises OSError."""
+    found = os.stat(command[0])
+    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -1,0 +1,92 @@
+"""A look that begins before it is asked for misses nothing of what happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from ipvs_node_agent.config.settings import IptablesOptions
+from ipvs_node_agent.iptables import command
+from ipvs_node_agent.iptables.command import launch
+from ipvs_node_agent.iptables.table import BACKENDS, LEGACY, NFT, KernelTable, Since
+from ipvs_node_agent.model.addresses import IPV4
+from tests.support.netns import Namespace
+from tests.support.tables import restore
+
+pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "debian13")]
+
+RULE = "-d 192.0.2.1/32 -j RETURN"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that were started."""
+    names: list[str] = []
+    real = command.start
+
+    def start(launcher: object, name: str, *rest: object, **options: object) -> object:
+        names.append(name)
+        return real(launcher, name, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(command, "start", start)
+    return names
+
+
+@pytest.fixture(params=BACKENDS)
+def table(
+    request: pytest.FixtureRequest, namespace: Namespace, started: list[str]
+) -> Iterator[KernelTable]:
+    backend = request.param
+    restore(namespace, IPV4, backend, "*nat\n:OURS - [0:0]\n-A OURS -j RETURN\nCOMMIT\n")
+    with namespace.enter(), closing(launch()) as launcher:
+        made = KernelTable(launcher, IPV4, backend, IptablesOptions())
+        with closing(made):
+            yield made
+
+
+def test_what_was_read_ahead_is_not_read_again(table: KernelTable, started: list[str]) -> None:
+    table.look_ahead()
+    assert "-A OURS -j RETURN" in table.save()
+    assert len(started) == 1
+    assert table.changed() is not Since.CHANGED
+    table.save()
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    "change", [f"-A OURS {RULE}", f"-A OUTPUT {RULE}", "-F OURS", "-F OURS\n-X OURS"]
+)
+def test_what_others_change_meanwhile_is_told_or_read(
+    change: str, table: KernelTable, namespace: Namespace, request: pytest.FixtureRequest
+) -> None:
+    backend = request.node.callspec.params["table"]
+    before = table.save()
+    table.look_ahead()
+    restore(namespace, IPV4, backend, f"*nat\n{change}\nCOMMIT\n")
+    read = table.save()
+    if backend == LEGACY:
+        assert read != before
+    else:
+        assert table.changed() is Since.CHANGED
+        assert table.save() != before
+    assert table.changed() is not Since.CHANGED
+
+
+def test_one_that_is_not_asked_for_is_given_up(table: KernelTable, started: list[str]) -> None:
+    table.look_ahead()
+    table.close()
+    before = len(started)
+    assert "-A OURS -j RETURN" in table.save()
+    assert len(started) == before + 1
+
+
+def test_one_that_fails_is_asked_for_again(
+    table: KernelTable, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as missing:
+        missing.setattr(command, "find", lambda _: "/bin/false")
+        table.look_ahead()
+    assert "-A OURS -j RETURN" in table.save()
+    assert started.count("iptables-nft-save") in (0, 2), NFT
