@@ -111,16 +111,18 @@ class Launcher:
         self._begun.append(waiting)
         return waiting
 
-    def use(self, waiting: Waiting, limit: float) -> Running:
-        """From now on `waiting` is the command that runs, like one of `start`. Raises LaunchError.
+    def use(self, waiting: Waiting, limit: float, give: Callable[[], object]) -> Running:
+        """From now on `waiting` is the command that runs, like one of `start`; `give` has it go on.
 
-        It is to be given its input after that.
+        Raises LaunchError, and what `give` does.
         """
         self._settle()
         self._alive()
         peer = self._peer()
         if waiting.peer is not peer or not waiting.process:
             raise LaunchError("it has not begun")
+        # First, as who waits for its end would else be in its way on a machine with two cores.
+        give()
         _send(peer, (), waiting=waiting.process, limit=limit)
         self._running = Running(peer, waiting.process)
         return self._running

@@ -74,12 +74,14 @@ class Spares:
         with ExitStack() as files:
             for stream in spare.streams:
                 files.enter_context(stream)
-            with spare.given, suppress(OSError, LaunchError):
-                running = self._launcher.use(spare.waiting, limit)
+            with suppress(OSError, LaunchError), spare.given:
                 if spare.program == _program(command):
-                    spare.given.write(given)
+                    running = self._launcher.use(spare.waiting, limit, lambda: _give(spare, given))
                     files.pop_all()
                     return running, spare.streams
+        with suppress(LaunchError):
+            # It ends, as its input has.
+            self._launcher.use(spare.waiting, _LEAVING, lambda: None)
         return None
 
     def drop(self, command: Sequence[str]) -> None:
@@ -91,6 +93,11 @@ class Spares:
         """Has all of them end."""
         for command in [*self._kept]:
             self.drop(command)
+
+
+def _give(spare: _Spare, text: bytes) -> None:
+    with spare.given:
+        spare.given.write(text)
 
 
 def memory_file() -> BinaryIO:

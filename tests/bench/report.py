@@ -194,7 +194,6 @@ PARTS_OF_CHANGE = {
     "difference": "difference",
     "text": "text",
     "launcher": "launcher",
-    "process": "start of the process",
     "reading": "iptables reads",
     "commit": "commit",
 }

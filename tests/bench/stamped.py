@@ -42,6 +42,7 @@ def main() -> int:
     from ipvs_node_agent.apiserver import follower
     from ipvs_node_agent.commands import run
     from ipvs_node_agent.iptables import backends, command, programmer, table
+    from ipvs_node_agent.processes import spares
     from ipvs_node_agent.sync import agent
 
     _say("imports", began, time.monotonic())
@@ -56,6 +57,7 @@ def main() -> int:
         (table.KernelTable, "save", "save"),
         (table.KernelTable, "restore", "restore"),
         (command, "start", "launcher"),
+        (spares, "_give", "given"),
         (backends.Kernel, "clean_others", "clean"),
     ):
         _timed(owner, attribute, name)
