@@ -9,10 +9,11 @@ AGENT_PACKAGES := python3-kubernetes python3-sh python3-yaml python3-cryptograph
 	python3-prometheus-client
 DEMO_PACKAGES := iptables iproute2 $(AGENT_PACKAGES) python3-aiohttp python3-trustme
 PYTEST_PACKAGES := python3-pytest python3-hypothesis python3-trustme
-DEB_TEST_PACKAGES := lintian systemd bash-completion zsh fish bsdutils groff $(PYTEST_PACKAGES)
+DEB_TEST_PACKAGES := lintian systemd bash-completion zsh fish bsdutils groff mandoc git $(PYTEST_PACKAGES)
+RELEASE_PACKAGES := python3-build python3-setuptools python3-wheel gnupg git
 NODE_TEST_PACKAGES := qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 $(AGENT_PACKAGES) $(PYTEST_PACKAGES)
 
-.PHONY: help demo deb completion deb-test test cluster-test node-test lint bench dashboard packages prepare kubernetes images
+.PHONY: help demo deb completion deb-test release release-test test cluster-test node-test lint bench dashboard packages prepare kubernetes images
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -31,7 +32,23 @@ deb-test: ## Build it twice, and check it in every way that needs no machine of 
 	@packaging/build/install-missing $(DEB_TEST_PACKAGES)
 	@packaging/build/deb-test
 
-test: ## Run all tests, in each of the four environments
+release: ## Make a release of the tagged commit in dist/release, signed with KEY=GPG_KEY_ID
+	@packaging/build/install-missing $(RELEASE_PACKAGES)
+	@KEY=$(KEY) packaging/build/release
+
+release-test: ## Prove in scratch clones what a release is, what it refuses, and the apt repository (some minutes)
+	@packaging/build/install-missing $(RELEASE_PACKAGES) $(DEB_TEST_PACKAGES) reprepro
+	@packaging/build/release-test
+
+release: ## Make a release of this tagged commit in dist/release, signed with KEY=GPG_KEY_ID
+	@packaging/build/install-missing $(RELEASE_PACKAGES)
+	@KEY=$(KEY) packaging/build/release
+
+release-test: ## Make a release twice in scratch clones, and look at what is in it (some minutes)
+	@packaging/build/install-missing $(RELEASE_PACKAGES) $(PYTEST_PACKAGES) $(AGENT_PACKAGES)
+	@packaging/build/release-test
+
+test: ## Run all tests, in each of the five environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
 
 cluster-test: ## Run the agent against real API servers of two versions, a quarter of an hour (QUICK=1: most of it, 6)
@@ -51,7 +68,7 @@ lint: ## Check format, lint, types and imports
 	@$(RUN) newest -- packaging/build/lint
 
 packages: ## Install what these commands need from Debian
-	@packaging/build/install-missing $(sort $(DEMO_PACKAGES) $(DEB_TEST_PACKAGES) $(NODE_TEST_PACKAGES))
+	@packaging/build/install-missing $(sort $(DEMO_PACKAGES) $(DEB_TEST_PACKAGES) $(RELEASE_PACKAGES) $(NODE_TEST_PACKAGES))
 
 prepare: packages ## Make what the tests keep in caches: environments, Kubernetes, machines' disks
 	@$(RUN) --make-only all

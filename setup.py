@@ -21,15 +21,16 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["ipvs_node_agent*"]),
     python_requires=">=3.9",
+    # Debian 11's, with which the environment `debian11` proves it; debian/control has the same.
     install_requires=[
-        "kubernetes>=22.6",
+        "kubernetes>=12.0",
         "sh>=1.14",
-        "PyYAML>=6.0",
+        "PyYAML>=5.3",
         # Reads the node's name out of its client certificate.
         "cryptography>=3.3",
         # Makes kubernetes' connections as well; the agent streams with it.
         "urllib3>=1.26",
-        "prometheus-client>=0.16",
+        "prometheus-client>=0.9",
     ],
     entry_points={"console_scripts": ["ipvs-node-agent = ipvs_node_agent.cli:main"]},
 )

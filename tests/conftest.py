@@ -23,6 +23,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # Both ends of the range of Pythons.
 _ENDS = ("newest", "oldest")
+# What talks to libraries runs with Debian 11's as well. `oldest` has that release's other tools.
+_EVERYWHERE = tuple(name for name in RECIPES if name != "debian11")
 # Where tests run that say nothing themselves, by how their paths in this folder begin; those of
 # other paths run everywhere. Documents, dashboard and alerts want promtool, which Debian has; what
 # is pure depends on Python alone.
@@ -35,6 +37,11 @@ _PLACES = {
     "unit/rules/": _ENDS,
     "unit/sync/": _ENDS,
     "unit/test_properties.py": _ENDS,
+    "unit/apiserver/": tuple(RECIPES),
+    "unit/config/": tuple(RECIPES),
+    "unit/iptables/": tuple(RECIPES),
+    "unit/kubeconfig/": tuple(RECIPES),
+    "unit/observe/": tuple(RECIPES),
 }
 
 
@@ -44,7 +51,7 @@ def _places(item: pytest.Item) -> Sequence[str]:
     if mark is not None:
         return mark.args or (MAIN_ENVIRONMENT,)
     path = item.path.relative_to(TESTS).as_posix()
-    return next((_PLACES[start] for start in _PLACES if path.startswith(start)), tuple(RECIPES))
+    return next((_PLACES[start] for start in _PLACES if path.startswith(start)), _EVERYWHERE)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

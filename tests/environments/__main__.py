@@ -45,26 +45,37 @@ AT_ONCE = 2
 NOT_MADE = 125  # The exit status when there is no environment to run the command in.
 
 TOOLS = "iptables iproute2 ipset conntrack nftables procps util-linux curl openssl"
-FROM_DEBIAN = (
+LIBRARIES = (
     "python3-kubernetes python3-sh python3-yaml python3-cryptography python3-prometheus-client"
+    " python3-urllib3"
+)
+# Debian's, with what makes a release and an apt repository, and looks at man pages.
+FROM_DEBIAN = (
+    f"{LIBRARIES}"
     " python3-pytest python3-pytest-xdist python3-hypothesis python3-aiohttp python3-trustme"
-    " prometheus"
+    " prometheus dpkg-dev git gnupg mandoc reprepro"
 )
 # The reference CNI plugins, which tests/kernel/test_network_plugins.py has pods made by.
 NETWORK_PLUGINS = "containernetworking-plugins"
-FROM_PYPI = (
-    "kubernetes sh PyYAML cryptography prometheus-client"
-    " pytest pytest-xdist hypothesis aiohttp trustme"
-)
+TEST_TOOLS = "pytest pytest-xdist hypothesis aiohttp trustme"
+FROM_PYPI = f"kubernetes sh PyYAML cryptography prometheus-client {TEST_TOOLS}"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an environment is made of; a requirement file in `pip` is seen from the repository."""
+    """What an environment is made of; a requirement file in `pip` is seen from the repository.
+
+    What comes from PyPI sees Debian's libraries only where it has none of the program's own.
+    """
 
     release: str
     apt: str
     pip: str = ""
+
+    @property
+    def venv(self) -> str:
+        """The options of its virtual environment."""
+        return "--system-site-packages " if LIBRARIES in self.apt else ""
 
 
 # Those with the most to run come first, so that the last to end has company for longest.
@@ -77,6 +88,8 @@ RECIPES = {
     "oldest": Recipe("bullseye", f"{TOOLS} python3-venv", FROM_PYPI),
     "debian12": Recipe("bookworm", f"{TOOLS} {FROM_DEBIAN}"),
     "debian13": Recipe("trixie", f"{TOOLS} {FROM_DEBIAN} {NETWORK_PLUGINS}"),
+    # Its libraries are the oldest that setup.py and debian/control take; its pytest is too old.
+    "debian11": Recipe("bullseye", f"{TOOLS} {LIBRARIES} python3-venv", TEST_TOOLS),
 }
 
 # Run last of all in a new environment: its presence says that the environment is whole.
@@ -121,7 +134,7 @@ def steps(recipe: Recipe) -> list[str]:
     if recipe.pip:
         newest = "$(ls /usr/bin/python3.* | grep -x '.*/python3[.][0-9]*' | sort -V | tail -n 1)"
         pip = "/venv/bin/pip install --no-cache-dir --upgrade"
-        scripts.append(f"{newest} -m venv /venv && {pip} pip && {pip} {recipe.pip}")
+        scripts.append(f"{newest} -m venv {recipe.venv}/venv && {pip} pip && {pip} {recipe.pip}")
     return [*scripts, f"python3 -c '{WRITE_VERSIONS}'"]
 
 

@@ -17,6 +17,7 @@ from tests.node.scene import (
     is_answer,
 )
 from tests.node.shown import INSTALL, JOURNAL, STATUS
+from tests.support.places import REPOSITORY
 from tests.support.promlint import faults, value
 
 MASQUERADING = " && ".join(
@@ -110,3 +111,14 @@ def test_status_metrics_and_health_work_in_the_confined_service(scene: Scene) ->
     for path in ("pod", "host"):
         assert value(metrics, "ipvs_node_agent_service_packets_total", **seen, path=path) > 0
     assert not faults(metrics)
+
+
+@pytest.mark.quick("debian12")
+def test_the_packages_own_smoke_test_passes_and_starts_the_service(scene: Scene) -> None:
+    for name in ("debian/tests/smoke", "tests/data/two-services.yaml"):
+        scene.machine.write(f"/root/package/{name}", (REPOSITORY / name).read_text(), "755")
+    pid = scene.agent("MainPID")
+    command = "cd /root/package && AUTOPKGTEST_TMP=/root/package debian/tests/smoke 2>&1"
+    scene.machine.run(command, timeout=2 * READY_SECONDS)
+    scene.wait(READY, READY_SECONDS)
+    assert scene.agent("MainPID") != pid

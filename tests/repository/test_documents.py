@@ -190,4 +190,4 @@ def all_keys() -> list[str]:
 
 def test_the_changelog_has_this_version_on_top() -> None:
     changelog = (REPOSITORY / "CHANGELOG.md").read_text()
-    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == __version__
+    assert re.findall(r"^## \[(\S+)\]", changelog, re.MULTILINE)[0] == __version__

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Callable
@@ -77,6 +78,16 @@ def test_setup_takes_the_codes_version() -> None:
     assert "version=VERSION[1]" in (REPOSITORY / "setup.py").read_text()
 
 
+def test_the_deb_depends_on_the_versions_that_setup_asks_for() -> None:
+    setup = (REPOSITORY / "setup.py").read_text()
+    asked = re.findall(r'"([\w-]+)>=([\d.]+)"', setup)
+    asked += [("", lowest) for lowest in re.findall(r'python_requires=">=([\d.]+)"', setup)]
+    control = (REPOSITORY / "debian" / "control").read_text()
+    depends = re.findall(r"^ python3-?([\w-]*) \(>= ([\d.]+)\),$", control, re.MULTILINE)
+    assert len(asked) == 7
+    assert sorted((name.replace("PyYAML", "yaml"), lowest) for name, lowest in asked) == depends
+
+
 # 2. What the command line offers, as it knows itself
 
 
@@ -130,6 +141,23 @@ def page(name: str) -> str:
 @pytest.mark.parametrize("name", ["ipvs-node-agent.8", "ipvs-node-agent.yaml.5"])
 def test_groff_has_nothing_to_say_about_a_page(name: str) -> None:
     assert groff("-ww", "-z", "-Tutf8", name)[1] == ""
+
+
+@pytest.mark.parametrize("name", ["ipvs-node-agent.8", "ipvs-node-agent.yaml.5"])
+def test_mandoc_has_nothing_to_say_about_a_page(name: str) -> None:
+    needs(shutil.which("mandoc"), "mandoc")
+    command = ["mandoc", "-T", "lint", "-W", "style", str(PACKAGING / "man" / name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    # Lines of the source may be as long as others here.
+    assert [line for line in done.stdout.splitlines() if "longer than 80 bytes" not in line] == []
+
+
+@pytest.mark.parametrize("name", ["ipvs-node-agent.8", "ipvs-node-agent.yaml.5"])
+def test_a_page_has_the_date_of_the_package(name: str) -> None:
+    changelog = (REPOSITORY / "debian" / "changelog").read_text()
+    (date, *_) = re.findall(r"^ -- .*>  (.*)$", changelog, re.MULTILINE)
+    (shown,) = re.findall(r"^\.TH \S+ \d (\S+) ", (PACKAGING / "man" / name).read_text(), re.M)
+    assert shown == f"{parsedate_to_datetime(date):%Y-%m-%d}"
 
 
 def test_the_page_has_every_command_option_and_exit_status() -> None:
