@@ -10,10 +10,10 @@ AGENT_PACKAGES := python3-kubernetes python3-sh python3-yaml python3-cryptograph
 DEMO_PACKAGES := iptables iproute2 $(AGENT_PACKAGES) python3-aiohttp python3-trustme
 PYTEST_PACKAGES := python3-pytest python3-hypothesis python3-trustme
 DEB_TEST_PACKAGES := lintian systemd bash-completion zsh fish bsdutils groff mandoc git $(PYTEST_PACKAGES)
-RELEASE_PACKAGES := python3-build python3-setuptools python3-wheel gnupg git
+RELEASE_PACKAGES := python3-build python3-venv python3-setuptools python3-wheel gnupg git
 NODE_TEST_PACKAGES := qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 $(AGENT_PACKAGES) $(PYTEST_PACKAGES)
 
-.PHONY: help demo deb completion deb-test release release-test test cluster-test node-test lint bench dashboard packages prepare kubernetes images
+.PHONY: help demo deb completion deb-test release release-test test support cluster-test node-test lint bench dashboard packages prepare kubernetes images
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -36,20 +36,15 @@ release: ## Make a release of the tagged commit in dist/release, signed with KEY
 	@packaging/build/install-missing $(RELEASE_PACKAGES)
 	@KEY=$(KEY) packaging/build/release
 
-release-test: ## Prove in scratch clones what a release is, what it refuses, and the apt repository (some minutes)
-	@packaging/build/install-missing $(RELEASE_PACKAGES) $(DEB_TEST_PACKAGES) reprepro
-	@packaging/build/release-test
-
-release: ## Make a release of this tagged commit in dist/release, signed with KEY=GPG_KEY_ID
-	@packaging/build/install-missing $(RELEASE_PACKAGES)
-	@KEY=$(KEY) packaging/build/release
-
-release-test: ## Make a release twice in scratch clones, and look at what is in it (some minutes)
-	@packaging/build/install-missing $(RELEASE_PACKAGES) $(PYTEST_PACKAGES) $(AGENT_PACKAGES)
+release-test: ## Make a release twice in scratch clones, look at what is in it, and install it with apt (ten minutes)
+	@packaging/build/install-missing $(RELEASE_PACKAGES) $(PYTEST_PACKAGES) $(AGENT_PACKAGES) debootstrap groff mandoc reprepro
 	@packaging/build/release-test
 
 test: ## Run all tests, in each of the five environments
 	@$(RUN) all -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
+
+support: ## Run what libraries and iptables may differ in, in the environments of docs/support.md (half an hour)
+	@IPVS_NODE_AGENT_SUPPORT=1 $(RUN) support -- python3 -m pytest -p no:cacheprovider -q -n 2 $(TESTS)
 
 cluster-test: ## Run the agent against real API servers of two versions, a quarter of an hour (QUICK=1: most of it, 6)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster

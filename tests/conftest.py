@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from ipvs_node_agent.kubeconfig.reader import Reader, settings
-from tests.environments.__main__ import RECIPES
+from tests.environments.__main__ import EVERYWHERE, RECIPES, SUPPORTED, TESTED
 from tests.support.examples import ENVIRONMENT, MAIN_ENVIRONMENT
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
@@ -24,7 +24,11 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 # Both ends of the range of Pythons.
 _ENDS = ("newest", "oldest")
 # What talks to libraries runs with Debian 11's as well. `oldest` has that release's other tools.
-_EVERYWHERE = tuple(name for name in RECIPES if name != "debian11")
+_LIBRARIES = (*EVERYWHERE, "debian11")
+# What runs everywhere runs here for `make support`.
+_SUPPORT = ENVIRONMENT in SUPPORTED and (
+    ENVIRONMENT not in TESTED or "IPVS_NODE_AGENT_SUPPORT" in os.environ
+)
 # Where tests run that say nothing themselves, by how their paths in this folder begin; those of
 # other paths run everywhere. Documents, dashboard and alerts want promtool, which Debian has; what
 # is pure depends on Python alone.
@@ -37,11 +41,11 @@ _PLACES = {
     "unit/rules/": _ENDS,
     "unit/sync/": _ENDS,
     "unit/test_properties.py": _ENDS,
-    "unit/apiserver/": tuple(RECIPES),
-    "unit/config/": tuple(RECIPES),
-    "unit/iptables/": tuple(RECIPES),
-    "unit/kubeconfig/": tuple(RECIPES),
-    "unit/observe/": tuple(RECIPES),
+    "unit/apiserver/": _LIBRARIES,
+    "unit/config/": _LIBRARIES,
+    "unit/iptables/": _LIBRARIES,
+    "unit/kubeconfig/": _LIBRARIES,
+    "unit/observe/": _LIBRARIES,
 }
 
 
@@ -51,7 +55,7 @@ def _places(item: pytest.Item) -> Sequence[str]:
     if mark is not None:
         return mark.args or (MAIN_ENVIRONMENT,)
     path = item.path.relative_to(TESTS).as_posix()
-    return next((_PLACES[start] for start in _PLACES if path.startswith(start)), _EVERYWHERE)
+    return next((_PLACES[start] for start in _PLACES if path.startswith(start)), EVERYWHERE)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,7 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # A name that no environment has would have the test run nowhere.
         if not set(places) <= RECIPES.keys():
             raise pytest.UsageError(f"{item.nodeid} is for unknown environments: {places}")
-        if ENVIRONMENT not in ("", *places):
+        here = ENVIRONMENT in ("", *places) or (_SUPPORT and set(EVERYWHERE) <= set(places))
+        if not here:
             elsewhere.append(item)
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]

@@ -1,4 +1,4 @@
-"""Runs a command in one of the Debian userlands that the tests are for, or in each of them.
+"""Runs a command in one of the Debian userlands that the tests are for, or in several of them.
 
 An environment is a debootstrap chroot. It is made when first used, kept in a cache, and made anew
 when its recipe changes or when it is too old. A command runs in it as root, in namespaces of its
@@ -71,6 +71,12 @@ class Recipe:
     release: str
     apt: str
     pip: str = ""
+    # What from PyPI builds that of `pip` which has no wheel; pip by itself takes the newest.
+    builders: str = ""
+    # A Python that this Debian does not have, from the host's pyenv.
+    python: str = ""
+    # Another Debian, whose iptables it has.
+    iptables: str = ""
 
     @property
     def venv(self) -> str:
@@ -90,7 +96,45 @@ RECIPES = {
     "debian13": Recipe("trixie", f"{TOOLS} {FROM_DEBIAN} {NETWORK_PLUGINS}"),
     # Its libraries are the oldest that setup.py and debian/control take; its pytest is too old.
     "debian11": Recipe("bullseye", f"{TOOLS} {LIBRARIES} python3-venv", TEST_TOOLS),
+    # Ubuntu's archives are not asked: its versions, from PyPI and Debian (docs/support.md).
+    "ubuntu2204": Recipe(
+        "bookworm",
+        f"{TOOLS} python3 gcc libc6-dev libyaml-dev",
+        "kubernetes==12.0.1 sh==1.14.2 PyYAML==5.4.1 prometheus-client==0.9.0"
+        f" cryptography==3.4.8 urllib3==1.26.5 {TEST_TOOLS}",
+        builders="setuptools wheel 'Cython<3'",
+        python="3.10",
+        iptables="bullseye",
+    ),
+    "ubuntu2404": Recipe(
+        "bookworm",
+        f"{TOOLS} python3",
+        "kubernetes==22.6.0 sh==1.14.2 PyYAML==6.0.1 prometheus-client==0.19.0"
+        f" cryptography==41.0.7 urllib3==2.0.7 {TEST_TOOLS}",
+        python="3.12",
+    ),
 }
+# What `make test` and `make support` run in.
+TESTED = ("newest", "oldest", "debian12", "debian13", "debian11")
+SUPPORTED = ("debian11", "ubuntu2204", "ubuntu2404")
+# Those of `make test` in which all runs that libraries or iptables may differ in.
+EVERYWHERE = TESTED[:-1]
+TOGETHER = {"all": TESTED, "support": SUPPORTED}
+
+# Has apt take iptables from another release, and nothing else.
+IPTABLES_OF = """
+sed 's/ {recipe.release} / {recipe.iptables} /' /etc/apt/sources.list \
+>/etc/apt/sources.list.d/iptables.list
+cat >/etc/apt/preferences.d/iptables <<END
+Package: *
+Pin: release n={recipe.iptables}
+Pin-Priority: -1
+
+Package: iptables libip4tc2 libip6tc2 libxtables12
+Pin: release n={recipe.iptables}
+Pin-Priority: 1001
+END
+"""
 
 # Run last of all in a new environment: its presence says that the environment is whole.
 WRITE_VERSIONS = """
@@ -125,17 +169,35 @@ class Result:
     name: str
     status: int = NOT_MADE
     seconds: float = 0.0
+    tests: str = "-"
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def steps(recipe: Recipe) -> list[str]:
     """The shell scripts that make the environment out of a bare Debian."""
     scripts = [apt(recipe.apt)]
+    if recipe.iptables:
+        scripts.insert(0, IPTABLES_OF.format(recipe=recipe))
+    python = "$(ls /usr/bin/python3.* | grep -x '.*/python3[.][0-9]*' | sort -V | tail -n 1)"
+    if recipe.python:
+        python = f"/opt/python/bin/python{recipe.python}"
+        scripts.append("echo /opt/python/lib >/etc/ld.so.conf.d/python.conf && ldconfig")
     if recipe.pip:
-        newest = "$(ls /usr/bin/python3.* | grep -x '.*/python3[.][0-9]*' | sort -V | tail -n 1)"
         pip = "/venv/bin/pip install --no-cache-dir --upgrade"
-        scripts.append(f"{newest} -m venv {recipe.venv}/venv && {pip} pip && {pip} {recipe.pip}")
+        install = f"{pip} {recipe.pip}"
+        if recipe.builders:
+            install = f"{pip} {recipe.builders} && {pip} --no-build-isolation {recipe.pip}"
+        scripts.append(f"{python} -m venv {recipe.venv}/venv && {pip} pip && {install}")
     return [*scripts, f"python3 -c '{WRITE_VERSIONS}'"]
+
+
+def pyenv(minor: str) -> Path:
+    """Where the host has this Python."""
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = sorted(versions.glob(f"{minor}.*"))
+    if not found:
+        raise NotMade(f"{versions} has no Python {minor} (pyenv install {minor})")
+    return found[-1]
 
 
 def location(name: str) -> Path:
@@ -154,6 +216,9 @@ async def make(name: str, root: Path) -> None:
         shutil.rmtree(abandoned)
     log = CACHE / f"{name}.build.log"
     try:
+        if recipe.python:
+            # Before the bootstrap, which takes what is already there as it is.
+            shutil.copytree(pyenv(recipe.python), part / "opt/python", symlinks=True)
         with log.open("wb") as output:
             failed = await bootstrap(recipe.release, part, steps(recipe), output)
         if failed:
@@ -209,8 +274,8 @@ async def run(
         return result
 
 
-async def run_all(command: Sequence[str], keep: bool, say: Say) -> int:
-    """Runs the command in every environment and ends with a table; 0 when all succeeded."""
+async def run_all(names: Sequence[str], command: Sequence[str], keep: bool, say: Say) -> int:
+    """Runs the command in these environments and ends with a table; 0 when all succeeded."""
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def one(name: str) -> Result:
@@ -232,14 +297,16 @@ async def run_all(command: Sequence[str], keep: bool, say: Say) -> int:
             summaries = [line for line in lines if PYTEST_SUMMARY.fullmatch(line)]
             if summaries:
                 say(summaries[-1])
+                result.tests = re.sub(r"=+ | in .*", "", summaries[-1])
             return result
 
-    results = await asyncio.gather(*(one(name) for name in RECIPES))
+    results = await asyncio.gather(*(one(name) for name in names))
     packages = ["Python", "iptables", "kubernetes", "sh", "PyYAML"]
-    rows = [["environment", *packages, "exit status", "seconds"]]
+    rows = [["environment", *packages, "tests", "exit status", "seconds"]]
     for result in results:
         versions = [result.versions.get(package, "-") for package in packages]
-        rows.append([result.name, *versions, str(result.status), f"{result.seconds:.0f}"])
+        ended = [result.tests, str(result.status), f"{result.seconds:.0f}"]
+        rows.append([result.name, *versions, *ended])
     print_table(rows)
     return int(any(result.status for result in results))
 
@@ -263,8 +330,9 @@ async def until_signalled(options: argparse.Namespace, command: Sequence[str]) -
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    if options.name == "all":
-        return await run_all(command, options.keep, lambda line: print(line, flush=True))
+    if options.name in TOGETHER:
+        names = TOGETHER[options.name]
+        return await run_all(names, command, options.keep, lambda line: print(line, flush=True))
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)  # The standard output is left to the command.
@@ -286,7 +354,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help=f"use environments older than {MAX_AGE_DAYS} days too"
     )
-    parser.add_argument("name", choices=[*RECIPES, "all"], metavar="all|NAME")
+    parser.add_argument("name", choices=[*RECIPES, *TOGETHER], metavar="all|support|NAME")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] COMMAND [ARG...]")
     options = parser.parse_args()
     command: list[str] = options.command

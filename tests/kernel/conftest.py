@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
-from tests.environments.__main__ import RECIPES
+from tests.environments import __main__ as environments
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
@@ -34,7 +34,7 @@ OTHER: Entry = ("10.19.22.57", "other", "10.231.2.62")
 OTHER6: Entry = ("fd00:19::257", "other", "fd00:231::62")
 
 # For some tests of a module that otherwise runs in fewer environments.
-EVERYWHERE = pytest.mark.once(*RECIPES)
+EVERYWHERE = pytest.mark.once(*environments.EVERYWHERE)
 
 
 @dataclass

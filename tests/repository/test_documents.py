@@ -19,6 +19,7 @@ from tests.support.documents import (
     OPERATIONS,
     README,
     STATUS_PICTURE,
+    SUPPORT,
     Document,
     Example,
     first_code,
@@ -27,7 +28,7 @@ from tests.support.documents import (
 from tests.support.places import REPOSITORY, TESTS, modules
 from tests.support.predecessors import CONTROLLER, LABEL, MANAGER
 
-DOCUMENTS = (README, OPERATIONS, FAQ, MIGRATION)
+DOCUMENTS = (README, OPERATIONS, FAQ, MIGRATION, SUPPORT)
 # Where the commands are run that need root, a cluster, or a machine of their own.
 PLAY = "ansible-playbook -i hosts -e ipvs_node_agent_package=$PWD/ipvs-node-agent.deb roll-out.yml"
 ELSEWHERE = {
