@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import socket
 import threading
@@ -59,7 +60,7 @@ def _serve(
 ) -> None:
     limit = request["limit"]
     if "waiting" in request:
-        say(**waiting.pop(request["waiting"]).ended(limit))
+        waiting.pop(request["waiting"]).end(limit, say)
         return
     try:
         call = _begin(request["command"], streams)
@@ -71,7 +72,7 @@ def _serve(
     if limit is None:
         waiting[call.pid] = _Waiting(call)
     else:
-        say(**_ended(call, limit))
+        _end(call, limit, say)
 
 
 def _begin(command: Sequence[str], streams: Sequence[BinaryIO]) -> Any:
@@ -90,8 +91,8 @@ def _begin(command: Sequence[str], streams: Sequence[BinaryIO]) -> Any:
     )
 
 
-def _ended(call: Any, limit: float) -> dict[str, object]:
-    """How `call` ends, which is killed after `limit` seconds."""
+def _end(call: Any, limit: float, say: Callable[..., None]) -> None:
+    """Tells how `call` ends, which is killed after `limit` seconds."""
     expired = threading.Event()
 
     def expire() -> None:
@@ -101,12 +102,32 @@ def _ended(call: Any, limit: float) -> dict[str, object]:
     timer = threading.Timer(limit, expire)
     timer.daemon = True
     timer.start()
-    try:
-        status = call.wait().exit_code
-    except sh.ErrorReturnCode as error:
-        status = error.exit_code
+    status = _waited(call.pid)
+    if status is None:
+        status = _collected(call)
     timer.cancel()
-    return {"status": status, "expired": expired.is_set()}
+    say(status=status, expired=expired.is_set())
+    # Behind that, as to put its threads away takes sh longer than some commands run.
+    _collected(call)
+
+
+def _waited(process: int) -> int | None:
+    """How `process` has ended, once it has; None where sh has waited for it first."""
+    try:
+        end = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if end is None:
+        return None
+    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+
+
+def _collected(call: Any) -> int:
+    """How `call` has ended, by sh's word."""
+    try:
+        return int(call.wait().exit_code)
+    except sh.ErrorReturnCode as error:
+        return int(error.exit_code)
 
 
 class _Waiting:
@@ -121,7 +142,7 @@ class _Waiting:
             wait = watch.wait
             watch.wait = lambda seconds: self._used.wait() and wait(seconds)
 
-    def ended(self, limit: float) -> dict[str, object]:
-        """See `_ended`; from now on."""
+    def end(self, limit: float, say: Callable[..., None]) -> None:
+        """See `_end`; its time begins now."""
         self._used.set()
-        return _ended(self._call, limit)
+        _end(self._call, limit, say)
