@@ -41,7 +41,7 @@ _WROTE = re.compile(
     r"IPv[46]: (?:wrote|repaired) (?:(?P<chains>\d+) chains?)?(?:, )?"
     r"(?:\d+ rules?)?.* in (?P<ms>\d+) ms$"
 )
-_MORE = re.compile(r"and (\d+) Services more$")
+_MORE = re.compile(r"and (\d+) more Services$")
 _CHANGE = re.compile(r"(?P<key>\S+/\S+): .* \((?P<ms>\d+) ms\)$")
 
 
