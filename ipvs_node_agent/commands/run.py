@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import queue
 import signal
@@ -57,6 +58,8 @@ log = logging.getLogger(__name__)
 _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 # So long events are taken out of the queue before what they change is looked after.
 _TAKING_SECONDS = 0.5
+# How long what was read of the tables at the start is kept for the first plan.
+_AHEAD_SECONDS = 60.0
 # How often kube-proxy is asked for its mode, if none of its chains and tables come or go.
 _PROXY_PERIOD = 10.0
 # How soon then; and how often, and how many times, where its word and its tables do not agree.
@@ -123,6 +126,8 @@ class _Loop:
         self._clean_due = True
         self._ready = False
         self._backend_due = 0.0
+        # Where nothing has been planned by then, what was read ahead is too old.
+        self._ahead_ends = math.inf
 
     def run(self) -> None:
         """Goes round until a signal ends it. Raises AgentError."""
@@ -163,7 +168,9 @@ class _Loop:
         signal.signal(signal.SIGHUP, lambda *_: self._inbox.put(self._reload))
         self._monitoring.configure(self._config)
         self._status_socket.start()
+        self._publish()
         self._kernel.look_ahead()
+        self._ahead_ends = time.monotonic() + _AHEAD_SECONDS
 
     def _follow(self) -> Following:
         return Following(
@@ -227,8 +234,11 @@ class _Loop:
         if self._agent.serves:
             self._after_sync()
         self._publish()
-        due = min(due, self._manager.sign_due)
+        due = min(due, self._manager.sign_due, self._ahead_ends)
         self._work_off(max(0.0, due - time.monotonic()))
+        if time.monotonic() >= self._ahead_ends:
+            self._ahead_ends = math.inf
+            self._kernel.forget_ahead()
         if not self._stopped.is_set() and time.monotonic() >= self._backend_due:
             self._choose_backend()
 

@@ -21,7 +21,8 @@ from ipvs_node_agent.iptables.backends import Kernel, installed
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.conntrack import flows_to
 from ipvs_node_agent.iptables.proxymode import proxy_mode
-from ipvs_node_agent.iptables.table import BACKENDS, may_read, saved_table
+from ipvs_node_agent.iptables.saved import saved_table
+from ipvs_node_agent.iptables.table import BACKENDS, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, Address, Family
 from ipvs_node_agent.model.objects import Candidate, Snapshot
 from ipvs_node_agent.nat.chains import NAT

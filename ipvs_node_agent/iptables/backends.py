@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,7 +15,8 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import command
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.programmer import Programmer, Writes
-from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read, saved_table
+from ipvs_node_agent.iptables.saved import saved_table
+from ipvs_node_agent.iptables.table import AHEAD_LIMIT, BACKENDS, NFT, KernelTable, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family
 from ipvs_node_agent.nat.chains import FILTER, NAT, OWN_INPUT_CHAIN, owner
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
@@ -107,8 +109,16 @@ class Kernel:
 
     def look_ahead(self) -> None:
         """Starts to look at the tables, while it is not known yet what they are to hold."""
+        end = time.monotonic() + AHEAD_LIMIT
         for table in self._tables:
-            table.look_ahead()
+            # One that hangs makes the next one wait.
+            if time.monotonic() < end:
+                table.look_ahead()
+
+    def forget_ahead(self) -> None:
+        """Gives up what was looked at too long ago."""
+        for table in self._tables:
+            table.forget_ahead()
 
     def close(self) -> None:
         """Listens to the tables no more."""

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from ipvs_node_agent.host.kubeproxy import answers
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.table import BACKENDS, NFT, may_read, saved_table
+from ipvs_node_agent.iptables.saved import saved_table
+from ipvs_node_agent.iptables.table import BACKENDS, NFT, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.nft import listing
 from ipvs_node_agent.processes.launcher import Launcher

@@ -13,6 +13,7 @@ from typing import Callable, Protocol, TypeVar
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables.command import Command, TableError
+from ipvs_node_agent.iptables.saved import ends, saved_table, whole_if_told
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
@@ -29,15 +30,12 @@ T = TypeVar("T")
 NFT, LEGACY = "nft", "legacy"
 BACKENDS = (NFT, LEGACY)
 
+# What a look may take that nobody waits for yet, in seconds.
+AHEAD_LIMIT = 10
 # A restore input of so many characters changes more than the kernel could tell.
 _LOUD = 1 << 20
-# So many characters at its end are enough to tell whether a saved table is whole.
-_LAST = 4096
-# What iptables-nft-save prints in place of a table with rules that only nft can show.
-_INCOMPATIBLE = re.compile(r"# Table .* is incompatible")
 # So many of those who changed a table are named at most.
 _MOST_NAMED = 3
-_FIRST_RULE = re.compile(r"^(\[\d+:\d+\] )?-A ", re.MULTILINE)
 # Anybody may name a chain so that it is more than one word of an input.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 
@@ -148,15 +146,14 @@ class KernelTable:
     def save(self) -> str:
         """The table as iptables-save prints it; empty where the kernel has none yet."""
         self._finish()
-        ahead, self._ahead = self._ahead, None
-        text = _printed_by(ahead, self._name) if ahead is not None else None
+        text = self._seen_ahead()
         if text is None:
             self._begin_look()
             if not (self._makes or may_read(self._family, self._backend, self._name)):
                 return ""
             text = saved_table(self._launcher, self._save, self._name)
         if self._monitor is not None:
-            begin, _ = _ends(text)
+            begin, _ = ends(text)
             names = (line[1:].partition(" ")[0] for line in begin if line[:1] == ":")
             self._monitor.knows(names, text.count(f"\n-A {self._mark} "))
         return text
@@ -169,13 +166,30 @@ class KernelTable:
         self.looked()
         self._look(self._seen.look)
 
+    def _seen_ahead(self) -> str | None:
+        """What was read ahead; None where nothing was, or somebody has done anything since."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or self._monitor is None:
+            return None
+        text = whole_if_told(ahead, self._name)
+        return None if _readable(self._monitor) else text
+
+    def forget_ahead(self) -> None:
+        """Gives up what was read ahead, and listens no more where it was."""
+        if self._ahead is not None:
+            self.close()
+
     def look_ahead(self) -> None:
-        """Starts the look that `save` will want, where what happens from now on will be told."""
+        """Starts the look that `save` will want, where what happens from now on will be told.
+
+        Until then nobody takes what is told, so it is to be soon.
+        """
         if self._backend == NFT:
             self._begin_look()
         if self._monitor is not None:
             with suppress(TableError):
-                self._ahead = start_save(self._launcher, self._save, self._name)
+                arguments = ["-t", self._name]
+                self._ahead = command.start(self._launcher, self._save, arguments, AHEAD_LIMIT)
 
     def reread(self) -> Amendment | None:
         """See `Table`."""
@@ -347,57 +361,19 @@ class KernelTable:
     def close(self) -> None:
         """See `Table`."""
         self._finish()
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            _printed_by(ahead, self._name)
+        self._seen_ahead()
         self._stop_listening()
         self._again = None
         if self._spares is not None:
             self._spares.close()
 
 
+def _readable(one: NftMonitor) -> bool:
+    waiting = select.poll()
+    waiting.register(one, select.POLLIN)
+    return bool(waiting.poll(0))
+
+
 def may_read(family: Family, backend: str, table: str = NAT) -> bool:
     """Whether `table` can be read as it is; asking for a legacy one that is not there makes it."""
     return backend != LEGACY or table in legacytable.names(family.version)
-
-
-def saved_table(launcher: Launcher, save: str, table: str, *options: str) -> str:
-    """What `save`, one of iptables' commands, prints of `table`; empty where there is none yet.
-
-    Its status alone proves nothing: of a table that it cannot show, iptables-nft-save prints a
-    comment and ends well. So either it prints the whole table, or nothing. Raises TableError.
-    """
-    return _whole(start_save(launcher, save, table, *options), table)
-
-
-def start_save(launcher: Launcher, save: str, table: str, *options: str) -> Command:
-    """Starts `save`, one of iptables' commands, for `table`. Raises TableError."""
-    return command.start(launcher, save, [*options, "-t", table])
-
-
-def _whole(running: Command, table: str) -> str:
-    text = running.result()
-    begin, end = _ends(text)
-    if any(_INCOMPATIBLE.match(line) for line in begin):
-        raise command.foreign(running.name)
-    if all(line.startswith("#") for line in begin if line):
-        return ""
-    if f"*{table}" not in begin or "COMMIT" not in end:
-        raise TableError(running.name, f"printed an incomplete table {table}")
-    return text
-
-
-def _printed_by(running: Command, table: str) -> str | None:
-    """What it printed of the whole table; None where it is to be asked for again."""
-    try:
-        return _whole(running, table)
-    except TableError as error:
-        log.debug("looking at the table again: %s", error)
-        return None
-
-
-def _ends(text: str) -> tuple[list[str], list[str]]:
-    """The lines of a saved table before its first rule, and its last ones."""
-    rule = _FIRST_RULE.search(text)
-    begin = text[: rule.start()] if rule else text
-    return begin.split("\n"), text[-_LAST:].split("\n")

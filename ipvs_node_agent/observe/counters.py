@@ -23,7 +23,7 @@ from typing import Callable, NamedTuple
 from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.iptables.command import IDLE, TableError, launch
 from ipvs_node_agent.iptables.programmer import Writes
-from ipvs_node_agent.iptables.table import saved_table
+from ipvs_node_agent.iptables.saved import saved_table
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import owner

@@ -123,7 +123,9 @@ class Launcher:
             raise LaunchError("it has not begun")
         # First, as who waits for its end would else be in its way on a machine with two cores.
         give()
-        _send(peer, (), waiting=waiting.process, limit=limit)
+        # Who cannot be told is dead, and how the command ended will never be known.
+        with suppress(LaunchError):
+            _send(peer, (), waiting=waiting.process, limit=limit)
         self._running = Running(peer, waiting.process)
         return self._running
 

@@ -10,6 +10,7 @@ no longer used where the program was replaced on the disk meanwhile.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -17,8 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 from ipvs_node_agent.processes.launcher import Launcher, LaunchError, Running, Waiting
 
-# What a pipe takes at once. Who has more to say has more to wait for than a start.
-MOST = 1 << 16
+# The size of a pipe (fcntl(2)): the kernel gives less where a user has many of them.
+_F_GETPIPE_SZ = 1032
 # For one that is not needed any more, in seconds: its input ends.
 _LEAVING = 10.0
 
@@ -37,6 +38,8 @@ class _Spare(NamedTuple):
     program: _Program
     waiting: Waiting
     given: BinaryIO
+    # What it takes at once, in bytes. Who has more to say has more to wait for than a start.
+    most: int
     streams: Streams
 
 
@@ -58,19 +61,23 @@ class Spares:
             reading, writing = os.pipe()
             with open(reading, "rb", buffering=0) as read:
                 given = files.enter_context(open(writing, "wb", buffering=0))
+                # To wait for who reads would be to wait without a limit.
+                os.set_blocking(writing, False)
+                most = fcntl.fcntl(writing, _F_GETPIPE_SZ)
                 streams = Streams(*(files.enter_context(memory_file()) for _ in range(2)))
                 program = _program(command)
                 waiting = self._launcher.begin(command, (read, *streams))
             files.pop_all()
-            self._kept[tuple(command)] = _Spare(program, waiting, given, streams)
+            self._kept[tuple(command)] = _Spare(program, waiting, given, most, streams)
 
     def start(
         self, command: Sequence[str], limit: float, given: bytes
     ) -> tuple[Running, Streams] | None:
         """Gives the one that waits its input, as `Launcher.start` would; None without one."""
-        if len(given) > MOST or tuple(command) not in self._kept:
+        spare = self._kept.get(tuple(command))
+        if spare is None or len(given) > spare.most:
             return None
-        spare = self._kept.pop(tuple(command))
+        del self._kept[tuple(command)]
         with ExitStack() as files:
             for stream in spare.streams:
                 files.enter_context(stream)
@@ -97,7 +104,8 @@ class Spares:
 
 def _give(spare: _Spare, text: bytes) -> None:
     with spare.given:
-        spare.given.write(text)
+        if spare.given.write(text) != len(text):
+            raise BlockingIOError("it does not take its input")
 
 
 def memory_file() -> BinaryIO:

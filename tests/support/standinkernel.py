@@ -54,6 +54,9 @@ class StandInKernel:
     def look_ahead(self) -> None:
         """To look at these tables takes no time."""
 
+    def forget_ahead(self) -> None:
+        """Nothing was looked at."""
+
     def close(self) -> None:
         """Nobody listens to these tables."""
 

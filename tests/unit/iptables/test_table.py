@@ -1,4 +1,4 @@
-"""What a saved table is taken for, and what a table tells of itself since it was read."""
+"""What a table tells of itself since it was read."""
 
 from __future__ import annotations
 
@@ -10,56 +10,11 @@ import pytest
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables import table as tables
-from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since, saved_table
+from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nft.monitor import Heard, Touched
 from ipvs_node_agent.processes.launcher import Launcher
-
-EMPTY = "*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
-
-
-@pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the commands print, one after the other; the last one again and again."""
-    texts = [EMPTY]
-
-    class Ended:
-        name = "iptables-save"
-
-        def result(self) -> str:
-            return texts.pop(0) if len(texts) > 1 else texts[0]
-
-    monkeypatch.setattr(command, "start", lambda *_, **__: Ended())
-    return texts
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("# Table `nat' is incompatible, use 'nft' tool.\n", "made with nft"),
-        ("*nat\n:OUTPUT ACCEPT [0:0]\n", "an incomplete table"),
-        ("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j RETURN\n-A OUT", "an incomplete table"),
-        ("*filter\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n", "an incomplete table"),
-        ("no such command\n", "an incomplete table"),
-    ],
-)
-def test_what_is_no_whole_table_is_none_whatever_the_exit_status(
-    text: str, why: str, printed: list[str]
-) -> None:
-    printed[:] = [text]
-    with pytest.raises(TableError, match=why):
-        saved_table(Launcher({}), "iptables-nft-save", "nat")
-
-
-@pytest.mark.parametrize("text", ["", "# Warning: iptables-legacy tables present\n"])
-def test_a_table_that_is_not_there_is_empty(text: str, printed: list[str]) -> None:
-    printed[:] = [text]
-    assert saved_table(Launcher({}), "iptables-nft-save", "nat") == ""
-
-
-# What it tells since it was read.
 
 
 def made(backend: str) -> KernelTable:

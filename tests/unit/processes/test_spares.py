@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_node_agent.processes.launcher import End, Launcher
-from ipvs_node_agent.processes.spares import MOST, Spares, memory_file
+from ipvs_node_agent.processes import launcher
+from ipvs_node_agent.processes.launcher import End, Launcher, LaunchError
+from ipvs_node_agent.processes.spares import Spares, memory_file
 from tests.support.processes import children, has_ended
 from tests.support.waiting import eventually
 
 FOR_LONG = 60.0
+F_SETPIPE_SZ = 1031
 # In this many seconds it would look more than once.
 _WINDOW = 2.5
 
@@ -24,8 +27,8 @@ _WINDOW = 2.5
 class Bed:
     """A program that waits for its input, as those do that are kept ready."""
 
-    def __init__(self, launcher: Launcher, files: ExitStack, program: Path) -> None:
-        self.launcher, self.spares, self.files = launcher, Spares(launcher), files
+    def __init__(self, made: Launcher, files: ExitStack, program: Path) -> None:
+        self.launcher, self.spares, self.files = made, Spares(made), files
         self.command = [str(program), "an argument"]
         self.begun = program.with_name("begun")
         self.write(program, 'read line; echo "$1: $line"; exit 3')
@@ -69,10 +72,10 @@ class Bed:
 
 @pytest.fixture
 def bed(tmp_path: Path) -> Iterator[Bed]:
-    launcher = Launcher(os.environ)
+    made = Launcher(os.environ)
     with ExitStack() as files:
-        files.callback(launcher.close)
-        yield Bed(launcher, files, tmp_path / "program")
+        files.callback(made.close)
+        yield Bed(made, files, tmp_path / "program")
 
 
 def test_it_is_the_process_that_was_there_and_does_what_it_is_given(bed: Bed) -> None:
@@ -130,12 +133,47 @@ def test_one_of_a_program_that_was_replaced_is_not_used(bed: Bed, tmp_path: Path
     eventually(lambda: has_ended(there), "its end")
 
 
-def test_what_a_pipe_does_not_take_at_once_is_for_another(bed: Bed) -> None:
+def test_what_a_pipe_does_not_take_at_once_is_for_another(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel gives less where a user has many pipes (pipe(7), pipe-user-pages-soft)."""
+    pipe = os.pipe
+
+    def narrow() -> tuple[int, int]:
+        reading, writing = pipe()
+        fcntl.fcntl(writing, F_SETPIPE_SZ, 4096)
+        return reading, writing
+
+    monkeypatch.setattr(os, "pipe", narrow)
     there = bed.keep()
-    assert bed.give(b"." * (MOST + 1)) is None
-    end = bed.give(b"." * (MOST - 1) + b"\n")
+    assert bed.give(b"." * 4097) is None
+    end = bed.give(b"." * 4095 + b"\n")
     assert end is not None
     assert end[2] == there
+
+
+def test_one_that_does_not_read_holds_nobody_up(bed: Bed) -> None:
+    there = bed.keep()
+    os.kill(there, signal.SIGSTOP)
+    ended = bed.give(b"given\n", limit=0.3)
+    assert ended is not None
+    assert ended[0] == End(-signal.SIGKILL, True)
+
+
+def test_where_nobody_can_tell_how_it_ended_it_is_not_run_again(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = bed.keep()
+    (launched,) = children()
+
+    def send(*_: object, **__: object) -> None:
+        os.kill(launched, signal.SIGKILL)
+        raise LaunchError("it has just died")
+
+    monkeypatch.setattr(launcher, "_send", send)
+    with pytest.raises(LaunchError):
+        bed.give(b"given\n")
+    assert bed.processes == [there]
 
 
 def test_where_the_process_dies_that_starts_commands_there_is_none(bed: Bed) -> None:
