@@ -10,7 +10,7 @@ AGENT_PACKAGES := python3-kubernetes python3-sh python3-yaml python3-cryptograph
 DEMO_PACKAGES := iptables iproute2 $(AGENT_PACKAGES) python3-aiohttp python3-trustme
 PYTEST_PACKAGES := python3-pytest python3-hypothesis python3-trustme
 DEB_TEST_PACKAGES := lintian systemd bash-completion zsh fish bsdutils groff mandoc git $(PYTEST_PACKAGES)
-RELEASE_PACKAGES := python3-build python3-venv python3-setuptools python3-wheel gnupg git
+RELEASE_PACKAGES := dpkg-dev python3-build python3-venv python3-setuptools python3-wheel gnupg git
 NODE_TEST_PACKAGES := qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 $(AGENT_PACKAGES) $(PYTEST_PACKAGES)
 
 .PHONY: help demo deb completion deb-test release release-test test support cluster-test node-test lint bench dashboard packages prepare kubernetes images
@@ -34,7 +34,7 @@ deb-test: ## Build it twice, and check it in every way that needs no machine of 
 
 release: ## Make a release of the tagged commit in dist/release, signed with KEY=GPG_KEY_ID
 	@packaging/build/install-missing $(RELEASE_PACKAGES)
-	@KEY=$(KEY) packaging/build/release
+	@KEY='$(KEY)' packaging/build/release
 
 release-test: ## Make a release twice in scratch clones, look at what is in it, and install it with apt (ten minutes)
 	@packaging/build/install-missing $(RELEASE_PACKAGES) $(PYTEST_PACKAGES) $(AGENT_PACKAGES) debootstrap groff mandoc reprepro

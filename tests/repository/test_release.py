@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -20,6 +21,7 @@ from ipvs_node_agent import __version__
 from tests.support.places import PACKAGING, REPOSITORY
 
 RELEASE: dict[str, Any] = runpy.run_path(str(PACKAGING / "build" / "release"))
+BUILDS = "build-deb failed: it builds\n"
 NOTES = "### Fixed\n\n- One fault.\n"
 HEADING = f"## [{__version__}] - 2026-01-01"
 AUTHOR = {
@@ -27,6 +29,13 @@ AUTHOR = {
     for who in ("AUTHOR", "COMMITTER")
     for what in ("NAME", "EMAIL")
 }
+NO_CONFIGURATION = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of the caller, without what has git look elsewhere or ask somebody."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {**own, **AUTHOR, **NO_CONFIGURATION, **more}
 
 
 class Tree:
@@ -37,7 +46,9 @@ class Tree:
         for name in ("build/release", "build/check-versions"):
             self._copy(PACKAGING / name)
         self._copy(REPOSITORY / "ipvs_node_agent" / "__init__.py")
-        self._copy(REPOSITORY / "debian" / "changelog")
+        for name in ("changelog", "control"):
+            self._copy(REPOSITORY / "debian" / name)
+        self.maintained_by("test <test@invalid>")
         self.write(
             "CHANGELOG.md", f"# Changelog\n\n{HEADING}\n\n{NOTES}\n## [0.0.1] - 2025-01-01\n\n- x\n"
         )
@@ -59,9 +70,14 @@ class Tree:
         assert old in text
         self.write(name, text.replace(old, new, 1))
 
+    def maintained_by(self, who: str) -> None:
+        control = (self.root / "debian" / "control").read_text()
+        changed = re.sub("^Maintainer: .+$", f"Maintainer: {who}", control, flags=re.MULTILINE)
+        self.write("debian/control", changed)
+
     def git(self, *arguments: str) -> None:
         command = ["git", *arguments]
-        subprocess.run(command, cwd=self.root, check=True, env={**os.environ, **AUTHOR}, timeout=60)
+        subprocess.run(command, cwd=self.root, check=True, env=environment(), timeout=60)
 
     def commit(self, tag: str = f"v{__version__}") -> None:
         self.git("add", "--all")
@@ -69,7 +85,7 @@ class Tree:
         if tag:
             self.git("tag", tag)
 
-    def release(self, key: str = "") -> str:
+    def release(self, key: str = "", **variables: str) -> str:
         """What it says when it makes none."""
         command = [self.root / "packaging" / "build" / "release", self.root / "made"]
         done = subprocess.run(
@@ -77,7 +93,7 @@ class Tree:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "KEY": key},
+            env=environment(KEY=key, **variables),
             timeout=60,
         )
         assert done.returncode == 1
@@ -96,7 +112,54 @@ def tree(tmp_path: Path) -> Tree:
 
 def test_a_clean_tagged_commit_is_built(tree: Tree) -> None:
     tree.commit()
-    assert tree.release() == "build-deb failed: it builds\n"
+    assert tree.release() == BUILDS
+
+
+@pytest.mark.parametrize("how", ["--assume-unchanged", "--skip-worktree"])
+def test_the_commit_is_built_where_git_overlooks_a_change(tree: Tree, how: str) -> None:
+    tree.commit()
+    tree.git("update-index", how, "packaging/build/build-deb", "CHANGELOG.md")
+    tree.replace("packaging/build/build-deb", "it builds", "something else")
+    (tree.root / "CHANGELOG.md").unlink()
+    assert tree.release() == BUILDS
+
+
+def test_the_commit_is_built_where_git_overlooks_modes(tree: Tree) -> None:
+    tree.commit()
+    tree.git("config", "core.fileMode", "false")
+    (tree.root / "packaging/build/build-deb").chmod(0o644)
+    assert tree.release() == BUILDS
+
+
+def test_the_commit_is_built_whatever_is_checked_out_meanwhile(tree: Tree) -> None:
+    build, root = "packaging/build/build-deb", tree.root
+    # The first that runs out of the commit is check-versions.
+    check = "packaging/build/check-versions"
+    another = f"echo '#!/bin/sh' >{root / build}; git -C {root} commit -qam later"
+    tree.write(check, f"#!/bin/sh\n{another}\n")
+    tree.commit()
+    assert tree.release() == BUILDS
+    assert "it builds" not in (root / build).read_text()
+
+
+def test_what_is_missing_is_one_line(tree: Tree) -> None:
+    tree.commit()
+    tools = tree.root.with_name("tools")
+    tools.mkdir()
+    for name in ("git", "tar"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    said = tree.release(PATH=str(tools))
+    assert said == "dpkg-parsechangelog is missing (make release installs it)\n"
+
+
+def test_make_hands_a_key_on_as_it_is() -> None:
+    if not shutil.which("make"):
+        pytest.skip("the package make is not installed")
+    key = "Ann B <ann@invalid>; $HOME"
+    command = ["make", "--no-print-directory", "--dry-run", "release"]
+    command.append(f"KEY={key.replace('$', '$$')}")
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout.splitlines()[-1])[0] == f"KEY={key}"
 
 
 DIFFER = "check-versions failed: check-versions: versions differ"
@@ -125,6 +188,11 @@ REFUSED: list[tuple[str, Callable[[Tree], object], str]] = [
         "an unreleased package",
         lambda tree: tree.replace("debian/changelog", ") unstable", ") UNRELEASED"),
         f"debian/changelog says {__version__} for UNRELEASED: wanted {__version__}",
+    ),
+    (
+        "the placeholder for who maintains it",
+        lambda tree: tree.maintained_by("nobody <nobody@packages.example>"),
+        "Maintainer in debian/control is a placeholder: nobody <nobody@packages.example>",
     ),
     (
         "no date",
@@ -196,6 +264,17 @@ def test_a_key_that_is_not_there_is_refused_before_anything_is_built(
     monkeypatch.setenv("GNUPGHOME", str(tmp_path_factory.mktemp("gnupg")))
     tree.commit()
     assert tree.release("absent@invalid").startswith("gpg failed: ")
+
+
+def test_the_packages_own_test_leaves_a_release_where_it_is(tmp_path: Path) -> None:
+    script = (PACKAGING / "build" / "deb-test").read_text()
+    [clears] = re.findall("^rm -f dist/.+$", script, re.MULTILINE)
+    release = tmp_path / "dist" / "release"
+    release.mkdir(parents=True)
+    for name in ("old.deb", "old.changes", "old.buildinfo", "release/kept.deb"):
+        (tmp_path / "dist" / name).touch()
+    subprocess.run(["bash", "-c", clears], cwd=tmp_path, check=True, timeout=60)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["kept.deb"]
 
 
 def test_the_notes_are_the_section_of_the_version() -> None:
