@@ -60,7 +60,8 @@ def pool(settings: Settings, context: ssl.SSLContext) -> urllib3.PoolManager:
         "cert_reqs": context.verify_mode,
         "socket_options": _SOCKET_OPTIONS,
     }
-    if settings.server_name:
+    # A connection without TLS takes no such option.
+    if settings.server_name and settings.server.lower().startswith("https:"):
         options["server_hostname"] = settings.server_name
     opened = urllib3.PoolManager(**options)
     if settings.proxy:

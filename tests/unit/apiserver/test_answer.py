@@ -113,6 +113,15 @@ def test_it_can_be_ended_while_it_is_waited_for(asked: Asked) -> None:
     assert isinstance(asking.got(), Superseded)
 
 
+def test_a_server_name_changes_nothing_without_tls(tmp_path: Path) -> None:
+    with RawServer(HEADS["a length"]) as server:
+        content = document({}, server=server.url, **{"tls-server-name": "api.invalid"})
+        api = Api(write(tmp_path / "kubeconfig", content))
+        with api.get("/x", {}, "watch services", 10.0) as answer:
+            server.asked().sendall(b"abcdef")
+            assert b"".join(answer.pieces()) == b"abcdef"
+
+
 @pytest.mark.parametrize(
     ("head", "way", "again"),
     [
