@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,8 +90,10 @@ def pki() -> Pki:
 def kubeconfig_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads kubeconfigs without a process of its own, which takes half a second each time.
 
-    unit/kubeconfig/test_reader.py shows that both ways give the same.
+    unit/kubeconfig/test_reader.py shows that both ways give the same. The first import compiles the
+    package, which may take longer than a test waits for an answer: it is not made while one waits.
     """
+    importlib.import_module("kubernetes.config")
     monkeypatch.setattr(Reader, "_read_elsewhere", lambda reader: settings(reader.path))
 
 

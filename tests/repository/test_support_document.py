@@ -49,3 +49,31 @@ def test_the_versions_of_kubernetes_are_those_that_are_built() -> None:
 
 def test_the_record_has_every_environment_of_make_support() -> None:
     assert [row[0] for row in SUPPORT.table("Record")] == [f"`{name}`" for name in SUPPORTED]
+
+
+def whole(environment: str) -> bool:
+    """Whether its record says when all of it passed, which `make test` says of the others."""
+    if environment not in SUPPORTED:
+        return True
+    [row] = [row[1:] for row in SUPPORT.table("Record") if row[0] == f"`{environment}`"]
+    date, tests = row
+    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", date) and re.fullmatch(r"\d+ passed", tests))
+
+
+def test_what_is_proved_has_a_record_without_a_failure() -> None:
+    cells = [cell for _, *row in SUPPORT.table("Distributions") for cell in row]
+    claims = [cell for cell in cells if "not tested" not in cell]
+    for name in SUPPORTED:
+        assert whole(name) or not any(f"`{name}`" in claim for claim in claims), name
+
+
+def test_readme_calls_proved_what_the_table_does() -> None:
+    [[_, proved, _]] = [row for row in README.table("Where it runs") if row[0].startswith("Python")]
+    named = [
+        f"{kind} {version}".strip()
+        for kind, _, versions in (each.partition(" ") for each in proved.split("; "))
+        for version in versions.split(", ")
+    ]
+    libraries = {row[0]: row[1] for row in SUPPORT.table("Distributions")}
+    assert named == [*(each for each in libraries if "not tested" not in libraries[each]), "newest"]
+    assert all(whole(each.lower().replace(" ", "").replace(".", "")) for each in named)
