@@ -105,7 +105,7 @@ class Launcher:
         It has no time limit until `use`. Raises LaunchError.
         """
         if self._server is None:
-            raise LaunchError("no process to start it")
+            raise LaunchError("the process that starts commands has ended")
         waiting = Waiting(self._server[1])
         _send(waiting.peer, streams, command=list(command), limit=None)
         self._begun.append(waiting)
@@ -120,7 +120,7 @@ class Launcher:
         self._alive()
         peer = self._peer()
         if waiting.peer is not peer or not waiting.process:
-            raise LaunchError("it has not begun")
+            raise LaunchError("the process that starts commands has ended")
         # First, as who waits for its end would else be in its way on a machine with two cores.
         give()
         # Who cannot be told is dead, and how the command ended will never be known.

@@ -65,6 +65,8 @@ def test_packets_are_counted_through_rewrites_of_their_chain(wired: Topology, be
         bed.put((f"10.19.30.{turn}", name, "10.231.9.9"))
         bed.agent.said(f"default/{name}: ")
         assert counted(bed) == expected
+    known = 'ipvs_node_agent_services{ip_family="IPv4"} 3'
+    eventually(lambda: known in page(bed, "/metrics")[1], "all Services in the metrics")
     text = page(bed, "/metrics")[1]
     assert not faults(text)
     if promtool.THERE:
