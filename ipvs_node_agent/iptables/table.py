@@ -172,7 +172,12 @@ class KernelTable:
         if ahead is None or self._monitor is None:
             return None
         text = whole_if_told(ahead, self._name)
-        return None if _readable(self._monitor) else text
+        if _readable(self._monitor):
+            # The next look hears anew. To take in what was told, as of our own write of another
+            # table, would take longer than that look.
+            self._stop_listening()
+            return None
+        return text
 
     def forget_ahead(self) -> None:
         """Gives up what was read ahead, and listens no more where it was."""
