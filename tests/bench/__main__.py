@@ -1,5 +1,6 @@
 """`python3 -m tests.bench full|start|quick|fleet|fleet-quick` measures and prints figures as JSON.
 
+`full` prints each part as it ends, on a line of its own, and `full PART...` measures these alone.
 `report DIRECTORY` makes docs/benchmarks.md and the plots of the files that the others printed, and
 `report-fleet FILE` its section about a fleet.
 """
@@ -11,13 +12,16 @@ import os
 import platform
 import re
 import sys
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Callable
 
 from ipvs_node_agent.iptables.table import BACKENDS
 from tests.bench import connections, drift, fleet, priorart, rival, times, work
 from tests.bench.beside import beside
 from tests.bench.grid import grid
-from tests.bench.measures import FULL, QUICK, Figures, Scale
+from tests.bench.measures import FULL, QUICK, Figures, Scale, say
 
 
 def machine() -> Figures:
@@ -34,20 +38,32 @@ def machine() -> Figures:
     }
 
 
-def full() -> Figures:
-    """Everything, in one run."""
-    return {
-        "machine": machine(),
-        "beside": beside(FULL),
-        "walks": connections.walks(50_000),
-        "agent": [work.agent(FULL, backend) for backend in BACKENDS],
-        "changes": changes(FULL),
-        "starts": [times.start(*each) for each in FULL.starts],
-        "drift": [drift.measure(*each) for each in FULL.drift],
-        "grid": grid(*FULL.grid),
-        "connections": connections.connections(FULL),
-        "prior_art": priorart.prior_arts(FULL),
-    }
+PARTS: Mapping[str, Callable[[], Any]] = {
+    "machine": machine,
+    "beside": lambda: beside(FULL),
+    "agent": lambda: [work.agent(FULL, backend) for backend in BACKENDS],
+    "changes": lambda: changes(FULL),
+    "starts": lambda: [times.start(*each) for each in FULL.starts],
+    "drift": lambda: [drift.measure(*each) for each in FULL.drift],
+    "connections": lambda: connections.connections(FULL),
+    "grid": lambda: grid(*FULL.grid),
+    "walks": lambda: connections.walks(50_000),
+    "prior_art": lambda: priorart.prior_arts(FULL),
+}
+
+
+def full(parts: Sequence[str]) -> int:
+    """Measures everything, or these parts; the exit status. One that fails keeps none from it."""
+    failed = []
+    for name in parts or PARTS:
+        try:
+            print(json.dumps({name: PARTS[name]()}), flush=True)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+    if failed:
+        say(f"failed: {', '.join(failed)}")
+    return int(bool(failed))
 
 
 def changes(scale: Scale) -> list[Figures]:
@@ -101,7 +117,6 @@ def quick() -> Figures:
 def main(arguments: list[str]) -> int:
     """Measures, or reports; gives the exit status."""
     commands = {
-        "full": full,
         "start": start,
         "quick": quick,
         "fleet": fleet.measure,
@@ -117,6 +132,8 @@ def main(arguments: list[str]) -> int:
 
         report_fleet(json.loads(Path(arguments[1]).read_text()))
         return 0
+    if arguments[:1] == ["full"] and PARTS.keys() >= set(arguments[1:]):
+        return full(arguments[1:])
     if len(arguments) != 1 or arguments[0] not in commands:
         print(__doc__, file=sys.stderr)
         return 2

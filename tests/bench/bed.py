@@ -21,6 +21,8 @@ from typing import Any, Callable, NamedTuple
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.objects import Service
 from ipvs_node_agent.nft.monitor import listen, messages
+from tests.bench.connections import restore_all
+from tests.bench.measures import ruleset
 from tests.support.agentprocess import AgentProcess, agent_process
 from tests.support.apiserver import ApiServer
 from tests.support.fleet import NODE, raw, raw_node
@@ -150,6 +152,17 @@ class BenchBed:
         status = Path(f"/proc/{self.agent.pid}/status").read_text()
         (found,) = re.findall(rf"^{what}:\s+(\d+) kB", status, re.MULTILINE)
         return int(found) / 1024
+
+
+@contextmanager
+def bare_bed(backend: str, services: dict[str, Service]) -> Iterator[Namespace]:
+    """A node with the rules of `services`, and nobody who would mend them."""
+    with namespaces("bare") as (bare,):
+        for family in FAMILIES:
+            add_mark_masq(bare, family, backend)
+        if services:
+            restore_all(bare, IPV4, backend, ruleset(services, IPV4))
+        yield bare
 
 
 def bare_change(namespace: Namespace, backend: str, number: int) -> float:

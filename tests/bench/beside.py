@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -83,8 +84,14 @@ def beside(scale: Scale) -> Figures:
             say(f"beside: {name}: changes and repairs")
             found[name].update(_agent_at_work(bed, scale))
         for name, rival in rivals.items():
-            say(f"beside: {name}: changes and repairs")
+            say(f"beside: {name}: changes")
             found[name].update(_rival_at_work(rival, scale))
+        if scale.rival_repairs and rivals:
+            say(f"beside: kube-proxy: repairs, at once, {_REPAIR_LIMIT:.0f} s at most")
+            with ThreadPoolExecutor(len(rivals)) as threads:
+                repaired = threads.map(_rival_repairs, rivals.values())
+            for name, seconds in zip(rivals, repaired):
+                found[name]["repair_seconds"] = seconds
         wires = {name: rival.wired for name, rival in rivals.items()}
         connected = _connections(scale, services, wires)
     return {"services": scale.services, "found": found, "connections": connected}
@@ -138,7 +145,7 @@ def _moved(services: dict[str, Service], chance: random.Random) -> Service:
 
 
 def _rival_at_work(rival: Rival, scale: Scale) -> Figures:
-    """kube-proxy's changes and repairs; of an endpoint it would hear in the same way."""
+    """kube-proxy's changes; of an endpoint it would hear in the same way."""
     chance, times = random.Random(5), []
     for _ in range(scale.rival_changes):
         # It would wait for its own pace, else.
@@ -148,10 +155,7 @@ def _rival_at_work(rival: Rival, scale: Scale) -> Figures:
         began = time.monotonic()
         rival.api.put(seen_by_all(new))
         times.append((rival.commits.last_after(began, 0.7) - began) * 1000)
-    found: Figures = {"change_ms": percentiles(times)}
-    if scale.rival_repairs:
-        found["repair_seconds"] = _rival_repairs(rival)
-    return found
+    return {"change_ms": percentiles(times)}
 
 
 def _rival_repairs(rival: Rival) -> dict[str, float]:

@@ -18,7 +18,8 @@ COLOURS = {"nft": "#1f77b4", "legacy": "#d95f02"}
 
 def report(directory: Path) -> None:
     """Writes the document and the plots."""
-    figures = json.loads((directory / "debian12.json").read_text())
+    parts = (directory / "debian12.json").read_text().splitlines()
+    figures = {name: found for line in parts for name, found in json.loads(line).items()}
     newest = json.loads((directory / "newest.json").read_text())
     _plot_connections(figures["connections"])
     _plot_latency(figures["changes"])

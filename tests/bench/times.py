@@ -7,23 +7,21 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from ipvs_node_agent.iptables.table import NFT
-from ipvs_node_agent.model.addresses import FAMILIES, IPV4
-from ipvs_node_agent.model.objects import Service
+from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.nat.saveformat import restore_input
-from tests.bench.bed import BenchBed, Commits, bare_change, bench_bed, latencies, writes
+from tests.bench.bed import BenchBed, Commits, bare_bed, bare_change, bench_bed, latencies, writes
 from tests.bench.connections import restore_all
 from tests.bench.measures import POOL, Figures, percentiles, ruleset, say
 from tests.bench.stamped import MARK
 from tests.bench.work import put_and_wait
 from tests.support.fleet import fleet
-from tests.support.netns import Namespace, namespaces
-from tests.support.tables import add_mark_masq
+from tests.support.netns import Namespace
 
 
 class Stamp(NamedTuple):
@@ -43,17 +41,6 @@ def stamps(lines: Sequence[str]) -> list[Stamp]:
     """What the clocks said in the agent's log."""
     said = [line[line.index(MARK) + len(MARK) :] for line in lines if MARK in line]
     return [Stamp(*json.loads(text)) for text in said]
-
-
-@contextmanager
-def bare_bed(backend: str, services: dict[str, Service]) -> Iterator[Namespace]:
-    """A node with the rules of `services`, and nobody who would mend them."""
-    with namespaces("bare") as (bare,):
-        for family in FAMILIES:
-            add_mark_masq(bare, family, backend)
-        if services:
-            restore_all(bare, IPV4, backend, ruleset(services, IPV4))
-        yield bare
 
 
 def change(backend: str, count: int, times: int) -> Figures:

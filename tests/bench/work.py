@@ -14,10 +14,20 @@ from pathlib import Path
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import IPV4, Address
 from ipvs_node_agent.model.objects import Service
-from tests.bench.bed import BenchBed, Commits, bare_change, bench_bed, changes, latencies, writes
+from tests.bench.bed import (
+    BenchBed,
+    Commits,
+    bare_bed,
+    bare_change,
+    bench_bed,
+    changes,
+    latencies,
+    writes,
+)
 from tests.bench.measures import POOL, STREAM_RATE, Figures, Scale, percentiles, ruleset, say
 from tests.bench.processes import memory
 from tests.support.fleet import fleet
+from tests.support.netns import Namespace
 from tests.support.waiting import eventually
 
 
@@ -50,7 +60,9 @@ def agent(scale: Scale, backend: str) -> Figures:
         say(f"agent: {backend}, {scale.services} Services: start")
         found["start"] = _start(bed)
         say(f"agent: {backend}: {scale.changes} single changes")
-        found["single"] = _single_changes(bed, scale.changes)
+        # On another node: the agent would look at what others change in its table.
+        with bare_bed(backend, bed.services) as bare:
+            found["single"] = _single_changes(bed, bare, scale.changes)
         say(f"agent: {backend}: a burst of {scale.burst}")
         found["burst"] = _burst(bed, scale)
         say(f"agent: {backend}: a stream for {scale.stream_seconds} s")
@@ -71,7 +83,7 @@ def _spare(services: dict[str, Service]) -> Iterator[Address]:
 _KINDS = ("another ClusterIP", "moved", "deleted", "made again")
 
 
-def _single_changes(bed: BenchBed, count: int) -> Figures:
+def _single_changes(bed: BenchBed, bare_node: Namespace, count: int) -> Figures:
     """Changes one by one, of every kind: a ClusterIP, an external IP, deleted, made again."""
     chance, spare = random.Random(count), _spare(bed.services)
     commits = Commits(bed.namespace) if bed.backend == NFT else None
@@ -84,7 +96,7 @@ def _single_changes(bed: BenchBed, count: int) -> Figures:
     for number in range(count):
         # A change right behind another one, or behind the splitting of a chain, waits for it.
         time.sleep(0.1)
-        bare.append(bare_change(bed.namespace, bed.backend, number))
+        bare.append(bare_change(bare_node, bed.backend, number))
         time.sleep(0.1)
         kind = _KINDS[number % len(_KINDS)]
         new = bed.services[chance.choice(sorted(bed.services))]
