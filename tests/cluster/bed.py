@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -104,7 +104,7 @@ class Worker:
         self.agent.start(wait=False)
         # Long, since other tests' API servers may start at the same time and take the processors.
         eventually(
-            lambda: self.agent.log.count("ready: ") > before, f"ready\n{self.agent.log}", timeout=60
+            lambda: self.agent.log.count("ready: ") > before, self._said("ready"), timeout=60
         )
         if entries:
             self.holds(*entries)
@@ -113,8 +113,11 @@ class Worker:
         """The agent's lines in the IPv4 nat table, by chain."""
         return by_chain(ours(saved(self.namespace, IPV4, "nft")))
 
-    def holds(self, *entries: Entry, timeout: float = 15) -> None:
-        """Waits until the IPv4 table holds exactly these rules of the agent's."""
+    def holds(self, *entries: Entry, timeout: float = 60) -> None:
+        """Waits until the IPv4 table holds exactly these rules of the agent's.
+
+        By default as long as the back-off may last from a server that starts to one that is ready.
+        """
         by_address = sorted(entries, key=lambda entry: ip_address(entry[0]))
         wanted = expected_rules(by_address, POD_CIDRS[:1])
         try:
@@ -129,11 +132,18 @@ class Worker:
         found = (here.search(line) for line in listing.splitlines())
         return {match[1]: int(match[2] or 0) for match in found if match}
 
-    def watching(self, timeout: float = 15) -> None:
-        """Waits until both watches are open."""
-        eventually(
-            lambda: len(self.connections()) == 2, f"two watches\n{self.agent.log}", timeout=timeout
-        )
+    def watching(self, timeout: float = 60) -> None:
+        """Waits until both watches are open; see `holds`."""
+        eventually(lambda: len(self.connections()) == 2, self._said("two watches"), timeout=timeout)
+
+    def _said(self, what: str) -> Callable[[], str]:
+        """What to say where `what` does not come true: what the agent said and asked for."""
+
+        def text() -> str:
+            asked = "\n".join(map(str, self.server.asked(self.name)[-20:]))
+            return f"{what}\n{self.agent.log}\n{self.connections()}\n{asked}\n"
+
+        return text
 
     def cut(self) -> None:
         """Has the control plane's side reset every connection of the node's."""

@@ -54,6 +54,8 @@ def test_it_gets_its_other_ports_and_its_end_is_followed(reached: Worker, admin:
     reached.cut()
     reached.agent.said("answers again")
     add_service(admin, "web", "10.19.20.201")
-    eventually(lambda: any("10.19.20.201" in rule for rule in reached.rules()), reached.agent.log)
+    eventually(
+        lambda: any("10.19.20.201" in rule for rule in reached.rules()), lambda: reached.agent.log
+    )
     admin.delete(f"{SERVICES}/thief")
-    eventually(lambda: rules() == [], reached.agent.log)
+    eventually(lambda: rules() == [], lambda: reached.agent.log)

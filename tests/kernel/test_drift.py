@@ -115,7 +115,7 @@ def test_with_many_services_too(bed: Bed, count: int, limit: float) -> None:
     for each in fleet(LAYOUTS["twenty pools"], count).values():
         bed.api.put(raw(each))
     bed.agent.start(wait=False)
-    eventually(lambda: "ready: " in bed.agent.log, f"ready\n{bed.agent.log}", 60)
+    eventually(lambda: "ready: " in bed.agent.log, lambda: f"ready\n{bed.agent.log}", 60)
     wanted = state(bed)
     leaf = next(line.split()[1] for line in wanted if "-d " in line and "DNAT" in line)
     took = []

@@ -53,7 +53,7 @@ def test_in_sync_is_said_only_of_what_is_known(
     status, raw = told(bed)
     assert (status, raw["following"], raw["notFollowingSince"]) == (0, True, None)
     leave(bed.api)
-    eventually(lambda: not told(bed)[1]["following"], bed.agent.log, 30)
+    eventually(lambda: not told(bed)[1]["following"], lambda: bed.agent.log, 30)
     _, raw = told(bed)
     assert raw["inSync"]
     assert raw["lastContact"] <= raw["notFollowingSince"]
@@ -65,7 +65,7 @@ def test_in_sync_is_said_only_of_what_is_known(
     assert bed.agent.log.count(WARNING) == 1, bed.agent.log
     bed.expect(WEB)
     come_back(bed.api)
-    eventually(lambda: told(bed)[0] == 0 and told(bed)[1]["following"], bed.agent.log, 60)
+    eventually(lambda: told(bed)[0] == 0 and told(bed)[1]["following"], lambda: bed.agent.log, 60)
     assert bed.agent.call("status").stdout.startswith("In sync since 2")
     assert bed.agent.log.count("answers again") == 1
 
@@ -78,6 +78,6 @@ def test_a_server_that_has_nothing_to_say_is_asked_and_followed(bed: Bed) -> Non
         return sum(request.resource == "endpoints" for request in bed.api.requests)
 
     before = asked()
-    eventually(lambda: asked() >= before + 4, bed.agent.log, 30)
+    eventually(lambda: asked() >= before + 4, lambda: bed.agent.log, 30)
     assert told(bed)[1]["following"]
     assert WARNING not in bed.agent.log

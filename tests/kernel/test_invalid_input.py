@@ -48,7 +48,7 @@ def expect(bed: Bed, wanted: list[str], backend: str = "") -> None:
     for family in FAMILIES:
         eventually(
             lambda f=family: ours(bed, f, backend) == wanted,  # type: ignore[misc]
-            f"{wanted}\n{bed.agent.log}",
+            lambda: bed.agent.log,
         )
 
 
@@ -194,7 +194,7 @@ def test_what_others_do_to_it_is_undone(bed: Bed, family: Family) -> None:
     wanted = state()
     for arguments, reason in MEDDLING.items():
         meddle(bed, family, arguments)
-        eventually(lambda: state() == wanted, f"an end of: {arguments}\n{bed.agent.log}")
+        eventually(lambda: state() == wanted, lambda: bed.agent.log)
         said = f"{family} filter: repaired .*{reason}"
         eventually(lambda said=said: re.search(said, bed.agent.log), said)  # type: ignore[misc]
     assert not re.search(r"IPv[46]: repaired", bed.agent.log)
@@ -237,7 +237,9 @@ def test_it_gives_way_to_who_insists_on_the_first_place(
     repaired = "IPv4 filter: repaired"
     for _ in range(3):
         insist()
-        eventually(lambda: settled() or bed.agent.log.count(repaired) >= repairs, bed.agent.log)
+        eventually(
+            lambda: settled() or bed.agent.log.count(repaired) >= repairs, lambda: bed.agent.log
+        )
     eventually(settled)
     marker = bed.agent.log.count("filter: ")
     # As many looks of theirs and of ours as would show a fight.
@@ -306,7 +308,7 @@ def test_a_table_that_iptables_cannot_use_matters_to_nobody_who_does_not_ask_for
     eventually(lambda: bed.agent.log.count("IPv4 filter: cannot program the kernel") == 2)
     eventually(lambda: ours(bed, FAMILIES[1]) == OURS)
     bed.reload(dropInvalidInput=False)
-    eventually(lambda: "IPv6 filter: wrote 1 chain removed" in bed.agent.log, bed.agent.log)
+    eventually(lambda: "IPv6 filter: wrote 1 chain removed" in bed.agent.log, lambda: bed.agent.log)
     bed.agent.stop()
     # It may have been used here, so that nobody can tell whether all is gone.
     assert bed.agent.call("cleanup").returncode == 3

@@ -167,7 +167,7 @@ def test_no_service_takes_the_way_to_the_api_server(
         bed.api.drop_watches()
         bed.api.wait_for(lambda: bed.api.watches("services") == 1)
         bed.delete("greedy")
-        eventually(lambda: not bed.has(scene.claimed), bed.agent.log)
+        eventually(lambda: not bed.has(scene.claimed), lambda: bed.agent.log)
 
 
 def says_http(client: Namespace, address: str, port: int) -> bool:

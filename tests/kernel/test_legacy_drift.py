@@ -76,7 +76,9 @@ def undone(bed: Bed, changes: list[str], wanted: list[str]) -> float:
     bed.restore(IPV4, "\n".join(["*nat", *changes, "COMMIT", ""]))
     assert rules(bed) != wanted
     began = time.monotonic()
-    eventually(lambda: rules(bed) == wanted, f"the end of {changes}\n{bed.agent.log}", timeout=10)
+    eventually(
+        lambda: rules(bed) == wanted, lambda: f"the end of {changes}\n{bed.agent.log}", timeout=10
+    )
     return time.monotonic() - began
 
 

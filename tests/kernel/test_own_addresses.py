@@ -76,7 +76,7 @@ def test_a_vip_that_comes_is_narrowed_at_once_and_costs_nothing_where_it_flaps(
     )
     begun = time.monotonic()
     move(wired, "add")
-    eventually(lambda: narrowed(wired_bed), wired_bed.agent.log)
+    eventually(lambda: narrowed(wired_bed), lambda: wired_bed.agent.log)
     # Two runs of ip and one look at the tables are in it.
     took = time.monotonic() - begun
     assert took < 2.0, took

@@ -58,7 +58,7 @@ def wait_for(bed: Bed, services: dict[str, Service]) -> None:
         def there(family: Family = family, wanted: Chains = wanted) -> bool:
             return our_chains(bed.namespace, family, bed.backend) == wanted
 
-        eventually(there, f"{family} as wanted\n{bed.agent.log[-2000:]}", timeout=20)
+        eventually(there, lambda: bed.agent.log[-2000:], timeout=20)
 
 
 def test_a_tree_is_made_and_found_again_and_cleaned_up(

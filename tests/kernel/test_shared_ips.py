@@ -170,7 +170,10 @@ def test_a_port_of_who_gets_no_rules_is_nobody_elses(
                 wired_bed.api.put(silent)
             else:
                 wired_bed.delete("second")
-            eventually(lambda b=is_there: matching_ports(wired_bed) == {b}, wired_bed.agent.log)  # type: ignore[misc]
+            eventually(
+                lambda b=is_there: matching_ports(wired_bed) == {b},  # type: ignore[misc]
+                lambda: wired_bed.agent.log,
+            )
             flowing.expect(FIRST)
             for client in (wired.pod, wired.node):
                 for version, external in EXTERNAL_IP.items():

@@ -91,7 +91,7 @@ class AgentProcess:
                 command, stdout=log, stderr=log, env=self.environment
             )
         if wait:
-            eventually(lambda: self.log.count("ready: ") > before, f"ready\n{self.log}")
+            eventually(lambda: self.log.count("ready: ") > before, lambda: f"ready\n{self.log}")
 
     def send(self, number: int) -> None:
         """Sends it a signal."""
@@ -136,7 +136,7 @@ class AgentProcess:
     def said(self, text: str) -> None:
         """Waits until it has said `text`."""
         # Nobody tells it of some things, and it looks for these every ten seconds.
-        eventually(lambda: text in self.log, f"the agent saying {text!r}\n{self.log}", 30)
+        eventually(lambda: text in self.log, lambda: f"the agent saying {text!r}\n{self.log}", 30)
 
 
 @contextmanager
