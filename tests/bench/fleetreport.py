@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.apiserver import follower, leash
 from tests.bench.measures import Figures
-from tests.bench.report import DOCS, axes_of, save, section, table
+from tests.bench.report import DOCS, axes_of, replaced, save, table
 
 NODES, HOUR = 5_000, 3_600
 # Of a cluster of that size: a Service every ten seconds, and a Node's status every five minutes.
@@ -117,14 +117,6 @@ def report(figures: Figures) -> None:
     path = DOCS / "benchmarks.md"
     path.write_text(replaced(path.read_text(), text))
     print(text)
-
-
-def replaced(document: str, text: str) -> str:
-    """The document with this section in place of the last one."""
-    old = section(document)
-    if old:
-        return document.replace(old, text if document.endswith(old) else text + "\n")
-    return f"{document.rstrip()}\n\n{text}"
 
 
 def _numbers(kind: Kind) -> str:

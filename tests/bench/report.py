@@ -13,6 +13,8 @@ from tests.bench.measures import FULL, STREAM_RATE, Figures
 from tests.support.places import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
+# Measured by themselves (tests/bench/fleetreport.py, tests/bench/soak.py).
+_OTHERS = ("## A fleet\n", "## An hour of changes\n")
 COLOURS = {"nft": "#1f77b4", "legacy": "#d95f02"}
 
 
@@ -25,9 +27,9 @@ def report(directory: Path) -> None:
     _plot_latency(figures["changes"])
     _plot_parts(figures["changes"])
     path = DOCS / "benchmarks.md"
-    # The fleet is measured by itself (tests/bench/fleetreport.py).
-    text = f"{_document(figures, newest).rstrip()}\n\n{section(path.read_text())}".rstrip() + "\n"
-    path.write_text(text)
+    others = [section(path.read_text(), start) for start in _OTHERS]
+    text = "\n\n".join(filter(None, [_document(figures, newest).strip(), *map(str.strip, others)]))
+    path.write_text(f"{text}\n")
     print(text)
 
 
@@ -120,13 +122,21 @@ def _document(figures: Figures, newest: Figures) -> str:
     )
 
 
-def section(document: str, start: str = "## A fleet\n") -> str:
-    """One section of the document, empty where it has none."""
+def section(document: str, start: str) -> str:
+    """The section with the heading `start`, empty where the document has none."""
     if start not in document:
         return ""
     begin = document.index(start)
     end = document.find("\n## ", begin + len(start))
     return document[begin:] if end < 0 else document[begin : end + 1]
+
+
+def replaced(document: str, text: str) -> str:
+    """The document with the section `text` in place of the one with the same heading."""
+    old = section(document, f"{text.partition(chr(10))[0]}\n")
+    if old:
+        return document.replace(old, text if document.endswith(old) else text + "\n")
+    return f"{document.rstrip()}\n\n{text}"
 
 
 def table(head: str, rows: Iterable[str]) -> str:
@@ -328,7 +338,7 @@ def _plot_parts(rows: Sequence[Figures]) -> None:
     figure.savefig(DOCS / "change-parts.svg", metadata={"Date": None})
 
 
-def axes_of(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
+def axes_of(title: str, horizontal: str, vertical: str, scale: str = "log") -> tuple[Any, Any]:
     """A picture to draw in, and its axes."""
     import matplotlib
 
@@ -339,8 +349,8 @@ def axes_of(title: str, horizontal: str, vertical: str) -> tuple[Any, Any]:
 
     figure, axes = pyplot.subplots(figsize=(8, 4.6))
     axes.set_title(title, fontsize="medium")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set_xscale(scale)
+    axes.set_yscale(scale)
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
     axes.grid(True, which="both", linewidth=0.3)

@@ -1,7 +1,7 @@
 """An hour of changes, and what all processes of the service take meanwhile.
 
 `python3 -m tests.bench.soak hour|minute` prints the figures as JSON, and `python3 -m
-tests.bench.soak draw FILE` draws docs/soak.svg of such a file.
+tests.bench.soak report FILE` writes the section of docs/benchmarks.md from such a file.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ipvs_node_agent.iptables.table import NFT
 from tests.bench.bed import BenchBed, bench_bed
+from tests.bench.measures import Figures
+from tests.bench.report import DOCS, axes_of, replaced, save, table
 from tests.support.fleet import LAYOUTS, fleet
-from tests.support.places import REPOSITORY
 from tests.support.processes import usage
 
 _METRICS = "127.0.0.1:10273"
 # What ends before the figures are taken: commands, and processes that are kept for the next scrape.
 _SETTLE_SECONDS = 25.0
 
-Figures = dict[str, Any]
+# What is counted, and what it is called.
+_SHOWN = {
+    "memory": "memory, MiB (PSS)",
+    "processes": "processes",
+    "threads": "threads",
+    "files": "open files",
+}
 
 
 @dataclass(frozen=True)
@@ -99,44 +106,64 @@ def _trouble(bed: BenchBed) -> None:
     bed.agent.send(signal.SIGHUP)
 
 
-def grown(figures: Figures) -> Figures:
-    """How much more the last third takes at most than the first third after the beginning did."""
+def thirds(figures: Figures) -> dict[str, tuple[float, float]]:
+    """The most of each in the first third, but for the beginning, and in the last."""
     points = figures["points"][1:]
     third = max(1, len(points) // 3)
     return {
-        what: max(p[what] for p in points[-third:]) - max(p[what] for p in points[:third])
-        for what in ("processes", "memory", "threads", "files")
+        what: (max(p[what] for p in points[:third]), max(p[what] for p in points[-third:]))
+        for what in _SHOWN
     }
 
 
-def draw(figures: Figures) -> None:
-    """docs/soak.svg: memory, threads and open files over the changes."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "ipvs-node-agent"
-    from matplotlib import pyplot
-
-    points = figures["points"]
-    canvas, axes = pyplot.subplots(figsize=(7, 4))
-    for what, label in (("memory", "MiB (PSS)"), ("threads", "threads"), ("files", "open files")):
+def report(figures: Figures) -> None:
+    """Writes the section anew, and docs/soak.svg: what is counted over the changes."""
+    points, hour = figures["points"], SCALES["hour"]
+    figure, axes = axes_of(
+        "What the service takes during an hour of changes",
+        f"changes so far, {figures['services']} Services, {figures['backend']}",
+        "number, or MiB",
+        "linear",
+    )
+    for what, label in _SHOWN.items():
         axes.plot([p["changes"] for p in points], [p[what] for p in points], label=label)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"changes, {figures['services']} Services, {figures['backend']}")
-    axes.legend()
-    canvas.savefig(REPOSITORY / "docs" / "soak.svg", metadata={"Date": None})
+    axes.set_xlim(left=0)
+    save(figure, axes, "soak.svg")
+    text = (
+        Path(__file__)
+        .with_name("soak.md")
+        .read_text()
+        .format(
+            date=date.today().isoformat(),
+            changes=points[-1]["changes"],
+            services=figures["services"],
+            backend=figures["backend"],
+            points=len(points),
+            settle=hour.settle,
+            grown=table(
+                "what | first third | last third",
+                (
+                    f"{_SHOWN[what]} | {first:.1f} | {last:.1f}"
+                    for what, (first, last) in thirds(figures).items()
+                ),
+            ),
+        )
+    )
+    path = DOCS / "benchmarks.md"
+    path.write_text(replaced(path.read_text(), text))
+    print(text)
 
 
 def main(arguments: list[str]) -> int:
-    """Soaks or draws; gives the exit status."""
-    if arguments[:1] == ["draw"] and len(arguments) == 2:
-        draw(json.loads(Path(arguments[1]).read_text()))
+    """Soaks or reports; gives the exit status."""
+    if arguments[:1] == ["report"] and len(arguments) == 2:
+        report(json.loads(Path(arguments[1]).read_text()))
         return 0
     if len(arguments) != 1 or arguments[0] not in SCALES:
         print(__doc__, file=sys.stderr)
         return 2
-    figures = soak(SCALES[arguments[0]])
-    json.dump({**figures, "grown": grown(figures)}, sys.stdout, indent=1)
+    json.dump(soak(SCALES[arguments[0]]), sys.stdout, indent=1)
     return 0
 
 
