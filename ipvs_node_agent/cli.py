@@ -143,7 +143,9 @@ def _cidr(text: str) -> Network:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
     if network.prefixlen == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is every address, not this node's pods'")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} matches every address, not only this node's pods"
+        )
     return network
 
 

@@ -151,7 +151,7 @@ def _asked(part: Callable[[Api], Iterable[Place]], api: Api) -> tuple[Places, bo
     try:
         return frozenset(islice(part(api), _MOST)), True
     except (AgentError, Superseded, OSError, ValueError, RecursionError) as error:
-        log.debug("where the API server is reached is not known: %s", error)
+        log.debug("cannot tell where this node reaches the API server: %s", error)
         # Another answer is not to be had by asking again.
         refused = isinstance(error, ApiError) and error.status in (403, 404)
         return frozenset(), refused or isinstance(error, (ValueError, RecursionError))

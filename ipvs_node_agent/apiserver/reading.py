@@ -197,7 +197,7 @@ def _parsed(value: Any, wanted: str, parse: Callable[[str], T]) -> T:
 def _as_pod_cidr(value: Any) -> Network:
     cidr = _as_network(value)
     if cidr.prefixlen == 0:
-        raise ValueError(f"{shown(value)} would make every client a pod")
+        raise ValueError(f"{shown(value)} matches every address, not only pods")
     return cidr
 
 

@@ -137,7 +137,8 @@ def permission(facts: Facts) -> Iterator[Finding]:
             if facts.configuration.config.kubeconfig != _KUBELETS:
                 mend = f"{facts.set_to(_own())}, or a ClusterRole for the user"
             if cluster.certified_name not in (None, cluster.node_name):
-                mend = facts.set_to("no nodeName, as it is not the credentials',")
+                theirs = cluster.certified_name
+                mend = facts.set_to(f"no nodeName, as the credentials are for {theirs},")
         yield Finding("PermissionRefused", FAIL, "permission", error.why, mend)
     if cluster.unreachable is not None:
         # It answered before.
@@ -153,7 +154,7 @@ def node(facts: Facts) -> Iterator[Finding]:
     if cluster.services is None:
         return
     if cluster.node is None:
-        text = f"the API server knows no Node {cluster.node_name}"
+        text = f"the API server has no Node {cluster.node_name}"
         mend = facts.set_to("nodeName: NAME")
         mend += f"; {AS_ADMIN}kubectl get nodes shows the names"
         yield Finding("NodeUnknown", FAIL, "Node", text, mend)
@@ -211,7 +212,7 @@ def _show(problem: Problem) -> str:
 def _swallowed(facts: Facts, asked: int, inside: Sequence[Problem]) -> Finding:
     every = len(inside) >= asked
     count = f"all {asked} are" if every else f"{len(inside)} of {asked} are"
-    text = f"{count} refused, as pods' addresses: {inside[0]}"
+    text = f"{count} refused, as they are pods' addresses: {inside[0]}"
     mend = f"another address; {_show(inside[0])}"
     # Those that the Node has are its pods', whoever says another thing.
     if wide := [show_network(cidr) for cidr in _set_by_hand(facts)]:

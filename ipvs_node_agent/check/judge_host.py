@@ -99,7 +99,7 @@ def predecessors(facts: Facts) -> Iterator[Finding]:
         if any(name.startswith(_PREDECESSORS_CHAINS) for name in table.chains)
     )
     if left and not any(p.program == "network-node-manager" for p in facts.host.agents):
-        text = f"left chains {_PREDECESSORS_CHAINS}... in {', '.join(left)}, which nobody updates"
+        text = f"left chains {_PREDECESSORS_CHAINS}... in {', '.join(left)}, which nothing updates"
         mend = f"{left[0]}-save -t nat | awk '{_UNDOING}' | {left[0]}-restore -w 5 --noflush"
         yield Finding("PredecessorsChains", WARN, "network-node-manager", text, mend)
 
@@ -112,11 +112,13 @@ def metrics_port(facts: Facts) -> Iterator[Finding]:
     if not address:
         yield Finding("MetricsOK", OK, what, "turned off")
     elif listener is None:
-        yield Finding("MetricsOK", OK, what, f"nobody else listens on {address}")
+        yield Finding("MetricsOK", OK, what, f"no other program listens on {address}")
     elif listener.ours or listener.process in agents:
         yield Finding("MetricsOK", OK, what, f"served on {address}")
     else:
-        who = f"process {listener.process} ({listener.program})" if listener.process else "somebody"
+        who = "another program"
+        if listener.process:
+            who = f"process {listener.process} ({listener.program})"
         text = f"{who} listens on {address}"
         mend = facts.set_to("metricsBindAddress: with another port,")
         yield Finding("MetricsPortTaken", FAIL, what, text, mend)
@@ -200,12 +202,14 @@ def invalid_input(facts: Facts) -> Iterator[Finding]:
         return
     what, settings = "dropInvalidInput", facts.host.settings
     if settings.get("netfilter/nf_conntrack_tcp_loose") == "0":
-        text = "ends connections that are older than their tracking, such as after a flush of it:"
-        text += " net.netfilter.nf_conntrack_tcp_loose is 0, and calls their packets INVALID"
+        text = "ends connections that are older than their tracking, as after conntrack -F:"
+        text += " with net.netfilter.nf_conntrack_tcp_loose 0, their packets are INVALID"
         mend = facts.set_to("dropInvalidInput: false")
         yield Finding("InvalidInputEndsConnections", WARN, what, text, mend)
     elif settings.get("netfilter/nf_conntrack_tcp_be_liberal") == "1":
-        text = "does little: net.netfilter.nf_conntrack_tcp_be_liberal is 1, and calls few INVALID"
+        text = (
+            "does little: with net.netfilter.nf_conntrack_tcp_be_liberal 1, few packets are INVALID"
+        )
         yield Finding("InvalidInputOK", OK, what, text)
     else:
         text = "drops TCP packets to this node that are INVALID"

@@ -39,14 +39,14 @@ def kube_proxy(facts: Facts) -> Iterator[Finding]:
         mend = _REMOVE if proxy.answer else f"{_ASK} tells whether that is so; {_REMOVE}"
         yield Finding("KubeProxyNotIPVS", FAIL, what, text, mend)
     elif mode:
-        text = f"in {mode} mode, {how}: not one with IPVS"
+        text = f"in {mode} mode, {how}: it does not use IPVS"
         yield Finding("KubeProxyNotIPVS", FAIL, what, text, _REMOVE)
     elif proxy.process is not None:
-        text = f"runs as process {proxy.process}, but its mode cannot be told"
+        text = f"runs as process {proxy.process}, but does not tell its mode"
         mend = f"{_ASK} must say ipvs: see its metricsBindAddress"
         yield Finding("KubeProxySilent", WARN, what, text, mend)
     elif facts.host.may_program:
-        text = "not found on this node; without it nobody serves the ClusterIPs"
+        text = "not found on this node; without it nothing serves the ClusterIPs"
         yield Finding("KubeProxyAbsent", FAIL, what, text, _its_pod(facts))
 
 

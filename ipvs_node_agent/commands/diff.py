@@ -60,8 +60,8 @@ def snapshot(api: Api, config: Config, note: Callable[[str], None]) -> Snapshot:
 
         listed[resource.name], _ = list_all(api, resource, "0", skipped)
     if not listed[NODES]:
-        why = f"knows no Node {node_name(api, config)}"
-        raise RefusedError("API server", why, "set nodeName if it has another")
+        why = f"has no Node {node_name(api, config)}"
+        raise RefusedError("API server", why, "set nodeName if the Node has another name")
     services = {service.key: service for service in listed[SERVICES]}
     return looked_around(api, config, Snapshot(services, listed[NODES][0]))
 

@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     asked = target(options.target)
     config = load(options.config)
     if os.geteuid() != 0:
-        raise RefusedError("explain", "the kernel's tables are root's to read", "sudo")
+        raise RefusedError("explain", "only root can read the kernel's tables", "sudo")
     facts = gathered(config, asked)
     made = _tried(config, facts, asked) if options.connect else {}
     found = verdict.explain(facts, asked, made)

@@ -114,7 +114,7 @@ def _objects(name: str, broken: list[str], hint: str) -> list[Any]:
     documents = list(read_documents(text, why.append))
     for status in filter(_is_error, documents):
         said = shown(status.get("message"))
-        raise UsageError(name, f"has an error of the API server's in place of objects: {said}")
+        raise UsageError(name, f"holds an error of the API server in place of objects: {said}")
     if not any(map(_is_kubernetes, documents)):
         found = f": it {why[0]}" if why else ""
         raise UsageError(name, f"holds no Kubernetes object{found}", hint)

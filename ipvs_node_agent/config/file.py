@@ -169,11 +169,11 @@ def _check_chain_names_differ(root: yaml.Node, chains: Chains) -> None:
     if len(set(names)) < len(names):
         fault = f"chains: wanted three different names, got {', '.join(names)}"
     if stem(names[0]) == stem(names[1]):
-        fault = fault or f"chains: wanted names that differ in front, got {', '.join(names[:2])}"
+        fault = fault or f"chains: wanted names that begin differently, got {', '.join(names[:2])}"
     for name in names:
         for base in (*names[:2], OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN):
             if name.startswith(f"{stem(base)}-"):
-                fault = f"chains: wanted no name like {name}, which could be split off from {base}"
+                fault = f"chains: wanted a name that does not begin with {stem(base)}-, got {name}"
     if fault:
         node = next(value for key, value in root.value if key.value == "chains")
         raise read.Bad(node, fault)

@@ -29,11 +29,11 @@ def tell(
     """What IPVS has for `ports` of `cluster_ip`, which is that of `named` where it is known."""
     told = Told()
     if facts.ipvs is None:
-        text = f"this kernel has none, so nobody takes connections to {show_address(cluster_ip)}"
+        text = f"is not in this kernel, so nothing takes connections to {show_address(cluster_ip)}"
         if facts.proxy.mode == "ipvs":
             told.fails("IPVS", text, f"kube-proxy's mode: {_KUBE_PROXY}")
         else:
-            text += ", unless kube-proxy is in another mode, which cannot be asked"
+            text += ", unless kube-proxy is in another mode, which it does not tell"
             told.doubts("IPVS", text, f"kube-proxy's mode: {_KUBE_PROXY}")
         return told
     there = {(each.protocol, each.address, each.port): each for each in facts.ipvs}

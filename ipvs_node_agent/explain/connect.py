@@ -51,7 +51,7 @@ _WORDS = {
     errno.ECONNRESET: "reset",
     errno.ETIMEDOUT: "no answer",
     errno.ENETUNREACH: "no route",
-    errno.EHOSTUNREACH: "no route, or the last router knows no such host",
+    errno.EHOSTUNREACH: "no route, or the last router does not know the host",
     errno.EACCES: "prohibited, as by a route of that type",
     errno.EADDRNOTAVAIL: "no address or port to connect from",
 }

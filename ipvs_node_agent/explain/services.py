@@ -67,8 +67,8 @@ _UNKNOWN = Why(
     "gets no rules, for an unknown reason", "ipvs-node-agent status says what it refuses"
 )
 _HEADLESS = Why(
-    "has no ClusterIP, to which rules could lead",
-    "a Service with a ClusterIP: it cannot be given one later",
+    "has no ClusterIP for rules to lead to",
+    "a new Service with a ClusterIP: this one cannot get one later",
 )
 
 
@@ -185,7 +185,7 @@ def addressless(service: Service) -> Why:
     namespace, _, name = service.key.partition("/")
     look, edit = (f"kubectl -n {namespace} {verb} service {name}" for verb in ("describe", "edit"))
     if service.type != LOAD_BALANCER:
-        kind = service.type or "none that Kubernetes has"
+        kind = service.type or "unknown"
         why = f"has no external IP: its type is {kind}, not {LOAD_BALANCER}"
         if service.type == EXTERNAL_NAME:
             return Why(why, "use the name that it stands for: it has no address")
@@ -276,7 +276,7 @@ def _nobody(told: Told, seen: Snapshot, address: Address) -> None:
     shown = show_address(address)
     own = min((s.key for s in seen.services.values() if address in s.cluster_ips), default="")
     if own:
-        text = f"is the ClusterIP of Service {own}, and no external IP"
+        text = f"is the ClusterIP of Service {own}, and not an external IP"
         mend = "ClusterIPs are kube-proxy's own business: look at its log"
         told.fails(shown, text, mend, f"{shown} {text}")
     elif address in seen.network.addresses or address in seen.node.addresses:
@@ -284,7 +284,7 @@ def _nobody(told: Told, seen: Snapshot, address: Address) -> None:
         mend = "nothing for the agent to do: whatever listens there answers"
         told.fails(shown, text, mend, f"{shown} {text}")
     else:
-        mend = "kubectl get services -A shows the external IPs that there are"
+        mend = "kubectl get services -A shows all external IPs"
         told.fails(shown, "no Service names it", mend, f"no Service names {shown}")
 
 

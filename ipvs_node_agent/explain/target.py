@@ -36,7 +36,7 @@ def target(text: str) -> Target:
     try:
         address = parse_address(host)
     except ValueError as error:
-        why = f"{shown} {error}" if at else f"{shown} is none of what can be explained"
+        why = f"{shown} {error}" if at else f"{shown} is not a target"
         raise UsageError("explain", why, _WANTED) from None
     if at is None:
         return Target(text, address=address)

@@ -33,7 +33,7 @@ def tell(attempts: Collection[Attempt], named: Sequence[Naming]) -> Tried:
     """A line for each of `attempts` to an address that Services name, or that there was none."""
     told = Tried(attempts)
     if not attempts:
-        told.say(WARN, _SUBJECT, "none was made: there is no TCP port, or nobody told in time")
+        told.say(WARN, _SUBJECT, "none was made: there is no TCP port, or no result came in time")
     look = "the Service's endpoints, and network policies"
     counted = next((each.service.key for each in named if each.claim), "")
     if counted:
@@ -46,7 +46,8 @@ def tell(attempts: Collection[Attempt], named: Sequence[Naming]) -> Tried:
         if not each.ok:
             told.causes.append(Cause(False, f"a connection {text}", look))
     if attempts and all(each.origin == "host" for each in attempts):
-        told.say(WARN, _SUBJECT, "there is no pod of this node from which one could be made")
+        text = "none was made from a pod, as no pod of this node can be used for it"
+        told.say(WARN, _SUBJECT, text)
     return told
 
 

@@ -142,7 +142,7 @@ def _of_address(
         _balance(told, facts, address, named, ports)
         _cover(told, facts, named)
     if facts.seen is None and not any(line.subject == "IPVS" for line in told.lines):
-        text = f"no rule of this node is about {show_address(address)}"
+        text = f"no rule of this node names {show_address(address)}"
         told.doubts("API server", text, "ipvs-node-agent check", f"{facts.unseen}, and {text}")
     shown = tried.get(address, Tried())
     told.lines += shown.lines
@@ -248,7 +248,7 @@ def concluded(
     first = next(certain, None) or next(iter(causes), None)
     if first is None and agent != RUNNING:
         what, do = ("run", "start") if agent == DOWN else ("answer", "restart")
-        text = f"{_WORKS}; but nobody keeps the rules up to date, as the agent does not {what}"
+        text = f"{_WORKS}; but nothing keeps the rules up to date, as the agent does not {what}"
         return Verdict(True, text, f"systemctl {do} ipvs-node-agent")
     if first is None:
         mend = "" if tried or asked else _TRY

@@ -239,7 +239,7 @@ class _Judge:
         chain = last if last in chains and self._owns(last) else self._top
         if not chains[chain]:
             return f"the chain {chain} is empty"
-        return f"the chain {chain} has no rule that leads it on"
+        return f"the chain {chain} has no rule for the packet"
 
     def _judge_other(self, table: NatTable, end: End) -> None:
         """In the backend that is not the agent's."""

@@ -207,7 +207,7 @@ def clean(
         if change.dropped:
             done.append(f"{where}: removed {', '.join(change.dropped)}")
         for chain in held:
-            done.append(f"{where}: emptied {chain}, which somebody else's rule jumps to")
+            done.append(f"{where}: emptied {chain}, which a rule of another program jumps to")
     if failed is not None:
         raise failed
     return done

@@ -117,7 +117,7 @@ class Seen:
             except BlockingIOError:  # Somebody replaced it with one of another size in between.
                 continue
             return info, block
-        raise OSError("the table does not stand still")
+        raise OSError("the table keeps changing")
 
 
 def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> None:

@@ -204,7 +204,7 @@ class Programmer:
         """Reads the chains that others changed, where that is enough to know the table again."""
         before = self._known.certain
         self.resync()
-        why, found = "it may be any other one", None
+        why, found = "the table may be another one", None
         try:
             there = self._table.reread()
         except TableError as error:

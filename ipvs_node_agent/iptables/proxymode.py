@@ -38,17 +38,17 @@ def proxy_mode(launcher: Launcher, known: str | None = None, backend: str = NFT)
     if not said or said == {known}:
         return ProxyMode(known)
     (word,) = said
-    says = f"kube-proxy says that its mode is {word}, and"
+    says = f"kube-proxy says that its mode is {word}, but"
     has = _has_tables(word, launcher, backend) if unneeded_in(word) or unneeded_in(known) else None
     if unneeded_in(word) and not has:
-        tells = "the kernel does not tell its tables" if has is None else "has not its tables"
+        tells = "its tables cannot be read" if has is None else "has no tables of that mode"
         return ProxyMode(known, f"{says} {tells}")
     if unneeded_in(known) and not has:
         had = _has_tables(known or "", launcher, backend)
         if had is None:
-            return ProxyMode(known, f"{says} the kernel does not tell its tables")
+            return ProxyMode(known, f"{says} its tables cannot be read")
         if had:
-            return ProxyMode(known, f"{says} has {known}'s tables")
+            return ProxyMode(known, f"{says} has the tables of {known} mode")
     return ProxyMode(word)
 
 

@@ -62,7 +62,7 @@ def text(entry: Mapping[str, Any], key: str) -> str:
     """The text under a key, "" where there is none. Raises Unfit for anything else."""
     value = entry.get(key)
     if not isinstance(value, (str, type(None))):
-        raise Unfit(f"its {key} is no text")
+        raise Unfit(f"its {key} is not text")
     return value or ""
 
 
@@ -84,7 +84,7 @@ def content(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, bytes]
         # Line breaks do not count.
         return f"its {key}-data", base64.b64decode("".join(inline.split()), validate=True)
     except ValueError:
-        raise Unfit(f"its {key}-data is no base64") from None
+        raise Unfit(f"its {key}-data is not base64") from None
 
 
 def named_file(entry: Mapping[str, Any], key: str, base: Path) -> tuple[str, bytes] | None:

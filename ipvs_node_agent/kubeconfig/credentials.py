@@ -69,7 +69,7 @@ def load_credentials(reader: Reader) -> Credentials:
 
 
 def _warning(settings: Settings) -> str:
-    danger = "anybody on the way can steer this node's traffic"
+    danger = "an attacker on the network path can steer this node's traffic"
     if not settings.server.startswith("https://"):
         return f"the API server {settings.server} is asked without TLS: {danger}"
     if settings.verify:

@@ -159,7 +159,9 @@ class Reader:
             why = f"was not read within {_TIME_LIMIT} s"
             raise refused(self.path, why, "a slow exec plugin?") from None
         except OSError as error:
-            raise refused(self.path, f"no process to read it: {error.strerror}") from None
+            raise refused(
+                self.path, f"cannot start a process to read it: {error.strerror}"
+            ) from None
         except ValueError:
             if self._closed:
                 raise self._refused_for_good() from None

@@ -224,7 +224,7 @@ def _process(body: bytes) -> str:
     }
     name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     number = int.from_bytes(found.get(_PROCESS_ID, b"")[:4], "big")
-    return f"{one_line(name, 16) or 'somebody'} (pid {number})"
+    return f"{one_line(name, 16) or 'a process'} (pid {number})"
 
 
 def _ends_transaction(data: bytes) -> bool:

@@ -121,7 +121,7 @@ def ask(directory: Path) -> Report:
     except (FileNotFoundError, ConnectionRefusedError):
         raise Unanswered(status.NOT_RUNNING, "the agent is not running", _LOOK) from None
     except (TimeoutError, socket.timeout):
-        why = f"the agent runs but does not answer, for {_ASKING_SECONDS:.0f} s"
+        why = f"the agent runs but has not answered within {_ASKING_SECONDS:.0f} s"
         mend = f"{_LOOK}; systemctl restart ipvs-node-agent"
         raise Unanswered(status.HANGING, why, mend) from None
     except PermissionError:

@@ -68,7 +68,7 @@ class UncoveredPods:
             try:
                 beside = neighbours()
             except OSError as error:
-                log.debug("the neighbours of this node are not known: %s", error)
+                log.debug("cannot read the neighbours of this node: %s", error)
                 return
             found = pods.candidates(links, pods.plugins(), beside, agent.node_addresses)
             missed = frozenset(each for each in found if not agent.coverage.covers(each))
@@ -91,7 +91,7 @@ class UncoveredPods:
         try:
             self._pods = ask()
         except (AgentError, OSError, ValueError, RecursionError) as error:
-            log.debug("whose the addresses without rules are is not known: %s", error)
+            log.debug("cannot tell whose the addresses without rules are: %s", error)
             # Of an outage, those tell who follow the API server.
             refused = isinstance(error, ApiError) and error.status == 403
             if refused and self._refused.new(str(error)):

@@ -194,7 +194,7 @@ def _start(
             return isolated.start(_RUNS, its.fileno(), str(idle), environment=environment), ours
         except OSError as error:
             ours.close()
-            raise LaunchError(f"no process to start it: {error.strerror}") from None
+            raise LaunchError(f"cannot start a process for it: {error.strerror}") from None
 
 
 def _answer(peer: socket.socket) -> Any:

@@ -167,7 +167,9 @@ def _by_port(
     for claim in sorted(claims, key=lambda c: (c.by_author, c.service.created, c.service.key)):
         won, key = [], claim.service.key
         if claim.counts and not claim.service.ports:
-            text = f"{show_address(address)} gets no rules: they are by port, and no port is known"
+            text = (
+                f"{show_address(address)} gets no rules: they match by port, and no port is known"
+            )
             problems.append(Problem(key, "NoPorts", text))
         for port in claim.service.ports:
             holder = holders.setdefault(port, key)

@@ -147,7 +147,7 @@ class FamilyTable(KeptTable):
                 return outcome
             self._reconcile()
             if misfits == _MISFITS:
-                why = "another program keeps creating and removing the chain that marks"
+                why = "another program keeps creating and removing the chain for masquerading"
                 return TableError(str(self._family), why)
 
     def _attempt(self, looking: bool, asking: bool) -> Change | Misfit | Refusal | TableError:

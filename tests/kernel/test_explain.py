@@ -81,7 +81,7 @@ IN_THE_TABLES = {
         False,
         "there is no chain IPVS_PREROUTING",
     ),
-    "the DNAT": ("nat -D IPVS_OUTPUT 2", WEB4, False, "has no rule that leads it on"),
+    "the DNAT": ("nat -D IPVS_OUTPUT 2", WEB4, False, "has no rule for the packet"),
     "the mark": ("nat -D IPVS_OUTPUT 1", WEB4, False, "is not marked, so its source stays"),
     "another ClusterIP": (
         "nat -R IPVS_OUTPUT 2 -d 10.19.20.201 -j DNAT --to-destination 10.231.2.62",
@@ -233,7 +233,7 @@ def test_without_the_api_server_rules_alone_tell(broken: Node) -> None:
     assert any(
         "is sent to 10.231.42.164 for Service default/web" in text for *_, text in found[0].lines
     )
-    assert "no rule of this node is about 192.168.7.77" in nobody[0].verdict.sentence
+    assert "no rule of this node names 192.168.7.77" in nobody[0].verdict.sentence
 
 
 @nft_alone
@@ -249,7 +249,7 @@ def test_the_command_says_it_by_its_exit_status_and_changes_nothing(broken: Node
         done = broken.agent.call("explain", "10.19.20.201:80")
         assert done.returncode == 1
         verdict, mend = done.stdout.splitlines()[-2:]
-        assert verdict.startswith(f"{WEB4}:80: should not work: IPVS: this kernel has none")
+        assert verdict.startswith(f"{WEB4}:80: should not work: IPVS: is not in this kernel")
         assert mend.startswith("=> ")
         assert "  PREROUTING 1 (" in done.stdout
         asked = broken.agent.call("explain", "-o", "json", "--connect", f"{WEB4}:80")

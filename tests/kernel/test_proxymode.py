@@ -113,7 +113,7 @@ def test_a_mode_that_takes_rules_away_needs_its_tables_too(
 ) -> None:
     with kubeproxy.proxy_mode(namespace, said):
         found = asked(namespace, "ipvs")
-        assert (found.mode, "has not its tables" in found.doubt) == ("ipvs", True)
+        assert (found.mode, "has no tables of that mode" in found.doubt) == ("ipvs", True)
         kubeproxy.add_tables(namespace, said, backend)
         assert asked(namespace, "ipvs") == ProxyMode(said)
 
@@ -158,7 +158,7 @@ def test_where_the_kernel_does_not_tell_its_tables_the_mode_stays(
     monkeypatch.setattr(listing, "tables", lambda: None)
     with kubeproxy.proxy_mode(namespace, said):
         found = asked(namespace, known)
-    assert (found.mode, "the kernel does not tell" in found.doubt) == (known, True)
+    assert (found.mode, "its tables cannot be read" in found.doubt) == (known, True)
 
 
 @pytest.mark.parametrize(("said", "known"), [("iptables", "ipvs"), ("ipvs", "iptables")])
@@ -171,7 +171,7 @@ def test_where_the_tables_of_iptables_cannot_be_read_the_mode_stays(
     namespace.run("nft", *rule.split())
     with kubeproxy.proxy_mode(namespace, said):
         found = asked(namespace, known)
-    assert (found.mode, "the kernel does not tell" in found.doubt) == (known, True)
+    assert (found.mode, "its tables cannot be read" in found.doubt) == (known, True)
 
 
 @pytest.mark.parametrize("said", ["iptables", "nftables"])
@@ -243,7 +243,7 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
         bed.expect(WEB)
     with kubeproxy.proxy_mode(bed.namespace, "nftables"):
         # A container that is root without rights could say that too.
-        eventually(lambda: bed.agent.log.count("has not its tables") == 1)
+        eventually(lambda: bed.agent.log.count("has no tables of that mode") == 1)
         assert "in doubt: kube-proxy says" in bed.agent.call("status").stdout
         bed.expect(WEB)
         kubeproxy.add_tables(bed.namespace, "nftables")

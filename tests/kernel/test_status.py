@@ -74,7 +74,7 @@ def test_it_follows_the_agent_from_its_start_to_its_end(bed: Bed) -> None:
     bed.agent.program = IMPATIENT
     done = bed.agent.call("status")
     assert done.returncode == 1
-    assert "the agent runs but does not answer" in done.stderr
+    assert "the agent runs but has not answered" in done.stderr
     bed.agent.program = ["-m", "ipvs_node_agent"]
     bed.agent.send(signal.SIGCONT)
     assert status(bed)["inSync"]

@@ -178,7 +178,7 @@ def messages() -> dict[str, str]:
             continue
         if (call.module, call.text) == ("apiserver/client", "%s"):
             # Its words are made where the kubeconfig is read.
-            danger = "anybody on the way can steer this node's traffic"
+            danger = "an attacker on the network path can steer this node's traffic"
             for text in returned("kubeconfig/credentials", "_warning"):
                 found[text.removesuffix("...") + danger] = call.level
         elif (call.module, call.text) == ("sync/log", "%s (%s)"):

@@ -291,8 +291,8 @@ NOT_COUNTED = [
     Situation(
         "a headless Service",
         False,
-        "has no ClusterIP, to which rules could lead",
-        "a Service with a ClusterIP",
+        "has no ClusterIP for rules to lead to",
+        "a new Service with a ClusterIP",
         raw=(web(cluster="None"),),
     ),
     Situation(
@@ -401,7 +401,7 @@ NOT_COUNTED = [
         programmed=(),
     ),
     Situation(
-        "an IP that nobody names",
+        "an IP that no Service names",
         False,
         "no Service names 10.19.20.202",
         "kubectl get services -A",
@@ -410,7 +410,7 @@ NOT_COUNTED = [
     Situation(
         "a ClusterIP",
         False,
-        "is the ClusterIP of Service default/web, and no external IP",
+        "is the ClusterIP of Service default/web, and not an external IP",
         "kube-proxy's own business",
         asked=CLUSTER4,
     ),
@@ -515,7 +515,7 @@ IN_THE_TABLES = [
         },
     ),
     Situation(
-        "a table that nobody made",
+        "a table that was never made",
         False,
         "from a pod: there is no chain IPVS_PREROUTING in iptables-nft",
         "systemctl start ipvs-node-agent",
@@ -531,7 +531,7 @@ IN_THE_TABLES = [
     Situation(
         "a rule that is gone",
         False,
-        "from the host: the chain IPVS_OUTPUT has no rule that leads it on",
+        "from the host: the chain IPVS_OUTPUT has no rule for the packet",
         _REPAIRS,
         edits=((f"--src-type LOCAL {_TO}", f"--src-type LOCAL -p udp {_TO}"),),
     ),
@@ -663,7 +663,7 @@ AROUND = [
     Situation(
         "the agent does not run, and its rules are there",
         True,
-        "nobody keeps the rules up to date",
+        "nothing keeps the rules up to date",
         "systemctl start ipvs-node-agent",
         fields=_agent(DOWN),
     ),
@@ -692,7 +692,7 @@ AROUND = [
     Situation(
         "a kernel without IPVS",
         False,
-        "IPVS: this kernel has none",
+        "IPVS: is not in this kernel",
         "kube-proxy's mode",
         fields={"ipvs": None},
     ),
@@ -754,7 +754,7 @@ AROUND = [
     Situation(
         "no answer of the API server, and no rule",
         None,
-        "cannot be reached, and no rule of this node is about 10.19.20.201",
+        "cannot be reached, and no rule of this node names 10.19.20.201",
         "ipvs-node-agent check",
         fields=_UNSEEN,
         programmed=(),

@@ -124,7 +124,7 @@ RENDER_HINT = "(see ipvs-node-agent render --help)"
         ),
         (
             "render -f x --pod-cidr ::/0",
-            "argument --pod-cidr: '::/0' is every address, not this node's pods'",
+            "argument --pod-cidr: '::/0' matches every address, not only this node's pods",
         ),
         *(
             (

@@ -379,8 +379,11 @@ def test_what_cannot_be_read_is_a_problem_and_what_is_behind_it_counts(
     [
         ({"podCIDRs": ["pods"]}, "spec.podCIDRs[0] 'pods' is not a CIDR (wanted ADDRESS/LENGTH)"),
         ({"podCIDRs": "10.0.0.0/24"}, "spec.podCIDRs is '10.0.0.0/24', wanted a list"),
-        ({"podCIDRs": ["0.0.0.0/0"]}, "spec.podCIDRs[0] '0.0.0.0/0' would make every client a pod"),
-        ({"podCIDR": "::/0"}, "spec.podCIDR[0] '::/0' would make every client a pod"),
+        (
+            {"podCIDRs": ["0.0.0.0/0"]},
+            "spec.podCIDRs[0] '0.0.0.0/0' matches every address, not only pods",
+        ),
+        ({"podCIDR": "::/0"}, "spec.podCIDR[0] '::/0' matches every address, not only pods"),
         ({"podCIDR": 7}, "spec.podCIDR[0] is 7, wanted a CIDR"),
     ],
 )

@@ -140,13 +140,15 @@ WRONG: dict[str, dict[str, Any]] = {
     "fail PermissionRefused: 403 => kubeconfig: /etc/kubernetes/kubelet.conf in": refused_with(
         403, kubeconfig="/x.conf"
     ),
-    "fail PermissionRefused: 403 => no nodeName, as it": refused_with(403, node_name="other"),
+    "fail PermissionRefused: 403 => no nodeName, as the credentials are for": refused_with(
+        403, node_name="other"
+    ),
     f"fail PermissionRefused: 500 => the log of kube-apiserver ({SERVER})": refused_with(500),
     "fail CredentialsExpired: expired on => new credentials in /x.conf": {
         **valid(-365, -1),
         "config": Config(kubeconfig="/x.conf"),
     },
-    "fail NodeUnknown: knows no Node worker-1 => nodeName: ": unasked(cluster(node=None)),
+    "fail NodeUnknown: has no Node worker-1 => nodeName: ": unasked(cluster(node=None)),
     "fail PodCIDRsMissing: has none yet => podCIDRs: [CIDR] in /etc/x.yaml": {
         "cluster": cluster(node=read_node(node())),
         "changes": None,

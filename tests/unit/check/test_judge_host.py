@@ -96,7 +96,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "fail MetricsPortTaken: process 12 (nc) listens on 127.0.0.1:10273 => metricsBindAddress: ": {
         "listener": Listener(12, "nc")
     },
-    "fail MetricsPortTaken: somebody listens on 127.0.0.1:10273 => metricsBindAddress: ": {
+    "fail MetricsPortTaken: another program listens on 127.0.0.1:10273 => metricsBindAddress: ": {
         "listener": Listener(0, "")
     },
     "warn NftablesFlushes: within a second => by hand, in /etc/nftables.conf": beside(
@@ -121,7 +121,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "fail IPVSConntrackOff: net.ipv4.vs.conntrack is 0 => as kube-proxy does at each start": (
         without("ipv4/vs/conntrack")
     ),
-    "warn InvalidInputEndsConnections: nf_conntrack_tcp_loose is 0 => dropInvalidInput: false": (
+    "warn InvalidInputEndsConnections: nf_conntrack_tcp_loose 0 => dropInvalidInput: false": (
         dropping("0", "0")
     ),
 }
@@ -155,9 +155,13 @@ def test_what_is_as_it_may_be_gives_only_ok(fields: dict[str, Any]) -> None:
     [
         ({}, OK, "drops TCP packets"),
         ({LOOSE: "1", LIBERAL: "0"}, OK, "drops TCP packets"),
-        ({LOOSE: "1", LIBERAL: "1"}, OK, "does little: net.netfilter.nf_conntrack_tcp_be_liberal"),
-        ({LOOSE: "0", LIBERAL: "0"}, WARN, "net.netfilter.nf_conntrack_tcp_loose is 0"),
-        ({LOOSE: "0", LIBERAL: "1"}, WARN, "net.netfilter.nf_conntrack_tcp_loose is 0"),
+        (
+            {LOOSE: "1", LIBERAL: "1"},
+            OK,
+            "does little: with net.netfilter.nf_conntrack_tcp_be_liberal",
+        ),
+        ({LOOSE: "0", LIBERAL: "0"}, WARN, "net.netfilter.nf_conntrack_tcp_loose 0"),
+        ({LOOSE: "0", LIBERAL: "1"}, WARN, "net.netfilter.nf_conntrack_tcp_loose 0"),
     ],
 )
 def test_what_dropping_invalid_packets_does_is_said_where_it_is_asked_for(

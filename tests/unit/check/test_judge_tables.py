@@ -89,8 +89,8 @@ WRONG: dict[str, dict[str, Any]] = {
         "proxy": KubeProxy(),
         **holding(SVC),
     },
-    "warn KubeProxyInDoubt: has not its tables => nothing while it moves": {
-        "proxy": KubeProxy(doubt="kube-proxy says that it is blue, and has not its tables")
+    "warn KubeProxyInDoubt: has no tables of that mode => nothing while it moves": {
+        "proxy": KubeProxy(doubt="kube-proxy says that it is blue, but has no tables of that mode")
     },
     "warn KubeProxySilent: runs as process 77 => curl http://127.0.0.1:10249/proxyMode": {
         "proxy": KubeProxy(process=77)

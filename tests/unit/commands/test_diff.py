@@ -84,7 +84,7 @@ def test_a_snapshot_is_what_the_server_tells_now(config: Config, server: ApiServ
         (
             lambda server: server.delete("Node", "", "worker-1"),
             RefusedError,
-            r"^API server: knows no Node worker-1 \(set nodeName if it has another\)$",
+            r"^API server: has no Node worker-1 \(set nodeName if the Node has another name\)$",
         ),
         (
             lambda server: server.fail(403, resource="services"),

@@ -86,7 +86,7 @@ def test_it_is_for_root(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     done = command("explain", "10.19.20.201")
     assert done.status == 3
-    assert done.err == "ipvs-node-agent: explain: the kernel's tables are root's to read (sudo)\n"
+    assert done.err == "ipvs-node-agent: explain: only root can read the kernel's tables (sudo)\n"
 
 
 def test_an_agent_that_hangs_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

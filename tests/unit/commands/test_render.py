@@ -368,7 +368,7 @@ def test_what_holds_no_object_is_an_error_and_gives_no_rules(
 def test_an_error_of_the_api_servers_is_one_and_gives_no_rules(command: Command) -> None:
     status = {"kind": "Status", "apiVersion": "v1", "message": "services is forbidden\n\x1b[2J"}
     result = command.render("-f", written("web", WEB, status))
-    why = "has an error of the API server's in place of objects"
+    why = "holds an error of the API server in place of objects"
     said = "'services is forbidden\\n\\x1b[2J'"
     assert result == (2, "", f"ipvs-node-agent: web: {why}: {said}\n")
 

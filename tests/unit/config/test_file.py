@@ -154,7 +154,7 @@ def test_two_names_whose_trees_would_be_called_alike_are_refused() -> None:
         if other != name:
             break
     text = refusal(f"chains: {{prerouting: {name}, output: {other}}}")
-    assert text == f"{at(1)}chains: wanted names that differ in front, got {name}, {other}"
+    assert text == f"{at(1)}chains: wanted names that begin differently, got {name}, {other}"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ SHAPES: dict[str, list[Any]] = {
     "has users that are not a list of entries": [{**document(), "users": ["u"]}],
     "has a user without a name": [{**document(), "users": [{}]}],
     "has an entry in users without its user": [{**document(), "users": [{"name": "u"}]}],
-    "its client-key-data is no base64": [naming(**{"client-key-data": "!"})],
+    "its client-key-data is not base64": [naming(**{"client-key-data": "!"})],
     # The text "false" is a true value to Python.
     "its insecure-skip-tls-verify is neither true nor false": [
         document(**{"insecure-skip-tls-verify": "false"})
@@ -76,7 +76,7 @@ def test_a_weird_shape_is_refused_and_still_has_a_fingerprint(
 @pytest.mark.parametrize("key", [*HOSTS, *NAMES, "certificate-authority-data", "token"])
 def test_what_should_be_text_and_is_none_is_refused(key: str, value: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "kubelet.conf", naming(**{key: value}))
-    assert refusal(path).endswith(f": its {key} is no text")
+    assert refusal(path).endswith(f": its {key} is not text")
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_plain_http_needs_no_credentials_and_is_warned_of(tmp_path: Path) -> Non
     assert not credentials.headers()
     assert credentials.warning == (
         "the API server http://127.0.0.1:8080 is asked without TLS:"
-        " anybody on the way can steer this node's traffic"
+        " an attacker on the network path can steer this node's traffic"
     )
 
 

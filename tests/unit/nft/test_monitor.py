@@ -143,7 +143,7 @@ def test_who_changes_what_matters_is_named(told: socket.socket, monitor: NftMoni
     told.send(about(NEWRULE, "IPVS_OUTPUT") + generation(2, b"iptables"))
     told.send(about(NEWRULE, "IPVS_OUTPUT") + message(10 << 8 | 15, bytes(4), sender=OTHERS))
     heard = monitor.hear(own=OURS)
-    assert heard.by == ("iptables (pid 2)", "\\x1b[2J\ufffd (pid 3)", "somebody (pid 0)")
+    assert heard.by == ("iptables (pid 2)", "\\x1b[2J\ufffd (pid 3)", "a process (pid 0)")
     assert monitor.hear(own=OURS) == NOTHING
 
 

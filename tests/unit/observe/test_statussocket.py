@@ -113,7 +113,7 @@ def test_an_agent_that_does_not_answer_hangs(
     with nullcontext() if pause is None else dripping(lambda: other.accept()[0], b" ", pause):
         error = unanswered(tmp_path)
     assert error.state == status.HANGING
-    assert "runs but does not answer" in str(error)
+    assert "runs but has not answered" in str(error)
     assert "systemctl restart ipvs-node-agent" in error.hint
 
 

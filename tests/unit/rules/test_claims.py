@@ -269,7 +269,7 @@ def test_the_same_port_of_another_protocol_is_no_conflict() -> None:
 def test_a_service_that_shares_an_ip_and_has_no_port_has_no_rule() -> None:
     found = plan(DEFAULTS, snapshot(sharing("a", 1), sharing("b", 2, HTTP)), IPV4)
     assert prerouting(found) == pod_pair("10.19.0.1", "default/b", "10.231.0.2", ports=port(80))
-    text = "10.19.0.1 gets no rules: they are by port, and no port is known"
+    text = "10.19.0.1 gets no rules: they match by port, and no port is known"
     assert found.problems == (Problem("default/a", "NoPorts", text),)
 
 

@@ -255,7 +255,7 @@ def test_who_keeps_making_and_removing_it_is_waited_for_like_any_failure(
         # Each try is for the other case.
         assert tries == [False, True, False, True, False]
         assert made.agent.sentence().endswith(
-            "another program keeps creating and removing the chain that marks"
+            "another program keeps creating and removing the chain for masquerading"
         )
     made.pass_time(1)
     made.holds(WEB_4, OTHER)
