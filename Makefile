@@ -12,6 +12,10 @@ PYTEST_PACKAGES := python3-pytest python3-hypothesis python3-trustme
 DEB_TEST_PACKAGES := lintian systemd bash-completion zsh fish bsdutils groff mandoc git $(PYTEST_PACKAGES)
 RELEASE_PACKAGES := dpkg-dev python3-build python3-venv python3-setuptools python3-wheel gnupg git
 NODE_TEST_PACKAGES := qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 $(AGENT_PACKAGES) $(PYTEST_PACKAGES)
+ARM64_PACKAGES := qemu-system-arm qemu-user-static
+
+# The processor of the machines of node-test: amd64 or arm64.
+ARCH := amd64
 
 .PHONY: help demo deb completion deb-test release release-test test support cluster-test node-test lint bench dashboard packages prepare kubernetes images
 
@@ -49,9 +53,9 @@ support: ## Run what libraries and iptables may differ in, in the environments o
 cluster-test: ## Run the agent against real API servers of two versions, a quarter of an hour (QUICK=1: most of it, 6)
 	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.cluster
 
-node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 14)
-	@packaging/build/install-missing $(NODE_TEST_PACKAGES)
-	@QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node $(NODE_TEST)
+node-test: ## Install the package on machines with real IPVS, Debian 12 and 13, under qemu, half an hour (QUICK=1: most of it, 14; ARCH=arm64: parts of it)
+	@packaging/build/install-missing $(NODE_TEST_PACKAGES) $(if $(filter arm64,$(ARCH)),$(ARM64_PACKAGES))
+	@ARCH=$(ARCH) QUICK=$(QUICK) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.node $(NODE_TEST)
 
 bench: ## Measure anew what docs/benchmarks.md shows (QUICK=1: only prove that it still can, a minute; LONG=1: an hour of changes; FLEET=1: only a fleet)
 	@QUICK=$(QUICK) LONG=$(LONG) FLEET=$(FLEET) tests/bench/run

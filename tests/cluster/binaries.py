@@ -3,7 +3,8 @@
 `obtain` gives a folder with all three. Where KUBEBUILDER_ASSETS is set, as in Kubernetes' own
 tests, that is it. Else Kubernetes is built from the Go modules pinned below `kubernetes/`, once,
 into a cache in the user's home. etcd is taken out of Debian's package, except for the newest
-version: Debian 12's is too old for streaming lists, so there it is built as well.
+version: Debian 12's is too old for streaming lists, so there it is built as well. The newest
+version can be built for another processor, too.
 
     python3 -m tests.cluster.binaries                     # builds both, prints their folders
     python3 -m tests.cluster.binaries newest              # prints the folder
@@ -33,13 +34,17 @@ _PROGRAMS = ("kube-apiserver", "kube-proxy", "etcd")
 CACHE = cache("kubernetes")
 
 
-def obtain(name: str) -> Path:
-    """The folder with the programs of the `newest` or `oldest` version. Raises NotMade."""
+def obtain(name: str, foreign: str = "") -> Path:
+    """The folder with the programs of the `newest` or `oldest` version. Raises NotMade.
+
+    They are for this machine's processor, or for a `foreign` one, by Go's name.
+    """
     given = os.environ.get("KUBEBUILDER_ASSETS")
-    if given:
+    if given and not foreign:
         folder = Path(given)
     else:
-        folder = made_once(CACHE / version(name), lambda part, log: _make(name, part, log))
+        folder = CACHE / "-".join(filter(None, (version(name), foreign)))
+        made_once(folder, lambda part, log: _make(name, part, log, foreign))
     for program in _PROGRAMS:
         if not os.access(folder / program, os.X_OK):
             raise NotMade(f"{folder} has no {program}")
@@ -54,11 +59,13 @@ def version(name: str) -> str:
     return found[1]
 
 
-def _make(name: str, part: Path, output: IO[bytes]) -> None:
+def _make(name: str, part: Path, output: IO[bytes], foreign: str) -> None:
     pinned = PINNED / name
 
     def call(*command: str | Path, cwd: Path = part) -> None:
         environment = {**os.environ, "CGO_ENABLED": "0"}
+        if foreign:
+            environment["GOARCH"] = foreign
         subprocess.run(command, cwd=cwd, env=environment, stdout=output, stderr=output, check=True)
 
     build = _build(version(name))
@@ -66,6 +73,8 @@ def _make(name: str, part: Path, output: IO[bytes]) -> None:
     if _ETCD in (pinned / "go.mod").read_text():
         call(*build, "-o", part / "etcd", _ETCD, cwd=pinned)
         return
+    if foreign:
+        raise NotMade(f"etcd of {foreign} is built with the newest version alone")
     # Not installed: its package would start a server on this machine.
     if os.geteuid() == 0:
         call("apt-get", "update", "-q")

@@ -106,17 +106,24 @@ def apt(packages: str) -> str:
     )
 
 
-async def bootstrap(release: str, root: Path, steps: Sequence[str], output: IO[bytes]) -> int:
-    """Makes a bare Debian and runs shell scripts in it, until one fails; the exit status."""
+async def bootstrap(
+    release: str, root: Path, steps: Sequence[str], output: IO[bytes], foreign: str = ""
+) -> int:
+    """Makes a bare Debian and runs shell scripts in it, until one fails; the exit status.
+
+    `foreign` is Debian's name of a processor that is not this machine's.
+    """
+    emulated = (HERE / "emulated", foreign) if foreign else ()
+    kind = (f"--arch={foreign}",) if foreign else ()
     variables = passed_on("PIP_.*", "(?i:(https?|no)_proxy)")
     variables.setdefault("PIP_CERT", "/etc/ssl/certs/ca-certificates.crt")
-    bare = ("debootstrap", "--variant=minbase", release, root)
+    bare = (*emulated, "debootstrap", "--variant=minbase", *kind, release, root)
     failed = await isolated(bare, output, network=True)
     for step in steps:
         if not failed:
             take_over_network_settings(root)
             shell = inside(root, "keep", variables, ["sh", "-c", step])
-            failed = await isolated(shell, output, network=True)
+            failed = await isolated([*emulated, *shell], output, network=True)
     return failed
 
 

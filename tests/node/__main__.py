@@ -2,6 +2,7 @@
 
 python3 -m tests.node                        # Debian 12 and Debian 13, both at once
 python3 -m tests.node debian13 -k install    # one of them, with pytest's arguments
+ARCH=arm64 python3 -m tests.node             # what architecture.py has for another processor
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.cluster.binaries import obtain
 from tests.node import image
+from tests.node.architecture import ARCHITECTURE, FOREIGN
 from tests.support.cache import NotMade
 from tests.support.places import REPOSITORY
 
@@ -29,24 +32,28 @@ _ENDS_WITH_US = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
 )
+_CHAPTERS = [f"tests/node/{name}.py" for name in ARCHITECTURE.chapters] or ["tests/node"]
 _PYTEST = ("-p", "no:cacheprovider", "-v", "-rA", "--maxfail=8", "--durations=8", "--color=no")
 _RESULT = re.compile(r".*/(.*::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS).*)")
 _SUMMARY = re.compile(r"=+ .* in [\d.]+s.*=+")
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected)")
 
 
-async def run(release: str, arguments: Sequence[str], alone: bool, counts: Counter[str]) -> int:
-    """Runs the tests on one release; exit status. Who is not alone shows only how far it is."""
-    log, began = image.CACHE / f"{release}.log", time.monotonic()
+async def run(name: str, arguments: Sequence[str], alone: bool, counts: Counter[str]) -> int:
+    """Runs the tests on one node; exit status. Who is not alone shows only how far it is."""
+    label = f"{ARCHITECTURE.name}-{name}" if FOREIGN else name
+    log, began, node = image.CACHE / f"{label}.log", time.monotonic(), ARCHITECTURE.nodes[name]
     variables = {
-        "IPVS_NODE_AGENT_RELEASE": release,
+        "IPVS_NODE_AGENT_RELEASE": node.release,
+        "IPVS_NODE_AGENT_BACKEND": node.backend,
         "IPVS_NODE_AGENT_PACKAGES": str(PACKAGES),
-        "KUBEBUILDER_ASSETS": str(obtain("newest")),
+        "IPVS_NODE_AGENT_PATIENCE": str(ARCHITECTURE.patience),
+        "KUBEBUILDER_ASSETS": str(_binaries()),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
     process = await asyncio.create_subprocess_exec(
-        *(*_ENDS_WITH_US, sys.executable, "-m", "pytest", *_PYTEST, "tests/node", *arguments),
+        *(*_ENDS_WITH_US, sys.executable, "-m", "pytest", *_PYTEST, *_CHAPTERS, *arguments),
         cwd=REPOSITORY,
         env={**os.environ, **variables},
         stdout=asyncio.subprocess.PIPE,
@@ -67,7 +74,7 @@ async def run(release: str, arguments: Sequence[str], alone: bool, counts: Count
                     print(text, flush=True)
                 elif result:
                     seconds = time.monotonic() - began
-                    print(f"{seconds:4.0f} s  {release}  {result[1]}", flush=True)
+                    print(f"{seconds:4.0f} s  {name}  {result[1]}", flush=True)
         status = await process.wait()
     finally:
         if process.returncode is None:
@@ -75,8 +82,8 @@ async def run(release: str, arguments: Sequence[str], alone: bool, counts: Count
             process.kill()
             await process.wait()
     if status and not alone:
-        print(f"{release}: all of {log}:\n{log.read_text()}")
-    print(f"{release}: {_shown(own)} in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{name}: all of {log}:\n{log.read_text()}")
+    print(f"{name}: {_shown(own)} in {time.monotonic() - began:.0f} s", flush=True)
     counts.update(own)
     return status
 
@@ -94,29 +101,43 @@ def build_packages() -> None:
         built.replace(PACKAGES / f"{name}.deb")
 
 
-async def run_all(releases: Sequence[str], arguments: Sequence[str], alone: bool) -> int:
-    """Runs the tests on these releases at the same time; 0 where all passed."""
+async def run_all(names: Sequence[str], arguments: Sequence[str], alone: bool) -> int:
+    """Runs the tests on these nodes, at the same time or in turn; 0 where all passed."""
     task, began, counts = asyncio.current_task(), time.monotonic(), Counter[str]()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    statuses = await asyncio.gather(*(run(each, arguments, alone, counts) for each in releases))
+
+    async def one(name: str) -> int:
+        return await run(name, arguments, alone, counts)
+
+    if ARCHITECTURE.at_once:
+        statuses = await asyncio.gather(*map(one, names))
+    else:
+        statuses = [await one(name) for name in names]
     print(f"{_shown(counts)} in {time.monotonic() - began:.2f}s")
     return int(any(statuses))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs what the arguments say; 0 where all passed."""
-    releases = arguments[:1] or list(image.RELEASES)
+    names = arguments[:1] or list(ARCHITECTURE.nodes)
+    unknown = set(names) - ARCHITECTURE.nodes.keys()
+    if unknown:
+        raise NotMade(f"{unknown.pop()} is not one of {', '.join(ARCHITECTURE.nodes)}")
     PACKAGES.mkdir(parents=True, exist_ok=True)
     with (PACKAGES / "lock").open("w") as lock:
         # Two runs at once would be in each other's way, by their processors alone.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        image.obtain_all(releases)
+        image.obtain_all({ARCHITECTURE.nodes[name].release for name in names})
         build_packages()
         try:
-            return asyncio.run(run_all(releases, arguments[1:], alone=bool(arguments)))
+            return asyncio.run(run_all(names, arguments[1:], alone=bool(arguments)))
         except asyncio.CancelledError:
             return 143
+
+
+def _binaries() -> Path:
+    return obtain("newest", ARCHITECTURE.name if FOREIGN else "")
 
 
 def _shown(counts: Counter[str]) -> str:

@@ -47,7 +47,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     (directory / "control").mkdir()
     with control_plane(binaries, directory / "control") as plane:
         machine = Machine(disk, bed, plane.namespace, directory)
-        made = Scene(plane, machine, directory)
+        made = Scene(plane, machine, directory, _variable("IPVS_NODE_AGENT_BACKEND"))
         pytestconfig.stash[_scene] = made
         try:
             made.make_cluster()

@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import IO
 
 from tests.environments.chroot import apt, bootstrap, need_debootstrap
+from tests.node.architecture import ARCHITECTURE, FOREIGN
 from tests.support.cache import NotMade, cache, made_once
 
 CACHE = cache("node")
 RELEASES = {"debian12": "bookworm", "debian13": "trixie"}
 _PREPARE = Path(__file__).resolve().parent / "guest" / "prepare"
 
-_SYSTEM = "systemd systemd-sysv dbus udev kmod procps iproute2 linux-image-cloud-amd64"
+_SYSTEM = (
+    f"systemd systemd-sysv dbus udev kmod procps iproute2 linux-image-cloud-{ARCHITECTURE.name}"
+)
 # What keeps rules on a Debian host. Of these, ufw and netfilter-persistent exclude one another.
 _FIREWALLS = "nftables ufw firewalld"
 _PERSISTENT = (
@@ -42,11 +45,12 @@ _AGENT = (
     " python3-prometheus-client"
 )
 # It rolls out from the node itself, which is to be reached by no network, and asks apt's library.
-_ROLE = "ansible-core python3-apt"
+# For the chapters of a foreign processor it would be compiled in vain.
+_ROLE = "" if FOREIGN else " ansible-core python3-apt"
 # In two steps, as a kernel's initrd is made by what is there at the time.
 _STEPS = (
     "sh /src/tests/node/guest/prepare before",
-    apt(f"{_SYSTEM} {_FIREWALLS} {_PROXY} {_AGENT} {_ROLE}"),
+    apt(f"{_SYSTEM} {_FIREWALLS} {_PROXY} {_AGENT}{_ROLE}"),
     _PERSISTENT,
     "sh /src/tests/node/guest/prepare after",
 )
@@ -55,15 +59,17 @@ _SIZE = "3G"
 
 def obtain(name: str) -> Path:
     """The folder of an image, made if need be. Raises NotMade."""
+    label = f"{ARCHITECTURE.name}-{name}" if FOREIGN else name
     recipe = repr((RELEASES[name], _STEPS, _SIZE, _PREPARE.read_text()))
-    folder = CACHE / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    folder = CACHE / f"{label}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
     def make(part: Path, output: IO[bytes]) -> None:
-        for other in CACHE.glob(f"{name}-*"):
+        for other in CACHE.glob(f"{label}-*"):
             if other.is_dir() and other != part:
                 shutil.rmtree(other)
         root = part / "root"
-        failed = asyncio.run(bootstrap(RELEASES[name], root, _STEPS, output))
+        foreign = ARCHITECTURE.name if FOREIGN else ""
+        failed = asyncio.run(bootstrap(RELEASES[name], root, _STEPS, output, foreign))
         if failed:
             raise subprocess.CalledProcessError(failed, "its recipe")
         (root / "src").rmdir()  # Where the repository was seen.

@@ -26,7 +26,7 @@ from tests.cluster.rest import Client
 from tests.node.vm import Machine
 from tests.support.cluster import POD_CIDRS, node
 from tests.support.tables import ours
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 NODE, OTHER_NODE = "worker-1", "worker-2"
 NODE_ADDRESS = {4: "192.168.7.11", 6: "fd00:192:168:7::11"}
@@ -42,6 +42,11 @@ _LONG_WAIT, _LONG_POLL_SECONDS = 30.0, 1.0
 # For kube-proxy to start, and to make what it knows.
 _PROXY_SECONDS = 90.0
 
+USE_LEGACY = """\
+for family in iptables ip6tables; do
+    update-alternatives --set $family /usr/sbin/$family-legacy
+done
+"""
 KUBELET_CONF = "/etc/kubernetes/kubelet.conf"
 _CURRENT = "/var/lib/kubelet/pki/kubelet-client-current.pem"
 _SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
@@ -211,8 +216,10 @@ def real_servers(table: str) -> set[tuple[str, str]]:
 class Scene:
     """The machine as a node, and the cluster."""
 
-    def __init__(self, plane: ControlPlane, machine: Machine, directory: Path) -> None:
-        self.plane, self.machine = plane, machine
+    def __init__(
+        self, plane: ControlPlane, machine: Machine, directory: Path, backend: str
+    ) -> None:
+        self.plane, self.machine, self.backend = plane, machine, backend
         self._directory = directory
         self._certificate = KubeletCertificate(plane.pki, directory / "kubelet", NODE)
         self.services: dict[str, Service] = {}
@@ -242,6 +249,8 @@ class Scene:
         self._write_credentials()
         self.machine.write("/usr/local/sbin/topology", _TOPOLOGY, "755")
         self.write_proxy_config("ipvs")
+        if self.backend == "legacy":
+            self.machine.run(USE_LEGACY)
         for name, text in _UNITS.items():
             self.machine.write(f"/etc/systemd/system/{name}", text)
         servers = "answer@pod answer@remote answer@outside"
@@ -364,13 +373,14 @@ class Scene:
     def wait(self, condition: str, seconds: float = 15) -> float:
         """Waits in the machine until a command succeeds; after how many seconds it did."""
         pause = _LONG_POLL_SECONDS if seconds > _LONG_WAIT else _POLL_SECONDS
+        limit = seconds * PATIENCE
         # In microseconds, and without a process that would take time from what is waited for.
         printed = self.machine.run(
             f"""exec 9<> <(:)
             began=${{EPOCHREALTIME/./}}
             until ( {condition} ) >/tmp/wait 2>&1; do
-                if (( ${{EPOCHREALTIME/./}} - began > {seconds * 1e6:.0f} )); then
-                    echo 'not true within {seconds:g} s:'; cat /tmp/wait; exit 1
+                if (( ${{EPOCHREALTIME/./}} - began > {limit * 1e6:.0f} )); then
+                    echo 'not true within {limit:g} s:'; cat /tmp/wait; exit 1
                 fi
                 read -rt {pause} -u 9
             done

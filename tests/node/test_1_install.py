@@ -86,7 +86,7 @@ def test_systemctl_and_the_journal_tell_how_far_it_is(scene: Scene) -> None:
     assert "active (running)" in status
     assert "In sync; Services with rules: 1 in IPv4, 1 in IPv6" in status
     journal = scene.machine.run(f"{JOURNAL} --no-pager")
-    assert "ready: the kernel (iptables-nft) holds all rules" in journal
+    assert f"ready: the kernel (iptables-{scene.backend}) holds all rules" in journal
 
 
 def test_where_memory_runs_out_pods_go_before_the_agent(scene: Scene) -> None:

@@ -14,7 +14,7 @@ from tests.node.cases import (
     put_package,
     restarted,
 )
-from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, VERSIONS, Scene, is_answer
+from tests.node.scene import KUBELET_CONF, NODE_ADDRESS, USE_LEGACY, VERSIONS, Scene, is_answer
 
 _TRACES = """\
 find / -xdev -name '*ipvs[-_]node[-_]agent*' -not -path '/root/debs/*' -not -path '/proc/*'
@@ -22,14 +22,11 @@ find /run -xdev -name '*ipvs-node-agent*' -not -path '/run/systemd/*'
 systemctl list-units --all --no-legend 'ipvs-node-agent*'
 """
 # Everything that kube-proxy and the kubelet have, in the other backend.
-_TO_LEGACY = """\
+_TO_LEGACY = f"""\
 systemctl stop kube-proxy
 /bed/kube-proxy --cleanup --config=/etc/kubernetes/kube-proxy.yaml || true
 nft flush ruleset
-for family in iptables ip6tables; do
-    update-alternatives --set $family /usr/sbin/$family-legacy
-done
-iptables -t mangle -N KUBE-IPTABLES-HINT
+{USE_LEGACY}iptables -t mangle -N KUBE-IPTABLES-HINT
 systemctl start kube-proxy
 """
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.node.architecture import ARCHITECTURE
 from tests.node.image import write_filesystem
 from tests.support.netns import Namespace
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 _BOOT_SECONDS = 180.0
 _COMMAND_SECONDS = 120.0
@@ -135,6 +136,7 @@ class Machine:
         return self._process is None or self._process.poll() is not None
 
     def _told(self, what: str, timeout: float = _COMMAND_SECONDS, **asked: Any) -> Done:
+        timeout *= PATIENCE
         number = self._send(**asked)
         with self._changed:
             if not self._changed.wait_for(
@@ -155,7 +157,7 @@ class Machine:
     def _wait_for_boot(self, before: str) -> None:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._boot not in ("", before) or self._gone, _BOOT_SECONDS
+                lambda: self._boot not in ("", before) or self._gone, _BOOT_SECONDS * PATIENCE
             )
             if self._boot in ("", before) or self._gone:
                 raise Failed(f"it does not boot\n{self.last_words()}")
@@ -193,16 +195,15 @@ class Machine:
 
     def _command(self) -> list[str]:
         return [
-            "qemu-system-x86_64",
+            *ARCHITECTURE.emulator,
             # One processor: two machines with two each would wait for each other's.
-            # No cmpxchg16b: under it, this emulation panics Debian 13's kernel every other boot.
-            *("-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-m", "2048", "-smp", "1"),
+            *("-accel", "tcg,thread=multi", "-m", "2048", "-smp", "1"),
             *("-display", "none", "-monitor", "none", "-serial", "stdio", "-nodefaults"),
             *("-kernel", f"{self._image}/vmlinuz", "-initrd", f"{self._image}/initrd.img"),
             "-append",
             # What defends a real machine costs an emulated one a tenth of its time.
-            "root=LABEL=root console=ttyS0 net.ifnames=0 quiet panic=-1 systemd.show_status=0"
-            " mitigations=off init_on_alloc=0 audit=0",
+            f"root=LABEL=root console={ARCHITECTURE.console} net.ifnames=0 quiet panic=-1"
+            " systemd.show_status=0 mitigations=off init_on_alloc=0 audit=0",
             # What it has flushed survives its end; what the host keeps in memory does as well.
             *("-drive", f"file={self._disk},if=virtio,format=qcow2"),
             *("-drive", f"file={self._bed},if=virtio,format=raw,readonly=on"),
