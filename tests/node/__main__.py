@@ -32,6 +32,8 @@ _ENDS_WITH_US = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
 )
+# What runs beside the machines has their processor as well: etcd and kube-apiserver.
+_EMULATED = (REPOSITORY / "tests/environments/emulated", ARCHITECTURE.name) if FOREIGN else ()
 _CHAPTERS = [f"tests/node/{name}.py" for name in ARCHITECTURE.chapters] or ["tests/node"]
 _PYTEST = ("-p", "no:cacheprovider", "-v", "-rA", "--maxfail=8", "--durations=8", "--color=no")
 _RESULT = re.compile(r".*/(.*::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS).*)")
@@ -53,7 +55,8 @@ async def run(name: str, arguments: Sequence[str], alone: bool, counts: Counter[
         "PYTHONUNBUFFERED": "1",
     }
     process = await asyncio.create_subprocess_exec(
-        *(*_ENDS_WITH_US, sys.executable, "-m", "pytest", *_PYTEST, *_CHAPTERS, *arguments),
+        *(*_ENDS_WITH_US, *_EMULATED),
+        *(sys.executable, "-m", "pytest", *_PYTEST, *_CHAPTERS, *arguments),
         cwd=REPOSITORY,
         env={**os.environ, **variables},
         stdout=asyncio.subprocess.PIPE,

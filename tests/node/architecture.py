@@ -47,7 +47,13 @@ _ARM64 = Architecture(
     "ttyAMA0",
     {"debian13-nft": Node("debian13", "nft"), "debian13-legacy": Node("debian13", "legacy")},
     at_once=False,
-    chapters=("test_1_install", "test_1_structures", "test_3_rivals", "test_5_boots"),
+    chapters=(
+        "test_1_install",
+        "test_1_structures",
+        "test_3_rivals",
+        "test_5_boots",
+        "test_9_journal",
+    ),
     patience=3.0,
 )
 
