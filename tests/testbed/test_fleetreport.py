@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench.fleetreport import Kind, renewal, replaced
-from tests.bench.report import section
+from tests.bench.fleetreport import Kind, renewal
+from tests.bench.report import replaced, section
 
 # One processor second of idling in 100.
 IDLE = 0.01
@@ -86,6 +86,7 @@ def test_the_section_takes_the_place_of_the_last_one(after: str) -> None:
         "## A fleet\n\nOld.\n",
         "## A fleet\n\nNew.\n",
     )
-    assert section(head + old + after).rstrip("\n") == old.rstrip("\n")
+    found = section(head + old + after, "## A fleet\n")
+    assert found.rstrip("\n") == old.rstrip("\n")
     assert replaced(head + old + after, new) == head + new + after
     assert replaced(head, new) == head + new
