@@ -6,6 +6,7 @@ import queue
 import select
 import subprocess
 import threading
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,15 +101,16 @@ def test_what_kube_proxy_binds_is_nobodys_news(node: Namespace) -> None:
 
 def test_what_is_news_is_told_while_kube_proxy_goes_on_binding(node: Namespace) -> None:
     told = Told(node)
-    numbers = [f"10.{n >> 8}.{n & 255}.{m}" for n in range(1000) for m in (1, 2)]
-    lines = (f"address {do} {n}/32 dev kube-ipvs0\n" for n in numbers for do in ("add", "delete"))
-    binding = node.popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True)
-    with meanwhile(lambda: binding.communicate("".join(lines)) if binding.poll() is None else None):
-        node.add_address("eth0", "192.0.2.2/24")
-        told.next()
-        assert binding.poll() is None, "it has not ended yet"
-        assert ("eth0", "192.0.2.2") in told.addresses()
-        binding.kill()
+    changes = ("add", "delete")
+    lines = [f"address {do} 10.0.0.{n}/32 dev kube-ipvs0\n" for n in range(200) for do in changes]
+    with node.popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True) as binding:
+        assert binding.stdin is not None
+        # As fast as they are taken, and without an end.
+        with meanwhile(partial(binding.stdin.writelines, lines)):
+            node.add_address("eth0", "192.0.2.2/24")
+            told.next()
+            assert ("eth0", "192.0.2.2") in told.addresses()
+        assert binding.poll() is None
 
 
 def test_nothing_is_asked_for_while_nothing_changes(

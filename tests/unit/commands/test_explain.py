@@ -62,7 +62,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("situation", "status"), zip(CASES, (0, 1, 3)), ids=lambda each: getattr(each, "name", "")
+    ("situation", "status"), list(zip(CASES, (0, 1, 3))), ids=lambda each: getattr(each, "name", "")
 )
 def test_the_exit_status_is_the_verdict(
     situation: Situation, status: int, command: Command, monkeypatch: pytest.MonkeyPatch
