@@ -41,7 +41,7 @@ _TYPE_AT = 4
 _ENDS = ((0x28, 0, 0, _TYPE_AT), (0x15, 0, 1, 0x0F0A), (0x06, 0, 0, 1 << 16), (0x06, 0, 0, 0))
 _WROTE = re.compile(
     r"IPv[46]: (?:wrote|repaired) (?:(?P<chains>\d+) chains?)?(?:, )?"
-    r"(?:\d+ rules?)?.* in (?P<ms>\d+) ms$"
+    r"(?:(?P<rules>\d+) rules?)?.* in (?P<ms>\d+) ms$"
 )
 _MORE = re.compile(r"and (\d+) more Services$")
 _CHANGE = re.compile(r"(?P<key>\S+/\S+): .* \((?P<ms>\d+) ms\)$")
@@ -51,6 +51,7 @@ class Write(NamedTuple):
     """One restore that the agent reports."""
 
     chains: int
+    rules: int
     milliseconds: int
 
 
@@ -176,7 +177,9 @@ def bare_change(namespace: Namespace, backend: str, number: int) -> float:
 def writes(lines: list[str]) -> list[Write]:
     """The restores that `lines` of the agent's log report."""
     found = filter(None, map(_WROTE.search, lines))
-    return [Write(int(match["chains"] or 0), int(match["ms"])) for match in found]
+    return [
+        Write(*(int(match[part] or 0) for part in ("chains", "rules", "ms"))) for match in found
+    ]
 
 
 def latencies(lines: list[str]) -> dict[str, int]:

@@ -224,7 +224,7 @@ def _growth(bed: BenchBed, scale: Scale) -> Figures:
 
 
 def processes(scale: Scale, backend: str) -> Figures:
-    """Which commands of iptables one change starts, and how long its input is.
+    """Which commands of iptables one change starts, and how many rules it writes.
 
     In the place of the commands stand scripts that write down that they are called.
     """
@@ -232,31 +232,36 @@ def processes(scale: Scale, backend: str) -> Figures:
     services = fleet(POOL[IPV4], scale.services)
     with bench_bed(backend, services) as bed, _wrapped(backend) as directory:
         bed.start()
-        # A legacy table is looked at every two seconds; that is no part of a change.
+        # A first look may follow the start; it is no part of a change.
         time.sleep(2 * scale.pause)
         (directory / "calls").write_text("")
         bed.news()
-        _put_changed(bed, 1, random.Random(4))
-        eventually(lambda: latencies(bed.news()), "the change in the kernel")
+        new = bed.services[sorted(bed.services)[0]]
+        lines = put_and_wait(bed, new._replace(cluster_ips=(new.cluster_ips[0] + 8,)))
+        # The one that waits for the next change begins behind this one.
+        time.sleep(scale.pause)
         calls = (directory / "calls").read_text().split()
         return {
             "backend": backend,
-            "for_a_change": [c.rpartition("-")[2] for c in calls if c.endswith("restore")],
-            "lines_of_a_change": (directory / "input").read_text().count("\n"),
+            "for_a_change": [call.rpartition("-")[2] for call in calls],
+            "rules_of_a_change": [write.rules for write in writes(lines)],
         }
 
 
 @contextmanager
 def _wrapped(backend: str) -> Iterator[Path]:
-    """A directory, first in the search path, with the scripts and what they write down."""
+    """A directory, first in the search path, with the scripts and what they write down.
+
+    Each becomes its command, as the kernel tells the agent which process changed a table.
+    """
     before = os.environ["PATH"]
     with tempfile.TemporaryDirectory() as directory:
-        for verb, keep in (("save", ""), ("restore", f"tee {directory}/input | ")):
+        for verb in ("save", "restore"):
             for command in ("iptables", "ip6tables"):
                 name = f"{command}-{backend}-{verb}"
                 script = Path(directory, name)
                 lines = ("#!/bin/sh", f"echo {name} >>{directory}/calls")
-                script.write_text("\n".join((*lines, f'{keep}{shutil.which(name)} "$@"\n')))
+                script.write_text("\n".join((*lines, f'exec {shutil.which(name)} "$@"\n')))
                 script.chmod(0o755)
         os.environ["PATH"] = f"{directory}:{before}"
         try:
