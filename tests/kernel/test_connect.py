@@ -28,6 +28,7 @@ from tests.support.topology import (
     own,
     serving,
 )
+from tests.support.waiting import eventually
 
 # The environment that has the plugins, see its recipe.
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13")]
@@ -72,6 +73,8 @@ def test_they_come_from_the_host_and_from_the_pod(
 
     with serving(around.backend, CLUSTER_IP[version], port=90, says=says):
         found = tried(around.node, CLUSTER_IP[version], known, 90)
+        # Who connects need not wait for who answers.
+        eventually(lambda: len(seen) == len(found))
     assert found == {
         "host": [Attempt("host", 90, True, "connected")],
         "pod": [Attempt(f"pod {POD[version]}", 90, True, "connected")],
