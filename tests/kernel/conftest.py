@@ -83,6 +83,13 @@ class Bed:
             pods = [cidr for cidr in cidrs if (":" in cidr) == (family is IPV6)]
             self.wait_for_lines(family, expected_rules(here, pods, **options))
 
+    def settled(self) -> None:
+        """Waits until the agent says that it is in sync; all that it wrote is in its log then.
+
+        The kernel has what was written a moment before.
+        """
+        eventually(lambda: self.agent.call("status").returncode == 0, lambda: self.agent.log)
+
     def wait_for_lines(self, family: Family, wanted: list[str]) -> None:
         """Waits until the agent's lines are `wanted`; shows both where they do not get so."""
         try:

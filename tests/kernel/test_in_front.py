@@ -92,6 +92,7 @@ def test_an_hour_beside_felix_has_neither_a_rewrite_nor_a_repair(
         for built_in, ours in OUR_CHAIN.items():
             wanted = [f"cali-{built_in}", ours]
             eventually(partial(begins, bed, family, built_in, wanted), built_in)
+        bed.settled()
         before = repairs(bed)
         while felix.now < HOUR:
             felix.wait()

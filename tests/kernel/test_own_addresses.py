@@ -84,6 +84,7 @@ def test_a_vip_that_comes_is_narrowed_at_once_and_costs_nothing_where_it_flaps(
     assert met(wired, EXTERNAL_IP, SSH) == {*EXTERNAL_IP.values()}
     wired_bed.put(OTHER)
     eventually(lambda: wired_bed.has(OTHER[0]))
+    wired_bed.settled()
     before = wired_bed.agent.log.count("wrote")
     for action in ("del", "add", "del"):
         move(wired, action)
@@ -91,7 +92,8 @@ def test_a_vip_that_comes_is_narrowed_at_once_and_costs_nothing_where_it_flaps(
     wired.node.add_address("eth0", f"{OTHER[0]}/32")
     eventually(lambda: narrowed(wired_bed, "other"))
     assert narrowed(wired_bed)
-    eventually(lambda: wired_bed.agent.log.count("wrote") == before + 1)
+    wired_bed.settled()
+    assert wired_bed.agent.log.count("wrote") == before + 1, wired_bed.agent.log
 
 
 def narrowed(bed: Bed, name: str = "web") -> bool:
