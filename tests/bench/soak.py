@@ -51,7 +51,7 @@ class Scale:
 
 
 SCALES = {
-    "hour": Scale(services=1_000, seconds=3600, changes=1_000_000, points=60),
+    "hour": Scale(services=1_000, seconds=3600, changes=1_000_000, points=30),
     "minute": Scale(services=200, seconds=60, changes=15_000, points=4),
 }
 
