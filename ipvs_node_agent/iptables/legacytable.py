@@ -62,6 +62,11 @@ class Seen:
         self._info = b""
         self._block: Block | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether it was seen since it was last forgotten."""
+        return bool(self._info)
+
     def look(self) -> None:
         """Takes note of all of it. Raises OSError."""
         self.forget()

@@ -150,6 +150,11 @@ class Programmer:
         """Whether it is certain what the table holds, but for what is told from now on."""
         return self._known.certain is not None
 
+    @property
+    def read_ahead(self) -> bool:
+        """Whether the table was read before it was needed, and nobody has changed it since."""
+        return self._table.read_ahead
+
     def heard(self) -> bool:
         """Whether somebody told that others changed something of ours, or may have."""
         return self.knows and self._table.changed() is Since.CHANGED

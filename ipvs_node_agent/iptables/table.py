@@ -73,6 +73,10 @@ class Table(Protocol):
         None where that may be any, and `save` alone can tell. Raises TableError.
         """
 
+    @property
+    def read_ahead(self) -> bool:
+        """Whether `save` has begun already, and nothing was told since."""
+
     def looked(self) -> None:
         """What was told until the last `reread` is known, and is no change any more."""
 
@@ -183,6 +187,13 @@ class KernelTable:
         """Gives up what was read ahead, and listens no more where it was."""
         if self._ahead is not None:
             self.close()
+
+    @property
+    def read_ahead(self) -> bool:
+        """See `Table`."""
+        if self._ahead is None or self._monitor is None:
+            return False
+        return not _readable(self._monitor)
 
     def look_ahead(self) -> None:
         """Starts the look that `save` will want, where what happens from now on will be told.
@@ -306,7 +317,10 @@ class KernelTable:
 
     def _look(self, look: Callable[[], T]) -> T | None:
         """What a look at a legacy table gives; None where there is none to be had."""
-        if self._backend != LEGACY or not may_read(self._family, LEGACY, self._name):
+        if self._backend != LEGACY:
+            return None
+        # One that was seen is there.
+        if not (self._seen.known or may_read(self._family, LEGACY, self._name)):
             return None
         try:
             return look()

@@ -329,8 +329,7 @@ class Agent:
             looking, self._next_resync = True, now + _RESYNC_PERIOD
             for table in self._all:
                 table.programmer.resync()
-        # One that fails may hang until its time limit.
-        for table in sorted(self._all, key=lambda table: table.error is not None):
+        for table in sorted(self._all, key=lambda table: table.turn):
             table.sync(looking)
         if looking:
             took = sum(table.check_seconds for table in self._all)

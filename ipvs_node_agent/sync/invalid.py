@@ -38,6 +38,16 @@ class InvalidInput(KeptTable):
         return not (self._ruleset.chains or self.dirty)
 
     @property
+    def turn(self) -> int:
+        """See `KeptTable`.
+
+        What was read ahead takes no time, and is worth nothing once nat is written: a new look
+        takes as long as reading all of nat, since iptables-nft-save reads every table.
+        """
+        at_hand = self.dirty and not self._ruleset.chains and self.programmer.read_ahead
+        return 0 if at_hand else super().turn
+
+    @property
     def due(self) -> float:
         """See `KeptTable`."""
         return math.inf if self.resting else super().due

@@ -79,6 +79,11 @@ class KeptTable(ABC):
         )
 
     @property
+    def turn(self) -> int:
+        """Whose number is lower comes first; one that fails may hang until its time limit."""
+        return 1 if self.error is None else 2
+
+    @property
     def due(self) -> float:
         """When `sync` will have something to do, if nobody tells of anything before."""
         if self.dirty:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from ipvs_node_agent.config.settings import IptablesOptions
+from ipvs_node_agent.apiserver.reading import read_node, read_service
+from ipvs_node_agent.config.settings import Config, IptablesOptions
 from ipvs_node_agent.iptables import command
+from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Since
-from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.model.addresses import FAMILIES, IPV4
+from ipvs_node_agent.model.events import NODES, SERVICES, Listed
+from ipvs_node_agent.host.rundir import own_names
+from ipvs_node_agent.sync.agent import Agent
+from tests.support.agentnode import EXTERNAL_4, web
+from tests.support.cluster import POD_CIDRS, node
 from tests.support.netns import Namespace
-from tests.support.tables import restore
+from tests.support.tables import add_mark_masq, restore
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "debian13")]
 
@@ -96,3 +104,25 @@ def test_one_that_fails_is_asked_for_again(
         table.look_ahead()
     assert "-A OURS -j RETURN" in table.save()
     assert started.count("iptables-nft-save") in (0, 2), NFT
+
+
+def test_a_first_start_reads_no_filter_table_once_nat_is_written(
+    namespace: Namespace, started: list[str]
+) -> None:
+    """iptables-nft-save reads all tables, whichever of them it prints."""
+    config = Config(iptables=IptablesOptions(backend=NFT))
+    for family in FAMILIES:
+        add_mark_masq(namespace, family, NFT)
+    with namespace.enter(), closing(launch()) as launcher:
+        names = own_names(config.chains)
+        kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade)
+        with closing(kernel):
+            kernel.choose()
+            agent = Agent(config, kernel.programmers(), filters=kernel.filters())
+            kernel.look_ahead()
+            del started[:]
+            agent.take(Listed(NODES, (read_node(node(*POD_CIDRS)),), time.monotonic()))
+            agent.take(Listed(SERVICES, (read_service(web(EXTERNAL_4)),), time.monotonic()))
+            agent.tick()
+            assert agent.in_sync
+    assert started == ["iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"]

@@ -33,6 +33,7 @@ class FakeTable:
 
     def __init__(self, content: str = "", name: str = "nat") -> None:
         self.restores = self.closed = 0
+        self.read_ahead = False
         self.watched = frozenset[str]()
         self.name = name
         self.last_input = ""

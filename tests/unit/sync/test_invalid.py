@@ -7,7 +7,8 @@ import pytest
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.rules.invalid import DROP_INVALID
-from tests.support.agentnode import BUSY, EXTERNAL_4, Node, ipv4_node, running, web
+from tests.support.agentnode import BUSY, EXTERNAL_4, Node, Table, ipv4_node, running, web
+from tests.support.faketable import FakeTable
 
 ON = Config(drop_invalid_input=True)
 OURS = [":IPVS_INPUT -", "-A INPUT -j IPVS_INPUT", f"-A IPVS_INPUT {DROP_INVALID}"]
@@ -28,6 +29,28 @@ def test_by_default_filter_is_read_once_and_left_alone() -> None:
         assert (table.tries, table.restores, table.closed) == (1, 0, 1)
     # It holds nobody up either.
     assert site.agent.state().families[IPV4].synced > site.clock.now - 10
+
+
+@pytest.mark.parametrize(
+    ("read_ahead", "config", "first"),
+    [(True, Config(), "filter"), (False, Config(), "nat"), (True, ON, "nat")],
+)
+def test_nat_comes_first_but_for_what_was_read_ahead_and_wants_nothing(
+    read_ahead: bool, config: Config, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, looked = Node(config), list[str]()
+    for table in (*site.tables.values(), *site.filters.values()):
+        table.read_ahead = read_ahead
+
+        def save(table: Table = table) -> str:
+            looked.append(table.name)
+            return FakeTable.save(table)
+
+        monkeypatch.setattr(table, "save", save)
+    site.list_all(web(EXTERNAL_4))
+    site.settle()
+    assert looked[0] == first
+    assert site.agent.in_sync
 
 
 def test_a_reload_turns_it_on_and_off_and_writes_nothing_in_nat() -> None:
