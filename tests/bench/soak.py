@@ -21,7 +21,7 @@ import yaml
 
 from ipvs_node_agent.iptables.table import NFT
 from tests.bench.bed import BenchBed, bench_bed
-from tests.bench.measures import Figures
+from tests.bench.measures import Figures, say
 from tests.bench.report import DOCS, axes_of, replaced, save, table
 from tests.support.fleet import LAYOUTS, fleet
 from tests.support.processes import usage
@@ -81,7 +81,9 @@ def _points(bed: BenchBed, scale: Scale) -> Iterator[Figures]:
         _trouble(bed)
         _ask(bed)
         time.sleep(scale.settle)
-        yield {"changes": changes, **usage(bed.agent.pid)._asdict()}
+        took = time.monotonic() - began
+        say(f"soak: {changes} changes in {took:.0f} s")
+        yield {"changes": changes, "seconds": took, **usage(bed.agent.pid)._asdict()}
 
 
 def _change(bed: BenchBed, chance: random.Random) -> None:
@@ -137,6 +139,7 @@ def report(figures: Figures) -> None:
         .format(
             date=date.today().isoformat(),
             changes=points[-1]["changes"],
+            minutes=points[-1]["seconds"] / 60,
             services=figures["services"],
             backend=figures["backend"],
             points=len(points),
