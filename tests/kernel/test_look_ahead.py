@@ -10,13 +10,13 @@ import pytest
 
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from ipvs_node_agent.config.settings import Config, IptablesOptions
+from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables import command
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Since
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.events import NODES, SERVICES, Listed
-from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.sync.agent import Agent
 from tests.support.agentnode import EXTERNAL_4, web
 from tests.support.cluster import POD_CIDRS, node
