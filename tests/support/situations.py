@@ -1,4 +1,4 @@
-"""What `explain` says where: a node that is healthy, but for one thing at a time.
+"""What `explain` says when one thing at a time is wrong on a healthy node.
 
 The table of docs/explain.md is made of this one: `python3 -m tests.support.situations` writes it.
 """
@@ -237,7 +237,7 @@ NOT_COUNTED = [
         raw=(web(ingress=[]),),
     ),
     Situation(
-        "a load balancer with a host name alone",
+        "a load balancer that provides only a host name",
         False,
         "has a host name in place of an external IP",
         "a load balancer controller that gives addresses",
@@ -245,28 +245,28 @@ NOT_COUNTED = [
         raw=(web(ingress=[{"hostname": "lb.example.com"}]),),
     ),
     Situation(
-        "`ipMode: Proxy`",
+        "a Service with `ipMode: Proxy`",
         False,
         "Service default/web has ipMode: Proxy there",
         "look at the load balancer",
         raw=(web(ingress=[{"ip": WEB4, "ipMode": "Proxy"}]),),
     ),
     Situation(
-        "the annotation that has it ignored",
+        "the annotation `ipvs-node-agent/ignore`",
         False,
         "is left alone: it has the annotation ipvs-node-agent/ignore",
         "kubectl -n default annotate service web ipvs-node-agent/ignore-",
         raw=(web(metadata=IGNORED),),
     ),
     Situation(
-        "a label that says that another proxy serves it",
+        "a label that leaves the Service to another proxy",
         False,
         "it has the label service.kubernetes.io/service-proxy-name",
         "kubectl -n default label service web service.kubernetes.io/service-proxy-name-",
         raw=(web(metadata=LABELLED),),
     ),
     Situation(
-        "a configuration for `externalTrafficPolicy: Local` alone",
+        "a configuration that allows only `externalTrafficPolicy: Local`",
         False,
         "does not have externalTrafficPolicy: Local, which the configuration demands",
         "services: {externalTrafficPolicy: Any}",
@@ -274,7 +274,7 @@ NOT_COUNTED = [
         config=options(external_traffic_policy="Local"),
     ),
     Situation(
-        "an IP of `spec.externalIPs`, which are not enabled",
+        "an IP in `spec.externalIPs`, which the configuration does not enable",
         False,
         "names it in spec.externalIPs, which the configuration does not enable",
         "services: {externalIPs: true}",
@@ -339,7 +339,7 @@ NOT_COUNTED = [
         ),
     ),
     Situation(
-        "the address and port of the API server",
+        "the API server's address and port",
         False,
         "10.19.20.201 tcp 80 is refused: this node reaches the API server there",
         "at this one the node would lose the API server",
@@ -347,7 +347,7 @@ NOT_COUNTED = [
         network=NodeNetwork(api_servers=frozenset({(_address(WEB4), 80)})),
     ),
     Situation(
-        "one of two ports, at which the API server is",
+        "two ports, one of which is the API server's",
         False,
         "10.19.20.201 tcp 80 is refused: this node reaches the API server there",
         "at this one the node would lose the API server",
@@ -371,7 +371,7 @@ NOT_COUNTED = [
         ),
     ),
     Situation(
-        "a Service that the kernel refuses",
+        "a Service whose rules the kernel refuses",
         False,
         "Service default/web gets no rules: its IPv4 rules are left out, trying again: xt_sctp",
         "the reason says what the kernel lacks",
@@ -379,14 +379,14 @@ NOT_COUNTED = [
         programmed=(),
     ),
     Situation(
-        "one that the kernel refuses in the other family",
+        "a Service whose rules the kernel refuses in the other family",
         True,
         "should work",
         "--connect",
         fields={"agent": _refusing(IPV6)},
     ),
     Situation(
-        "a Service with more rules than any may have",
+        "a Service with too many rules",
         False,
         "its addresses, ports and source ranges make more than 65536 rules",
         "fewer of them",
@@ -415,14 +415,14 @@ NOT_COUNTED = [
         asked=CLUSTER4,
     ),
     Situation(
-        "an address of the node's own",
+        "an address of the node itself",
         False,
         "is an address of this node, and no Service names it",
         "whatever listens there answers",
         asked="192.168.7.11",
     ),
     Situation(
-        "a Service that there is not",
+        "a Service that does not exist",
         False,
         "Service default/nobody: there is none",
         "kubectl -n default get services",
@@ -436,21 +436,21 @@ NOT_COUNTED = [
         asked=f"{WEB4}:81",
     ),
     Situation(
-        "another protocol than the Service has",
+        "a protocol that the Service does not have",
         False,
         "Service default/web has tcp 80, and not udp 80",
         "use tcp 80",
         asked=f"{WEB4}:80/udp",
     ),
     Situation(
-        "source ranges without the pods",
+        "source ranges that leave out the pods",
         False,
         "from a pod: loadBalancerSourceRanges of default/web leaves out its pods",
         "spec.loadBalancerSourceRanges",
         raw=(web(loadBalancerSourceRanges=["192.168.7.0/24"]),),
     ),
     Situation(
-        "source ranges without the node",
+        "source ranges that leave out the node",
         False,
         "from the host: loadBalancerSourceRanges of default/web leaves out this node's InternalIP",
         "spec.loadBalancerSourceRanges",
@@ -469,21 +469,21 @@ NOT_COUNTED = [
 _REPAIRS = "the agent repairs it; then journalctl -u ipvs-node-agent"
 IN_THE_TABLES = [
     Situation(
-        "a jump that is gone",
+        "a jump that is missing for the host",
         False,
         "from the host: OUTPUT does not jump to IPVS_OUTPUT",
         _REPAIRS,
         edits=((_OUT, ""),),
     ),
     Situation(
-        "a jump that is gone, for pods",
+        "a jump that is missing for pods",
         False,
         "from a pod: PREROUTING does not jump to IPVS_PREROUTING",
         _REPAIRS,
         edits=((_PRE, ""),),
     ),
     Situation(
-        "the same, and the agent does not run",
+        "a missing jump, and the agent does not run",
         False,
         "from the host: OUTPUT does not jump to IPVS_OUTPUT",
         "systemctl start ipvs-node-agent",
@@ -491,7 +491,7 @@ IN_THE_TABLES = [
         fields=_agent(DOWN),
     ),
     Situation(
-        "the same, and the agent hangs",
+        "a missing jump, and the agent hangs",
         False,
         "from the host: OUTPUT does not jump to IPVS_OUTPUT",
         "systemctl restart ipvs-node-agent",
@@ -499,7 +499,7 @@ IN_THE_TABLES = [
         fields=_agent(SILENT),
     ),
     Situation(
-        "a table that was flushed",
+        "a nat table that was flushed",
         False,
         "there is no chain IPVS_PREROUTING in iptables-nft",
         "systemctl start ipvs-node-agent",
@@ -515,7 +515,7 @@ IN_THE_TABLES = [
         },
     ),
     Situation(
-        "a table that was never made",
+        "a nat table that does not exist",
         False,
         "from a pod: there is no chain IPVS_PREROUTING in iptables-nft",
         "systemctl start ipvs-node-agent",
@@ -529,21 +529,21 @@ IN_THE_TABLES = [
         edits=((_MARK_HOST, ""), ("[2:120] -A IPVS_OUTPUT ", "[2:120] -A IPVS_PREROUTING ")),
     ),
     Situation(
-        "a rule that is gone",
+        "a rule that is missing",
         False,
         "from the host: the chain IPVS_OUTPUT has no rule for the packet",
         _REPAIRS,
         edits=((f"--src-type LOCAL {_TO}", f"--src-type LOCAL -p udp {_TO}"),),
     ),
     Situation(
-        "rules for a ClusterIP that the Service had before",
+        "rules for an earlier ClusterIP of the Service",
         False,
         "is sent to 10.231.9.9, and the ClusterIP is 10.231.42.164: the rules are old",
         _REPAIRS,
         edits=((_TO, "-j DNAT --to-destination 10.231.9.9"),),
     ),
     Situation(
-        "rules of a Service that is left alone",
+        "rules of a Service that the agent has to ignore",
         False,
         "is left alone",
         "annotate",
@@ -551,7 +551,7 @@ IN_THE_TABLES = [
         programmed=(web(),),
     ),
     Situation(
-        "a host's packet that is not marked",
+        "a packet of the host that is not marked",
         False,
         "from the host: is not marked, so its source stays 10.19.20.201 and no answer comes back",
         _REPAIRS,
@@ -565,49 +565,49 @@ IN_THE_TABLES = [
         edits=((":KUBE-POSTROUTING - [0:0]\n", ""), ("-j KUBE-POSTROUTING\n", "-j LOG\n")),
     ),
     Situation(
-        "kube-proxy's jump in front, whose sets nobody here can read",
+        "kube-proxy's jump in front, with sets that `explain` cannot read",
         None,
         "rule 3 of KUBE-SERVICES in iptables-nft has the match set --match-set KUBE-CLUSTER-IP",
         _REPAIRS,
         edits=((_PORTALS, ""), (_OUT, _PORTALS + _OUT)),
     ),
     Situation(
-        "Calico in front, which takes nothing of ours",
+        "Calico in front, without a rule for this IP",
         True,
         "should work",
         "",
         edits=_in_front("-d 10.19.99.1/32 -j DNAT --to-destination 10.240.9.9"),
     ),
     Situation(
-        "Calico in front, with a floating IP that is this one",
+        "Calico in front, with this IP as a floating IP",
         False,
         "from the host: rule 1 of cali-OUTPUT sends it to 10.240.9.9, before IPVS_OUTPUT does",
         _REPAIRS,
         edits=_in_front(f"-d {WEB4}/32 -j DNAT --to-destination 10.240.9.9"),
     ),
     Situation(
-        "somebody in front who drops it",
+        "another program's rule in front that drops the packet",
         False,
         "rule 1 of cali-OUTPUT drops it, before IPVS_OUTPUT does",
         _REPAIRS,
         edits=_in_front("-p tcp -j DROP"),
     ),
     Situation(
-        "somebody in front with a match that is not known",
+        "another program's rule in front with an unknown match",
         None,
         "rule 1 of cali-OUTPUT in iptables-nft has the match owner --uid-owner 0",
         "",
         edits=_in_front("-m owner --uid-owner 0 -j ACCEPT"),
     ),
     Situation(
-        "somebody in front with a set, which only marks",
+        "another program's rule in front with a set, which only marks",
         True,
         "should work",
         "",
         edits=_in_front("-m set --match-set seen dst -j MARK --set-xmark 0x1/0x1"),
     ),
     Situation(
-        "a chain of nft's own in front",
+        "a native nft chain in front",
         None,
         "nft chain inet firewall pre: may come before iptables' PREROUTING",
         "nft list chain inet firewall pre",
@@ -616,7 +616,7 @@ IN_THE_TABLES = [
         },
     ),
     Situation(
-        "rules that are left in the other backend, to another ClusterIP",
+        "old rules in the other backend, for another ClusterIP",
         None,
         "iptables-legacy has rules for it as well, and sends it to 10.231.9.9",
         "systemctl restart ipvs-node-agent",
@@ -627,7 +627,7 @@ IN_THE_TABLES = [
         },
     ),
     Situation(
-        "somebody in the other backend who drops it",
+        "a rule in the other backend that drops the packet",
         False,
         "iptables-legacy drops it",
         "iptables-legacy -t nat",
@@ -644,14 +644,20 @@ IN_THE_TABLES = [
 
 AROUND = [
     Situation(
-        "all is as it should be",
+        "nothing is wrong",
         True,
         "should work as far as this node's tables and IPVS say",
         "--connect",
     ),
-    Situation("the same with IPv6", True, "should work", "--connect", asked=f"[{WEB6}]:80"),
     Situation(
-        "the same with the Service's name", True, "should work", "--connect", asked="default/web"
+        "nothing is wrong, with IPv6", True, "should work", "--connect", asked=f"[{WEB6}]:80"
+    ),
+    Situation(
+        "nothing is wrong, with the Service's name",
+        True,
+        "should work",
+        "--connect",
+        asked="default/web",
     ),
     Situation(
         "pods that keep their own address (`masquerade: HostOnly`)",
@@ -661,7 +667,7 @@ AROUND = [
         config=replace(DEFAULTS, masquerade="HostOnly"),
     ),
     Situation(
-        "the agent does not run, and its rules are there",
+        "rules, but the agent does not run",
         True,
         "nothing keeps the rules up to date",
         "systemctl start ipvs-node-agent",
@@ -675,13 +681,15 @@ AROUND = [
         weights=(),
     ),
     Situation(
-        "all endpoints are ending",
+        "only endpoints that are terminating",
         False,
         "takes connections: 2 of 2 are ending",
         "kubectl -n default get endpointslices",
         weights=(0, 0),
     ),
-    Situation("some endpoints are ending", True, "should work", "--connect", weights=(0, 1)),
+    Situation(
+        "some endpoints that are terminating", True, "should work", "--connect", weights=(0, 1)
+    ),
     Situation(
         "a virtual server that kube-proxy has not made",
         False,
@@ -705,7 +713,7 @@ AROUND = [
         programmed=(),
     ),
     Situation(
-        "kube-proxy in iptables mode, and rules that are left",
+        "kube-proxy in iptables mode, and old rules",
         False,
         "from a pod: is sent to 10.231.42.164 by a rule that should be gone",
         "",
@@ -750,9 +758,9 @@ AROUND = [
         "ip route get 10.19.20.201",
         fields={"ways": {}},
     ),
-    Situation("no answer of the API server, and rules", True, "should work", "", fields=_UNSEEN),
+    Situation("no answer from the API server, but rules", True, "should work", "", fields=_UNSEEN),
     Situation(
-        "no answer of the API server, and no rule",
+        "no answer from the API server, and no rule",
         None,
         "cannot be reached, and no rule of this node names 10.19.20.201",
         "ipvs-node-agent check",
@@ -760,7 +768,7 @@ AROUND = [
         programmed=(),
     ),
     Situation(
-        "no answer of the API server, and no endpoint",
+        "no answer from the API server, and no endpoint",
         False,
         "has no real server",
         "endpointslices",
@@ -771,8 +779,8 @@ AROUND = [
 
 CHAPTERS = {
     "Who has the address": NOT_COUNTED,
-    "What becomes of a packet": IN_THE_TABLES,
-    "And around it": AROUND,
+    "What happens to a packet": IN_THE_TABLES,
+    "Everything else": AROUND,
 }
 SITUATIONS = [each for some in CHAPTERS.values() for each in some]
 
@@ -781,7 +789,7 @@ def page() -> Iterator[str]:
     """The lines of the table in docs/explain.md."""
     words = {True: "0", False: "1", None: "3"}
     for chapter, some in CHAPTERS.items():
-        yield f"\n### {chapter}\n\n| where there is | exit | verdict | next step |\n"
+        yield f"\n### {chapter}\n\n| situation | exit | verdict | next step |\n"
         yield "|---|---|---|---|\n"
         for each in some:
             found = each.explained()

@@ -18,9 +18,9 @@ HOST, POD = Attempt("host", 80, True, "connected"), Attempt("pod default/a", 80,
 FAILED = POD._replace(ok=False, text="no answer within 3 s")
 ADDRESS = parse_address(WEB4)
 BY_NAME = {each.name: each for each in SITUATIONS}
-HEALTHY = "all is as it should be"
-UNTOLD = "somebody in front with a match that is not known"
-BROKEN = "a jump that is gone"
+HEALTHY = "nothing is wrong"
+UNTOLD = "another program's rule in front with an unknown match"
+BROKEN = "a jump that is missing for the host"
 
 
 @pytest.mark.parametrize(
