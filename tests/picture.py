@@ -89,12 +89,12 @@ def explained_node(backend: str, directory: Path) -> Iterator[Node]:
 
 
 def pictured(node: Node, colours: bool = False) -> str:
-    """What is printed where all endpoints of a Service are ending."""
+    """What is printed where all endpoints of a Service are terminating."""
     for client in (node.around.pod, node.around.node):
         ask(client, EXTERNAL_IP[4])
     usual = node.ipvs
-    ending = parse_address(CLUSTER_IP[4]), parse_address(EXTERNAL_IP[4])
-    node.ipvs = tuple(virtual(each, "tcp", 80, 0, 0) for each in ending)
+    terminating = parse_address(CLUSTER_IP[4]), parse_address(EXTERNAL_IP[4])
+    node.ipvs = tuple(virtual(each, "tcp", 80, 0, 0) for each in terminating)
     with proxy_mode(node.namespace, "ipvs"):
         found = node.explained(ASKED)
     node.ipvs = usual

@@ -28,7 +28,7 @@ _CURES = {
     "PortConflict": "another port or address for one of the two",
     "NoClusterIP": "a ClusterIP of that family, or an address of the other one",
     "NoPorts": "ports that can be read",
-    "NoAddress": "a load balancer controller that gives addresses",
+    "NoAddress": "a load balancer controller that provides addresses",
     "TooManyRules": "fewer addresses, ports or source ranges",
     "Unreadable": "what can be read in that field",
 }

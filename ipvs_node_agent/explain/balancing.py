@@ -1,6 +1,6 @@
 """Who takes a connection at the ClusterIP in the kernel's IPVS; and flows that go another way.
 
-A real server whose weight is 0 is one that is ending: it keeps its connections and gets no new one.
+A real server whose weight is 0 is terminating: it keeps its connections and gets no new one.
 The external IP has a virtual server of its own, bound to kube-ipvs0. Pods would use it without the
 agent, with the endpoints of this node alone where externalTrafficPolicy is Local; the host could
 not, as its answers would go astray.
@@ -59,13 +59,13 @@ def tell(
 
 def _no_servers(told: Told, at: str, server: VirtualServer, named: Naming | None) -> None:
     count = len(server.servers)
-    ending = f": {count} of {count} are ending" if count else ""
+    terminating = f": {count} of {count} are terminating" if count else ""
     look = "kubectl get endpointslices -A"
     if named is not None:
         namespace, _, name = named.service.key.partition("/")
         label = f"kubernetes.io/service-name={name}"
         look = f"kubectl -n {namespace} get endpointslices -l {label}; its pods have to be ready"
-    told.fails("IPVS", f"{at} has no real server that takes connections{ending}", look)
+    told.fails("IPVS", f"{at} has no real server that takes connections{terminating}", look)
 
 
 def _open(server: VirtualServer) -> int:

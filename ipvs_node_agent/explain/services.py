@@ -61,7 +61,7 @@ class Naming(NamedTuple):
 _LACKS = "the reason says what the kernel lacks, such as a module"
 _TOO_MANY = Why(
     f"gets no rules: its addresses, ports and source ranges make more than {MOST_RULES} rules",
-    "fewer of them",
+    "use fewer addresses, ports or source ranges",
 )
 _UNKNOWN = Why(
     "gets no rules, for an unknown reason", "ipvs-node-agent status says what it refuses"
@@ -150,10 +150,10 @@ def _not_counted(service: Service, address: Address, config: Config) -> Iterator
         mend = f"kubectl -n {namespace} {verb} service {name} {word}-  (ask who set it, and why)"
         yield Why(f"is left alone: it has {service.skipped}", mend)
     elif address in service.proxied_ips:
-        why = "has ipMode: Proxy there, so its connections are to go through the load balancer"
+        why = "has ipMode: Proxy for this IP, so connections must go through the load balancer"
         yield Why(why, "look at the load balancer: this node is not meant to answer for it")
     elif not is_counted(service, config):
-        why = "does not have externalTrafficPolicy: Local, which the configuration demands"
+        why = "it does not have externalTrafficPolicy: Local, which the configuration requires"
         yield Why(why, f"services: {{externalTrafficPolicy: Any}} in {_CONFIGURATION}")
     elif address not in external_ips(service, config):
         why = "names it in spec.externalIPs, which the configuration does not enable"
@@ -195,8 +195,8 @@ def addressless(service: Service) -> Why:
         )
     if any(problem.reason == "NoAddress" for problem in service.problems):
         return Why(
-            "has a host name in place of an external IP, and rules are for addresses",
-            "a load balancer controller that gives addresses; until then use the name",
+            "has a host name instead of an external IP, and rules need an IP address",
+            "a load balancer controller that provides addresses; until then use the host name",
         )
     if unreadable := [each.text for each in service.problems if each.reason == "Unreadable"]:
         return Why(f"has no external IP that can be read: {unreadable[0]}", look)
@@ -277,7 +277,7 @@ def _nobody(told: Told, seen: Snapshot, address: Address) -> None:
     own = min((s.key for s in seen.services.values() if address in s.cluster_ips), default="")
     if own:
         text = f"is the ClusterIP of Service {own}, and not an external IP"
-        mend = "ClusterIPs are kube-proxy's own business: look at its log"
+        mend = "kube-proxy handles ClusterIPs: look at its log"
         told.fails(shown, text, mend, f"{shown} {text}")
     elif address in seen.network.addresses or address in seen.node.addresses:
         text = "is an address of this node, and no Service names it"

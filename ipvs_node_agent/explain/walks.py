@@ -94,7 +94,10 @@ def mend_rules(facts: Facts) -> str:
         return "systemctl start ipvs-node-agent"
     if facts.agent.state == SILENT:
         return "systemctl restart ipvs-node-agent"
-    return "ask again in half a minute, as the agent repairs it; then journalctl -u ipvs-node-agent"
+    return (
+        "wait 30 s for the agent to repair this, then run explain again; if nothing has changed,"
+        " journalctl -u ipvs-node-agent"
+    )
 
 
 class _Judge:
@@ -169,10 +172,8 @@ class _Judge:
             self._arrives = True
             self._told.say(OK, self._subject, f"is sent to the ClusterIP {end.to}")
         elif end.kind == "DNAT" and ours:
-            self._fails(
-                f"is sent to {end.to}, and the ClusterIP is {self._cluster_ip}: the rules are old",
-                mend_rules(self._facts),
-            )
+            text = f"is sent to {end.to}, but the ClusterIP is {self._cluster_ip}"
+            self._fails(f"{text}: the rules are outdated", mend_rules(self._facts))
         elif end.step is not None:
             self._taken(table, walk, end)
         else:
@@ -207,10 +208,12 @@ class _Judge:
         service = self._expected.service if self._expected else None
         if service is None or clients(service, self._family) is None:
             return
-        who = "this node's InternalIP" if self._origin.kind == HOST else "its pods"
+        who, mend = "this node's pods", "if the pods need access, add their addresses"
+        if self._origin.kind == HOST:
+            who, mend = "this node's InternalIP", "if the node needs access, add its InternalIP"
         self._fails(
             f"loadBalancerSourceRanges of {service.key} leaves out {who}",
-            "their addresses in spec.loadBalancerSourceRanges, if they are to be let in",
+            f"{mend} to spec.loadBalancerSourceRanges",
         )
 
     def _taken(self, table: NatTable, walk: Walk, end: End) -> None:

@@ -177,7 +177,7 @@ def _by_port(
                 won.append(port)
             elif claim.counts:
                 at = f"{show_address(address)} {port.protocol} {port.number}"
-                reason, why = "PortConflict", f"is {holder}'s"
+                reason, why = "PortConflict", f"belongs to {holder}"
                 if port in leash:
                     reason, why = "APIServer", "is refused: this node reaches the API server there"
                 problems.append(Problem(key, reason, f"{at} {why}"))

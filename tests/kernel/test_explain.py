@@ -87,7 +87,7 @@ IN_THE_TABLES = {
         "nat -R IPVS_OUTPUT 2 -d 10.19.20.201 -j DNAT --to-destination 10.231.2.62",
         WEB4,
         False,
-        "is sent to 10.231.2.62, and the ClusterIP is 10.231.42.164",
+        "is sent to 10.231.2.62, but the ClusterIP is 10.231.42.164",
     ),
     "who masquerades": ("nat -F KUBE-POSTROUTING", WEB4, False, "which nothing masquerades"),
     "a taker in front": (
@@ -183,7 +183,7 @@ def test_what_is_asked(broken: Node, asked: str, works: bool, said: str) -> None
     ("ipvs", "said"),
     [
         ((), "IPVS: has no virtual server tcp 10.231.42.164:80"),
-        ((0,), "has no real server that takes connections: 1 of 1 are ending"),
+        ((0,), "has no real server that takes connections: 1 of 1 are terminating"),
     ],
 )
 def test_who_takes_connections(broken: Node, ipvs: Sequence[int], said: str) -> None:
@@ -211,7 +211,7 @@ def test_two_services_on_one_port(broken: Node) -> None:
     found = broken.explained("default/younger")
     broken.delete("younger")
     assert overall(found) is False
-    assert "10.19.20.201 tcp 80 is default/web's" in found[0].verdict.sentence
+    assert "10.19.20.201 tcp 80 belongs to default/web" in found[0].verdict.sentence
 
 
 @nft_alone

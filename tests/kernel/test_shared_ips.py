@@ -216,7 +216,7 @@ def test_the_oldest_has_a_port_that_two_want_and_the_other_takes_over(
     wired_bed.api.put(sharing("first", FIRST, "80/TCP"))
     wired_bed.agent.start()
     for external in EXTERNAL_IP.values():
-        wired_bed.agent.said(f"default/second: {external} tcp 80 is default/first's")
+        wired_bed.agent.said(f"default/second: {external} tcp 80 belongs to default/first")
     with streams(wired) as flowing:
         flowing.expect(FIRST)
         wired_bed.delete("first")
@@ -227,5 +227,5 @@ def test_the_oldest_has_a_port_that_two_want_and_the_other_takes_over(
         # Made again it is the younger one, and the port stays where it is.
         again = sharing("first", FIRST, "80/TCP")
         wired_bed.api.put(with_metadata(again, creationTimestamp="2026-01-01T00:00:00Z"))
-        wired_bed.agent.said(f"default/first: {EXTERNAL_IP[4]} tcp 80 is default/second's")
+        wired_bed.agent.said(f"default/first: {EXTERNAL_IP[4]} tcp 80 belongs to default/second")
         flowing.expect(SECOND)

@@ -239,15 +239,15 @@ NOT_COUNTED = [
     Situation(
         "a load balancer that provides only a host name",
         False,
-        "has a host name in place of an external IP",
-        "a load balancer controller that gives addresses",
+        "has a host name instead of an external IP",
+        "a load balancer controller that provides addresses",
         asked="default/web",
         raw=(web(ingress=[{"hostname": "lb.example.com"}]),),
     ),
     Situation(
         "a Service with `ipMode: Proxy`",
         False,
-        "Service default/web has ipMode: Proxy there",
+        "Service default/web has ipMode: Proxy for this IP, so connections must",
         "look at the load balancer",
         raw=(web(ingress=[{"ip": WEB4, "ipMode": "Proxy"}]),),
     ),
@@ -268,7 +268,7 @@ NOT_COUNTED = [
     Situation(
         "a configuration that allows only `externalTrafficPolicy: Local`",
         False,
-        "does not have externalTrafficPolicy: Local, which the configuration demands",
+        "it does not have externalTrafficPolicy: Local, which the configuration requires",
         "services: {externalTrafficPolicy: Any}",
         raw=(web(externalTrafficPolicy="Cluster"),),
         config=options(external_traffic_policy="Local"),
@@ -358,7 +358,7 @@ NOT_COUNTED = [
     Situation(
         "a port that an older Service has",
         False,
-        "10.19.20.201 tcp 80 is default/first's",
+        "10.19.20.201 tcp 80 belongs to default/first",
         "another port or address for one of the two",
         asked="default/web",
         raw=(
@@ -389,7 +389,7 @@ NOT_COUNTED = [
         "a Service with too many rules",
         False,
         "its addresses, ports and source ranges make more than 65536 rules",
-        "fewer of them",
+        "use fewer addresses, ports or source ranges",
         raw=(
             web(
                 ports=[{"port": port} for port in range(1, 200)],
@@ -411,7 +411,7 @@ NOT_COUNTED = [
         "a ClusterIP",
         False,
         "is the ClusterIP of Service default/web, and not an external IP",
-        "kube-proxy's own business",
+        "kube-proxy handles ClusterIPs",
         asked=CLUSTER4,
     ),
     Situation(
@@ -445,15 +445,15 @@ NOT_COUNTED = [
     Situation(
         "source ranges that leave out the pods",
         False,
-        "from a pod: loadBalancerSourceRanges of default/web leaves out its pods",
-        "spec.loadBalancerSourceRanges",
+        "from a pod: loadBalancerSourceRanges of default/web leaves out this node's pods",
+        "add their addresses to spec.loadBalancerSourceRanges",
         raw=(web(loadBalancerSourceRanges=["192.168.7.0/24"]),),
     ),
     Situation(
         "source ranges that leave out the node",
         False,
         "from the host: loadBalancerSourceRanges of default/web leaves out this node's InternalIP",
-        "spec.loadBalancerSourceRanges",
+        "add its InternalIP to spec.loadBalancerSourceRanges",
         raw=(web(loadBalancerSourceRanges=["10.240.0.0/16"]),),
     ),
     Situation(
@@ -466,7 +466,7 @@ NOT_COUNTED = [
     ),
 ]
 
-_REPAIRS = "the agent repairs it; then journalctl -u ipvs-node-agent"
+_REPAIRS = "the agent to repair this, then run explain again; if nothing has changed, journalctl -u"
 IN_THE_TABLES = [
     Situation(
         "a jump that is missing for the host",
@@ -538,7 +538,7 @@ IN_THE_TABLES = [
     Situation(
         "rules for an earlier ClusterIP of the Service",
         False,
-        "is sent to 10.231.9.9, and the ClusterIP is 10.231.42.164: the rules are old",
+        "is sent to 10.231.9.9, but the ClusterIP is 10.231.42.164: the rules are outdated",
         _REPAIRS,
         edits=((_TO, "-j DNAT --to-destination 10.231.9.9"),),
     ),
@@ -683,7 +683,7 @@ AROUND = [
     Situation(
         "only endpoints that are terminating",
         False,
-        "takes connections: 2 of 2 are ending",
+        "takes connections: 2 of 2 are terminating",
         "kubectl -n default get endpointslices",
         weights=(0, 0),
     ),

@@ -58,7 +58,7 @@ def test_what_a_service_lost_is_said_though_it_counts() -> None:
         (line.level, line.text)
         for line in tell(Situation("", None, "", "").facts, ADDRESS, found, None).lines
     ]
-    assert ("warn", "gets no rules: 10.19.20.201 tcp 80 is default/first's") in said
+    assert ("warn", "gets no rules: 10.19.20.201 tcp 80 belongs to default/first") in said
     assert not tell(Situation("", None, "", "").facts, ADDRESS, found, HTTP).causes
 
 

@@ -167,7 +167,7 @@ def test_a_service_without_rules_keeps_its_ports_and_the_rest_is_matched_by_port
         config, snapshot(aged("02", sharing("a", 1, HTTP, HTTPS)), aged("01", other)), IPV4
     )
     assert prerouting(found) == pod_pair(key="default/a", ports=port(443))
-    conflict = Problem("default/a", "PortConflict", "10.19.0.1 tcp 80 is default/b's")
+    conflict = Problem("default/a", "PortConflict", "10.19.0.1 tcp 80 belongs to default/b")
     assert found.problems == (conflict,)
 
 
@@ -250,7 +250,7 @@ def test_the_oldest_service_has_a_port_that_two_want_and_the_other_is_reported()
         *pod_pair(key="default/a", ports=port(443)),
         *pod_pair("10.19.0.1", "default/b", "10.231.0.2", ports=port(80)),
     )
-    conflict = Problem("default/a", "PortConflict", "10.19.0.1 tcp 80 is default/b's")
+    conflict = Problem("default/a", "PortConflict", "10.19.0.1 tcp 80 belongs to default/b")
     assert found.problems == (conflict,)
 
 
