@@ -19,9 +19,9 @@ _PROXYS = frozenset({"KUBE-SERVICES", "KUBE-MARK-MASQ"})
 
 
 def kube_proxy(facts: Facts) -> Iterator[Finding]:
-    """Its mode, as it says itself or by its signs."""
+    """Its mode, as it reports, or by its signs."""
     proxy, what = facts.host.proxy, "kube-proxy"
-    mode, how = proxy.answer, "as it says itself"
+    mode, how = proxy.answer, "as it reports"
     if proxy.doubt:
         text = f"its mode is in doubt, and rules stay as they are: {proxy.doubt}"
         mend = "nothing while it moves from one mode to another; if it stays so, ss -ltnp 'sport ="

@@ -1,4 +1,4 @@
-"""kube-proxy's mode, as it says itself, and pages that programs of this node serve on loopback.
+"""kube-proxy's mode, as it reports, and pages that programs of this node serve on loopback.
 
 Whoever has a port there may be anybody: he gets so much time and so many bytes in all, and who he
 is can be asked while the connection lasts.

@@ -1,4 +1,4 @@
-"""Which way the kernel would send a packet of this host's, as it says itself (rtnetlink(7)).
+"""Which way the kernel would send a packet of this host's, as it reports (rtnetlink(7)).
 
 An address that is the host's own may have another one as its source: the second of a subnet has the
 first. So the kernel is asked for the kind of the route, and nothing is guessed.

@@ -1,4 +1,4 @@
-"""kube-proxy's mode, as it says itself and by the tables that it keeps.
+"""kube-proxy's mode, as it reports and by the tables that it keeps.
 
 Its word alone proves nothing: a container on the host's network may be root without any right, and
 answer on its port. To make its tables takes CAP_NET_ADMIN. So rules are taken away only where both

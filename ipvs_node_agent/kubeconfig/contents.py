@@ -48,7 +48,7 @@ def _entry(document: Mapping[str, Any], kind: str, name: object) -> dict[str, An
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise Unfit(f"has {kind}s that are not a list of entries")
     if not all(isinstance(entry.get("name"), str) for entry in entries):
-        raise Unfit(f"has a {kind} without a name")
+        raise Unfit(f"has a {kind} entry without a name")
     found = next((entry for entry in entries if entry["name"] == name), None)
     if found is None:
         return None

@@ -165,7 +165,7 @@ class Reader:
         except ValueError:
             if self._closed:
                 raise self._refused_for_good() from None
-            raise refused(self.path, "its reader ended without an answer") from None
+            raise refused(self.path, "the process that reads it ended without a result") from None
         if "why" in said:
             raise refused(self.path, **said)
         for name in ("authority", "certificate", "key"):
@@ -174,7 +174,7 @@ class Reader:
         return Settings(**said)
 
     def _refused_for_good(self) -> RefusedError:
-        return refused(self.path, "is no longer read")
+        return refused(self.path, "the agent has stopped reading it")
 
 
 @contextmanager

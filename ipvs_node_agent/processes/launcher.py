@@ -120,7 +120,7 @@ class Launcher:
         self._alive()
         peer = self._peer()
         if waiting.peer is not peer or not waiting.process:
-            raise LaunchError("the command that was to wait has not begun")
+            raise LaunchError("the command prepared in advance did not start")
         # First, as who waits for its end would else be in its way on a machine with two cores.
         give()
         # Who cannot be told is dead, and how the command ended will never be known.

@@ -101,7 +101,10 @@ def remedy(pods: Iterable[UncoveredPod], known: Coverage) -> str:
     interfaces = f"podInterfaces: [{', '.join(sorted(patterns))}]"
     if known.interfaces:
         return interfaces
-    return f"{interfaces}, with those of all other pods, or podCIDRs with their addresses"
+    return (
+        f"{interfaces}, plus the interfaces of all other pods,"
+        " or podCIDRs that contain all pods' addresses"
+    )
 
 
 def _pattern(interface: str) -> str:

@@ -105,8 +105,8 @@ def lacking(config: Config, node: Node, interfaces: tuple[str, ...]) -> str:
     """
     if not interfaces and pod_cidrs(config, node) is None:
         return (
-            f"Node {node.name} has no pod CIDR yet (if it never gets one, since the network"
-            " plugin keeps its own, set podCIDRs)"
+            f"Node {node.name} has no pod CIDR yet (if the network plugin assigns pod"
+            " addresses itself, set podInterfaces or podCIDRs)"
         )
     if not node.addresses:
         return f"Node {node.name} has no address yet (its kubelet or the cloud provider sets them)"

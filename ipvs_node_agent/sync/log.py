@@ -84,7 +84,7 @@ class Notices:
             if what == WHOLE:
                 log.warning("Node %s is gone from the API server; keeping its rules", name)
             else:
-                log.warning("Node %s lost its %s; keeping the last ones", name, what)
+                log.warning("Node %s lost its %s; using the last known ones", name, what)
 
     def take_lacking(self, what: str) -> None:
         """What is lacking before anything can be written; empty where nothing is."""

@@ -33,7 +33,7 @@ from tests.support.waiting import eventually
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _EVENTS = re.compile(r"^apiserver_watch_events_total\{.*\} (\S+)$", re.MULTILINE)
-# Where the API server is reached, as it says itself where there are several.
+# Where the API server is reached, as it reports where there are several.
 _ENDPOINTS = "/api/v1/namespaces/default/endpoints"
 _KUBERNETES = {
     "metadata": {"name": "kubernetes"},

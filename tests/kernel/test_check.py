@@ -177,7 +177,7 @@ def test_a_healthy_node_gives_only_ok_and_stays_as_it_is(started: Node, systemd:
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("ok    ")] == []
     assert f"ok    agent: the service runs as process {process}" in lines
-    assert "ok    kube-proxy: in IPVS mode, as it says itself" in lines
+    assert "ok    kube-proxy: in IPVS mode, as it reports" in lines
 
 
 def test_each_table_is_read_once(started: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ WRONG: dict[str, dict[str, Any]] = {
         "changes": None,
     },
     "warn PodsUncovered: 10.240.2.128/25, fd00:10:240:2::/64, but 1 pod of this node has no rules:"
-    " default/web at 172.31.0.9 by veth1 => podInterfaces: [veth+], with": {
+    " default/web at 172.31.0.9 by veth1 => podInterfaces: [veth+], plus": {
         "uncovered": (UncoveredPod("default/web", parse_address("172.31.0.9"), "veth1"),)
     },
     "fail ExternalIPsOfPods: all 2 are refused => podCIDRs without 10.0.0.0/8, fd00::/8": pods_in(

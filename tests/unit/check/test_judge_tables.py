@@ -77,7 +77,7 @@ NOT_WRITTEN = "ipvs-node-agent status says why"
 WRONG: dict[str, dict[str, Any]] = {
     # kube-proxy
     **{
-        f"fail KubeProxyNotIPVS: in {mode} mode, as it says itself: the agent is not"
+        f"fail KubeProxyNotIPVS: in {mode} mode, as it reports: the agent is not"
         " => if it is to stay so, apt remove ipvs-node-agent": {"proxy": KubeProxy(mode)}
         for mode in ("iptables", "nftables")
     },

@@ -46,7 +46,7 @@ SHAPES: dict[str, list[Any]] = {
     ],
     "has clusters that are not a list of entries": [{**document(), "clusters": 7}],
     "has users that are not a list of entries": [{**document(), "users": ["u"]}],
-    "has a user without a name": [{**document(), "users": [{}]}],
+    "has a user entry without a name": [{**document(), "users": [{}]}],
     "has an entry in users without its user": [{**document(), "users": [{"name": "u"}]}],
     "its client-key-data is not base64": [naming(**{"client-key-data": "!"})],
     # The text "false" is a true value to Python.

@@ -195,9 +195,9 @@ def test_closing_ends_a_reading_at_once_and_all_later_ones(hanging: Hanging) -> 
     reader.close()
     assert time.monotonic() - before < AT_ONCE
     for each in asking:
-        assert str(each.got()) == f"kubeconfig {hanging.path}: is no longer read"
+        assert str(each.got()) == f"kubeconfig {hanging.path}: the agent has stopped reading it"
     hanging.is_over()
-    with pytest.raises(RefusedError, match="is no longer read"):
+    with pytest.raises(RefusedError, match="the agent has stopped reading it"):
         reader.read()
     assert len(hanging.started()) == 2
 
@@ -326,7 +326,7 @@ def test_a_reader_that_dies_is_an_error_like_any_other(
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     (tmp_path / "kubelet.conf").touch()
-    with pytest.raises(RefusedError, match="its reader ended without an answer"):
+    with pytest.raises(RefusedError, match="the process that reads it ended without a result"):
         read(tmp_path / "kubelet.conf")
 
 

@@ -154,7 +154,7 @@ def test_the_first_of_them_are_named(found: Sequence[UncoveredPod], number: int,
 @pytest.mark.parametrize(
     ("known", "interface", "said"),
     [
-        (BOTH, "veth1a2b", "podInterfaces: [veth+], with those of all other pods, or podCIDRs"),
+        (BOTH, "veth1a2b", "podInterfaces: [veth+], plus the interfaces of all other pods, or "),
         (BOTH, "cali1", "podInterfaces: [cali+], "),
         (BOTH, "br-pods", "podInterfaces: [br-pods], "),
         (by_interface("cali+"), "cni0", "podInterfaces: [cali+, cni0]"),

@@ -94,8 +94,8 @@ def test_a_family_that_the_node_does_not_speak_is_left_alone() -> None:
 
 UNKNOWN = "this Node is not known to the API server yet (see nodeName)"
 WITHOUT_CIDR = (
-    "Node worker-1 has no pod CIDR yet (if it never gets one, since the network plugin keeps its"
-    " own, set podCIDRs)"
+    "Node worker-1 has no pod CIDR yet (if the network plugin assigns pod addresses itself,"
+    " set podInterfaces or podCIDRs)"
 )
 
 
@@ -133,7 +133,7 @@ def test_nothing_is_waited_for_where_the_configuration_has_pod_cidrs(when: str, 
 
 
 GONE = "Node worker-1 is gone from the API server; keeping its rules"
-LOST = "Node worker-1 lost its pod CIDRs; keeping the last ones"
+LOST = "Node worker-1 lost its pod CIDRs; using the last known ones"
 WITHOUT = read_node(node())
 
 
