@@ -1,3 +1,3 @@
-"""ipvs-node-agent: external IPs that work from inside a kube-proxy IPVS cluster."""
+"""ipvs-node-agent: agent that makes external IPs reachable inside a kube-proxy IPVS cluster."""
 
 __version__ = "0.1.0"

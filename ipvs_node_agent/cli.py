@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
-    command("run", "watch the cluster and keep the rules, until SIGTERM or SIGINT")
+    command("run", "watch the cluster and keep the rules in sync, until SIGTERM or SIGINT")
     render = command("render", "print the rules for Services in a file; needs no root")
     text = "output of kubectl get services -A -o yaml (or json); - for standard input"
     render.add_argument("-f", "--file", metavar="FILE", action="append", required=True, help=text)
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "show only this Service (may be repeated)"
     form = "[NAMESPACE/]NAME"
     status.add_argument("services", metavar=form, nargs="*", help=text)
-    check = command("check", "check the set-up: what is wrong, and what to do")
+    check = command("check", "check the set-up, and say what to fix")
     explain = command("explain", "say why an external IP works from this node, or does not")
     text = "IP, IP:PORT, IP:PORT/udp, [IPv6]:PORT or NAMESPACE/NAME (all external IPs of a Service)"
     explain.add_argument("target", metavar="TARGET", help=text)
