@@ -36,7 +36,8 @@ from ipvs_node_agent.model.addresses import (
     show_network,
 )
 from ipvs_node_agent.nat import ruletext
-from ipvs_node_agent.nat.ruleset import Change, Rules
+from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.processes.launcher import Launcher
 
 log = logging.getLogger(__name__)

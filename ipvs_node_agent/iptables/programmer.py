@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Callable, NamedTuple
 
 from ipvs_node_agent.iptables.command import TableError
@@ -24,6 +25,7 @@ from ipvs_node_agent.iptables.settling import Settling
 from ipvs_node_agent.iptables.table import Since, Table
 from ipvs_node_agent.nat.amended import amended
 from ipvs_node_agent.nat.chains import NAT
+from ipvs_node_agent.nat.edits import counted
 from ipvs_node_agent.nat.ruleset import (
     Change,
     Found,
@@ -48,11 +50,22 @@ class Misfit(Exception):
     """Others' chains that have rules are not those that the wanted rules are made for."""
 
 
+class Made(NamedTuple):
+    """The number of the write that made a chain; and, of Services in it, of a later one."""
+
+    number: int = 0
+    later: Mapping[str, int] = MappingProxyType({})
+
+    def of(self, service: str) -> int:
+        """The number of the write that made a Service's rules in it."""
+        return self.later.get(service, self.number)
+
+
 class Writes:
     """The writes of one table, numbered. One thread notes them; others may ask at any time."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._made: dict[str, Made] = {}
         self._number = 0
         self._idle = threading.Event()
         self._idle.set()
@@ -60,19 +73,29 @@ class Writes:
     @contextmanager
     def under_way(self, change: Change) -> Iterator[None]:
         """`change` is being written meanwhile; where that raises, it was not."""
+        edited = dict(self._edited(change))
         self._idle.clear()
         try:
             yield
             self._number += 1
             for name in change.dropped:
-                self._numbers.pop(name, None)
-            self._numbers.update(dict.fromkeys(change.written, self._number))
+                self._made.pop(name, None)
+            self._made.update(dict.fromkeys(change.written, Made(self._number)))
+            self._made.update(edited)
         finally:
             self._idle.set()
 
-    def numbers(self) -> Mapping[str, int]:
-        """The number of each chain's last write."""
-        return self._numbers.copy()
+    def _edited(self, change: Change) -> Iterator[tuple[str, Made]]:
+        """What `change` makes of the chains of which some rules stay."""
+        for name, edit in change.edits.items():
+            before, here = self._made.get(name, Made()), counted(change.written[name])
+            later = {service: before.of(service) for service in before.later if service in here}
+            later.update(dict.fromkeys(counted(edit.come), self._number + 1))
+            yield name, before._replace(later=later)
+
+    def made(self) -> Mapping[str, Made]:
+        """Which writes made each chain."""
+        return self._made.copy()
 
     def done(self, patience: float) -> bool:
         """Waits for the end of the write that is under way; False where that takes too long."""
@@ -238,6 +261,8 @@ class Programmer:
     def _make(self, found: Found, wanted: Ruleset, looked: bool) -> Change:
         """Makes `wanted` of a table that holds `found`. Raises TableError and Misfit."""
         change = _fitting(found, wanted)
+        if not (looked or self._known.drift) and self._table.told_by is not None:
+            change = change.edited()
         if (change or looked) and log.isEnabledFor(logging.DEBUG):
             self._tell(found, wanted, change)
         if change:

@@ -17,7 +17,7 @@ from ipvs_node_agent.iptables.saved import ends, saved_table, whole_if_told
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
-from ipvs_node_agent.nat.ruleset import Rules
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.saveformat import parse_rules
 from ipvs_node_agent.nft.monitor import NftMonitor, Touched, listen
 from ipvs_node_agent.processes.launcher import Launcher, Running

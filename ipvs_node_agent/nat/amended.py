@@ -12,7 +12,8 @@ from typing import Callable, Optional, TypeVar
 
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS
 from ipvs_node_agent.nat.hooks import hooks
-from ipvs_node_agent.nat.ruleset import Found, Rules
+from ipvs_node_agent.nat.ruleset import Found
+from ipvs_node_agent.nat.ruletext import Rules
 
 T = TypeVar("T")
 

@@ -12,9 +12,8 @@ from itertools import takewhile
 from ipvs_node_agent.model.addresses import Address
 from ipvs_node_agent.nat.ahead import Ahead
 from ipvs_node_agent.nat.chains import NAT, OWN_MARK_CHAIN
-from ipvs_node_agent.nat.ruletext import target
-
-Rules = tuple[str, ...]
+from ipvs_node_agent.nat.edits import Edit, edit
+from ipvs_node_agent.nat.ruletext import Rules, target
 
 # So many chains in one input are worth an order that iptables likes.
 _MANY = 64
@@ -97,7 +96,8 @@ class Change:
     `new` are those of the written chains that were not there; `replaced` is what the written and
     dropped chains held. `repairs` says what others had done to the table (see `DRIFT`) that it
     undoes, and `by` who they are. `appended` are rules that come behind those of a chain, which is
-    not written anew. All of it is in `table`.
+    not written anew. `edits` are for those of the written chains of which some rules stay. All of
+    it is in `table`.
     """
 
     written: Mapping[str, Rules] = field(default_factory=dict)
@@ -110,10 +110,30 @@ class Change:
     by: tuple[str, ...] = ()
     appended: Mapping[str, Rules] = field(default_factory=dict)
     passed: tuple[tuple[str, str], ...] = ()
+    edits: Mapping[str, Edit] = field(default_factory=dict)
     table: str = NAT
 
     def __bool__(self) -> bool:
         return bool(self.written or self.dropped or self.unhooked or self.hooked or self.appended)
+
+    @property
+    def rules(self) -> int:
+        """How many rules it writes."""
+        return sum(
+            len(self.edits[name].come if name in self.edits else rules)
+            for name, rules in self.written.items()
+        )
+
+    def edited(self) -> Change:
+        """The same change, in which rules stay that are right; see `edits`."""
+        if len(self.written) >= _MANY:
+            return self
+        edits = {
+            name: found
+            for name, there in self.replaced.items()
+            if name in self.written and (found := edit(there, self.written[name])) is not None
+        }
+        return replace(self, edits=edits)
 
     def parts(self) -> Iterator[Change]:
         """The change as several ones, to be applied in their order; mostly there is but one.

@@ -26,6 +26,10 @@ _RULE = re.compile(
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) (.*)")
 
 
+# Those of a chain.
+Rules = tuple[str, ...]
+
+
 class Rule(NamedTuple):
     """A rule of ours; what it does not ask for is empty.
 

@@ -13,8 +13,8 @@ from typing import Callable
 
 from ipvs_node_agent.nat.ahead import Ahead, Others
 from ipvs_node_agent.nat.hooks import hooks
-from ipvs_node_agent.nat.ruleset import Change, Found, Rules
-from ipvs_node_agent.nat.ruletext import OPENED, QUOTED, targets
+from ipvs_node_agent.nat.ruleset import Change, Found
+from ipvs_node_agent.nat.ruletext import OPENED, QUOTED, Rules, targets
 
 _CHAIN_LINE = re.compile(r":(\S+) ")
 
@@ -119,19 +119,21 @@ def lines(text: str) -> Iterator[str]:
 def restore_input(change: Change) -> str:
     """`change` as one input for `iptables-restore --noflush`, which applies it as one.
 
-    Every chain is declared, and so emptied, before a rule jumps to it; a dropped one is emptied
-    and unhooked before it goes.
+    Every chain is declared, and so emptied, before a rule jumps to it, but for those of which some
+    rules stay; a dropped one is emptied and unhooked before it goes.
     """
     lines = [f"*{change.table}"]
     leaves = change.leaves()
     for name in leaves:
         lines.append(f":{name} - [0:0]")
         lines += _appended(name, change.written[name])
-    others = sorted(change.written.keys() - {*leaves})
+    others = sorted(change.written.keys() - {*leaves} - change.edits.keys())
     lines += [f":{name} - [0:0]" for name in sorted({*others, *change.dropped})]
     lines += [f"-D {built_in} -j {name}" for built_in, name in change.unhooked]
     for name in others:
         lines += _appended(name, change.written[name])
+    for name, edit in change.edits.items():
+        lines += edit.commands(name)
     for name, rules in change.appended.items():
         lines += _appended(name, rules)
     lines += [f"-I {built_in} {place} -j {name}" for built_in, place, name in change.hooked]

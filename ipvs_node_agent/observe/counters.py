@@ -1,9 +1,9 @@
 """Packets and bytes of each Service, out of the counters of its DNAT rules.
 
-The kernel counts from nothing whenever a chain is rewritten. A `Ledger` adds up what it is shown
-from one look to the next, so that its sums never go back while the agent runs; what the kernel
-counted between the last look and a rewrite is lost. `Writes` tells whether a chain is still the one
-of the last look: its counters alone would look the same where they have caught up.
+The kernel counts from nothing whenever a rule is written. A `Ledger` adds up what it is shown from
+one look to the next, so that its sums never go back while the agent runs; what the kernel counted
+between the last look and a write is lost. `Writes` tells whether a Service's rules in a chain are
+still those of the last look: their counters alone would look the same where they have caught up.
 
 A `Sampler` looks when somebody asks, in a thread and with commands of its own: neither the main
 loop nor a change of the rules waits for it.
@@ -22,7 +22,7 @@ from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.iptables.command import IDLE, TableError, launch
-from ipvs_node_agent.iptables.programmer import Writes
+from ipvs_node_agent.iptables.programmer import Made, Writes
 from ipvs_node_agent.iptables.saved import saved_table
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat import ruletext
@@ -62,21 +62,20 @@ def together(one: Count, other: Count) -> Count:
 
 # A Service's key, and where its packets come from: POD or HOST.
 Series = tuple[str, str]
-# A table, and a chain in it: chains are rewritten as a whole, so all rules in one start anew
-# together.
+# A table, and a chain in it.
 Place = tuple[str, str]
 
 
 class Seen(NamedTuple):
     """What the rules of Services in one place have seen, by the Services' keys.
 
-    All packets come from `origin`. `write` made the place; it is None where that was during the
-    look.
+    All packets come from `origin`. `made` tells when their counters began; it is None where that
+    may have been during the look.
     """
 
     origin: str
     counted: Mapping[str, Count]
-    write: int | None = None
+    made: Made | None = None
 
 
 def found_in(
@@ -144,12 +143,12 @@ class Ledger:
                 if known is None:
                     series = key, seen.origin
                     known = self._sums.get(series) or self._gone.pop(series, NOTHING)
-                grown = NOTHING if seen.write is None else _growth(key, count, before, seen.write)
+                grown = NOTHING if seen.made is None else _growth(key, count, before, seen.made)
                 sums[key] = together(known, grown)
             # With tens of thousands, what stays as it was should stay where it is in memory.
-            if before is not None and (seen.write is None or seen == before):
+            if before is not None and (seen.made is None or seen == before):
                 last[place] = before
-            elif seen.write is not None:
+            elif seen.made is not None:
                 last[place] = seen
         now = Sums(counted)
         self._gone.update((s, count) for s, count in self._sums.items() if s not in now)
@@ -159,9 +158,11 @@ class Ledger:
         return now
 
 
-def _growth(key: str, now: Count, before: Seen | None, write: int) -> Count:
+def _growth(key: str, now: Count, before: Seen | None, made: Made) -> Count:
     """What a Service has seen in a place since `before`."""
-    if before is None or before.write != write or key not in before.counted:
+    if before is None or before.made is None or key not in before.counted:
+        return now
+    if before.made.of(key) != made.of(key):
         return now
     then = before.counted[key]
     grown = Count(now.packets - then.packets, now.bytes - then.bytes)
@@ -237,25 +238,25 @@ class Sampler:
             return self._keys.setdefault(key, known.get(key, key))
 
         writes = self._writes[family]
-        before = writes.numbers()
+        before = writes.made()
         saved = self._save(self._launcher, family, published.backend)
         started = time.monotonic()
         done = writes.done(_WRITE_SECONDS)
         self._waited += time.monotonic() - started
         if not done:
             raise TableError(str(family), "a write takes too long")
-        after = writes.numbers()
+        after = writes.made()
         found = found_in(f"{published.backend} {family}", saved, published.chains, same)
         return {
-            (table, chain): seen._replace(write=_write(chain, before, after))
+            (table, chain): seen._replace(made=_made(chain, before, after))
             for (table, chain), seen in found.items()
         }
 
 
-def _write(chain: str, before: Mapping[str, int], after: Mapping[str, int]) -> int | None:
-    """The write that made `chain`; 0 stands for one before the agent's start."""
-    number = after.get(chain, 0)
-    return number if before.get(chain, 0) == number else None
+def _made(chain: str, before: Mapping[str, Made], after: Mapping[str, Made]) -> Made | None:
+    """What made `chain`; the number 0 stands for a write before the agent's start."""
+    made = after.get(chain, Made())
+    return made if before.get(chain, Made()) == made else None
 
 
 def _saved(launcher: Launcher, family: Family, backend: str) -> str:

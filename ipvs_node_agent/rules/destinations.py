@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address
 from ipvs_node_agent.model.objects import Port
-from ipvs_node_agent.nat.ruleset import Rules
+from ipvs_node_agent.nat.ruletext import Rules
 
 PROTOCOLS = ("sctp", "tcp", "udp")
 PROTOCOL_BITS, PORT_BITS = 2, 16

@@ -29,8 +29,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address, Family, show_address
 from ipvs_node_agent.nat.chains import stem
-from ipvs_node_agent.nat.ruleset import Rules
-from ipvs_node_agent.nat.ruletext import match, rule
+from ipvs_node_agent.nat.ruletext import Rules, match, rule
 from ipvs_node_agent.rules.destinations import (
     LOCAL_BITS,
     PORT_BITS,

@@ -28,7 +28,7 @@ from ipvs_node_agent.model.addresses import (
 from ipvs_node_agent.model.objects import Node
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN
-from ipvs_node_agent.nat.ruleset import Rules
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.rules.claims import Claim
 from ipvs_node_agent.rules.destinations import PORTS, Entries, Entry, destination
 from ipvs_node_agent.rules.policy import pod_cidrs

@@ -19,7 +19,8 @@ from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Problem, Service
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, stem
-from ipvs_node_agent.nat.ruleset import Change, Found, Rules, Ruleset
+from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset
+from ipvs_node_agent.nat.ruletext import Rules
 
 _FIRST, _CAP = 10.0, 300.0
 _SUSPECTED = 1.0

@@ -64,7 +64,7 @@ def described(change: Change) -> str:
     """What was written, in a few words."""
     parts = (
         (len(change.written), "chain", ""),
-        (sum(map(len, change.written.values())), "rule", ""),
+        (change.rules, "rule", ""),
         (len(change.dropped), "chain", " removed"),
         (len(change.hooked), "jump", ""),
     )

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from ipvs_node_agent.iptables.table import BACKENDS
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.matches import Packet
-from ipvs_node_agent.nat.ruleset import Found, Rules, Ruleset, difference
+from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.nat.trace import trace
 from tests.bench.measures import NOBODY, POD_INTERFACE, POOL, Figures, Scale, ruleset, say

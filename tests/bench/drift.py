@@ -10,7 +10,8 @@ from typing import Any, Callable, NamedTuple
 
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import IPV4
-from ipvs_node_agent.nat.ruleset import Found, Rules, difference
+from ipvs_node_agent.nat.ruleset import Found, difference
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.saveformat import restore_input
 from tests.bench.bed import BenchBed, Commits, bare_change, bench_bed
 from tests.bench.measures import percentiles, ruleset, say

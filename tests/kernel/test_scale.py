@@ -11,7 +11,8 @@ import pytest
 from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, Family, parse_address
 from ipvs_node_agent.model.objects import Port, Service, Snapshot
-from ipvs_node_agent.nat.ruleset import Found, Rules, difference
+from ipvs_node_agent.nat.ruleset import Found, difference
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.nat.trace import chains_of
 from ipvs_node_agent.rules.planner import plan

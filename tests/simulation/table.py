@@ -207,7 +207,8 @@ class SimTable(FakeTable):
             raise TableError("iptables-restore", why, FOREIGN_HINT)
         for number, line in enumerate(text.split("\n"), 1):
             for address, names_it in self.refused.items():
-                if line.startswith("-A IPVS") and f"-d {address}/" in line and "comment" in line:
+                writes = line.startswith(("-A IPVS", "-I IPVS", "-R IPVS"))
+                if writes and f"-d {address}/" in line and "comment" in line:
                     why = "RULE_APPEND failed (Invalid argument)"
                     blamed = number if names_it else None
                     raise TableError("iptables-restore", why, line=blamed, by_content=True)

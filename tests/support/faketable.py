@@ -126,7 +126,7 @@ def _apply(chains: Chains, line: str, targets: Sequence[str]) -> None:
     if command.startswith(":"):
         return _declare(chains, command[1:], rest)
     name, _, rest = rest.partition(" ")
-    _demand(command in ("-A", "-I", "-D", "-F", "-X"), f"unknown command {command!r}")
+    _demand(command in ("-A", "-I", "-R", "-D", "-F", "-X"), f"unknown command {command!r}")
     _demand(name in chains, f"no chain {name!r}")
     if command == "-X":
         _demand(name not in BUILT_IN, f"{name} is built in")
@@ -135,6 +135,14 @@ def _apply(chains: Chains, line: str, targets: Sequence[str]) -> None:
         del chains[name]
     elif command == "-F":
         chains[name] = []
+    elif command == "-D" and rest.isdigit():
+        _demand(0 < int(rest) <= len(chains[name]), f"no rule {rest} in {name}")
+        del chains[name][int(rest) - 1]
+    elif command == "-R":
+        number, _, rule = rest.partition(" ")
+        _demand(number.isdigit() and 0 < int(number) <= len(chains[name]), f"no rule {number}")
+        _check_target(chains, rule, targets)
+        chains[name][int(number) - 1] = rule
     elif command == "-D":
         _demand(rest in chains[name], f"no rule {rest!r} in {name}")
         chains[name].remove(rest)

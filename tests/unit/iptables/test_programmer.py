@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 
 import pytest
 
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.programmer import How, Knowledge, Programmer, Writes
+from ipvs_node_agent.iptables.programmer import How, Knowledge, Made, Programmer, Writes
 from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import owner
-from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset
+from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset, difference
+from ipvs_node_agent.nat.ruletext import Rules
 from tests.support.faketable import FakeTable
 
 WANTED = Ruleset({"IPVS_OUTPUT": ("-j RETURN",)}, {"OUTPUT": "IPVS_OUTPUT"})
@@ -169,7 +171,7 @@ def test_writes_are_numbered_on_by_the_next_programmer_of_the_table() -> None:
     table, writes = Table(), Writes()
     for wanted, number in ((WANTED, 1), (OTHER, 2)):
         programming(table, writes).apply(wanted)
-        assert writes.numbers() == {"IPVS_OUTPUT": number}
+        assert writes.made() == {"IPVS_OUTPUT": Made(number)}
 
 
 def test_writes_are_numbered_by_chain() -> None:
@@ -183,7 +185,92 @@ def test_writes_are_numbered_by_chain() -> None:
         raise ValueError
     with writes.under_way(Change(dropped=("C",))):
         pass
-    assert writes.numbers() == {"A": 1, "B": 2}
+    assert writes.made() == {"A": Made(1), "B": Made(2)}
+
+
+def served(*names: str, ip: int = 1) -> Rules:
+    """The rules of these Services; the last one's lead to a ClusterIP of this number."""
+    return tuple(
+        f'-d 10.19.0.1/32 -m comment --comment "default/{name}"'
+        f" -j DNAT --to-destination 10.231.0.{ip if name == names[-1] else 1}"
+        for name in names
+    )
+
+
+def test_of_an_edited_chain_the_services_are_numbered_whose_rules_are_written() -> None:
+    writes, there = Writes(), dict[str, Rules]()
+
+    def write(*names: str, ip: int = 1, fails: bool = False) -> Mapping[str, Made]:
+        change = difference(Found(there), Ruleset({"A": served(*names, ip=ip)})).edited()
+        with suppress(ValueError), writes.under_way(change):
+            if fails:
+                raise ValueError
+            there["A"] = change.written["A"]
+        return writes.made()
+
+    assert write(*"abcdef") == {"A": Made(1)}
+    assert write(*"abcdef", ip=2) == {"A": Made(1, {"default/f": 2})}
+    assert write(*"abcdefg", fails=True) == {"A": Made(1, {"default/f": 2})}
+    assert write(*"abcdefg") == {"A": Made(1, {"default/f": 3, "default/g": 3})}
+    # Who is gone is forgotten.
+    assert write(*"abcdef") == {"A": Made(1, {"default/f": 3})}
+    assert write(*"uvwxyz") == {"A": Made(5)}
+
+
+class Telling(Table):
+    """A table of whose changes one is told, and what was given to it."""
+
+    told_by = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[str] = []
+        # What to fail with where rules are put right one by one.
+        self.failing: TableError | None = None
+
+    def restore(self, text: str) -> None:
+        self.inputs.append(text)
+        if self.failing is not None and "\n:" not in text:
+            raise self.failing
+        super().restore(text)
+
+
+THREE, FOUR = (Ruleset({"IPVS_OUTPUT": served(*names)}, WANTED.jumps) for names in ("abc", "abcd"))
+
+
+@pytest.fixture
+def telling() -> Telling:
+    table = Telling()
+    table.says = Since.UNCHANGED
+    return table
+
+
+def test_where_a_table_tells_of_changes_the_rules_that_are_right_stay(telling: Telling) -> None:
+    programmer = programming(telling)
+    for wanted in (THREE, FOUR, THREE):
+        programmer.apply(wanted)
+        assert telling.copy()["IPVS_OUTPUT"] == [*wanted.chains["IPVS_OUTPUT"]]
+    assert ["\n:IPVS_OUTPUT" in text for text in telling.inputs] == [True, False, False]
+    assert telling.saves == 1
+
+
+def test_where_it_does_not_tell_a_chain_is_written_anew(table: Table) -> None:
+    table.says = Since.UNCHANGED
+    programmer = programming(table)
+    for wanted in (THREE, FOUR):
+        programmer.apply(wanted)
+        assert "\n:IPVS_OUTPUT" in table.last_input
+
+
+def test_where_the_rules_are_not_in_their_places_the_chain_is_read_and_written_anew(
+    telling: Telling,
+) -> None:
+    programmer = programming(telling)
+    programmer.apply(THREE)
+    telling.failing = TableError("iptables-restore", "no", by_content=True)
+    programmer.apply(FOUR)
+    assert telling.copy()["IPVS_OUTPUT"] == [*FOUR.chains["IPVS_OUTPUT"]]
+    assert ["\n:IPVS_OUTPUT" in text for text in telling.inputs] == [True, False, True]
 
 
 def test_what_is_known_of_a_table_follows_from_what_happens_to_it() -> None:

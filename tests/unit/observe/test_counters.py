@@ -11,7 +11,7 @@ import pytest
 
 from ipvs_node_agent.config.settings import Chains
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.programmer import Writes
+from ipvs_node_agent.iptables.programmer import Made, Writes
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
 from ipvs_node_agent.nat.ruleset import Change
 from ipvs_node_agent.observe import counters
@@ -20,6 +20,7 @@ from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.sync.state import AgentState, FamilyState, Published
 from tests.support.waiting import eventually
 
+MADE = Made()
 WEB_POD, WEB_HOST = ("default/web", POD), ("default/web", HOST)
 
 
@@ -49,12 +50,12 @@ class Kernel:
         self,
         *rules: str,
         table: str = "nft IPv4",
-        write: int | None = 0,
+        made: Made | None = MADE,
         chains: Chains | None = None,
     ) -> dict[tuple[str, str], int]:
         """The sums of packets after a look."""
         found = found_in(table, saved(*rules), chains or Chains())
-        sums = self.ledger.take({p: seen._replace(write=write) for p, seen in found.items()})
+        sums = self.ledger.take({p: seen._replace(made=made) for p, seen in found.items()})
         assert all(count.bytes == 60 * count.packets for count in sums.values())
         return {series: count.packets for series, count in sums.items()}
 
@@ -98,21 +99,33 @@ class Look(NamedTuple):
 
     seen: int
     total: int
-    write: int | None = 0
+    made: Made | None = MADE
     chain: str = PRE
     table: str = "nft IPv4"
 
 
 LOOKS = {
     "a chain is rewritten": [Look(100, 100), Look(110, 110), Look(0, 110), Look(2, 112)],
-    "counters have caught up": [Look(3, 3, write=1), Look(3, 6, write=2), Look(5, 8, write=2)],
+    "counters have caught up": [Look(3, 3, Made(1)), Look(3, 6, Made(2)), Look(5, 8, Made(2))],
     "what is written during a look counts with the next": [
-        Look(3, 0, write=None),
-        Look(3, 3, write=1),
-        Look(1, 3, write=None),
-        Look(4, 4, write=1),
-        Look(1, 4, write=None),
-        Look(2, 6, write=2),
+        Look(3, 0, None),
+        Look(3, 3, Made(1)),
+        Look(1, 3, None),
+        Look(4, 4, Made(1)),
+        Look(1, 4, None),
+        Look(2, 6, Made(2)),
+    ],
+    "rules of another Service are written in its chain": [
+        Look(3, 3, Made(1)),
+        Look(5, 5, Made(1, {"default/other": 2})),
+        Look(6, 6, Made(1, {"default/other": 3})),
+    ],
+    "its own rules are written in its chain, and have caught up": [
+        Look(3, 3, Made(1)),
+        Look(3, 6, Made(1, {"default/web": 2})),
+        Look(4, 7, Made(1, {"default/web": 2, "default/other": 3})),
+        Look(4, 11, Made(1, {"default/web": 4})),
+        Look(4, 15, Made(5)),
     ],
     "a rule moves to another chain": [Look(100, 100), Look(1, 101, chain=PART), Look(1, 102)],
     "the backend changes": [Look(100, 100), Look(100, 200, table="legacy IPv4")],
@@ -123,7 +136,7 @@ LOOKS = {
 def test_sums_never_go_back(looks: list[Look]) -> None:
     kernel = Kernel()
     for look in looks:
-        sums = kernel.shows(rule(look.chain, look.seen), table=look.table, write=look.write)
+        sums = kernel.shows(rule(look.chain, look.seen), table=look.table, made=look.made)
         assert sums == {WEB_POD: look.total}
 
 
@@ -137,8 +150,8 @@ def test_a_service_without_rules_is_left_out_and_counts_on_when_it_has_some_agai
 def test_what_was_given_stays_as_it_was() -> None:
     ledger = Ledger()
     place, (key, origin) = ("nft IPv4", PRE), WEB_POD
-    first = ledger.take({place: Seen(origin, {key: Count(100, 6000)}, 0)})
-    ledger.take({place: Seen(origin, {key: Count(200, 12000)}, 0)})
+    first = ledger.take({place: Seen(origin, {key: Count(100, 6000)}, Made())})
+    ledger.take({place: Seen(origin, {key: Count(200, 12000)}, Made())})
     assert first == {WEB_POD: (100, 6000)}
 
 

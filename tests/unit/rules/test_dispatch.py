@@ -19,7 +19,8 @@ from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, owner
 from ipvs_node_agent.nat.matches import Packet
-from ipvs_node_agent.nat.ruleset import Found, Rules, applied, difference
+from ipvs_node_agent.nat.ruleset import Found, applied, difference
+from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.trace import Walk, trace
 from ipvs_node_agent.rules.destinations import Entry, destination
 from ipvs_node_agent.rules.dispatch import Tree
