@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from ipvs_node_agent.model.addresses import IPV6, Family
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
 from ipvs_node_agent.nat.saveformat import restore_input
-from tests.kernel.conftest import EVERYWHERE
+from tests.kernel.conftest import EVERYWHERE, Bed
 from tests.support.netns import Namespace
 from tests.support.tables import restore
 
@@ -80,3 +81,35 @@ def changed(numbers: list[tuple[int, int]], chance: random.Random) -> list[tuple
     else:
         known[address] = chance.randrange(1, 200)
     return sorted(known.items())
+
+
+OVERTAKEN = """\
+cat >"$here/input"
+if rm "$here/armed" 2>/dev/null; then
+    cp "$here/input" "$here/first"
+    iptables-nft -w 5 -t nat -I IPVS_OUTPUT 1 -d 192.0.2.9/32 -j RETURN
+fi
+exec "$real" "$@" <"$here/input"
+"""
+MANY = [(f"10.19.22.{n}", f"s{n}", f"10.231.3.{n}") for n in range(1, 7)]
+MOVED = [*MANY[:2], (*MANY[2][:2], "10.231.3.77"), *MANY[3:]]
+
+
+@pytest.mark.parametrize("backend", ["nft"], indirect=True)
+def test_rules_that_somebody_moves_just_before_a_write_are_right_again(
+    bed: Bed, tmp_path: Path
+) -> None:
+    """It is told, so what came to a wrong place is seen and written anew."""
+    bed.stand_in(tmp_path, "iptables-nft-restore", OVERTAKEN)
+    bed.agent.options = ["--log-level", "debug"]
+    bed.put(*MANY)
+    bed.agent.start()
+    bed.expect(*MANY)
+    bed.settled()
+    (tmp_path / "armed").touch()
+    bed.put(MOVED[2])
+    bed.agent.said("repaired")
+    bed.expect(*MOVED)
+    assert not (tmp_path / "armed").exists()
+    # Else nothing of this was about rules that are put right one by one.
+    assert "-R IPVS_OUTPUT" in (tmp_path / "first").read_text()

@@ -87,8 +87,9 @@ def _drift(chance: random.Random, pool: Sequence[str]) -> list[Step]:
     """Others who change what has been there for a while, which most worlds never get to."""
     told = [step("list_anew", each) for each in (SERVICES, THE_NODE)]
     steps = [step("node_becomes", "plain", True), *told, step("proxy_becomes", None)]
-    steps += [step("put", _put(chance, pool), True) for _ in range(2)]
-    return [*steps, *(_others_alone(chance, pool) for _ in range(8))]
+    steps += [step("put", _put(chance, pool), True) for _ in range(chance.choice((2, 5)))]
+    kinds = (_others_alone, _overtaken)
+    return [*steps, *(chance.choice(kinds)(chance, pool) for _ in range(8))]
 
 
 _SWAPPED = ("load_balancer_ips", "cluster_ips")
@@ -132,6 +133,12 @@ def _others_alone(chance: random.Random, pool: Sequence[str]) -> Step:
     times, put = chance.choice((0, 1, 1, 8)), _put(chance, pool)
     moment = chance.choice(MOMENTS[-3:])
     return step("others_alone", what, family, chance.choice(CHAINS), times, put, moment)
+
+
+def _overtaken(chance: random.Random, pool: Sequence[str]) -> Step:
+    """Rules have other places than they had, just before the agent's next write."""
+    what, chain = chance.choice(("insert rule", "delete rule")), chance.choice(CHAINS[:2])
+    return step("others_alone", what, IPV4, chain, 0, _put(chance, pool), "before restore")
 
 
 def _others_in_filter(chance: random.Random) -> Step:

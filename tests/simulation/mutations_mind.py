@@ -1,6 +1,12 @@
 """Ways to break the mind, each of which its simulation has to see: by module, old and new text."""
 
 MUTATIONS = {
+    "nat/edits.py": {
+        "what comes behind an edit is counted from another place": (
+            "after = self.place + both",
+            "after = self.place + both + 1",
+        ),
+    },
     "model/services.py": {
         "an event changes the Services that were planned from": (
             "fresh[place] = self._shards[place].copy()",
@@ -106,6 +112,10 @@ MUTATIONS = {
             '        """Applies `change`; until all of it is there, nothing is certain."""\n'
             "        self.resync()\n",
             '        """Applies `change`; until all of it is there, nothing is certain."""\n',
+        ),
+        "rules are put right one by one where nobody tells of changes": (
+            "if not (looked or self._known.drift) and self._table.told_by is not None:",
+            "if not (looked or self._known.drift):",
         ),
         "what others have is not looked at before a write": (
             "    if not wanted.fits(found.filled):\n        raise Misfit\n",

@@ -111,6 +111,8 @@ PODS: dict[str, tuple[frozenset[PodNetwork], frozenset[tuple[str, Address]]]] = 
 MEDDLING = {
     "flush table": "",
     "flush chain": "-F {chain}",
+    "insert rule": "-I {chain} 1 -d 192.0.2.9/32 -j RETURN",
+    "delete rule": "-D {chain} 1",
     "delete chain": "-F {chain}\n-D {built_in} -j {chain}\n-X {chain}",
     "delete jump": "-D {built_in} -j IPVS_{built_in}",
     "move jump": "-D {built_in} -j IPVS_{built_in}\n-A {built_in} -j IPVS_{built_in}",

@@ -12,7 +12,7 @@ import ipaddress
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,6 +117,14 @@ def meant(state: State, family: Family, own_mark: bool, without: frozenset[str])
 def own(chains: Chains) -> Chains:
     """Those of the agent's."""
     return {name: rules for name, rules in chains.items() if OWN_CHAIN.fullmatch(name)}
+
+
+def written(text: str) -> Iterator[str]:
+    """The agent's chains that a restore's input writes, whole or in part."""
+    for line in text.split("\n"):
+        name = line[1:].split(" ")[0] if line.startswith(":") else line[3:].split(" ")[0]
+        if line.startswith((":", "-A ", "-I ", "-R ", "-D ")) and OWN_CHAIN.fullmatch(name):
+            yield name
 
 
 def own_jumps(chains: Chains) -> dict[str, list[tuple[int, str]]]:

@@ -415,6 +415,9 @@ class World:
         """After each write: what was others' is untouched, and what is ours is as planned."""
         if oracle.foreign(wrote.there) != oracle.foreign(wrote.now):
             raise Violation(f"{table.family}: foreign rules were changed by\n{wrote.text}")
+        for name in oracle.written(wrote.text):
+            if not table.tells and wrote.now.get(name) != wrote.left.get(name):
+                raise Violation(f"{table.family}: {name} is not as written by\n{wrote.text}")
         if self.told.lacking:
             raise Violation(f"{table.family}: written while something is lacking:\n{wrote.text}")
         family, got = table.family, oracle.meaning(wrote.left, self._insisting(table.family))
