@@ -182,7 +182,7 @@ def test_many_jumps_to_many_chains_cost_no_more_than_reading_the_table() -> None
     alone = time.process_time()
     table(OURS, built_in="PREROUTING", **rules)
     assert len(found.ahead["PREROUTING"]) == 32
-    assert alone - started < 3 * (time.process_time() - alone) + 2
+    assert alone - started < 3 * (time.process_time() - alone) + 5
 
 
 @pytest.mark.parametrize(
