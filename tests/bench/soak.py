@@ -123,13 +123,14 @@ def report(figures: Figures) -> None:
     points, hour = figures["points"], SCALES["hour"]
     figure, axes = axes_of(
         "What the service takes during an hour of changes",
-        f"changes so far, {figures['services']} Services, {figures['backend']}",
+        f"thousand changes so far, {figures['services']} Services, {figures['backend']}",
         "number, or MiB",
         "linear",
     )
     for what, label in _SHOWN.items():
-        axes.plot([p["changes"] for p in points], [p[what] for p in points], label=label)
-    axes.set_ylim(bottom=0)
+        axes.plot([p["changes"] / 1000 for p in points], [p[what] for p in points], label=label)
+    # Above all lines there is room for what they are called.
+    axes.set_ylim(0, 1.5 * max(p[what] for p in points for what in _SHOWN))
     axes.set_xlim(left=0)
     save(figure, axes, "soak.svg")
     text = (
