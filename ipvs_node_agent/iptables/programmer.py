@@ -90,7 +90,7 @@ class Writes:
         for name, edit in change.edits.items():
             before, here = self._made.get(name, Made()), counted(change.written[name])
             later = {service: before.of(service) for service in before.later if service in here}
-            later.update(dict.fromkeys(counted(edit.come), self._number + 1))
+            later.update(dict.fromkeys(counted(edit.written), self._number + 1))
             yield name, before._replace(later=later)
 
     def made(self) -> Mapping[str, Made]:

@@ -10,18 +10,31 @@ Places are counted, so this is only right where the chain is certain to hold wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from typing import NamedTuple
 
 from ipvs_node_agent.nat.ruletext import Rules, service, target
 
 
 class Edit(NamedTuple):
-    """The rules `come` take the place of `gone`, the first of which is number `place`, from 1."""
+    """The rules `come` take the place of `gone`, the first of which is number `place`, from 1.
+
+    A rule that is the same in both, and in the same place, stays.
+    """
 
     place: int
     gone: Rules
     come: Rules
+
+    @property
+    def written(self) -> Rules:
+        """Those that come and do not stay."""
+        return _differing(self.come, self.gone)
+
+    @property
+    def lost(self) -> Rules:
+        """Those that go and do not stay."""
+        return _differing(self.gone, self.come)
 
     def commands(self, chain: str) -> Iterator[str]:
         """The lines for iptables-restore."""
@@ -48,15 +61,23 @@ def edit(there: Rules, wanted: Rules) -> Edit | None:
     gone, come = there[before : len(there) - after], wanted[before : len(wanted) - after]
     if 2 * max(len(gone), len(come)) > len(wanted):
         return None
-    kept = (*wanted[:before], *wanted[len(wanted) - after :])
-    if counted((*gone, *come)) & counted(kept):
+    found = Edit(before + 1, gone, come)
+    stay = [rule for rule, other in zip(come, gone) if rule == other]
+    kept = (*wanted[:before], *stay, *wanted[len(wanted) - after :])
+    if counted((*found.lost, *found.written)) & counted(kept):
         return None
-    return Edit(before + 1, gone, come)
+    return found
 
 
 def counted(rules: Iterable[str]) -> set[str]:
     """The Services whose packets are counted at `rules`."""
     return {service(rule) for rule in rules if target(rule) == "DNAT"}
+
+
+def _differing(rules: Rules, others: Rules) -> Rules:
+    """Those of `rules` that are not in the same place of `others`."""
+    pairs = zip_longest(rules, others)
+    return tuple(rule for rule, other in pairs if rule is not None and rule != other)
 
 
 def _alike(pairs: Iterable[tuple[str, str]]) -> int:

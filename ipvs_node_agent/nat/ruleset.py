@@ -120,7 +120,7 @@ class Change:
     def rules(self) -> int:
         """How many rules it writes."""
         return sum(
-            len(self.edits[name].come if name in self.edits else rules)
+            len(self.edits[name].written if name in self.edits else rules)
             for name, rules in self.written.items()
         )
 

@@ -50,7 +50,8 @@ def test_an_edited_chain_is_as_wanted_and_what_stays_counts_on(
         ]
         given = "\n".join(["*nat", f":{CHAIN} - [0:0]", *lines, "COMMIT", ""])
         namespace.run(f"{family.command}-nft-restore", "--noflush", "--counters", stdin=given)
-        numbers = changed(numbers, chance)
+        for _ in range(chance.choice((1, 1, 2))):
+            numbers = changed(numbers, chance)
         wanted, before = rules_of(family, numbers), shown(namespace, family)
         there = tuple(rule for _, rule in before)
         found = Found({CHAIN: there, OTHER: ()})
@@ -66,7 +67,8 @@ def test_an_edited_chain_is_as_wanted_and_what_stays_counts_on(
             assert after[:start] == before[:start]
             assert after[len(after) - rest :] == before[len(before) - rest :]
             come = after[start : len(after) - rest]
-            assert all(count == 0 or rule in edit.gone for count, rule in come)
+            fresh = tuple(rule for count, rule in come if count == 0)
+            assert fresh == edit.written or family is IPV6
     assert edited > EDITS / 2
 
 

@@ -188,11 +188,11 @@ def test_writes_are_numbered_by_chain() -> None:
     assert writes.made() == {"A": Made(1), "B": Made(2)}
 
 
-def served(*names: str, ip: int = 1) -> Rules:
-    """The rules of these Services; the last one's lead to a ClusterIP of this number."""
+def served(*names: str, ip: int = 1, moved: str = "") -> Rules:
+    """The rules of these Services; those of the last one and `moved` lead to this ClusterIP."""
     return tuple(
         f'-d 10.19.0.1/32 -m comment --comment "default/{name}"'
-        f" -j DNAT --to-destination 10.231.0.{ip if name == names[-1] else 1}"
+        f" -j DNAT --to-destination 10.231.0.{ip if name in (names[-1], *moved) else 1}"
         for name in names
     )
 
@@ -200,8 +200,9 @@ def served(*names: str, ip: int = 1) -> Rules:
 def test_of_an_edited_chain_the_services_are_numbered_whose_rules_are_written() -> None:
     writes, there = Writes(), dict[str, Rules]()
 
-    def write(*names: str, ip: int = 1, fails: bool = False) -> Mapping[str, Made]:
-        change = difference(Found(there), Ruleset({"A": served(*names, ip=ip)})).edited()
+    def write(*names: str, ip: int = 1, moved: str = "", fails: bool = False) -> Mapping[str, Made]:
+        wanted = Ruleset({"A": served(*names, ip=ip, moved=moved)})
+        change = difference(Found(there), wanted).edited()
         with suppress(ValueError), writes.under_way(change):
             if fails:
                 raise ValueError
@@ -214,7 +215,9 @@ def test_of_an_edited_chain_the_services_are_numbered_whose_rules_are_written() 
     assert write(*"abcdefg") == {"A": Made(1, {"default/f": 3, "default/g": 3})}
     # Who is gone is forgotten.
     assert write(*"abcdef") == {"A": Made(1, {"default/f": 3})}
-    assert write(*"uvwxyz") == {"A": Made(5)}
+    # Who stays where it is between two others counts on.
+    assert write(*"abcdef", ip=2, moved="d") == {"A": Made(1, {"default/d": 5, "default/f": 5})}
+    assert write(*"uvwxyz") == {"A": Made(6)}
 
 
 class Telling(Table):

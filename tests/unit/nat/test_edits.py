@@ -39,7 +39,7 @@ def put_right(there: Rules, *commands: str) -> Rules:
     return tuple(applied({CHAIN: [*there]}, text)[CHAIN])
 
 
-A, B, C, D = (Kept(name, number, number) for number, name in enumerate("abcd", 1))
+A, B, C, D, E, F = (Kept(name, number, number) for number, name in enumerate("abcdef", 1))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,21 @@ A, B, C, D = (Kept(name, number, number) for number, name in enumerate("abcd", 1
         ((A, B, C, D), (A, B, D), ["-D IPVS_OUTPUT 5"] * 2),
         ((A, B, C, D), (A, B, C), ["-D IPVS_OUTPUT 7"] * 2),
         ((A, B, C), (A, D, C), ["-R IPVS_OUTPUT 3", "-R IPVS_OUTPUT 4"]),
+        (
+            (A, B, C, D, E, F),
+            (A, B._replace(cluster_ip=9), C, D._replace(cluster_ip=9), E, F),
+            ["-R IPVS_OUTPUT 4", "-R IPVS_OUTPUT 8"],
+        ),
     ],
-    ids=["another ClusterIP", "behind all", "before all", "one goes", "the last goes", "another"],
+    ids=[
+        "another ClusterIP",
+        "behind all",
+        "before all",
+        "one goes",
+        "the last goes",
+        "another",
+        "one between two others stays",
+    ],
 )
 def test_only_what_differs_is_written(
     there: tuple[Kept, ...], wanted: tuple[Kept, ...], commands: list[str]
@@ -71,8 +84,26 @@ def test_only_what_differs_is_written(
         ((A, B), (C, D)),
         ((A, B, C), (A._replace(cluster_ip=9), B, C._replace(cluster_ip=9))),
         ((A, B._replace(service="a")), (A, B._replace(service="a", cluster_ip=9))),
+        (
+            (A, B, C._replace(service="b"), D._replace(service="b"), E, F),
+            (
+                A,
+                B._replace(cluster_ip=9),
+                C._replace(service="b"),
+                D._replace(service="b", cluster_ip=9),
+                E,
+                F,
+            ),
+        ),
     ],
-    ids=["all new", "none", "all others", "both ends", "a Service that keeps others"],
+    ids=[
+        "all new",
+        "none",
+        "all others",
+        "both ends",
+        "a Service that keeps others",
+        "a Service that keeps one between two",
+    ],
 )
 def test_a_chain_is_written_anew_where_that_is_better(
     there: tuple[Kept, ...], wanted: tuple[Kept, ...]
@@ -80,14 +111,24 @@ def test_a_chain_is_written_anew_where_that_is_better(
     assert edit(rules(*there), rules(*wanted)) is None
 
 
-SERVICES = st.builds(Kept, st.sampled_from("abc"), st.integers(1, 6), st.integers(1, 3))
-CHAINS = st.lists(SERVICES, max_size=7).map(lambda kept: rules(*kept))
+SERVICES = st.builds(Kept, st.sampled_from("abcde"), st.integers(1, 6), st.integers(1, 3))
+KEPT = st.lists(SERVICES, max_size=9)
 
 
-@given(CHAINS, CHAINS)
+@st.composite
+def changed(draw: st.DrawFn) -> tuple[Rules, Rules]:
+    """A chain, and one that has a few others of its Services or has nothing to do with it."""
+    there = draw(KEPT)
+    places = draw(st.sets(st.integers(0, 8), max_size=3))
+    some = [draw(SERVICES) if at in places else kept for at, kept in enumerate(there)]
+    return rules(*there), rules(*draw(st.one_of(st.just(some), KEPT)))
+
+
+@given(changed())
 def test_the_chain_becomes_what_is_wanted_and_each_service_keeps_all_counters_or_none(
-    there: Rules, wanted: Rules
+    chains: tuple[Rules, Rules],
 ) -> None:
+    there, wanted = chains
     made = edit(there, wanted)
     if made is None:
         return
@@ -99,8 +140,7 @@ def test_the_chain_becomes_what_is_wanted_and_each_service_keeps_all_counters_or
     for command, _, place, *_ in map(str.split, commands):
         at = int(place) - 1
         fresh[at : at + (command != "-I")] = [] if command == "-D" else [True]
-    seen = list(zip(wanted, fresh))
+    assert [rule for rule, new in zip(wanted, fresh) if new] == [*made.written]
     for service in counted(wanted):
-        anew = {new for rule, new in seen if service in counted([rule])}
-        assert anew == {False} or service in counted(made.come)
-        assert len(anew) == 1 or all(rule in wanted for rule in made.come)
+        anew = {new for rule, new in zip(wanted, fresh) if service in counted([rule])}
+        assert anew == {service in counted(made.written)}
