@@ -95,6 +95,15 @@ class Command:
     running: Running
     streams: Streams
 
+    @property
+    def well(self) -> bool:
+        """Whether it has ended as it should, once it has ended; `result` is still to be called."""
+        try:
+            status, expired = self.running.end()
+        except LaunchError:
+            return False
+        return status in self.good and not expired
+
     def result(self, most: int = -1) -> str:
         """What it printed, the first `most` bytes, once it has ended. Raises TableError."""
         printed, complaints = self.streams

@@ -75,7 +75,7 @@ class Table(Protocol):
 
     @property
     def read_ahead(self) -> bool:
-        """Whether `save` has begun already, and nothing was told since."""
+        """Whether what `save` gives is there already, and nothing was told since."""
 
     def looked(self) -> None:
         """What was told until the last `reread` is known, and is no change any more."""
@@ -193,7 +193,8 @@ class KernelTable:
         """See `Table`."""
         if self._ahead is None or self._monitor is None:
             return False
-        return not _readable(self._monitor)
+        # Any other command would have to wait for its end as well.
+        return self._ahead.well and not _readable(self._monitor)
 
     def look_ahead(self) -> None:
         """Starts the look that `save` will want, where what happens from now on will be told.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,10 @@ from ipvs_node_agent.host.rundir import own_names
 from ipvs_node_agent.iptables import command
 from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
-from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, Since
+from ipvs_node_agent.iptables.table import AHEAD_LIMIT, BACKENDS, NFT, KernelTable, Since
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.events import NODES, SERVICES, Listed
+from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.sync.agent import Agent
 from tests.support.agentnode import EXTERNAL_4, web
 from tests.support.cluster import POD_CIDRS, node
@@ -126,3 +128,40 @@ def test_a_first_start_reads_no_filter_table_once_nat_is_written(
             agent.tick()
             assert agent.in_sync
     assert started == ["iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"]
+
+
+def test_nat_waits_for_no_second_look_at_filter_where_the_one_ahead_failed(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed may hang for a while as well."""
+    config, real, started = (
+        Config(iptables=IptablesOptions(backend=NFT)),
+        command.start,
+        list[str](),
+    )
+
+    def start(
+        launcher: Launcher, name: str, arguments: Sequence[str], *rest: Any, **more: Any
+    ) -> Any:
+        ahead = AHEAD_LIMIT in rest
+        if not ahead:
+            started.append(" ".join((name, *arguments)))
+        failing = ahead and "filter" in arguments
+        return real(launcher, "false" if failing else name, arguments, *rest, **more)
+
+    monkeypatch.setattr(command, "start", start)
+    with namespace.enter(), closing(launch()) as launcher:
+        names = own_names(config.chains)
+        kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade)
+        with closing(kernel):
+            kernel.choose()
+            agent = Agent(config, kernel.programmers(), filters=kernel.filters())
+            kernel.look_ahead()
+            agent.take(Listed(NODES, (read_node(node(*POD_CIDRS)),), time.monotonic()))
+            agent.take(Listed(SERVICES, (read_service(web(EXTERNAL_4)),), time.monotonic()))
+            agent.tick()
+            assert agent.in_sync
+    looked = [line for line in started if line.endswith("-save -t filter")]
+    written = [line for line in started if "-restore" in line]
+    assert len(looked) == len(FAMILIES)
+    assert started.index(written[-1]) < started.index(looked[0])
