@@ -185,6 +185,8 @@ class Sampler:
         self._ledger = Ledger()
         self._sums = Sums()
         self._keys: dict[str, str] = {}
+        # Where the last look found anything, which may stay there longer than it is wanted.
+        self._counting = frozenset[tuple[str, Family]]()
         self._changed = threading.Condition()
         self._looking = self._stopped = False
         self._next = 0.0
@@ -215,12 +217,16 @@ class Sampler:
         published = self._published()
         # Only those of the last look: what Python interns may stay for ever (3.12).
         known, self._keys = self._keys, {}
-        found: dict[Place, Seen] = {}
         try:
+            found: dict[Place, Seen] = {}
+            counting = set[tuple[str, Family]]()
             for family, table in published.agent.families.items():
-                if table.services:
-                    found.update(self._table(published, family, known))
-            self._sums = self._ledger.take(found)
+                where = published.backend, family
+                if table.services or where in self._counting:
+                    seen = self._table(published, family, known)
+                    found.update(seen)
+                    counting.update({where} if seen else ())
+            self._sums, self._counting = self._ledger.take(found), frozenset(counting)
         except TableError as error:
             log.debug("cannot read the packet counters: %s", error)
         now = time.monotonic()

@@ -174,7 +174,7 @@ class Tables:
     """Tables that are as slow, and fail as often, as a test wants."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.looks, self.services = 0, 1
         self.release = threading.Event()
         self.release.set()
         self.broken = False
@@ -200,9 +200,11 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
 
 @pytest.fixture
 def sampler(tables: Tables) -> Iterator[Sampler]:
-    families = {IPV4: FamilyState(services=1), IPV6: FamilyState()}
-    published = Published(0.0, agent=AgentState(families), backend="nft")
-    made = Sampler(lambda: published, {IPV4: tables.writes}, Launcher({}), tables.save)
+    def published() -> Published:
+        families = {IPV4: FamilyState(services=tables.services), IPV6: FamilyState()}
+        return Published(0.0, agent=AgentState(families), backend="nft")
+
+    made = Sampler(published, {IPV4: tables.writes}, Launcher({}), tables.save)
     yield made
     tables.release.set()
     made.stop()
@@ -215,6 +217,18 @@ def test_nobody_looks_unless_asked_and_a_look_that_fails_leaves_the_last_sums(
     for broken, packets in ((False, 1), (True, 1), (False, 2)):
         tables.broken = broken
         assert sampler.sums(5)[WEB_HOST].packets == packets
+
+
+def test_rules_that_cannot_be_removed_yet_count_on(sampler: Sampler, tables: Tables) -> None:
+    for services, packets in ((1, 1), (0, 2), (1, 3)):
+        tables.services = services
+        assert sampler.sums(5)[WEB_HOST].packets == packets
+
+
+def test_nobody_looks_where_there_is_nothing_to_count(sampler: Sampler, tables: Tables) -> None:
+    tables.services = 0
+    assert not sampler.sums(5)
+    assert tables.looks == 0
 
 
 def test_without_room_for_a_thread_the_last_sums_are_told(
