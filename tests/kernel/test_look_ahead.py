@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -108,10 +108,8 @@ def test_one_that_fails_is_asked_for_again(
     assert started.count("iptables-nft-save") in (0, 2), NFT
 
 
-def test_a_first_start_reads_no_filter_table_once_nat_is_written(
-    namespace: Namespace, started: list[str]
-) -> None:
-    """iptables-nft-save reads all tables, whichever of them it prints."""
+def start_for_the_first_time(namespace: Namespace, then: Callable[[], None]) -> None:
+    """Looks ahead, calls `then`, and is told of a Service and writes its rules."""
     config = Config(iptables=IptablesOptions(backend=NFT))
     for family in FAMILIES:
         add_mark_masq(namespace, family, NFT)
@@ -122,11 +120,18 @@ def test_a_first_start_reads_no_filter_table_once_nat_is_written(
             kernel.choose()
             agent = Agent(config, kernel.programmers(), filters=kernel.filters())
             kernel.look_ahead()
-            del started[:]
+            then()
             agent.take(Listed(NODES, (read_node(node(*POD_CIDRS)),), time.monotonic()))
             agent.take(Listed(SERVICES, (read_service(web(EXTERNAL_4)),), time.monotonic()))
             agent.tick()
             assert agent.in_sync
+
+
+def test_a_first_start_reads_no_filter_table_once_nat_is_written(
+    namespace: Namespace, started: list[str]
+) -> None:
+    """iptables-nft-save reads all tables, whichever of them it prints."""
+    start_for_the_first_time(namespace, started.clear)
     assert started == ["iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"]
 
 
@@ -134,11 +139,7 @@ def test_nat_waits_for_no_second_look_at_filter_where_the_one_ahead_failed(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What failed may hang for a while as well."""
-    config, real, started = (
-        Config(iptables=IptablesOptions(backend=NFT)),
-        command.start,
-        list[str](),
-    )
+    real, started = command.start, list[str]()
 
     def start(
         launcher: Launcher, name: str, arguments: Sequence[str], *rest: Any, **more: Any
@@ -150,17 +151,7 @@ def test_nat_waits_for_no_second_look_at_filter_where_the_one_ahead_failed(
         return real(launcher, "false" if failing else name, arguments, *rest, **more)
 
     monkeypatch.setattr(command, "start", start)
-    with namespace.enter(), closing(launch()) as launcher:
-        names = own_names(config.chains)
-        kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade)
-        with closing(kernel):
-            kernel.choose()
-            agent = Agent(config, kernel.programmers(), filters=kernel.filters())
-            kernel.look_ahead()
-            agent.take(Listed(NODES, (read_node(node(*POD_CIDRS)),), time.monotonic()))
-            agent.take(Listed(SERVICES, (read_service(web(EXTERNAL_4)),), time.monotonic()))
-            agent.tick()
-            assert agent.in_sync
+    start_for_the_first_time(namespace, lambda: None)
     looked = [line for line in started if line.endswith("-save -t filter")]
     written = [line for line in started if "-restore" in line]
     assert len(looked) == len(FAMILIES)
