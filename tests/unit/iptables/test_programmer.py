@@ -391,3 +391,13 @@ def test_others_are_waited_for_until_they_are_done(told: Told) -> None:
     assert programmer.drift_due(5.5) == math.inf
     told.meddle("-F IPVS_OUTPUT")
     assert programmer.drift_due(6.0) == pytest.approx(6.03)
+
+
+def test_a_repair_writes_the_whole_chain(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has just changed it may do so again, and then numbers are wrong."""
+    monkeypatch.setattr(Told, "told_by", 7)
+    programmer = programming(told)
+    programmer.apply(FOUR)
+    told.meddle("-D IPVS_OUTPUT 1")
+    assert programmer.apply(FOUR).repairs == ("ChainChanged",)
+    assert "\n:IPVS_OUTPUT" in told.last_input
