@@ -91,7 +91,7 @@ def quick() -> Figures:
         "prior_art": priorart.prior_arts(QUICK),
         "changes": changes(QUICK),
         "starts": [times.start(*each) for each in QUICK.starts],
-        "processes": [work.processes(QUICK, backend) for backend in BACKENDS],
+        "counts": [work.counts(QUICK, backend) for backend in BACKENDS],
     }
     rested = figures["beside"]["found"]
     for backend, most in (("nft", 4), ("legacy", 8)):
@@ -104,12 +104,12 @@ def quick() -> Figures:
         assert walk["worst"] <= 64, walk
     for agent in figures["agent"]:
         assert agent["start"]["restart_writes"] == 0, agent
-        assert agent["single"]["most_chains"] <= 4, agent
-        assert agent["burst"]["restores"] <= 20, agent
         assert agent["burst"]["in_sync"], agent
         assert agent["stream"]["in_sync"], agent
-    for count in figures["processes"]:
+    for count in figures["counts"]:
         assert count["for_a_change"] == ["restore"], count
+        assert count["most_chains"] <= 4, count
+        assert count["restores_of_a_burst"] <= 20, count
         # A leaf of each tree: its Services' two rules each, and what splits off from it.
         (rules,) = count["rules_of_a_change"]
         assert 0 < rules <= 2 * 33, count

@@ -32,6 +32,7 @@ from tests.support.places import REPOSITORY
 from tests.support.tables import add_mark_masq, restore
 from tests.support.waiting import eventually
 
+DEBUG = ["--log-level", "debug"]
 _NEWGEN = 15
 # A classic BPF program that lets nothing pass but the ends of nftables' transactions: load the two
 # bytes of nlmsg_type, compare, return all or nothing (Documentation/networking/filter.rst). A
@@ -175,7 +176,7 @@ def bare_change(namespace: Namespace, backend: str, number: int) -> float:
 
 
 def writes(lines: list[str]) -> list[Write]:
-    """The restores that `lines` of the agent's log report."""
+    """The restores that `lines` of the agent's log report: with `DEBUG` all that there are."""
     found = filter(None, map(_WROTE.search, lines))
     return [
         Write(*(int(match[part] or 0) for part in ("chains", "rules", "ms"))) for match in found
@@ -221,10 +222,9 @@ def bench_bed(
             settings = {
                 "kubeconfig": str(directory / "kubelet.conf"),
                 "iptables": {"backend": backend},
-                "metricsBindAddress": "",
             }
             with agent_process(namespace, directory / "agent", settings) as agent:
-                # Only there it tells of each write.
-                agent.options = ["--log-level", "debug"]
+                # As it runs on a node. The log of `DEBUG` tells of each write, and takes its time.
+                agent.options = []
                 agent.variables = _compiled(directory / "bytecode")
                 yield BenchBed(namespace, backend, dict(services), api, agent, tell)

@@ -94,7 +94,7 @@ def measure(count: int, times: int = 50, pause: float = 3.0) -> dict[str, Any]:
     """
     say(f"drift: {count} Services, {times} of each kind")
     with bench_bed(NFT, fleet(LAYOUTS["one dense pool"], count)) as bed:
-        bed.agent.program, bed.agent.options = TIRELESS, []
+        bed.agent.program = TIRELESS
         bed.start()
         time.sleep(pause)
         meddler, chance = Meddler(bed), random.Random(count)

@@ -65,7 +65,7 @@ def _document(figures: Figures, newest: Figures) -> str:
             ),
             single=table(
                 "backend | agent, p50 / p99 | commit, p50 / p99 | bare, p50 / p99"
-                " | agent to bare, p50 | most chains written",
+                " | agent to bare, p50",
                 [_single(agent["backend"], agent["single"]) for agent in agents],
             ),
             change=table(
@@ -260,15 +260,15 @@ def _single(backend: str, single: Figures) -> str:
         for name in ("agent_ms", "put_to_commit_ms", "bare_ms")
     )
     ratio = single["agent_ms"]["p50"] / single["bare_ms"]["p50"]
-    return f"{backend} | {agent} | {commit} | {bare} | {ratio:.1f} | {single['most_chains']}"
+    return f"{backend} | {agent} | {commit} | {bare} | {ratio:.1f}"
 
 
 def _at_work(agent: Figures) -> Iterable[str]:
     for line in (
         "{burst[changes]} changes within a second: all in the kernel"
-        " | {burst[in_kernel_after_last_seconds]:.2f} s after the last, {burst[restores]} restores",
+        " | {burst[in_kernel_after_last_seconds]:.2f} s after the last",
         "{rate} changes a second for {stream[seconds]} s: latency"
-        " | p50 {stream[ms][p50]} ms, p99 {stream[ms][p99]} ms, {stream[restores]} restores",
+        " | p50 {stream[ms][p50]} ms, p99 {stream[ms][p99]} ms",
         "memory of all processes (PSS), before and after {growth[changes]} changes"
         " | {growth[before_mib]:.0f} and {growth[after_mib]:.0f} MiB",
     ):

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import yaml
-
 from ipvs_node_agent.iptables.table import NFT
 from tests.bench.bed import BenchBed, bench_bed
 from tests.bench.measures import Figures, say
@@ -59,9 +57,6 @@ SCALES = {
 def soak(scale: Scale, backend: str = NFT) -> Figures:
     """What the service takes at first, and after each part of the changes and of all trouble."""
     with bench_bed(backend, fleet(LAYOUTS["twenty pools"], scale.services)) as bed:
-        settings = yaml.safe_load(bed.agent.config.read_text())
-        bed.agent.configure({**settings, "metricsBindAddress": _METRICS})
-        bed.agent.options = []
         bed.start()
         return {"backend": backend, "services": scale.services, "points": [*_points(bed, scale)]}
 

@@ -14,11 +14,17 @@ import time
 from typing import Any, Callable
 
 MARK = "STAMP "
+# What ends a piece of work; only then there is time to say what was measured.
+LAST = {"imports", "list", "save", "restore", "clean"}
+_measured: list[tuple[str, float, float]] = []
 
 
 def _say(name: str, began: float, ended: float) -> None:
-    # A write of its own, as other threads log.
-    os.write(2, f"{MARK}{json.dumps([name, began, ended])}\n".encode())
+    _measured.append((name, began, ended))
+    if name in LAST:
+        told = [_measured.pop(0) for _ in range(len(_measured))]
+        # One write, as other threads log.
+        os.write(2, "".join(f"{MARK}{json.dumps(each)}\n" for each in told).encode())
 
 
 def _timed(owner: Any, attribute: str, name: str) -> None:

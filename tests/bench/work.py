@@ -15,6 +15,7 @@ from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import IPV4, Address
 from ipvs_node_agent.model.objects import Service
 from tests.bench.bed import (
+    DEBUG,
     BenchBed,
     Commits,
     bare_bed,
@@ -85,19 +86,33 @@ _KINDS = ("another ClusterIP", "moved", "deleted", "made again")
 
 def _single_changes(bed: BenchBed, bare_node: Namespace, count: int) -> Figures:
     """Changes one by one, of every kind: a ClusterIP, an external IP, deleted, made again."""
-    chance, spare = random.Random(count), _spare(bed.services)
     commits = Commits(bed.namespace) if bed.backend == NFT else None
     ours: list[float] = []
     bare: list[float] = []
     seen: list[float] = []
-    chains: list[int] = []
-    deleted: Service | None = None
     bed.news()
-    for number in range(count):
+    for number, (new, deleting) in enumerate(_changes(bed, count)):
         # A change right behind another one, or behind the splitting of a chain, waits for it.
         time.sleep(0.1)
         bare.append(bare_change(bare_node, bed.backend, number))
         time.sleep(0.1)
+        began = time.monotonic()
+        lines = put_and_wait(bed, new, deleting)
+        ours.append(latencies(lines)[new.key])
+        if commits is not None:
+            seen.append((commits.after(began) - began) * 1000)
+    return {
+        "agent_ms": percentiles(ours),
+        "bare_ms": percentiles(bare),
+        "put_to_commit_ms": percentiles(seen) if seen else None,
+    }
+
+
+def _changes(bed: BenchBed, count: int) -> Iterator[tuple[Service, bool]]:
+    """Services as they change, of every kind in turns, and whether that one is deleted."""
+    chance, spare = random.Random(count), _spare(bed.services)
+    deleted: Service | None = None
+    for number in range(count):
         kind = _KINDS[number % len(_KINDS)]
         new = bed.services[chance.choice(sorted(bed.services))]
         if kind == "made again" and deleted is not None:
@@ -108,18 +123,7 @@ def _single_changes(bed: BenchBed, bare_node: Namespace, count: int) -> Figures:
             new = new._replace(load_balancer_ips=(next(spare),))
         if kind == "deleted":
             deleted = new
-        began = time.monotonic()
-        lines = put_and_wait(bed, new, deleting=kind == "deleted")
-        ours.append(latencies(lines)[new.key])
-        chains.append(max(write.chains for write in writes(lines)))
-        if commits is not None:
-            seen.append((commits.after(began) - began) * 1000)
-    return {
-        "agent_ms": percentiles(ours),
-        "bare_ms": percentiles(bare),
-        "put_to_commit_ms": percentiles(seen) if seen else None,
-        "most_chains": max(chains),
-    }
+        yield new, kind == "deleted"
 
 
 def put_and_wait(bed: BenchBed, new: Service, deleting: bool = False) -> list[str]:
@@ -186,6 +190,7 @@ def _burst(bed: BenchBed, scale: Scale) -> Figures:
     return {
         "changes": scale.burst,
         "in_kernel_after_last_seconds": time.monotonic() - last,
+        # Where it tells of them.
         "restores": len(writes(lines)),
         "in_sync": _in_sync(bed),
     }
@@ -205,7 +210,6 @@ def _stream(bed: BenchBed, scale: Scale) -> Figures:
     return {
         "seconds": scale.stream_seconds,
         "ms": percentiles(found),
-        "restores": len(writes(lines)),
         "in_sync": _in_sync(bed),
     }
 
@@ -223,14 +227,15 @@ def _growth(bed: BenchBed, scale: Scale) -> Figures:
     return {"changes": scale.many_changes, "before_mib": before, "after_mib": memory(bed.agent.pid)}
 
 
-def processes(scale: Scale, backend: str) -> Figures:
-    """Which commands of iptables one change starts, and how many rules it writes.
+def counts(scale: Scale, backend: str) -> Figures:
+    """What cannot vary: the commands of iptables that changes start, and what they write.
 
     In the place of the commands stand scripts that write down that they are called.
     """
-    say(f"processes: {backend}, {scale.services} Services")
+    say(f"counts: {backend}, {scale.services} Services")
     services = fleet(POOL[IPV4], scale.services)
     with bench_bed(backend, services) as bed, _wrapped(backend) as directory:
+        bed.agent.options = DEBUG
         bed.start()
         # A first look may follow the start; it is no part of a change.
         time.sleep(2 * scale.pause)
@@ -241,10 +246,16 @@ def processes(scale: Scale, backend: str) -> Figures:
         # The one that waits for the next change begins behind this one.
         time.sleep(scale.pause)
         calls = (directory / "calls").read_text().split()
+        chains = [
+            max(write.chains for write in writes(put_and_wait(bed, *each)))
+            for each in _changes(bed, 2 * len(_KINDS))
+        ]
         return {
             "backend": backend,
             "for_a_change": [call.rpartition("-")[2] for call in calls],
             "rules_of_a_change": [write.rules for write in writes(lines)],
+            "most_chains": max(chains),
+            "restores_of_a_burst": _burst(bed, scale)["restores"],
         }
 
 
