@@ -169,6 +169,8 @@ class _Loop:
         self._monitoring.configure(self._config)
         self._status_socket.start()
         self._publish()
+        # While a command does its work, which may take a while; before, it would have to wait.
+        self._launcher.busy = self._publish
         self._kernel.look_ahead()
         self._ahead_ends = time.monotonic() + _AHEAD_SECONDS
 
@@ -228,8 +230,6 @@ class _Loop:
 
     def _turn(self) -> None:
         """Does what is due, and waits for what comes next."""
-        # Before the work as well, as that may take a while.
-        self._publish()
         due = min(self._agent.tick(), self._backend_due)
         if self._agent.serves:
             self._after_sync()

@@ -77,12 +77,12 @@ def find(command: str) -> str | None:
     return shutil.which(command, path=_search())
 
 
-def launch(alive: Callable[[], None] = lambda: None, idle: float = math.inf) -> Launcher:
-    """What commands are started with; each has a time limit, and calls `alive` before.
+def launch(busy: Callable[[], None] = lambda: None, idle: float = math.inf) -> Launcher:
+    """What commands are started with; each has a time limit, and has `busy` called as it begins.
 
     Its process takes memory until nobody has needed it for `idle` seconds.
     """
-    return Launcher({**os.environ, "PATH": _search(), "LC_ALL": "C"}, alive, idle)
+    return Launcher({**os.environ, "PATH": _search(), "LC_ALL": "C"}, busy, idle)
 
 
 @dataclass(frozen=True)

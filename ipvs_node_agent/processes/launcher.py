@@ -68,7 +68,7 @@ class Waiting:
 
 
 class Launcher:
-    """Starts commands in `environment`, one after the other; `alive` is called before each.
+    """Starts commands in `environment`, one after the other; `busy` is called as each begins.
 
     The process ends once nobody has asked for a command for `idle` seconds, and the next one has
     another.
@@ -77,10 +77,11 @@ class Launcher:
     def __init__(
         self,
         environment: Mapping[str, str],
-        alive: Callable[[], None] = lambda: None,
+        busy: Callable[[], None] = lambda: None,
         idle: float = math.inf,
     ) -> None:
-        self._environment, self._alive, self._idle = environment, alive, idle
+        self.busy = busy
+        self._environment, self._idle = environment, idle
         self._asked = -math.inf
         self._server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
         self._running: Running | None = None
@@ -93,10 +94,10 @@ class Launcher:
         `streams` are its standard input, output and error output. Raises LaunchError.
         """
         self._settle()
-        self._alive()
         peer = self._peer()
         _send(peer, streams, command=list(command), limit=limit)
         self._running = Running(peer, _answer(peer)["process"])
+        self.busy()
         return self._running
 
     def begin(self, command: Sequence[str], streams: Sequence[BinaryIO]) -> Waiting:
@@ -117,7 +118,6 @@ class Launcher:
         Raises LaunchError, and what `give` does.
         """
         self._settle()
-        self._alive()
         peer = self._peer()
         if waiting.peer is not peer or not waiting.process:
             raise LaunchError("the command prepared in advance did not start")
@@ -127,6 +127,7 @@ class Launcher:
         with suppress(LaunchError):
             _send(peer, (), waiting=waiting.process, limit=limit)
         self._running = Running(peer, waiting.process)
+        self.busy()
         return self._running
 
     def _settle(self) -> None:

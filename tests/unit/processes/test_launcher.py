@@ -63,6 +63,16 @@ def test_a_command_has_the_streams_the_environment_and_a_process_id(shell: Shell
     assert shell.printed(2) == b"complaint\n"
 
 
+def test_who_asked_is_told_while_a_command_runs(shell: Shell) -> None:
+    """It may take long, and until then somebody may want to know what is going on."""
+    told: list[int] = []
+    shell.launcher.busy = lambda: told.append(shell.streams[0].write(b"go on"))
+    waits = "until [ -s /proc/self/fd/0 ]; do sleep 0.01; done"
+    assert shell.run(waits) == End(0, False)
+    assert shell.run(waits) == End(0, False)
+    assert len(told) == 2
+
+
 def test_arguments_pass_no_shell(shell: Shell) -> None:
     odd = ["$(id)", "a b", "'", "*", "", "-x", "\n", "\N{SNOWMAN}"]
     shell.launcher.start(["/usr/bin/printf", "%s|", *odd], FOR_LONG, shell.streams).end()
