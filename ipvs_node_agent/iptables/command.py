@@ -136,24 +136,25 @@ def start(
     `package` is what it comes with, and `good` are the exit statuses of success. It may be one of
     the `spares`.
     """
-    path = find(command)
-    if path is None:
-        raise TableError(command, "not found", f"apt install {package}")
-    try:
-        ran = _ran(launcher, [path, *arguments], limit, stdin.encode(), spares)
-    except (LaunchError, OSError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise TableError(command, f"could not be started: {why}") from None
+    given = stdin.encode()
+    # Before it is looked for, which takes as long as the rest.
+    ran = spares.start((command, *arguments), limit, given) if spares is not None else None
+    if ran is None:
+        path = find(command)
+        if path is None:
+            raise TableError(command, "not found", f"apt install {package}")
+        try:
+            ran = _ran(launcher, [path, *arguments], limit, given)
+        except (LaunchError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise TableError(command, f"could not be started: {why}") from None
     return Command(command, limit, good, *ran)
 
 
 def _ran(
-    launcher: Launcher, command: Sequence[str], limit: float, given: bytes, spares: Spares | None
+    launcher: Launcher, command: Sequence[str], limit: float, given: bytes
 ) -> tuple[Running, Streams]:
     """`command` under way. Raises LaunchError and OSError."""
-    spare = spares.start(command, limit, given) if spares is not None else None
-    if spare is not None:
-        return spare
     with ExitStack() as files:
         streams = Streams(*(files.enter_context(memory_file()) for _ in range(2)))
         with memory_file() as read:
@@ -162,13 +163,6 @@ def _ran(
             running = launcher.start(command, limit, (read, *streams))
         files.pop_all()
         return running, streams
-
-
-def prepare(spares: Spares, command: str, arguments: Sequence[str]) -> None:
-    """Has the next run of `command` begin."""
-    path = find(command)
-    if path is not None:
-        spares.keep([path, *arguments])
 
 
 def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:

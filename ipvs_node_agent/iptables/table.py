@@ -122,7 +122,7 @@ class KernelTable:
         moves: Callable[[], None] = lambda: None,
         again: bool = False,
     ) -> None:
-        self._spares = Spares(launcher) if again else None
+        self._spares = Spares(launcher, command.find) if again else None
         # With what the last restore was made, unless the next one is ready.
         self._again: Sequence[str] | None = None
         self._launcher, self._name, self._moves = launcher, name, moves
@@ -263,7 +263,7 @@ class KernelTable:
         """See `Table`."""
         again, self._again = self._again, None
         if again is not None and self._spares is not None:
-            command.prepare(self._spares, self._restore, again)
+            self._spares.keep((self._restore, *again))
 
     def _committed(self, running: Running, monitor: NftMonitor) -> bool:
         """Waits for the end of `running`, or until the kernel tells that it took its change.

@@ -64,7 +64,9 @@ def edit(there: Rules, wanted: Rules) -> Edit | None:
     found = Edit(before + 1, gone, come)
     stay = [rule for rule, other in zip(come, gone) if rule == other]
     kept = (*wanted[:before], *stay, *wanted[len(wanted) - after :])
-    if counted((*found.lost, *found.written)) & counted(kept):
+    changed = counted((*found.lost, *found.written))
+    # To read all of them would take as long as all else here.
+    if counted(rule for rule in kept if any(key in rule for key in changed)) & changed:
         return None
     return found
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Callable, NamedTuple
 
 from ipvs_node_agent.processes.launcher import Launcher, LaunchError, Running, Waiting
 
@@ -35,6 +35,7 @@ class Streams(NamedTuple):
 
 
 class _Spare(NamedTuple):
+    path: str
     program: _Program
     waiting: Waiting
     given: BinaryIO
@@ -44,18 +45,22 @@ class _Spare(NamedTuple):
 
 
 class Spares:
-    """One command each of those that are kept, in the process of `launcher`."""
+    """One command each of those that are kept, in the process of `launcher`.
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
+    Their first words are names, and `find` tells where such a program is.
+    """
+
+    def __init__(self, launcher: Launcher, find: Callable[[str], str | None]) -> None:
+        self._launcher, self._find = launcher, find
         self._kept: dict[tuple[str, ...], _Spare] = {}
 
     def keep(self, command: Sequence[str]) -> None:
-        """Has `command`, whose first word is a path, begin where it has not.
+        """Has `command` begin where it has not.
 
         Where that cannot be done, it will be started when it is needed.
         """
-        if tuple(command) in self._kept:
+        path = None if tuple(command) in self._kept else self._find(command[0])
+        if path is None:
             return
         with suppress(OSError, LaunchError), ExitStack() as files:
             reading, writing = os.pipe()
@@ -65,10 +70,10 @@ class Spares:
                 os.set_blocking(writing, False)
                 most = fcntl.fcntl(writing, _F_GETPIPE_SZ)
                 streams = Streams(*(files.enter_context(memory_file()) for _ in range(2)))
-                program = _program(command)
-                waiting = self._launcher.begin(command, (read, *streams))
+                program = _program(path)
+                waiting = self._launcher.begin([path, *command[1:]], (read, *streams))
             files.pop_all()
-            self._kept[tuple(command)] = _Spare(program, waiting, given, most, streams)
+            self._kept[tuple(command)] = _Spare(path, program, waiting, given, most, streams)
 
     def start(
         self, command: Sequence[str], limit: float, given: bytes
@@ -82,7 +87,7 @@ class Spares:
             for stream in spare.streams:
                 files.enter_context(stream)
             with suppress(OSError, LaunchError), spare.given:
-                if spare.program == _program(command):
+                if spare.program == _program(spare.path):
                     running = self._launcher.use(spare.waiting, limit, lambda: _give(spare, given))
                     files.pop_all()
                     return running, spare.streams
@@ -113,7 +118,7 @@ def memory_file() -> BinaryIO:
     return open(os.memfd_create("ipvs-node-agent"), "w+b", buffering=0)
 
 
-def _program(command: Sequence[str]) -> _Program:
-    """Which program it is. Raises OSError."""
-    found = os.stat(command[0])
+def _program(path: str) -> _Program:
+    """Which program is there. Raises OSError."""
+    found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -18,7 +18,7 @@ from ipvs_node_agent.processes.spares import Spares, memory_file
 from tests.support.processes import children, has_ended
 from tests.support.waiting import eventually
 
-FOR_LONG = 60.0
+NAME, FOR_LONG = "a program", 60.0
 F_SETPIPE_SZ = 1031
 # In this many seconds it would look more than once.
 _WINDOW = 2.5
@@ -28,8 +28,9 @@ class Bed:
     """A program that waits for its input, as those do that are kept ready."""
 
     def __init__(self, made: Launcher, files: ExitStack, program: Path) -> None:
-        self.launcher, self.spares, self.files = made, Spares(made), files
-        self.command = [str(program), "an argument"]
+        self.launcher, self.files = made, files
+        self.spares = Spares(made, lambda name: str(program) if name == NAME else name)
+        self.command = [NAME, "an argument"]
         self.begun = program.with_name("begun")
         self.write(program, 'read line; echo "$1: $line"; exit 3')
         self.run("exit 0")
@@ -82,6 +83,15 @@ def test_it_is_the_process_that_was_there_and_does_what_it_is_given(bed: Bed) ->
     there = bed.keep()
     assert bed.give(b"given\n") == (End(3, False), b"an argument: given\n", there)
     assert bed.processes == [there]
+
+
+def test_who_asked_is_told_once_it_has_its_input(bed: Bed, tmp_path: Path) -> None:
+    """What is told then takes its time while the command works."""
+    seen = tmp_path / "seen"
+    bed.write(tmp_path / "program", f"read line; touch {seen}; read line; exit 0")
+    bed.keep()
+    bed.launcher.busy = lambda: eventually(seen.exists, "a command that goes on")
+    assert bed.give(b"\n\n") is not None
 
 
 def test_it_is_there_for_one_time(bed: Bed) -> None:
