@@ -111,7 +111,7 @@ def use(bed: Bed, around: Topology) -> None:
         (web,) = statussocket.ask(bed.agent.runtime).services
         return (web.pod.packets, web.host.packets) == (6, 2)
 
-    eventually(counted)
+    eventually(counted, timeout=60)
 
 
 def pictured_status(directory: Path) -> str:

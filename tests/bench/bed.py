@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+import yaml
+
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.model.objects import Service
 from ipvs_node_agent.nft.monitor import listen, messages
@@ -124,6 +126,11 @@ class BenchBed:
     def delete(self, service: Service) -> None:
         del self.services[service.key]
         self.api.delete("Service", *service.key.split("/"))
+
+    def settle(self) -> None:
+        """Has the agent look for drift at its start, and then only where something tells of it."""
+        settings = yaml.safe_load(self.agent.config.read_text())
+        self.agent.configure({**settings, "driftCheckPeriod": "1h"})
 
     def start(self, timeout: float = 60.0) -> float:
         """Starts the agent; the seconds until the kernel holds everything."""

@@ -214,6 +214,9 @@ class Bed:
         """When each of the open watches began."""
         return [each.at for each in self.meter.requests(self.began) if each.is_open]
 
+    def _gets(self) -> int:
+        return sum(each.what == "get endpoints" for each in self.meter.requests(self.began))
+
     def restart(self) -> Figures:
         """What it costs that the API server is away for a while, and who is back when."""
         self.began = time.time()
@@ -222,6 +225,10 @@ class Bed:
             self.server.kill()
             time.sleep(self.scale.outage_seconds)
             self.until_all_follow(self.server.start)
+            if isinstance(self.crowd, Agents):
+                # A second after their watches they ask for the server's addresses.
+                count = self.crowd.watches // 2
+                eventually(lambda: self._gets() >= count, "all have the addresses", 60, pause=1.0)
 
         found: Figures = self.phase("restart", 1, act)
         came = [each.at for each in self.meter.requests(self.began)]

@@ -204,6 +204,7 @@ def _stream(bed: BenchBed, scale: Scale) -> Figures:
     for _ in range(scale.stream_seconds):
         _put_changed(bed, STREAM_RATE, chance, seconds=1)
         lines += bed.news()
+    eventually(lambda: _in_sync(bed), "all of the stream in the kernel", timeout=60)
     time.sleep(scale.pause)
     lines += bed.news()
     found = [ms for line in lines for ms in latencies([line]).values()]
@@ -236,6 +237,7 @@ def counts(scale: Scale, backend: str) -> Figures:
     services = fleet(POOL[IPV4], scale.services)
     with bench_bed(backend, services) as bed, _wrapped(backend) as directory:
         bed.agent.options = DEBUG
+        bed.settle()
         bed.start()
         # A first look may follow the start; it is no part of a change.
         time.sleep(2 * scale.pause)
@@ -244,6 +246,7 @@ def counts(scale: Scale, backend: str) -> Figures:
         new = bed.services[sorted(bed.services)[0]]
         lines = put_and_wait(bed, new._replace(cluster_ips=(new.cluster_ips[0] + 8,)))
         # The one that waits for the next change begins behind this one.
+        eventually((directory / "calls").read_text, "a command that waits", timeout=60)
         time.sleep(scale.pause)
         calls = (directory / "calls").read_text().split()
         chains = [

@@ -13,12 +13,20 @@ SELECTOR = "spec.type!=ExternalName,spec.clusterIP!=None"
 def in_sync(node: Worker) -> list[Asked]:
     """The requests that it took, once both watches are open."""
     node.start()
-    node.watching()
+    eventually(lambda: open_watches(node) == {"nodes", "services"}, "both watches", timeout=60)
     # Each once, as the server first spoke of it.
     first: dict[str, Asked] = {}
     for entry in node.server.asked(node.name):
         first.setdefault(entry.id, entry)
     return list(first.values())
+
+
+def open_watches(node: Worker) -> set[str]:
+    """What the server has begun to answer, and goes on with."""
+    entries = node.server.asked(node.name)
+    ended = {entry.id for entry in entries if entry.stage == "ResponseComplete"}
+    watches = (e for e in entries if e.stage == "ResponseStarted" and e.verb == "watch")
+    return {e.resource for e in watches if e.status == 200 and e.id not in ended}
 
 
 def test_a_nodes_own_credentials_are_enough(node: Worker, admin: Client) -> None:

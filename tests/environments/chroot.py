@@ -98,7 +98,7 @@ def inside(
 
 def apt(packages: str) -> str:
     """The shell script that installs Debian packages in a chroot, and keeps nothing else."""
-    command = "apt-get -o DPkg::Use-Pty=0 -o Acquire::Languages=none"
+    command = "apt-get -o DPkg::Use-Pty=0 -o Acquire::Languages=none -o Acquire::Retries=5"
     return (
         f"export DEBIAN_FRONTEND=noninteractive; {command} update"
         f" && {command} install -y --no-install-recommends {packages}"

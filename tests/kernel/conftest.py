@@ -93,7 +93,7 @@ class Bed:
     def wait_for_lines(self, family: Family, wanted: list[str]) -> None:
         """Waits until the agent's lines are `wanted`; shows both where they do not get so."""
         try:
-            eventually(lambda: self.ours(family) == wanted, timeout=8)
+            eventually(lambda: self.ours(family) == wanted, timeout=30)
         except AssertionError:
             assert self.ours(family) == wanted, self.agent.log
 

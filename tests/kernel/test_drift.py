@@ -56,7 +56,7 @@ def test_everything_that_one_can_do_with_iptables_is_undone(bed: Bed) -> None:
         started = time.monotonic()
         eventually(lambda: state(bed) == wanted, f"an end of: {what}")
         # Two seconds to the next look, and room for a machine that is busy otherwise.
-        assert time.monotonic() - started < 4, what
+        assert time.monotonic() - started < 10, what
     assert bed.ours(IPV6)
     assert "cannot" not in bed.agent.log
 

@@ -23,7 +23,7 @@ HASTY = altered(
     {
         "apiserver.silence.ASKS": 1.5,
         "apiserver.silence.AGAIN": 1.0,
-        "apiserver.silence.SILENT": 4.0,
+        "apiserver.silence.SILENT": 10.0,
         "observe.status.PATIENCE": 3.0,
     }
 )

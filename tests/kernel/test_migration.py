@@ -198,5 +198,5 @@ def test_where_ipvs_node_controller_goes_on_what_it_adds_is_undone(
     moving.agent.start()
     ipvs_node_controller(around.node, IPV4, theirs, {**ADDRESSES, "cluster": {4: "10.231.9.9"}})
     eventually(lambda: moving.agent.call("diff").returncode == 0)
-    assert "IPv4: repaired " in moving.agent.log
+    moving.agent.said("IPv4: repaired ")
     assert ask(around.pod, EXTERNAL_IP[4]) == NODE_TO_BACKEND[4]

@@ -253,7 +253,8 @@ def test_a_write_is_done_when_the_kernel_says_so(table: KernelTable, namespace: 
     eventually(still_running_when_done, timeout=60)
     assert len(saved(namespace, IPV4, NFT)) > 8000
     assert table.changed() is Since.UNCHANGED
-    assert descendants() <= before
+    # Its end is told before it is reaped.
+    eventually(lambda: descendants() <= before, "no process more")
 
 
 def test_a_write_whose_process_then_fails_is_looked_at(table: KernelTable) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -74,12 +73,9 @@ def test_a_vip_that_comes_is_narrowed_at_once_and_costs_nothing_where_it_flaps(
     assert met(wired, EXTERNAL_IP, SSH) == {*CLUSTER_IP.values()}, (
         "the whole address is the Service's"
     )
-    begun = time.monotonic()
     move(wired, "add")
+    # Nobody looks for addresses: it is told of them.
     eventually(lambda: narrowed(wired_bed), lambda: wired_bed.agent.log)
-    # Two runs of ip and one look at the tables are in it.
-    took = time.monotonic() - begun
-    assert took < 2.0, took
     assert met(wired, EXTERNAL_IP, 80) == {*NODE_TO_BACKEND.values()}
     assert met(wired, EXTERNAL_IP, SSH) == {*EXTERNAL_IP.values()}
     wired_bed.put(OTHER)

@@ -28,8 +28,8 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 
 NOBODY = 65534
-# The agent looks every ten seconds, and acts within fifteen.
-LOOKED = 15.0
+# The agent looks every ten seconds, and a busy machine acts later.
+LOOKED = 30.0
 
 
 @contextmanager
@@ -243,7 +243,8 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
         bed.expect(WEB)
     with kubeproxy.proxy_mode(bed.namespace, "nftables"):
         # A container that is root without rights could say that too.
-        eventually(lambda: bed.agent.log.count("has no tables of that mode") == 1)
+        doubt = "has no tables of that mode"
+        eventually(lambda: bed.agent.log.count(doubt) == 1, doubt, LOOKED)
         assert "in doubt: kube-proxy says" in bed.agent.call("status").stdout
         bed.expect(WEB)
         kubeproxy.add_tables(bed.namespace, "nftables")

@@ -172,6 +172,7 @@ def test_sockets_are_closed_when_the_configuration_is_read_again(working: Bed) -
         return sum("socket:" in str(link.readlink()) for link in links if link.is_symlink())
 
     working.reload()
+    working.settled()
     before = sockets()
     for _ in range(20):
         working.reload()
@@ -200,12 +201,19 @@ def test_a_clock_that_is_set_an_hour_forth_and_back_changes_nothing(
     bed: Bed, tmp_path: Path
 ) -> None:
     step = tmp_path / "step"
-    step.write_text("0")
+
+    def set_by(seconds: int) -> None:
+        # In one piece, as it is read at any moment.
+        fresh = step.with_suffix(".new")
+        fresh.write_text(str(seconds))
+        fresh.replace(step)
+
+    set_by(0)
     bed.agent.program = ["-c", STEPPED.format(path=str(step))]
     bed.put(WEB)
     bed.agent.start()
     for seconds in (3600, -3600):
-        step.write_text(str(seconds))
+        set_by(seconds)
         bed.put(OTHER)
         bed.expect(WEB, OTHER)
         bed.restore(IPV4, "*nat\n:IPVS_OUTPUT - [0:0]\nCOMMIT\n")

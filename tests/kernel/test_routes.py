@@ -22,11 +22,11 @@ def test_the_way_to_an_address(around: Topology, family: Family) -> None:
         parse_address(each[version]) for each in (NODE, SECOND, EXTERNAL_IP, BACKEND)
     )
     with around.node.enter():
-        assert way_to(own) == Way(True, own, "lo")
-        assert way_to(external) == Way(True, external, "lo")
         # IPv4's second address of a subnet has the first one as its source.
-        way = Way(True, own if version == 4 else second, "lo")
-        # The kernel makes the route of a new IPv6 address behind the command that adds it.
-        eventually(lambda: way_to(second) == way, lambda: str(way_to(second)))
+        ways = {own: own, external: external, second: own if version == 4 else second}
+        for address, source in ways.items():
+            way = Way(True, source, "lo")
+            # The kernel makes the route of a new IPv6 address behind the command that adds it.
+            eventually(lambda: way_to(address) == way, lambda: str(way_to(address)))  # noqa: B023
         assert way_to(there) == Way(False, parse_address(NODE_TO_BACKEND[version]), "to-backend")
         assert way_to(parse_address(NOWHERE[version])) is None

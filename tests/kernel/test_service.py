@@ -34,7 +34,8 @@ def hears(manager: NotifySocket, message: str) -> None:
 
 def test_readiness_is_the_first_sync_and_the_end_is_told(bed: Bed, manager: NotifySocket) -> None:
     bed.agent.variables["WATCHDOG_USEC"] = "800000"
-    bed.agent.start()
+    # It is read meanwhile: who writes to a full socket waits.
+    bed.agent.start(wait=False)
     hears(manager, IN_SYNC)
     heard = manager.heard
     assert heard.count("READY=1") == 1

@@ -65,7 +65,8 @@ def test_it_follows_the_agent_from_its_start_to_its_end(bed: Bed) -> None:
     eventually(lambda: "Waiting: kubeconfig" in bed.agent.call("status").stdout)
     assert bed.agent.call("status").returncode == 1
     aside.rename(kubeconfig)
-    eventually(lambda: status(bed)["inSync"])
+    # It is looked for every ten seconds.
+    eventually(lambda: status(bed)["inSync"], timeout=60)
     told = status(bed)
     assert [family["services"] for family in told["families"]] == [1, 1]
     assert "No such file or directory" in told["lastError"]["text"]

@@ -155,6 +155,6 @@ def test_a_pod_that_sends_from_everywhere_holds_up_nobodys_change(
     began = time.monotonic()
     running.put(OTHER)
     eventually(lambda: running.has(OTHER[0]))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     eventually(lambda: not entries(running, IPV4), "no flow", 30)
-    assert "UDP flows may go on" not in running.agent.log
+    assert "UDP flows may not follow" not in running.agent.log

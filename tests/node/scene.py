@@ -262,7 +262,7 @@ class Scene:
         self.machine.write("/etc/kubernetes/kube-proxy.yaml", _KUBE_PROXY % (mode, metrics))
 
     def _write_credentials(self) -> None:
-        self._certificate.rotate()
+        self._certificate.rotate(24 * 3600)
         self.machine.write(_CURRENT, self._certificate.path.read_text(), "600")
         self.give_kubelet_conf()
         certificate = self._directory / "kube-proxy.pem"

@@ -56,7 +56,11 @@ def settings(scene: Scene) -> Iterator[None]:
     scene.machine.run(f"tar --create --absolute-names --file=/root/settings.tar {files}")
     yield
     scene.machine.run("tar --extract --absolute-names --file=/root/settings.tar")
+    again = "read the configuration again"
+    before = str(scene.journal()).count(again)
     scene.machine.run(RELOAD)
+    # systemd may not wait for it.
+    eventually(lambda: str(scene.journal()).count(again) > before, again)
 
 
 @pytest.mark.usefixtures("settings")

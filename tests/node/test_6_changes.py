@@ -30,7 +30,7 @@ from tests.node.scene import (
     is_answer,
 )
 from tests.node.shown import INSTALL, PURGE
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 VIP = {4: "10.19.30.40", 6: "fd00:10:19:30::40"}
 SHARED = {4: "10.19.30.50", 6: "fd00:10:19:30::50"}
@@ -38,6 +38,8 @@ SHARED = {4: "10.19.30.50", 6: "fd00:10:19:30::50"}
 _PROXY_SECONDS = 90.0
 # How often the agent asks for kube-proxy's mode.
 _ASKED = 10.0
+# A gap of so many seconds is more than one attempt that is lost.
+_SINGLE = 4.0
 # As keepalived does it.
 _ARRIVES = f"""\
 ip address replace {VIP[4]}/32 dev to-outside &&
@@ -207,8 +209,8 @@ def test_a_node_leaves_ipvs_with_one_short_gap_and_the_package_goes_without_any(
     for each, yardstick in zip(web, cluster):
         found, usual = gaps(attempts, each), gaps(attempts, yardstick)
         print(each.client, each.address, *found, "and", yardstick.address, *usual)
-        assert len(found) <= 1
-        assert sum(found) < sum(usual) + _ASKED + 5
+        assert sum(gap > _SINGLE for gap in found) <= 1
+        assert sum(found) < sum(usual) + (_ASKED + 5) * PATIENCE
     with scene.watched(*web) as attempts:
         apt(scene, PURGE)
     assert [attempt for attempt in attempts if not attempt.good] == []

@@ -69,7 +69,10 @@ def test_on_a_node_that_has_not_joined_yet_it_waits_calmly(scene: Scene) -> None
     scene.machine.run(f"rm {KUBELET_CONF}; {shown.UNMASK} && {shown.ENABLE}")
     put_package(scene, "next")
     assert "started, and not ready yet" in apt(scene, shown.INSTALL)
-    scene.wait("systemctl show -p StatusText ipvs-node-agent | grep -q Waiting:", READY_SECONDS)
+    scene.wait(
+        "systemctl show -p StatusText ipvs-node-agent | grep -q 'Waiting: kubeconfig'",
+        READY_SECONDS,
+    )
     status = scene.machine.attempt(f"{shown.STATUS} --no-pager").output
     assert "activating (start)" in status
     assert f"Waiting: kubeconfig {KUBELET_CONF}" in status

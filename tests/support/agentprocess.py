@@ -91,7 +91,7 @@ class AgentProcess:
                 command, stdout=log, stderr=log, env=self.environment
             )
         if wait:
-            eventually(lambda: self.log.count("ready: ") > before, lambda: f"ready\n{self.log}")
+            eventually(lambda: self.log.count("ready: ") > before, lambda: f"ready\n{self.log}", 60)
 
     def send(self, number: int) -> None:
         """Sends it a signal."""

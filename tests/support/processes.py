@@ -43,9 +43,9 @@ def has_ended(process: int) -> bool:
     """
     try:
         threads = list(Path(f"/proc/{process}/task").iterdir())
-    except FileNotFoundError:
+        return len(threads) == 1 and ") Z " in (threads[0] / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return True
-    return len(threads) == 1 and ") Z " in (threads[0] / "stat").read_text()
 
 
 class Usage(NamedTuple):

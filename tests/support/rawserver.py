@@ -64,13 +64,17 @@ class _Listener:
 class RawServer:
     """Answers each request with `head`; what follows is sent by the test over `asked()`.
 
-    Or nothing follows, where it `hangs_up`.
+    Or nothing follows, where it `hangs_up`. Whatever is said is a request to who is `hasty`.
     """
 
     def __init__(
-        self, head: bytes, tls: ssl.SSLContext | None = None, hangs_up: bool = False
+        self,
+        head: bytes,
+        tls: ssl.SSLContext | None = None,
+        hangs_up: bool = False,
+        hasty: bool = False,
     ) -> None:
-        self.head = head
+        self.head, self._hasty = head, hasty
         self._tls, self._hangs_up = tls, hangs_up
         self._asked: queue.Queue[socket.socket] = queue.Queue()
         # Each request, and the connection that it came by.
@@ -98,7 +102,7 @@ class RawServer:
         with self._secured(connection) as client:
             number = len(self._known)
             self._known.append(client)
-            while _head(client):
+            while client.recv(1 << 16) if self._hasty else _head(client):
                 self.connections.append(number)
                 client.sendall(self.head)
                 if self._hangs_up:

@@ -172,14 +172,14 @@ def _answer(listener: socket.socket, says: Callable[[socket.socket], str]) -> No
 
 
 def ask(
-    client: Namespace, address: str, port: int = PORT, timeout: float = 2.0, source: str = ""
+    client: Namespace, address: str, port: int = PORT, timeout: float = 10.0, source: str = ""
 ) -> str:
     """Connects from `client`; what the server told, or the name of the error."""
     with client.enter():
         return ask_here(address, port, timeout, source)
 
 
-def ask_here(address: str, port: int = PORT, timeout: float = 2.0, source: str = "") -> str:
+def ask_here(address: str, port: int = PORT, timeout: float = 10.0, source: str = "") -> str:
     """`ask` from the namespace that the thread is in."""
     with socket.socket(_socket_family(address), socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)

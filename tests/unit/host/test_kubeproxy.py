@@ -71,4 +71,4 @@ def test_an_answer_that_drips_has_no_more_time_than_any_other(
         with dripping(accept, drop):
             began = time.monotonic()
             assert page(slow.getsockname(), "/") == ""
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10

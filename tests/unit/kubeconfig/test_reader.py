@@ -21,6 +21,7 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.kubeconfig import reader as kubeconfigreader
 from ipvs_node_agent.kubeconfig.credentials import load_credentials
 from ipvs_node_agent.kubeconfig.reader import Reader, Settings, settings
+from ipvs_node_agent.processes.isolated import Child
 from tests.support.apiclient import Asking
 from tests.support.apiserver import ApiServer
 from tests.support.execplugin import Hanging, hanging_plugin, plugin, saying
@@ -182,6 +183,14 @@ def test_a_program_that_hangs_is_given_up_and_ended(
     hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubeconfigreader, "_TIME_LIMIT", 3)
+    said = Child.said
+
+    def once_it_hangs(child: Child, seconds: float) -> bytes:
+        # A busy machine takes as long to start it.
+        eventually(hanging.started, timeout=60)
+        return said(child, seconds)
+
+    monkeypatch.setattr(Child, "said", once_it_hangs)
     with pytest.raises(RefusedError, match=r"was not read within 3 s \(a slow exec plugin\?\)"):
         read(hanging.path)
     hanging.is_over()

@@ -167,7 +167,8 @@ def answers_at_once(served: Served, times: int = 20) -> None:
     for _ in range(times):
         began = time.monotonic()
         assert served.ask(get("/page")).endswith(b"this is /page\n")
-        assert time.monotonic() - began < 1
+        # Who had to wait for somebody else would do so until that one is given up.
+        assert time.monotonic() - began < 4
 
 
 def test_who_is_silent_or_drips_is_in_nobodys_way(served: Served) -> None:
@@ -260,8 +261,8 @@ def test_a_server_without_files_for_connections_lives_on() -> None:
 
 
 def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 0.1)
-    monkeypatch.setattr(webserver, "_SECONDS", 0.3)
+    monkeypatch.setattr(webserver, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(webserver, "_SECONDS", 2.0)
     with serving() as hasty, hasty.connect() as one:
         one.sendall(get("/page-of-8-megabytes"))
         assert one.recv(12) == b"HTTP/1.1 200"

@@ -51,14 +51,15 @@ def test_what_it_writes_is_given_once_it_has_ended(module: str) -> None:
 
 
 def test_it_ends_with_its_block_and_so_does_all_that_it_started(module: str) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = {*os.listdir("/proc/self/fd")}
     with Child(module, "hang") as child:
         numbers = [int(number) for number in child.said(30.0).split()]
         assert all(map(alive, numbers))
     eventually(lambda: not any(map(alive, numbers)))
     # Whoever ends it late does nobody else any harm.
     child.end()
-    assert os.listdir("/proc/self/fd") == before
+    # Less is what other tests had left.
+    assert {*os.listdir("/proc/self/fd")} <= before
 
 
 def test_it_has_so_much_time_and_may_say_so_much(
@@ -75,11 +76,12 @@ def test_it_has_so_much_time_and_may_say_so_much(
 
 def test_what_cannot_be_started_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    before = os.listdir("/proc/self/fd")
+    before = {*os.listdir("/proc/self/fd")}
     child = Child("some_module")
     with pytest.raises(FileNotFoundError):
         child.__enter__()
-    assert os.listdir("/proc/self/fd") == before
+    # Less is what other tests had left.
+    assert {*os.listdir("/proc/self/fd")} <= before
 
 
 def test_that_another_python_is_there_is_said_once(

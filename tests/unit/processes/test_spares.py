@@ -90,7 +90,11 @@ def test_who_asked_is_told_once_it_has_its_input(bed: Bed, tmp_path: Path) -> No
     seen = tmp_path / "seen"
     bed.write(tmp_path / "program", f"read line; touch {seen}; read line; exit 0")
     bed.keep()
-    bed.launcher.busy = lambda: eventually(seen.exists, "a command that goes on")
+
+    def busy() -> None:
+        eventually(seen.exists, "a command that goes on")
+
+    bed.launcher.busy = busy
     assert bed.give(b"\n\n") is not None
 
 
