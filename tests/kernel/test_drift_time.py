@@ -9,7 +9,7 @@ import pytest
 
 from ipvs_node_agent.iptables.table import NFT
 from ipvs_node_agent.model.addresses import IPV4
-from tests.bench.bed import bench_bed
+from tests.bench.bed import DEBUG, bench_bed
 from tests.bench.drift import KINDS, TIRELESS, Meddler
 from tests.support.fleet import LAYOUTS, fleet
 from tests.support.tables import saved
@@ -23,7 +23,7 @@ TIMES = 10
 @pytest.fixture(scope="module")
 def meddler() -> Iterator[Meddler]:
     with bench_bed(NFT, fleet(LAYOUTS["one dense pool"], 100)) as bed:
-        bed.agent.program = TIRELESS
+        bed.agent.program, bed.agent.options = TIRELESS, DEBUG
         bed.start()
         yield Meddler(bed)
 
