@@ -125,6 +125,8 @@ class _Loop:
         self._links = LinkFollower(self._tell_links)
         self._clean_due = True
         self._ready = False
+        # When the main loop last went round.
+        self._turned = time.monotonic()
         self._backend_due = 0.0
         # Where nothing has been planned by then, what was read ahead is too old.
         self._ahead_ends = math.inf
@@ -169,7 +171,7 @@ class _Loop:
         self._monitoring.configure(self._config)
         self._status_socket.start()
         self._publish()
-        # While a command does its work, which may take a while; before, it would have to wait.
+        # Each change would have to wait for it; whatever takes a while calls it.
         self._launcher.busy = self._publish
         self._kernel.look_ahead()
         self._ahead_ends = time.monotonic() + _AHEAD_SECONDS
@@ -230,9 +232,14 @@ class _Loop:
 
     def _turn(self) -> None:
         """Does what is due, and waits for what comes next."""
+        self._turned = time.monotonic()
+        if not self._ready:
+            # The first plan and the first write take long.
+            self._publish()
         due = min(self._agent.tick(), self._backend_due)
         if self._agent.serves:
             self._after_sync()
+        self._turned = time.monotonic()
         self._publish()
         due = min(due, self._manager.sign_due, self._ahead_ends)
         self._work_off(max(0.0, due - time.monotonic()))
@@ -249,7 +256,7 @@ class _Loop:
         self._manager.status(sentence)
         self._manager.alive()
         self._monitoring.published = Published(
-            turned=time.monotonic(),
+            turned=self._turned,
             ready=self._ready,
             sentence=sentence,
             agent=self._agent.state(),

@@ -78,7 +78,7 @@ def find(command: str) -> str | None:
 
 
 def launch(busy: Callable[[], None] = lambda: None, idle: float = math.inf) -> Launcher:
-    """What commands are started with; each has a time limit, and has `busy` called as it begins.
+    """What commands are started with; each has a time limit, and see there for `busy`.
 
     Its process takes memory until nobody has needed it for `idle` seconds.
     """

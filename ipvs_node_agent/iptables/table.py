@@ -271,14 +271,11 @@ class KernelTable:
         From there to the end it takes longer than all before: closing its socket waits until the
         old rules are freed. False where only its end can tell how it went.
         """
-        waiting = select.poll()
-        for each in (running, monitor):
-            waiting.register(each, select.POLLIN)
         while True:
-            ready = [number for number, _ in waiting.poll()]
+            ended = running.wait(monitor)
             if self._heard(monitor, own=running.process):
                 return True
-            if running.fileno() in ready:
+            if ended:
                 return False
 
     def _heard(self, monitor: NftMonitor, own: int | None = None) -> bool:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from ipvs_node_agent.nat.ruletext import Rules, service, target
 
+_FEW = 8
+
 
 class Edit(NamedTuple):
     """The rules `come` take the place of `gone`, the first of which is number `place`, from 1.
@@ -65,8 +67,7 @@ def edit(there: Rules, wanted: Rules) -> Edit | None:
     stay = [rule for rule, other in zip(come, gone) if rule == other]
     kept = (*wanted[:before], *stay, *wanted[len(wanted) - after :])
     changed = counted((*found.lost, *found.written))
-    # To read all of them would take as long as all else here.
-    if counted(rule for rule in kept if any(key in rule for key in changed)) & changed:
+    if counted(_naming(kept, changed)) & changed:
         return None
     return found
 
@@ -74,6 +75,16 @@ def edit(there: Rules, wanted: Rules) -> Edit | None:
 def counted(rules: Iterable[str]) -> set[str]:
     """The Services whose packets are counted at `rules`."""
     return {service(rule) for rule in rules if target(rule) == "DNAT"}
+
+
+def _naming(rules: Rules, services: set[str]) -> Rules:
+    """Those of `rules` that may be for one of `services`; to read each takes longer than all else.
+
+    But not where there are many to look for.
+    """
+    if len(services) > _FEW:
+        return rules
+    return tuple(rule for rule in rules if any(key in rule for key in services))
 
 
 def _differing(rules: Rules, others: Rules) -> Rules:

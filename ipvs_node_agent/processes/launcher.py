@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO, Callable, NamedTuple
+from typing import Any, BinaryIO, Callable, NamedTuple, Protocol
 
 from ipvs_node_agent.processes import isolated
 
@@ -29,10 +29,19 @@ _RUNS = "ipvs_node_agent.processes.launched"
 _MESSAGE = 1 << 16
 # Before the process ends by itself, so that nothing is asked of one that is just ending.
 _SPARE = 2.0
+# Who waits longer for a command than so many seconds says what is going on first.
+_SOON = 0.05
 
 
 class LaunchError(Exception):
     """A command could not be started, or nobody can tell how it ended."""
+
+
+class Other(Protocol):
+    """What else is waited for beside a command."""
+
+    def fileno(self) -> int:
+        """What poll(2) finds readable."""
 
 
 class End(NamedTuple):
@@ -43,19 +52,39 @@ class End(NamedTuple):
 
 
 class Running:
-    """A command that was started; `process` is its process id."""
+    """A command that was started; `process` is its process id.
 
-    def __init__(self, peer: socket.socket, process: int) -> None:
-        self._peer, self.process = peer, process
+    Who waits for it for longer has `busy` called first.
+    """
+
+    def __init__(
+        self, peer: socket.socket, process: int, busy: Callable[[], None] = lambda: None
+    ) -> None:
+        self._peer, self.process, self._busy = peer, process, busy
         self._end: End | None = None
 
     def fileno(self) -> int:
         """What select(2) finds readable once the command has ended."""
         return self._peer.fileno()
 
+    def wait(self, *others: Other) -> bool:
+        """Waits for its end, or until one of `others` is readable; whether it has ended."""
+        if self.fileno() < 0:
+            # Nobody is there any more who could tell.
+            return True
+        waiting = select.poll()
+        for each in (self, *others):
+            waiting.register(each, select.POLLIN)
+        ready = waiting.poll(_SOON * 1000)
+        if not ready:
+            self._busy()
+            ready = waiting.poll()
+        return self.fileno() in (number for number, _ in ready)
+
     def end(self) -> End:
         """How the command ended, once it has. Raises LaunchError."""
         if self._end is None:
+            self.wait()
             self._end = End(**_answer(self._peer))
         return self._end
 
@@ -68,8 +97,9 @@ class Waiting:
 
 
 class Launcher:
-    """Starts commands in `environment`, one after the other; `busy` is called as each begins.
+    """Starts commands in `environment`, one after the other.
 
+    Where one takes longer than a moment, `busy` is called as often as somebody waits for it.
     The process ends once nobody has asked for a command for `idle` seconds, and the next one has
     another.
     """
@@ -96,8 +126,7 @@ class Launcher:
         self._settle()
         peer = self._peer()
         _send(peer, streams, command=list(command), limit=limit)
-        self._running = Running(peer, _answer(peer)["process"])
-        self.busy()
+        self._running = Running(peer, _answer(peer)["process"], self.busy)
         return self._running
 
     def begin(self, command: Sequence[str], streams: Sequence[BinaryIO]) -> Waiting:
@@ -126,8 +155,7 @@ class Launcher:
         # Who cannot be told is dead, and how the command ended will never be known.
         with suppress(LaunchError):
             _send(peer, (), waiting=waiting.process, limit=limit)
-        self._running = Running(peer, waiting.process)
-        self.busy()
+        self._running = Running(peer, waiting.process, self.busy)
         return self._running
 
     def _settle(self) -> None:

@@ -5,7 +5,8 @@ small change costs. Who will run the same command again has the next one begin a
 everybody's way: it reads its input, which has not come yet.
 
 Such a process does nothing, holds no lock, and ends when its input does: also with the agent. It is
-no longer used where the program was replaced on the disk meanwhile.
+no longer used where the program was replaced on the disk meanwhile. One that has come before it in
+the search path counts from the next time on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _F_GETPIPE_SZ = 1032
 # For one that is not needed any more, in seconds: its input ends.
 _LEAVING = 10.0
 
-# What tells a file from another one in its place.
+# What tells a file from another one in its place, and from itself before somebody changed it.
 _Program = tuple[int, int, int]
 
 
@@ -121,4 +122,4 @@ def memory_file() -> BinaryIO:
 def _program(path: str) -> _Program:
     """Which program is there. Raises OSError."""
     found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_ctime_ns

@@ -1,8 +1,8 @@
 """What the agent is at one moment: values that other threads may read.
 
-The main loop makes a new `Published` each time it goes round and puts it in the place of the last
-one; whoever serves metrics and health reads that, and touches nothing else. All times are
-monotonic, as in the agent; `math.inf` and `-math.inf` stand for never.
+The main loop makes a new `Published` each time it goes round, and where a command takes long, and
+puts it in the place of the last one; whoever serves metrics and health reads that, and touches
+nothing else. All times are monotonic, as in the agent; `math.inf` and `-math.inf` stand for never.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,14 +64,29 @@ def test_a_command_has_the_streams_the_environment_and_a_process_id(shell: Shell
     assert shell.printed(2) == b"complaint\n"
 
 
-def test_who_asked_is_told_while_a_command_runs(shell: Shell) -> None:
-    """It may take long, and until then somebody may want to know what is going on."""
+def test_who_waits_long_says_so_first(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     shell.launcher.busy = lambda: told.append(shell.streams[0].write(b"go on"))
-    waits = "until [ -s /proc/self/fd/0 ]; do sleep 0.01; done"
-    assert shell.run(waits) == End(0, False)
-    assert shell.run(waits) == End(0, False)
-    assert len(told) == 2
+    monkeypatch.setattr(launcher, "_SOON", FOR_LONG)
+    assert shell.run("exit 0") == End(0, False)
+    assert not told
+    monkeypatch.setattr(launcher, "_SOON", 0.05)
+    assert shell.run("until [ -s /proc/self/fd/0 ]; do sleep 0.01; done") == End(0, False)
+    assert len(told) == 1
+
+
+def test_something_else_is_waited_for_as_well(shell: Shell) -> None:
+    told: list[str] = []
+    shell.launcher.busy = lambda: told.append("busy")
+    running = shell.start("exec sleep 60")
+    ours, its = socket.socketpair()
+    with ours, its:
+        its.send(b"news")
+        assert not running.wait(ours)
+        assert not told
+    os.kill(running.process, signal.SIGKILL)
+    assert running.wait()
+    assert running.end().status == -signal.SIGKILL
 
 
 def test_arguments_pass_no_shell(shell: Shell) -> None:

@@ -85,19 +85,6 @@ def test_it_is_the_process_that_was_there_and_does_what_it_is_given(bed: Bed) ->
     assert bed.processes == [there]
 
 
-def test_who_asked_is_told_once_it_has_its_input(bed: Bed, tmp_path: Path) -> None:
-    """What is told then takes its time while the command works."""
-    seen = tmp_path / "seen"
-    bed.write(tmp_path / "program", f"read line; touch {seen}; read line; exit 0")
-    bed.keep()
-
-    def busy() -> None:
-        eventually(seen.exists, "a command that goes on")
-
-    bed.launcher.busy = busy
-    assert bed.give(b"\n\n") is not None
-
-
 def test_it_is_there_for_one_time(bed: Bed) -> None:
     bed.keep()
     bed.give(b"\n")
