@@ -109,7 +109,8 @@ def quick() -> Figures:
     for count in figures["counts"]:
         assert count["for_a_change"] == ["restore"], count
         assert count["most_chains"] <= 4, count
-        assert count["restores_of_a_burst"] <= QUICK.burst // 5, count
+        burst = count["burst"]
+        assert burst["restores"] <= 5 + burst["sent_seconds"] / 0.07, count
         # A leaf of each tree: its Services' two rules each, and what splits off from it.
         (rules,) = count["rules_of_a_change"]
         assert 0 < rules <= 2 * 33, count

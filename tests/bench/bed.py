@@ -128,7 +128,7 @@ class BenchBed:
         self.api.delete("Service", *service.key.split("/"))
 
     def settle(self) -> None:
-        """Has the agent look for drift at its start, and then only where something tells of it."""
+        """Has the agent look for drift in its first round, and not again for minutes."""
         settings = yaml.safe_load(self.agent.config.read_text())
         self.agent.configure({**settings, "driftCheckPeriod": "1h"})
 

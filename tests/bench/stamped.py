@@ -10,21 +10,24 @@ import functools
 import json
 import os
 import sys
+import threading
 import time
 from typing import Any, Callable
 
 MARK = "STAMP "
 # What ends a piece of work; only then there is time to say what was measured.
 LAST = {"imports", "list", "save", "restore", "clean"}
+_one_at_a_time = threading.Lock()
 _measured: list[tuple[str, float, float]] = []
 
 
 def _say(name: str, began: float, ended: float) -> None:
-    _measured.append((name, began, ended))
-    if name in LAST:
-        told = [_measured.pop(0) for _ in range(len(_measured))]
-        # One write, as other threads log.
-        os.write(2, "".join(f"{MARK}{json.dumps(each)}\n" for each in told).encode())
+    with _one_at_a_time:
+        _measured.append((name, began, ended))
+        if name in LAST:
+            # One write, as other threads log.
+            os.write(2, "".join(f"{MARK}{json.dumps(each)}\n" for each in _measured).encode())
+            _measured.clear()
 
 
 def _timed(owner: Any, attribute: str, name: str) -> None:

@@ -49,7 +49,7 @@ def change(backend: str, count: int, times: int) -> Figures:
     services = fleet(POOL[IPV4], count)
     with bench_bed(backend, services) as bed, bare_bed(backend, services) as bare:
         bed.agent.program = ["-m", "tests.bench.stamped"]
-        # A look that is due falls into no change.
+        # Looks that are due have a measurement of their own.
         bed.settle()
         bed.start(timeout=180)
         commits = Commits(bed.namespace) if backend == NFT else None

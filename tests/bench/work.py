@@ -178,6 +178,7 @@ def _in_sync(bed: BenchBed) -> bool:
 def _burst(bed: BenchBed, scale: Scale) -> Figures:
     time.sleep(scale.pause)
     bed.news()
+    began = time.monotonic()
     _put_changed(bed, scale.burst, random.Random(1), seconds=1)
     last = time.monotonic()
     lines: list[str] = []
@@ -189,6 +190,7 @@ def _burst(bed: BenchBed, scale: Scale) -> Figures:
     eventually(all_there, "the whole burst in the kernel", timeout=60)
     return {
         "changes": scale.burst,
+        "sent_seconds": last - began,
         "in_kernel_after_last_seconds": time.monotonic() - last,
         # Where it tells of them.
         "restores": len(writes(lines)),
@@ -204,8 +206,8 @@ def _stream(bed: BenchBed, scale: Scale) -> Figures:
     for _ in range(scale.stream_seconds):
         _put_changed(bed, STREAM_RATE, chance, seconds=1)
         lines += bed.news()
-    eventually(lambda: _in_sync(bed), "all of the stream in the kernel", timeout=60)
     time.sleep(scale.pause)
+    eventually(lambda: _in_sync(bed), "all of the stream in the kernel", timeout=60)
     lines += bed.news()
     found = [ms for line in lines for ms in latencies([line]).values()]
     return {
@@ -258,7 +260,7 @@ def counts(scale: Scale, backend: str) -> Figures:
             "for_a_change": [call.rpartition("-")[2] for call in calls],
             "rules_of_a_change": [write.rules for write in writes(lines)],
             "most_chains": max(chains),
-            "restores_of_a_burst": _burst(bed, scale)["restores"],
+            "burst": _burst(bed, scale),
         }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -71,9 +70,9 @@ def test_changes_arrive_through_all_rotations_and_no_old_certificate_stays_in_us
     assert node.agent.running
     latencies += behind
     print(f"{rotations} rotations, {len(latencies)} changes, slowest {max(latencies):.2f} s")
-    # One of them may meet a machine that is busy with the start of other servers.
-    assert statistics.median(latencies) < 2
-    assert statistics.median(behind) < 2
+    # One of each may meet a machine that is busy with the start of other servers.
+    assert sorted(behind)[-2] < 2
+    assert sorted(latencies)[-3] < 2
     assert max(latencies) < 20
     assert "WARNING" not in node.agent.log
     lists = [e for e in node.server.asked(node.name) if e.verb == "list"]

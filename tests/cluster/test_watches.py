@@ -51,8 +51,8 @@ def test_ends_of_watches_cost_no_list(node: Worker, admin: Client) -> None:
             took.append(time.monotonic() - began)
         node.holds(moved(admin, web, f"10.19.20.{number}"))
     assert listings(node) == before
-    # With a back-off, all of them were slow.
-    assert min(took) < 2, took
+    # With a back-off all of them were slow; one may meet a machine that is busy otherwise.
+    assert sorted(took)[-2] < 2, took
 
 
 @pytest.mark.xdist_group("bookmarks")

@@ -73,12 +73,10 @@ def test_no_connection_fails_however_often_it_is_killed_and_the_end_is_exactly_r
     # A write for a Service's change is said on this level alone.
     split.agent.options = ["--log-level", "debug"]
     split.agent.start()
-    waits = 0
     with streams(wired, pause=0.01, most=KILLS * 5000) as flowing:
         with changing(split, random.Random(chance.random())):
-            for _ in range(KILLS):
-                if chance.random() < 0.7:
-                    waits += 1
+            for number in range(KILLS):
+                if number == 0 or chance.random() < 0.7:
                     # Changes go on all the time, so it is mostly about to write.
                     written = split.agent.log.count("wrote")
                     eventually(lambda: split.agent.log.count("wrote") > written)  # noqa: B023
@@ -92,8 +90,6 @@ def test_no_connection_fails_however_often_it_is_killed_and_the_end_is_exactly_r
         made = flowing.pod.made, flowing.host.made
     writes = split.agent.log.count("wrote")
     print(f"{KILLS} kills, {writes} writes, {made} connections of pod and host")
-    # The chains were changed while the stream flowed: first of all made, in both families.
-    assert writes > waits
     assert min(made) > KILLS
 
 

@@ -73,7 +73,7 @@ def test_a_fault_is_said_in_a_line_and_tried_again_and_ends_when_it_is_mended(
         # then after longer and longer pauses.
         eventually(lambda: has_growing_pauses(commands.calls(command)), "pauses that grow")
     # A busy machine may stop the other family's commands for as long as the short limit.
-    (error,) = (line for line in errors(bed) if "IPv4" in line)
+    (error,) = (line for line in errors(bed) if "IPv4" in line or limit == TIME_LIMIT)
     assert len(error) < 1000
 
     commands.mend(command)
@@ -124,7 +124,7 @@ def test_a_held_lock_is_waited_for_without_a_pile_and_programmed_once_it_is_free
     took = time.monotonic() - freed
     print(f"programmed {took:.2f} s after {seconds} s")
     # A second, and more for reading the tables on a busy machine.
-    assert took < 10
+    assert took < 4
     bed.expect(WEB, OTHER, WEB6, OTHER6)
     assert len(errors(bed)) <= 2, "once for each family"
 

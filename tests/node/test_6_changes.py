@@ -30,7 +30,7 @@ from tests.node.scene import (
     is_answer,
 )
 from tests.node.shown import INSTALL, PURGE
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import eventually
 
 VIP = {4: "10.19.30.40", 6: "fd00:10:19:30::40"}
 SHARED = {4: "10.19.30.50", 6: "fd00:10:19:30::50"}
@@ -210,7 +210,7 @@ def test_a_node_leaves_ipvs_with_one_short_gap_and_the_package_goes_without_any(
         found, usual = gaps(attempts, each), gaps(attempts, yardstick)
         print(each.client, each.address, *found, "and", yardstick.address, *usual)
         assert sum(gap > _SINGLE for gap in found) <= 1
-        assert sum(found) < sum(usual) + (_ASKED + 5) * PATIENCE
+        assert sum(found) < sum(usual) + _ASKED + 10
     with scene.watched(*web) as attempts:
         apt(scene, PURGE)
     assert [attempt for attempt in attempts if not attempt.good] == []

@@ -7,8 +7,8 @@ import time
 from typing import Callable, TypeVar
 
 T = TypeVar("T")
-# Where all that is waited for takes so many times as long as on the machines that limits were made
-# for, as tests/node has it for an emulated processor.
+# Where all that is waited for may take so many times as long as on the machines that limits were
+# made for: where several tests run at once, and on an emulated processor.
 PATIENCE = float(os.environ.get("IPVS_NODE_AGENT_PATIENCE", "1"))
 
 

@@ -173,7 +173,7 @@ def test_who_stands_behind_ours_is_not_passed_by() -> None:
     assert change.passed == (("PREROUTING", "OTHERS"),)
 
 
-def test_many_jumps_to_many_chains_cost_no_more_than_reading_the_table() -> None:
+def test_many_jumps_to_many_chains_are_not_followed_without_end() -> None:
     rules: Any = {f"cali-{n}": [f"-j cali-{n + 1}"] * 4 for n in range(4000)}
     rules["cali-4000"] = [f"-d 192.0.2.7/32 -p tcp --dport {n} -j ACCEPT" for n in range(4000)]
     jumps = [f"-j cali-{n % 4000}" for n in range(20_000)]
