@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.nat.ruletext import Rules, service, target
 
+# So many Services are looked for in each rule's text before it is read.
 _FEW = 8
 
 
