@@ -171,7 +171,7 @@ class _Loop:
         self._monitoring.configure(self._config)
         self._status_socket.start()
         self._publish()
-        # Each change would have to wait for it; whatever takes a while calls it.
+        # Only a command that takes long has it called: each change would have to wait for it, else.
         self._launcher.busy = self._publish
         self._kernel.look_ahead()
         self._ahead_ends = time.monotonic() + _AHEAD_SECONDS

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import WEB, Bed
+from tests.kernel.conftest import OTHER, WEB, Bed
 from tests.support.faults import ANY_BACKEND
 from tests.support.notifysocket import NotifySocket
 from tests.support.waiting import eventually
@@ -16,6 +17,9 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian13"), ANY_BACKEND]
 
 IN_SYNC = "STATUS=In sync; Services with rules: 1 in IPv4"
+WRITING = "STATUS=Writing changes to the kernel"
+# An iptables-restore that hangs for as long as a file is there.
+HANGS = 'while [ -e $here/hang ]; do sleep 0.05; done; exec $real "$@"'
 
 
 @pytest.fixture
@@ -32,6 +36,13 @@ def hears(manager: NotifySocket, message: str) -> None:
     eventually(lambda: manager.has_heard(message), f"{message}, after {manager.heard}")
 
 
+def quiet(manager: NotifySocket) -> None:
+    """Forgets what was heard. A change right behind another one waits, and that is told too."""
+    time.sleep(0.3)
+    manager.messages()
+    manager.heard.clear()
+
+
 def test_readiness_is_the_first_sync_and_the_end_is_told(bed: Bed, manager: NotifySocket) -> None:
     bed.agent.variables["WATCHDOG_USEC"] = "800000"
     # It is read meanwhile: who writes to a full socket waits.
@@ -39,7 +50,7 @@ def test_readiness_is_the_first_sync_and_the_end_is_told(bed: Bed, manager: Noti
     hears(manager, IN_SYNC)
     heard = manager.heard
     assert heard.count("READY=1") == 1
-    assert "STATUS=Writing changes to the kernel" in heard[: heard.index("READY=1")]
+    assert WRITING in heard[: heard.index("READY=1")]
     for _ in range(3):
         manager.messages()
         manager.heard.clear()
@@ -87,4 +98,24 @@ def test_a_reload_is_told_and_a_bad_file_is_in_the_sentence(
     manager.heard.clear()
     bed.agent.config.write_text(good)
     bed.agent.send(signal.SIGHUP)
+    hears(manager, IN_SYNC)
+
+
+def test_a_write_that_hangs_is_told_while_it_does(
+    bed: Bed, manager: NotifySocket, tmp_path: Path
+) -> None:
+    bed.stand_in(tmp_path, f"iptables-{bed.backend}-restore", HANGS)
+    bed.agent.start()
+    hears(manager, IN_SYNC)
+    (tmp_path / "hang").touch()
+    quiet(manager)
+    bed.put(OTHER)
+    # What has begun before does not hang.
+    eventually(lambda: manager.has_heard(WRITING) or bed.has(OTHER[0]), "a change")
+    if WRITING not in manager.heard:
+        quiet(manager)
+    bed.delete("other")
+    hears(manager, WRITING)
+    (tmp_path / "hang").unlink()
+    bed.expect(WEB)
     hears(manager, IN_SYNC)

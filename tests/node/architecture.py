@@ -28,8 +28,7 @@ class Architecture:
     at_once: bool
     # The files of tests/node that are played; all of them where there are none.
     chapters: Sequence[str] = ()
-    # Time limits are multiplied by it; they are what takes that long on two processors that do
-    # nothing else.
+    # Time limits are multiplied by it. They are made for two processors that do nothing else.
     patience: float = 3.0
 
 

@@ -29,6 +29,7 @@ from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.kubeconfig.credentials import load_credentials
 from ipvs_node_agent.kubeconfig.reader import Reader
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
+from ipvs_node_agent.sync.agent import Agent
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.pki import Pki, plain_kubeconfig
@@ -358,6 +359,31 @@ def test_another_configuration_is_put_to_work(
     # Once at first, and once at the reload's end.
     assert setting.ready == 2
     assert len([m for m in setting.told.messages if m.startswith("RELOADING=1\n")]) == 1
+
+
+def test_a_round_has_not_ended_whatever_is_published_meanwhile(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hangs in one command after the other would look healthy, else."""
+    tick, publish = Agent.tick, run._Loop._publish
+    turned: list[float] = []
+    busy: list[Callable[[], None]] = []
+
+    def publishing(loop: run._Loop) -> None:
+        publish(loop)
+        turned.append(loop._monitoring.published.turned)
+        busy[:] = [loop._launcher.busy]
+
+    def ticking(agent: Agent) -> float:
+        for _ in range(2):
+            busy[0]()
+        assert turned[-1] == turned[-2]
+        return tick(agent)
+
+    monkeypatch.setattr(run._Loop, "_publish", publishing)
+    monkeypatch.setattr(Agent, "tick", ticking)
+    setting.run_while(lambda: setting.holds(WEB_ENTRY))
+    assert len({*turned}) > 1
 
 
 def test_metrics_move_with_the_configuration(setting: Setting) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipvs_node_agent.nat import edits
 from ipvs_node_agent.nat.edits import counted, edit
 from tests.support.faketable import applied
 
@@ -105,9 +106,12 @@ def test_only_what_differs_is_written(
         "a Service that keeps one between two",
     ],
 )
+@pytest.mark.parametrize("few", [0, 8])
 def test_a_chain_is_written_anew_where_that_is_better(
-    there: tuple[Kept, ...], wanted: tuple[Kept, ...]
+    there: tuple[Kept, ...], wanted: tuple[Kept, ...], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of how many Services the rules are looked through makes no difference."""
+    monkeypatch.setattr(edits, "_FEW", few)
     assert edit(rules(*there), rules(*wanted)) is None
 
 

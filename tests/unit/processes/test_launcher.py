@@ -89,6 +89,13 @@ def test_something_else_is_waited_for_as_well(shell: Shell) -> None:
     assert running.end().status == -signal.SIGKILL
 
 
+def test_once_it_is_closed_nobody_can_tell_how_a_command_ended(shell: Shell) -> None:
+    running = shell.start("exit 0")
+    shell.launcher.close()
+    with pytest.raises(LaunchError, match="has ended"):
+        running.end()
+
+
 def test_arguments_pass_no_shell(shell: Shell) -> None:
     odd = ["$(id)", "a b", "'", "*", "", "-x", "\n", "\N{SNOWMAN}"]
     shell.launcher.start(["/usr/bin/printf", "%s|", *odd], FOR_LONG, shell.streams).end()

@@ -134,6 +134,14 @@ def test_one_of_a_program_that_was_replaced_is_not_used(bed: Bed, tmp_path: Path
     eventually(lambda: has_ended(there), "its end")
 
 
+def test_one_of_a_program_that_was_changed_in_its_place_is_not_used(
+    bed: Bed, tmp_path: Path
+) -> None:
+    bed.keep()
+    (tmp_path / "program").chmod(0o600)
+    assert bed.give(b"given\n") is None
+
+
 def test_what_a_pipe_does_not_take_at_once_is_for_another(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
