@@ -347,6 +347,11 @@ class Programmer:
         self.resync()
         self._table.close()
 
+    def prove(self) -> None:
+        """Has the next `apply` or `check` read the table if the kernel did not tell of all."""
+        if self.told_by is not None:
+            self._table.changed(closely=True)
+
     def resync(self) -> None:
         """Has the next `apply` or `check` read the table, whatever the kernel says."""
         self._known, self._settling = self._known.uncertain(), Settling()

@@ -19,6 +19,7 @@ from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
 from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.saveformat import parse_rules
+from ipvs_node_agent.nft.listing import generation
 from ipvs_node_agent.nft.monitor import NftMonitor, Touched, listen
 from ipvs_node_agent.processes.launcher import Launcher, Running
 from ipvs_node_agent.processes.spares import Spares
@@ -64,7 +65,8 @@ class Table(Protocol):
     def changed(self, closely: bool = False) -> Since:
         """Whether somebody else changed something of ours since it was last looked at.
 
-        Asking costs next to nothing, and `closely` a little: then who is not told can look.
+        Asking costs next to nothing, and `closely` a little: then who is not told looks, and who is
+        told makes sure that nothing was missed.
         """
 
     def reread(self) -> Amendment | None:
@@ -308,7 +310,11 @@ class KernelTable:
         """See `Table`. Of nft's changes the kernel tells; at legacy tables one looks."""
         self._finish()
         if self._monitor is not None:
+            latest = generation() if closely else None
             self._heard(self._monitor)
+            if closely and not self._monitor.has_heard_of(latest):
+                log.debug("the kernel did not tell of every change of nftables")
+                self._note()
         elif self._backend == LEGACY:
             return _SINCE[self._look(lambda: self._seen.is_same(closely))]
         return self._since
@@ -344,6 +350,8 @@ class KernelTable:
                 self._mark,
                 self._moves,
             )
+        if self._monitor is not None:
+            self._monitor.begin(generation())
 
     def _stop_listening(self) -> None:
         """Spares the kernel telling us more of our own change than we could take in."""

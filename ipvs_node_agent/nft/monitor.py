@@ -24,8 +24,10 @@ _SUBSYSTEM = 10
 _NLMSG_OVERRUN = 4
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
 _NEWGEN = 15
-# Of the message that ends a transaction: the process that made it.
-_PROCESS_ID, _PROCESS_NAME = 2, 3
+# Of the message that ends a transaction: its number, and the process that made it.
+_NUMBER, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
+# Numbers are of 32 bits, and begin anew.
+_NUMBERS = 1 << 32
 _MOST_PROCESSES = 4
 # The table that kube-proxy makes in nftables mode.
 _KUBE_PROXYS = "kube-proxy"
@@ -95,10 +97,24 @@ class NftMonitor:
         # Whether anything may have changed, so that all news are of any chain until `knows`.
         self._deaf = False
         self._touched: set[str] = set()
+        # The number of the last transaction that was told of, or was before all that will be; None
+        # where that is not known.
+        self._last: int | None = None
 
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
         return self._socket.fileno()
+
+    def begin(self, generation: int | None) -> None:
+        """All transactions from that number on are told of, as far as the kernel says its number.
+
+        What was done until then is known, or looked for.
+        """
+        self._last = generation
+
+    def has_heard_of(self, generation: int | None) -> bool:
+        """Whether all transactions until that number were told of; False where nobody knows."""
+        return generation is not None and generation == self._last
 
     def knows(self, names: Iterable[str], marks: int = 0) -> None:
         """These are the names of all chains that there are; the one that marks has `marks` rules.
@@ -136,14 +152,15 @@ class NftMonitor:
                 continue
             try:
                 for kind, sender, body in messages(data):
-                    # Of our own thousands of rules there is nothing to know.
-                    if sender == own and kind not in (_NEWCHAIN, _DELCHAIN):
-                        committed = committed or kind == _NEWGEN
-                    elif kind == _NEWGEN:
-                        if self._end_matters() and len(by) < _MOST_PROCESSES:
+                    ours = sender == own
+                    if kind == _NEWGEN:
+                        committed = committed or ours
+                        self._count(body)
+                        if not ours and self._end_matters() and len(by) < _MOST_PROCESSES:
                             by.append(_process(body))
-                    else:
-                        self._take(kind, body, sender == own)
+                    # Of our own thousands of rules there is nothing to know.
+                    elif not ours or kind in (_NEWCHAIN, _DELCHAIN):
+                        self._take(kind, body, ours)
             except Lost:
                 self._lose()
         touched, self._touched = self._touched, set()
@@ -155,6 +172,18 @@ class NftMonitor:
     def _lose(self) -> None:
         """Anything may have happened, by anybody."""
         self._deaf, self._matters, self._balance = True, False, 0
+
+    def _count(self, body: bytes) -> None:
+        """Takes note of the end of a transaction. Raises Lost where there was one in between."""
+        if self._last is None:
+            return
+        number = int.from_bytes(_of_end(body).get(_NUMBER, b""), "big")
+        further = (number - self._last) % _NUMBERS
+        # What was going on when listening began was told of as well.
+        if 0 < further < _NUMBERS // 2:
+            self._last = number
+            if further > 1:
+                raise Lost
 
     def _take(self, kind: int, body: bytes, ours: bool) -> None:
         """Takes note of a message that tells of a chain, a rule or the table. Raises Lost."""
@@ -219,12 +248,16 @@ def _named(body: bytes) -> dict[int, str]:
 
 def _process(body: bytes) -> str:
     """Who made the transaction that a message is the end of; any process chooses its own name."""
-    found = {
-        kind & _TYPE_MASK: data for (_, kind), data in _parts(body[_FAMILY_HEADER:], _ATTRIBUTE)
-    }
+    found = _of_end(body)
     name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     number = int.from_bytes(found.get(_PROCESS_ID, b"")[:4], "big")
     return f"{one_line(name, 16) or 'a process'} (pid {number})"
+
+
+def _of_end(body: bytes) -> dict[int, bytes]:
+    """What the message that ends a transaction says, by attribute. Raises Lost."""
+    parts = _parts(body[_FAMILY_HEADER:], _ATTRIBUTE)
+    return {kind & _TYPE_MASK: data for (_, kind), data in parts}
 
 
 def _ends_transaction(data: bytes) -> bool:

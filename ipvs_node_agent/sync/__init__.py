@@ -1,8 +1,9 @@
 """The mind: what has been told, what is wanted, and what is due when.
 
-Events go in, and writes come out. All that the rules depend on is one immutable value; what is
-planned from is always one such value, whole. There is no second copy of a truth here, and no flag
-that says "make it anew": a table is behind where the plan that it holds is not the wanted one.
+Events go in, and writes come out. All that the rules depend on is one immutable value (`inputs`);
+what is planned from is always one such value, whole. There is no second copy of a truth here, and
+no flag that says "make it anew": a table is behind where the plan that it holds is not the wanted
+one.
 
 The clock is handed in, and so are the tables; no thread is started and no socket opened here. So
 a simulation can play years of events, faults and moments against it (tests/simulation).

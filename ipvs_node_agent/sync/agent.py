@@ -1,7 +1,7 @@
 """The agent's mind: events in, wanted state, repairs and retries out. No thread, no socket here.
 
 All that the rules depend on is one `Inputs`, which never changes: whatever is told makes another,
-and `_become` alone goes from one to the next. What is planned from is always one such value, whole.
+and `_become` alone goes from one to the next.
 
 `take` notes an event; `tick` does what is due and tells when to call it again. The clock is handed
 in. What is due, and when:
@@ -11,7 +11,8 @@ in. What is due, and when:
   drift that is told   once others are quiet for 30 ms, or a second after they began (nft); a legacy
                        table is asked for its size every half second
   a drift check        each `driftCheckPeriod` where nobody tells, or less often where it costs much
-  a thorough one       every five minutes
+  a proof              every five minutes: whether the kernel told of something that was not heard
+  a thorough check     every hour, whatever the kernel says
   a failed write       after a back-off of its table's own, 0.2 s doubling to 10 s (`kept`)
 """
 
@@ -21,7 +22,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
@@ -37,14 +38,15 @@ from ipvs_node_agent.model.events import (
     Skipped,
     Trouble,
 )
-from ipvs_node_agent.model.objects import NodeNetwork, Problem, UncoveredPod
+from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.ruleset import DRIFT
-from ipvs_node_agent.rules.coverage import Coverage, coverage, still_uncovered
+from ipvs_node_agent.rules.coverage import coverage, still_uncovered
 from ipvs_node_agent.rules.here import Here
-from ipvs_node_agent.rules.policy import lacking, pod_interfaces, unneeded_in
-from ipvs_node_agent.sync.cluster import Cluster, Pending
+from ipvs_node_agent.rules.policy import unneeded_in
+from ipvs_node_agent.sync.cluster import Pending
 from ipvs_node_agent.sync.family import FamilyTable
+from ipvs_node_agent.sync.inputs import Inputs
 from ipvs_node_agent.sync.invalid import InvalidInput
 from ipvs_node_agent.sync.kept import KeptTable
 from ipvs_node_agent.sync.log import Notices
@@ -56,57 +58,7 @@ _SYNC_INTERVAL = 0.07
 _CHECK_SHARE, _CHECK_PAUSES = 0.0045, (10.0, 30.0)
 # How often such a table is asked for its size.
 _GLANCE_PERIOD = 0.5
-_RESYNC_PERIOD = 300.0
-_NO_SERVICES = Services()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that the rules depend on, as far as it is known."""
-
-    config: Config
-    cluster: Cluster = field(default_factory=Cluster)
-    here: Here = field(default_factory=Here)
-    proxy_mode: str | None = None
-
-    @property
-    def to_program(self) -> Services:
-        """The Services that are to get rules, or that guard their ClusterIPs."""
-        if self.cluster.services is None or unneeded_in(self.proxy_mode):
-            return _NO_SERVICES
-        return self.cluster.services
-
-    @property
-    def lacking(self) -> str:
-        """What the Node lacks before its rules can be known; empty where nothing."""
-        node = self.cluster.node
-        if node is None:
-            return "this Node is not known to the API server yet (see nodeName)"
-        return lacking(self.config, node, self.pod_interfaces)
-
-    @property
-    def pod_interfaces(self) -> tuple[str, ...]:
-        """The interfaces that lead to pods; none where pods are matched by their pod CIDRs."""
-        return pod_interfaces(self.config, self.cluster.node, self.here.pod_networks)
-
-    @property
-    def coverage(self) -> Coverage | None:
-        """Which packets are a pod's; None where that is not known, or no rule needs to know."""
-        node = self.cluster.node
-        if node is None or not self.told or unneeded_in(self.proxy_mode):
-            return None
-        return coverage(self.config, node, self.pod_interfaces)
-
-    @property
-    def of_node(self) -> tuple[NodeNetwork, tuple[str, ...], frozenset[str]]:
-        """All that the rules depend on of what is known of this node, and what is awaited."""
-        interfaces = self.pod_interfaces
-        return self.here.network(interfaces), interfaces, self.here.awaited
-
-    @property
-    def told(self) -> bool:
-        """Whether everything that rules depend on has been told once."""
-        return self.cluster.listed and not self.here.awaited
+_PROOF_PERIOD, _RESYNC_PERIOD = 300.0, 3600.0
 
 
 class Agent:
@@ -137,7 +89,8 @@ class Agent:
             family: InvalidInput(family, programmer, clock, meter or Meter())
             for family, programmer in (filters or {}).items()
         }
-        self._next_sync = self._next_check = self._next_resync = -math.inf
+        self._next_sync = self._next_check = -math.inf
+        self._next_proof = self._next_resync = -math.inf
         self._was_in_sync, self._in_sync_since = False, clock()
         self._refusals: frozenset[Problem] = frozenset()
         self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
@@ -227,7 +180,7 @@ class Agent:
             in_sync=self._was_in_sync,
             since=self._in_sync_since,
             node=cluster.node.name if cluster.node else "",
-            services=cluster.services or _NO_SERVICES,
+            services=cluster.services or Services(),
             served=served,
             problems=self._notices.problems,
             last_error=max((error for error in errors if error is not None), default=None),
@@ -325,6 +278,10 @@ class Agent:
             self._plan()
             self._next_sync = now + _SYNC_INTERVAL
         looking = now >= self._next_check
+        if now >= self._next_proof:
+            looking, self._next_proof = True, now + _PROOF_PERIOD
+            for table in self._all:
+                table.programmer.prove()
         if now >= self._next_resync:
             looking, self._next_resync = True, now + _RESYNC_PERIOD
             for table in self._all:
@@ -346,7 +303,9 @@ class Agent:
         untold = any(table.untold for table in self._all)
         look = min(self._next_check, now + _GLANCE_PERIOD) if untold else math.inf
         due = (table.due for table in self._all)
-        return min(look, self._next_resync, self._inputs.here.due, next_sync, *due)
+        return min(
+            look, self._next_proof, self._next_resync, self._inputs.here.due, next_sync, *due
+        )
 
     @property
     def told_by(self) -> Sequence[int]:
@@ -393,7 +352,7 @@ class Agent:
 
     def _say_synced(self) -> None:
         pending, self._pending = self._pending, {}
-        services = self._inputs.cluster.services or _NO_SERVICES
+        services = self._inputs.cluster.services or Services()
         self._notices.say_synced(
             pending, self._clock(), self._inputs.config, services.get, self._serves
         )

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from ipvs_node_agent.apiserver.reading import read_node, read_service
-from ipvs_node_agent.config.settings import Config, IptablesOptions
-from ipvs_node_agent.host.rundir import own_names
+from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command
-from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import launch
 from ipvs_node_agent.iptables.table import AHEAD_LIMIT, BACKENDS, NFT, KernelTable, Since
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
-from ipvs_node_agent.model.events import NODES, SERVICES, Listed
 from ipvs_node_agent.processes.launcher import Launcher
-from ipvs_node_agent.sync.agent import Agent
-from tests.support.agentnode import EXTERNAL_4, web
-from tests.support.cluster import POD_CIDRS, node
+from tests.support.kernelagent import commands_started, kernel_agent
 from tests.support.netns import Namespace
-from tests.support.tables import add_mark_masq, restore
+from tests.support.tables import restore
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12", "debian13")]
 
@@ -33,15 +26,7 @@ RULE = "-d 192.0.2.1/32 -j RETURN"
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The commands that were started."""
-    names: list[str] = []
-    real = command.start
-
-    def start(launcher: object, name: str, *rest: object, **options: object) -> object:
-        names.append(name)
-        return real(launcher, name, *rest, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(command, "start", start)
-    return names
+    return commands_started(monkeypatch)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -108,31 +93,12 @@ def test_one_that_fails_is_asked_for_again(
     assert started.count("iptables-nft-save") in (0, 2), NFT
 
 
-def start_for_the_first_time(namespace: Namespace, then: Callable[[], None]) -> None:
-    """Looks ahead, calls `then`, and is told of a Service and writes its rules."""
-    config = Config(iptables=IptablesOptions(backend=NFT))
-    for family in FAMILIES:
-        add_mark_masq(namespace, family, NFT)
-    with namespace.enter(), closing(launch()) as launcher:
-        names = own_names(config.chains)
-        kernel = Kernel(launcher, config.iptables, names, config.chains.mark_masquerade)
-        with closing(kernel):
-            kernel.choose()
-            agent = Agent(config, kernel.programmers(), filters=kernel.filters())
-            kernel.look_ahead()
-            then()
-            agent.take(Listed(NODES, (read_node(node(*POD_CIDRS)),), time.monotonic()))
-            agent.take(Listed(SERVICES, (read_service(web(EXTERNAL_4)),), time.monotonic()))
-            agent.tick()
-            assert agent.in_sync
-
-
 def test_a_first_start_reads_no_filter_table_once_nat_is_written(
     namespace: Namespace, started: list[str]
 ) -> None:
     """iptables-nft-save reads all tables, whichever of them it prints."""
-    start_for_the_first_time(namespace, started.clear)
-    assert started == ["iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"]
+    with kernel_agent(namespace, NFT, meanwhile=started.clear):
+        assert started == ["iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"]
 
 
 def test_nat_waits_for_no_second_look_at_filter_where_the_one_ahead_failed(
@@ -151,7 +117,8 @@ def test_nat_waits_for_no_second_look_at_filter_where_the_one_ahead_failed(
         return real(launcher, "false" if failing else name, arguments, *rest, **more)
 
     monkeypatch.setattr(command, "start", start)
-    start_for_the_first_time(namespace, lambda: None)
+    with kernel_agent(namespace, NFT):
+        pass
     looked = [line for line in started if line.endswith("-save -t filter")]
     written = [line for line in started if "-restore" in line]
     assert len(looked) == len(FAMILIES)

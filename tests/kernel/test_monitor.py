@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
+from ipvs_node_agent.iptables import table as kernel_table
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since
@@ -117,6 +119,70 @@ def test_what_others_do_in_chains_of_their_own_is_not_heard(
     namespace.run("iptables-nft", "-t", "nat", "-X", "KUBE-EMPTY")
     add_mark_masq(namespace, IPV6, NFT)
     assert table.changed() is Since.UNCHANGED
+    assert table.changed(closely=True) is Since.UNCHANGED
+
+
+def deafen(table: KernelTable) -> None:
+    """Takes away what the kernel told, as if it had not."""
+    assert table.told_by is not None
+    with socket.socket(fileno=os.dup(table.told_by)) as stolen, suppress(BlockingIOError):
+        while stolen.recv(1 << 16):
+            pass
+
+
+def test_that_something_was_not_told_shows_in_the_number_of_changes(
+    table: KernelTable, namespace: Namespace
+) -> None:
+    drop = nat("-D OUTPUT -j IPVS_OUTPUT")
+    restore(namespace, IPV4, NFT, drop)
+    deafen(table)
+    assert table.changed() is Since.UNCHANGED
+    assert table.changed(closely=True) is Since.CHANGED
+    # What others did cannot be told, so that the whole table is read, once.
+    assert table.reread() is None
+    assert "-A OUTPUT" not in table.save()
+    assert table.changed(closely=True) is Since.UNCHANGED
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["others' change", "our own change"])
+def test_that_something_was_not_told_shows_in_the_next_change(
+    ours: bool, table: KernelTable, namespace: Namespace
+) -> None:
+    restore(namespace, IPV4, NFT, nat(f"-F {LEAF}"))
+    deafen(table)
+    if ours:
+        table.restore(nat("-A IPVS_OUTPUT -j RETURN"))
+    else:
+        restore(namespace, IPV6, NFT, nat(*MARKS))
+    assert table.changed() is Since.CHANGED
+    table.save()
+    table.restore(nat("-A IPVS_OUTPUT -j RETURN"))
+    assert table.changed(closely=True) is Since.UNCHANGED
+
+
+def test_of_many_changes_by_many_none_is_missed(table: KernelTable, namespace: Namespace) -> None:
+    others = (
+        "iptables-nft -w -t nat -A INPUT -j RETURN; ip6tables-nft -t filter -F; nft add table x"
+    )
+    busy = namespace.popen(["sh", "-c", f"for n in $(seq 15); do {others}; done"])
+    for _ in range(10):
+        table.restore(nat("-A IPVS_OUTPUT -j RETURN", "-D IPVS_OUTPUT -j RETURN"))
+        assert table.reread() is not None
+    assert busy.wait(60) == 0
+    # While a change goes on, its number may be there before it is told of.
+    assert table.changed(closely=True) is Since.CHANGED  # INPUT is a built-in chain.
+    assert table.reread() is not None
+
+
+def test_a_kernel_that_does_not_say_its_number_is_not_believed(
+    table: KernelTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert table.changed(closely=True) is Since.UNCHANGED
+    monkeypatch.setattr(kernel_table, "generation", lambda: None)
+    assert table.changed(closely=True) is Since.CHANGED
+    table.save()
+    assert table.changed() is Since.UNCHANGED
+    assert table.changed(closely=True) is Since.CHANGED
 
 
 @pytest.mark.parametrize(

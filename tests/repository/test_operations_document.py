@@ -236,7 +236,7 @@ def reasons_of_errors() -> set[str]:
     found |= returned("iptables/command", "_hint")
     found |= assigned("iptables/command")["FOREIGN_HINT"]
     found |= assigned("iptables/command")["LOCKED_HINT"]
-    found |= returned("sync/agent", "lacking") | returned("rules/policy", "lacking")
+    found |= returned("sync/inputs", "lacking") | returned("rules/policy", "lacking")
     return {
         as_shown(text) for text in found if re.search(r"[a-z]{2}", text) and "(?" not in text
     } - {"...: ...", "; ", "utf-8", r"\bline:? (\d+)", "replace"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.simulation import oracle
 from tests.simulation.oracle import State
 from tests.simulation.search import Violation
-from tests.simulation.table import SimTable, Wrote
+from tests.simulation.table import SimTable, Telling, Wrote
 
 CHAIN = "IPVS_INPUT"
 _DROPPING = {CHAIN: ["! -i lo -p tcp -m conntrack --ctstate INVALID -j DROP"]}
@@ -25,7 +25,7 @@ MEDDLING = {
 }
 
 
-def meddle(table: SimTable, what: str, told: bool) -> None:
+def meddle(table: SimTable, what: str, told: Telling) -> None:
     """Somebody else does `what` to it."""
     if what == "flush table":
         table.flush(told)

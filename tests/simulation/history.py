@@ -32,6 +32,8 @@ MODES = (None, "ipvs", "iptables", "nftables")
 FAULTS = {"locked": 4, "hangs": 1, "busy": 4, "late": 2}
 MOMENTS = ("", "", "", "before save", "after save", "before restore", "after restore")
 CHAINS = ("IPVS_PREROUTING", "IPVS_OUTPUT", "IPVS_MARK_MASQ", "IPVS_POSTROUTING", "#0", "#3", "#7")
+# See `table.Telling`.
+TELLING = {"told": 84, "missed": 10, "unseen": 6}
 PAUSES = (0.0, 0.01, 0.03, 0.071, 0.2, 0.5, 1.0, 2.1, 5.0, 12.0, 70.0, 310.0)
 
 
@@ -124,8 +126,12 @@ def _others(chance: random.Random) -> Step:
     if what.startswith("native") and chance.random() < 0.7:
         what = chance.choice(("empty mark", "fill mark"))
     family = chance.choice((IPV4, IPV4, *FAMILIES))
-    chain, told = chance.choice(CHAINS), chance.random() < 0.9
-    return step("others", what, family, chain, told, chance.choice(MOMENTS))
+    chain, moment = chance.choice(CHAINS), chance.choice(MOMENTS)
+    return step("others", what, family, chain, _told(chance), moment)
+
+
+def _told(chance: random.Random) -> str:
+    return chance.choices(tuple(TELLING), tuple(TELLING.values()))[0]
 
 
 def _others_alone(chance: random.Random, pool: Sequence[str]) -> Step:
@@ -143,7 +149,7 @@ def _overtaken(chance: random.Random, pool: Sequence[str]) -> Step:
 
 def _others_in_filter(chance: random.Random) -> Step:
     what, family = chance.choice(tuple(IN_FILTER)), chance.choice((IPV4, *FAMILIES))
-    return step("others_in_filter", what, family, chance.random() < 0.9, chance.choice(MOMENTS))
+    return step("others_in_filter", what, family, _told(chance), chance.choice(MOMENTS))
 
 
 def _fail(chance: random.Random) -> Step:

@@ -89,6 +89,10 @@ MUTATIONS = {
             "                table.programmer.resync()\n",
             "                pass\n",
         ),
+        "the kernel is not asked whether it told of everything": (
+            "                table.programmer.prove()\n",
+            "                pass\n",
+        ),
         "it says that it is in sync while it is behind": (
             "is_planned = self._planned is self._inputs and not self._inputs.lacking",
             "is_planned = not self._inputs.lacking",

@@ -7,7 +7,7 @@ remembers what the agent can know of it: what the agent last saw there or wrote.
 from __future__ import annotations
 
 import itertools
-from typing import Callable, NamedTuple
+from typing import Callable, Literal, NamedTuple
 
 from ipvs_node_agent.iptables.command import FOREIGN_HINT, LOCKED_HINT, TableError
 from ipvs_node_agent.iptables.table import Since
@@ -23,6 +23,8 @@ HANGING_SECONDS = 35.0
 KUBE_MARK = "KUBE-MARK-MASQ"
 # What a kernel without memory to spare says, which is no Service's fault.
 BUSY = TableError("iptables-restore", "Resource temporarily unavailable")
+# Whether the kernel tells of a change, tells only how many there were, or shows nothing of it.
+Telling = Literal["told", "missed", "unseen"]
 
 
 class Wrote(NamedTuple):
@@ -60,9 +62,11 @@ class SimTable(FakeTable):
         # What others do just before or after a call of the agent's: (its name, the change).
         self.meanwhile: list[tuple[str, Callable[[], None]]] = []
         # What was told since the table was read, each a set of chains, or None for any: what nobody
-        # has taken note of yet, and what somebody has.
-        self._queue: list[Touched] = []
+        # has taken note of yet, with the numbers of the changes, and what somebody has.
+        self._queue: list[tuple[int, Touched]] = []
         self._heard: list[Touched] = []
+        # The number of the last change, and of the last one that somebody has taken note of.
+        self._generation = self._counted = 0
         self._listening = False
         # What the last `reread` gave.
         self._there: Amendment = {}
@@ -71,14 +75,14 @@ class SimTable(FakeTable):
 
     # Others
 
-    def change(self, text: str, told: bool = True) -> None:
+    def change(self, text: str, told: Telling = "told") -> None:
         """Somebody else applies `text`; what cannot be done is left."""
         try:
             self._become(applied(self._chains, f"*{self.name}\n{text}\nCOMMIT\n", self.name), told)
         except TableError:
             return
 
-    def rename(self, old: str, new: str, told: bool = True) -> None:
+    def rename(self, old: str, new: str, told: Telling = "told") -> None:
         """Somebody else gives a chain another name; jumps to it follow."""
         if old not in self._chains or new in self._chains:
             return
@@ -91,25 +95,29 @@ class SimTable(FakeTable):
         }
         self._become(renamed, told)
 
-    def flush(self, told: bool = True) -> None:
+    def flush(self, told: Telling = "told") -> None:
         """Somebody else takes away everything."""
         self._become({name: [] for name in BUILT_IN}, told)
 
-    def _become(self, chains: Chains, told: bool) -> None:
+    def _become(self, chains: Chains, told: Telling) -> None:
         before, self._chains = self._chains, chains
         names = {n for n in before.keys() | chains.keys() if before.get(n) != chains.get(n)}
         # Of what others have, and of new names, it is told alone that it is more than we can read.
         few = all(n in before and (n in BUILT_IN or oracle.OWN_CHAIN.fullmatch(n)) for n in names)
         self.note(told, frozenset(names) if few else None)
 
-    def note(self, told: bool = True, touched: Touched = None) -> None:
+    def note(self, told: Telling = "told", touched: Touched = None) -> None:
         """The table is another one now; `told` says whether the kernel tells."""
         self._last = next(self._version)
-        if told:
-            self._queue.append(touched)
+        self._generation += told != "unseen"
+        if told == "told":
+            self._queue.append((self._generation, touched))
 
     def _hear(self) -> None:
-        self._heard += self._queue
+        for number, touched in self._queue:
+            any_chain = touched is None or number != self._counted + 1
+            self._heard += [None] if any_chain else [touched] if touched else []
+            self._counted = number
         self._queue = []
 
     # The agent's side
@@ -118,6 +126,7 @@ class SimTable(FakeTable):
         """The table, or what goes wrong. Raises TableError."""
         self._pause("before save")
         self._queue, self._heard, self._listening = [], [], True
+        self._counted = self._generation
         self._fail("save")
         if self.native:
             raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
@@ -154,8 +163,10 @@ class SimTable(FakeTable):
         return len(self._heard)
 
     def changed(self, closely: bool = False) -> Since:
-        """See `Table`; closely it is exact, as a digest is."""
+        """See `Table`; closely it is exact, as a digest is, or the number of all changes."""
         self._hear()
+        if self.tells and closely and self._counted != self._generation:
+            self._heard.append(None)
         if self._heard:
             return Since.CHANGED
         if self.tells or (closely and self._read == self._last):
@@ -189,7 +200,7 @@ class SimTable(FakeTable):
         self._check(text)
         there = self.copy()
         super().restore(text)
-        self._last = next(self._version)
+        self.note("told", frozenset())
         seen, self.seen = self.seen, applied(self.seen, text, self.name)
         self._wrote(self, Wrote(text, seen, self.seen, there, self.copy()))
         # Who waits for the kernel to tell of it hears whatever came before.

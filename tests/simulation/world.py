@@ -35,12 +35,13 @@ from tests.simulation.history import history
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put
 from tests.simulation.oracle import State
 from tests.simulation.search import Simulation, Step, Violation
-from tests.simulation.table import SimTable, Wrote
+from tests.simulation.table import SimTable, Telling, Wrote
 from tests.support.agentnode import NAMES
 
 # A world is quiet after this long, whatever went wrong: what nobody told of is found within five
-# minutes, and a Service that the kernel refused is tried again as late as that.
-QUIET = 700.0
+# minutes, and a Service that the kernel refused is tried again as late as that. What not even the
+# number of changes shows is found within an hour.
+QUIET, UNSEEN = 700.0, 4300.0
 # So long after the last thing that went wrong everything has to be right that was told of.
 CALM = 15.0
 # What a command that hung may hold up: the next try comes as late as it took, a repair five times.
@@ -65,7 +66,7 @@ class World:
         self.ever_refused: set[str] = set()
         # What cannot be followed.
         self.troubles: set[str] = set()
-        self.slow = self.unsaid = -math.inf
+        self.slow = self.unsaid = self.unseen = -math.inf
         # Whether work waits for the main loop, and when it has something to do without any.
         self.woken, self.due = True, -math.inf
         self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
@@ -199,7 +200,7 @@ class World:
         for states in self.states.values():
             states.append(self.told)
 
-    def others(self, what: str, family: Family, chain: str, told: bool, moment: str) -> None:
+    def others(self, what: str, family: Family, chain: str, told: Telling, moment: str) -> None:
         """Somebody else changes a table, in the midst of the agent's next call if at a moment."""
         table = self.tables[family]
 
@@ -211,9 +212,8 @@ class World:
         else:
             meddle()
 
-    def _meddle(self, table: SimTable, what: str, chain: str, told: bool) -> None:
-        if not told or not table.tells:
-            self.unsaid = self.now
+    def _meddle(self, table: SimTable, what: str, chain: str, told: Telling) -> None:
+        self._note_silence(table, told)
         there = sorted(oracle.own(table.copy()))
         if chain.startswith("#"):
             chain = there[int(chain[1:]) % len(there)] if there else "IPVS_OUTPUT"
@@ -237,20 +237,25 @@ class World:
         """
         self._sleep_until(self.now + CALM)
         if times == 0:
-            self.others(what, family, chain, True, moment)
+            self.others(what, family, chain, "told", moment)
             self.put(put, True)
         for _ in range(times):
-            self.others(what, family, chain, True, "")
+            self.others(what, family, chain, "told", "")
             self._sleep_until(self.now + 0.3)
         self._sleep_until(self.now + CALM)
 
-    def others_in_filter(self, what: str, family: Family, told: bool, moment: str) -> None:
+    def _note_silence(self, table: SimTable, told: Telling) -> None:
+        if told != "told" or not table.tells:
+            self.unsaid = self.now
+        if told == "unseen" and table.tells:
+            self.unseen = self.now
+
+    def others_in_filter(self, what: str, family: Family, told: Telling, moment: str) -> None:
         """See `others`; in a filter table."""
         table = self.filters[family]
 
         def meddle() -> None:
-            if not told or not table.tells:
-                self.unsaid = self.now
+            self._note_silence(table, told)
             filters.meddle(table, what, told)
 
         if moment:
@@ -377,7 +382,11 @@ class World:
         self._sleep_until(began + CALM)
         tables = self._all
         slow = began - self.slow < SLOW or began - self.unsaid < QUIET
-        if slow or any(table.faults or table.meanwhile or table.refused for table in tables):
+        if (
+            slow
+            or began - self.unseen < UNSEEN
+            or any(table.faults or table.meanwhile or table.refused for table in tables)
+        ):
             return
         if any(table.native for table in tables):
             if self.agent.in_sync:
@@ -401,10 +410,12 @@ class World:
             if table.native:
                 table.native = False
                 table.note()
-        end = self.now + QUIET
+        end, step = self.now + QUIET, 10.0
+        if self.now - self.unseen < UNSEEN:
+            end, step = self.now + UNSEEN, 50.0
         self._sleep_until(self.now + 3)
         while self.now < end:
-            self.now += 10.0
+            self.now += step
             self._tick()
         self._sleep_until(self.now + 5)
         self._expect_everything()

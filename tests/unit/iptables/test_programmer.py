@@ -31,6 +31,11 @@ class Table(FakeTable):
         # What each restore ends with, and what is said after it.
         self.failure: TableError | None = None
         self.then_says = Since.UNCHANGED
+        self.listens: int | None = None
+
+    @property
+    def told_by(self) -> int | None:
+        return self.listens
 
     def save(self) -> str:
         self.saves += 1
@@ -111,6 +116,29 @@ def test_a_resync_reads_the_table_whatever_it_says(programmer: Programmer, table
     meddle(table)
     assert not programmer.check(WANTED)
     programmer.resync()
+    assert programmer.check(WANTED).written == WANTED.chains
+
+
+def test_a_proof_that_fails_has_the_table_read(programmer: Programmer, table: Table) -> None:
+    asked: list[bool] = []
+
+    def changed(closely: bool = False) -> Since:
+        asked.append(closely)
+        table.says = table.says_closely if closely else table.says
+        return table.says
+
+    table.says = table.says_closely = Since.UNCHANGED
+    table.changed = changed  # type: ignore[method-assign]
+    # Who is not told looks closely anyway.
+    programmer.prove()
+    assert not asked
+    table.listens = 7
+    programmer.prove()
+    assert asked == [True]
+    meddle(table)
+    assert not programmer.check(WANTED)
+    table.says_closely = Since.CHANGED
+    programmer.prove()
     assert programmer.check(WANTED).written == WANTED.chains
 
 

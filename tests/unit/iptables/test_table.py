@@ -94,6 +94,15 @@ class Monitor:
         self.names = frozenset[str]()
         self.marks = 0
         self.by: tuple[str, ...] = ()
+        # How many changes there were, and how many it told of.
+        self.generation = self.heard = 7
+
+    def begin(self, generation: int | None) -> None:
+        assert generation is not None
+        self.heard = generation
+
+    def has_heard_of(self, generation: int | None) -> bool:
+        return generation == self.heard
 
     def hear(self, own: int | None = None) -> Heard:
         told, self.told = self.told, frozenset()
@@ -110,6 +119,7 @@ class Monitor:
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     made = Monitor()
     monkeypatch.setattr(tables, "listen", lambda: None)
+    monkeypatch.setattr(tables, "generation", lambda: made.generation)
     monkeypatch.setattr("ipvs_node_agent.iptables.table.NftMonitor", lambda *_: made)
     return made
 
@@ -129,6 +139,23 @@ def test_an_nft_table_tells_what_was_heard_until_it_is_read(
     assert both(table) == (Since.UNCHANGED, Since.UNCHANGED)
     table.close()
     assert monitor.closed
+
+
+def test_more_changes_than_were_told_of_are_a_change_of_any_chain(
+    printed: list[str], monitor: Monitor
+) -> None:
+    table = made(NFT)
+    table.save()
+    monitor.generation += 1
+    assert table.changed() is Since.UNCHANGED
+    told = table.told
+    assert both(table) == (Since.UNCHANGED, Since.CHANGED)
+    assert table.changed() is Since.CHANGED
+    assert table.told != told
+    assert table.reread() is None
+    # Once it is read, all that is known.
+    table.save()
+    assert both(table) == (Since.UNCHANGED, Since.UNCHANGED)
 
 
 def test_a_write_too_large_to_listen_to_is_looked_at(printed: list[str], monitor: Monitor) -> None:

@@ -81,10 +81,13 @@ def about(kind: int, chain: str, table: str = "nat", sender: int = OTHERS) -> by
     return message(10 << 8 | kind, struct.pack("=BBH", socket.AF_INET, 0, 0) + body, sender)
 
 
-def generation(process: int = 1, name: bytes = b"x", sender: int = OTHERS) -> bytes:
+def generation(
+    process: int = 1, name: bytes = b"x", sender: int = OTHERS, number: int = 0
+) -> bytes:
     """The message that ends a transaction, which comes alone."""
     made_by = attribute(2, process.to_bytes(4, "big")) + attribute(3, name + b"\0")
-    return message(10 << 8 | 15, bytes(4) + attribute(1, bytes(4)) + made_by, sender)
+    counted = attribute(1, number.to_bytes(4, "big"))
+    return message(10 << 8 | 15, bytes(4) + counted + made_by, sender)
 
 
 def test_our_own_transaction_is_in_effect_with_its_last_message_alone(
@@ -166,6 +169,67 @@ def test_nobody_is_named_for_what_was_lost(told: socket.socket, monitor: NftMoni
     told.send(message(10 << 8)[:-2])
     told.send(generation(3, b"innocent"))
     assert monitor.hear(own=OURS) == Heard(None)
+
+
+ANY = None
+LAST = (1 << 32) - 1
+
+
+@pytest.mark.parametrize(
+    ("begun", "numbers", "touched", "heard_of"),
+    [
+        (5, [6, 7, 8], frozenset(), 8),
+        (5, [], frozenset(), 5),
+        # Of the sixth nothing is told.
+        (5, [7], ANY, 7),
+        (5, [6, 8, 9], ANY, 9),
+        # What was under way when listening began is told of as well.
+        (5, [4, 5, 6], frozenset(), 6),
+        (LAST, [LAST], frozenset(), LAST),
+        (LAST - 1, [LAST], frozenset(), LAST),
+        # The kernel leaves out nought.
+        (LAST, [1], ANY, 1),
+        # A kernel that does not say its number.
+        (None, [6, 8], frozenset(), None),
+    ],
+)
+@pytest.mark.parametrize("sender", [OTHERS, OURS])
+def test_a_transaction_that_was_not_told_of_may_have_changed_any_chain(
+    begun: int | None,
+    numbers: list[int],
+    touched: frozenset[str] | None,
+    heard_of: int | None,
+    sender: int,
+    told: socket.socket,
+    monitor: NftMonitor,
+) -> None:
+    monitor.begin(begun)
+    for number in numbers:
+        told.send(generation(sender=sender, number=number))
+    heard = monitor.hear(own=OURS)
+    assert heard == Heard(touched, committed=sender == OURS and bool(numbers))
+    for number in (begun or 0, *numbers, 11):
+        assert monitor.has_heard_of(number) == (number == heard_of)
+    assert not monitor.has_heard_of(None)
+
+
+def test_who_is_deaf_still_counts_the_transactions(
+    told: socket.socket, monitor: NftMonitor
+) -> None:
+    monitor.begin(5)
+    for each in [*(about(DELRULE, name) for name in MANY), generation(number=6)]:
+        told.send(each)
+    told.send(about(NEWRULE, "THEIRS"))
+    told.send(generation(number=7))
+    assert monitor.hear().touched is None
+    assert monitor.has_heard_of(7)
+    # What was lost is not lost again as soon as somebody has looked.
+    told.send(generation(number=9))
+    assert monitor.hear().touched is None
+    monitor.begin(9)
+    monitor.knows(["IPVS_A"])
+    told.send(generation(number=10))
+    assert monitor.hear().touched == frozenset()
 
 
 @pytest.mark.parametrize("mark", ["", "KUBE-MARK-MASQ"])

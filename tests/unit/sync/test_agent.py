@@ -23,6 +23,7 @@ from ipvs_node_agent.model.addresses import (
     parse_network,
 )
 from ipvs_node_agent.model.services import Services
+from tests.support import agentnode
 from tests.support.agentnode import (
     BUSY,
     CLUSTER_4,
@@ -301,17 +302,52 @@ def test_the_more_a_check_costs_the_less_often_it_comes(
     assert started.tables[IPV4].tries - before == pytest.approx(120 / pause, abs=2)
 
 
-def test_the_kernel_is_not_believed_for_longer_than_five_minutes(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("proof", "before", "after"),
+    [
+        pytest.param(Since.CHANGED, 200, 301, id="what was not told shows in five minutes"),
+        pytest.param(Since.UNCHANGED, 3500, 3601, id="what does not show is found in an hour"),
+    ],
+)
+def test_the_kernel_is_not_believed_for_ever(
+    proof: Since, before: int, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Table(agentnode.Table):
+        """Tells of nothing, and says how it is when it is asked for a proof."""
+
+        says = Since.UNCHANGED
+
+        def changed(self, closely: bool = False) -> Since:
+            self.says = proof if closely else self.says
+            return self.says
+
+        def save(self) -> str:
+            self.says = Since.UNCHANGED
+            return super().save()
+
+        @property
+        def told_by(self) -> int | None:
+            return 7
+
+    monkeypatch.setattr(agentnode, "Table", Table)
     started = running(web(EXTERNAL_4))
-    monkeypatch.setattr(FakeTable, "changed", lambda *_: Since.UNCHANGED)
     wanted = started.rules(IPV4)
     started.tables[IPV4].meddle("-F IPVS_OUTPUT")
-    started.pass_time(200)
+    started.pass_time(before)
     assert started.rules(IPV4) != wanted
-    started.pass_time(110)
+    started.pass_time(after - before)
     assert started.rules(IPV4) == wanted
+
+
+def test_where_everything_is_told_nothing_but_the_proof_is_ever_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeTable, "changed", lambda *_, **__: Since.UNCHANGED)
+    monkeypatch.setattr(FakeTable, "told_by", 7)
+    started = running(web(EXTERNAL_4))
+    tries = [table.tries for table in started.tables.values()]
+    assert started.pass_time(3000) <= 11
+    assert [table.tries for table in started.tables.values()] == tries
 
 
 # 5. Another configuration
