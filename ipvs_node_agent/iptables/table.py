@@ -19,7 +19,6 @@ from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import BUILT_IN_CHAINS, NAT
 from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.saveformat import parse_rules
-from ipvs_node_agent.nft.listing import generation
 from ipvs_node_agent.nft.monitor import NftMonitor, Touched, listen
 from ipvs_node_agent.processes.launcher import Launcher, Running
 from ipvs_node_agent.processes.spares import Spares
@@ -310,11 +309,9 @@ class KernelTable:
         """See `Table`. Of nft's changes the kernel tells; at legacy tables one looks."""
         self._finish()
         if self._monitor is not None:
-            latest = generation() if closely else None
+            if closely:
+                self._monitor.ask()
             self._heard(self._monitor)
-            if closely and not self._monitor.has_heard_of(latest):
-                log.debug("the kernel did not tell of every change of nftables")
-                self._note()
         elif self._backend == LEGACY:
             return _SINCE[self._look(lambda: self._seen.is_same(closely))]
         return self._since
@@ -334,9 +331,7 @@ class KernelTable:
 
     def _listen(self) -> None:
         """Starts to listen, or forgets what was heard so far."""
-        if self._monitor is not None:
-            self._monitor.hear()
-        elif self._backend == NFT:
+        if self._monitor is None and self._backend == NFT:
             try:
                 listening = listen()
             except OSError as error:
@@ -349,9 +344,12 @@ class KernelTable:
                 self._concerns,
                 self._mark,
                 self._moves,
+                listening.getsockname()[0],
             )
         if self._monitor is not None:
-            self._monitor.begin(generation())
+            # Before the look, so that what is left out meanwhile will show.
+            self._monitor.ask()
+            self._monitor.hear()
 
     def _stop_listening(self) -> None:
         """Spares the kernel telling us more of our own change than we could take in."""

@@ -1,4 +1,4 @@
-"""The tables and base chains of nftables, and how often they changed; nothing in them is read.
+"""The tables and base chains of nftables, asked for over netlink; nothing in them is read.
 
 iptables' own are among them where its backend is nft.
 """
@@ -13,9 +13,9 @@ from ipvs_node_agent.host import netlink
 
 # linux/netfilter/nfnetlink.h and nf_tables.h
 _NETLINK_NETFILTER, _NFTABLES = 12, 10 << 8
-_GETTABLE, _GETCHAIN, _GETGEN = _NFTABLES | 1, _NFTABLES | 4, _NFTABLES | 16
+_GETTABLE, _GETCHAIN = _NFTABLES | 1, _NFTABLES | 4
 _EVERY_FAMILY = struct.pack("=BBH", 0, 0, 0)
-_TABLE_NAME = _GENERATION = 1
+_TABLE_NAME = 1
 _ATTEMPTS = 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 6, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
@@ -47,16 +47,6 @@ def tables() -> frozenset[str] | None:
     if found is None:
         return None
     return frozenset(_text(netlink.attributes(body[4:]), _TABLE_NAME) for body in found)
-
-
-def generation() -> int | None:
-    """The number of the last transaction, whoever's it was; None where the kernel does not tell."""
-    try:
-        told = netlink.ask(_NETLINK_NETFILTER, _GETGEN, _EVERY_FAMILY)
-        number = _number(netlink.attributes(told.body[4:]), _GENERATION, ">I")
-    except (OSError, netlink.Lost):
-        return None
-    return number if number >= 0 else None
 
 
 def base_chains() -> tuple[BaseChain, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Callable, NamedTuple, Optional
 
 from ipvs_node_agent.errors import one_line
@@ -23,7 +24,7 @@ _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10
 _NLMSG_OVERRUN = 4
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
-_NEWGEN = 15
+_NEWGEN, _GETGEN = 15, 16
 # Of the message that ends a transaction: its number, and the process that made it.
 _NUMBER, _PROCESS_ID, _PROCESS_NAME = 1, 2, 3
 # Numbers are of 32 bits, and begin anew.
@@ -38,6 +39,9 @@ _MOST_TOUCHED = 32
 _TABLE = 1
 _CHAIN = {_NEWTABLE: 0, _DELTABLE: 0, _NEWCHAIN: 3, _DELCHAIN: 3, _NEWRULE: 2, _DELRULE: 2}
 _HEADER, _FAMILY_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), 4, struct.Struct("=HH")
+_NLM_F_REQUEST = 1
+# Asks for the number of the last transaction.
+_QUESTION = _HEADER.pack(20, _SUBSYSTEM << 8 | _GETGEN, _NLM_F_REQUEST, 0, 0) + bytes(4)
 _TYPE_MASK = 0x3FFF
 _SO_RCVBUFFORCE = 33
 # Room for what a few thousand changed rules make the kernel tell; used only while it is there.
@@ -72,7 +76,8 @@ class NftMonitor:
     `version` is that of the family, 4 or 6; `concerns` tells which chains matter. Of the chain
     `mark`, Kubernetes' that marks, only matters whether it has rules. A chain that is renamed is
     told of by its new name alone, so one by a name that was not there matters too, whoever's it is.
-    `moves` is called when chains or tables of kube-proxy's come or go, as with another mode.
+    `moves` is called when chains or tables of kube-proxy's come or go, as with another mode. By
+    `port` the kernel knows whom it answers.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class NftMonitor:
         concerns: Callable[[str], bool],
         mark: str = "",
         moves: Callable[[], None] = lambda: None,
+        port: int = 0,
     ) -> None:
         self._socket, self._family = listening, _FAMILIES[version]
         self._table, self._concerns, self._mark = table, concerns, mark
@@ -97,24 +103,24 @@ class NftMonitor:
         # Whether anything may have changed, so that all news are of any chain until `knows`.
         self._deaf = False
         self._touched: set[str] = set()
-        # The number of the last transaction that was told of, or was before all that will be; None
-        # where that is not known.
+        # The number of the last transaction: told of, or given when it was first asked for.
         self._last: int | None = None
+        # What the kernel names this socket by, and whether it was asked and has not answered.
+        self._port, self._asked = port, False
 
     def fileno(self) -> int:
         """What select(2) finds readable when there is something to hear."""
         return self._socket.fileno()
 
-    def begin(self, generation: int | None) -> None:
-        """All transactions from that number on are told of, as far as the kernel says its number.
+    def ask(self) -> None:
+        """Has the next call of `hear` make sure that no transaction was left out.
 
-        What was done until then is known, or looked for.
+        The kernel answers with the number of the last one, at once and behind all that it told
+        before. It may be one that is still being told of, and then seems to be left out.
         """
-        self._last = generation
-
-    def has_heard_of(self, generation: int | None) -> bool:
-        """Whether all transactions until that number were told of; False where nobody knows."""
-        return generation is not None and generation == self._last
+        self._asked = True
+        with suppress(OSError):
+            self._socket.send(_QUESTION)
 
     def knows(self, names: Iterable[str], marks: int = 0) -> None:
         """These are the names of all chains that there are; the one that marks has `marks` rules.
@@ -153,7 +159,10 @@ class NftMonitor:
             try:
                 for kind, sender, body in messages(data):
                     ours = sender == own
-                    if kind == _NEWGEN:
+                    if kind == _NEWGEN and sender == self._port:
+                        self._asked = False
+                        self._compare(body)
+                    elif kind == _NEWGEN:
                         committed = committed or ours
                         self._count(body)
                         if not ours and self._end_matters() and len(by) < _MOST_PROCESSES:
@@ -163,6 +172,10 @@ class NftMonitor:
                         self._take(kind, body, ours)
             except Lost:
                 self._lose()
+        if self._asked:
+            # Who does not answer proves nothing.
+            self._asked, news = False, True
+            self._lose()
         touched, self._touched = self._touched, set()
         if not (touched or self._deaf or self._balance) and self._marks_seen is not None:
             self._marks, self._marks_seen = self._marks_seen, None
@@ -174,16 +187,17 @@ class NftMonitor:
         self._deaf, self._matters, self._balance = True, False, 0
 
     def _count(self, body: bytes) -> None:
-        """Takes note of the end of a transaction. Raises Lost where there was one in between."""
-        if self._last is None:
-            return
-        number = int.from_bytes(_of_end(body).get(_NUMBER, b""), "big")
-        further = (number - self._last) % _NUMBERS
-        # What was going on when listening began was told of as well.
-        if 0 < further < _NUMBERS // 2:
-            self._last = number
-            if further > 1:
-                raise Lost
+        """Takes note of the end of a transaction. Raises Lost if others were left out before."""
+        before, self._last = self._last, _number(body)
+        # None is left out where its end is told a moment after it was asked for.
+        if before is not None and (self._last - before) % _NUMBERS > 1:
+            raise Lost
+
+    def _compare(self, body: bytes) -> None:
+        """Takes note of the number of the last transaction. Raises Lost if it was left out."""
+        before, self._last = self._last, _number(body)
+        if before not in (None, self._last):
+            raise Lost
 
     def _take(self, kind: int, body: bytes, ours: bool) -> None:
         """Takes note of a message that tells of a chain, a rule or the table. Raises Lost."""
@@ -252,6 +266,11 @@ def _process(body: bytes) -> str:
     name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     number = int.from_bytes(found.get(_PROCESS_ID, b"")[:4], "big")
     return f"{one_line(name, 16) or 'a process'} (pid {number})"
+
+
+def _number(body: bytes) -> int:
+    """The number of a transaction, of which a message says that it was the last. Raises Lost."""
+    return int.from_bytes(_of_end(body).get(_NUMBER, b""), "big")
 
 
 def _of_end(body: bytes) -> dict[int, bytes]:

@@ -11,7 +11,7 @@ in. What is due, and when:
   drift that is told   once others are quiet for 30 ms, or a second after they began (nft); a legacy
                        table is asked for its size every half second
   a drift check        each `driftCheckPeriod` where nobody tells, or less often where it costs much
-  a proof              every five minutes: whether the kernel told of something that was not heard
+  a proof              every five minutes: whether all was heard that the kernel did
   a thorough check     every hour, whatever the kernel says
   a failed write       after a back-off of its table's own, 0.2 s doubling to 10 s (`kept`)
 """

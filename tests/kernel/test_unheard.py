@@ -1,4 +1,4 @@
-"""What the kernel did not tell of is found, and that it told of everything is proved by no look."""
+"""What the kernel did not tell of is found, and no table is read to prove that there is nothing."""
 
 from __future__ import annotations
 

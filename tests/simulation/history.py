@@ -82,7 +82,10 @@ def history(seed: int) -> list[Step]:
     begin = [step("backend", often(0.7))]
     begin += [step("kernel_has", ["192.168.7.11"])] if often(0.9) else []
     begin += [step("api_is_at", [], 6443, True)] if often(0.9) else []
-    return [*begin, *(make() for make in makers), *(_drift(chance, pool) if often(0.3) else ())]
+    drift = _drift(chance, pool) if often(0.3) else ()
+    # Whatever else happens shows what was left out before.
+    last = _in_silence(chance) if often(0.3) else ()
+    return [*begin, *(make() for make in makers), *drift, *last]
 
 
 def _drift(chance: random.Random, pool: Sequence[str]) -> list[Step]:
@@ -92,6 +95,18 @@ def _drift(chance: random.Random, pool: Sequence[str]) -> list[Step]:
     steps += [step("put", _put(chance, pool), True) for _ in range(chance.choice((2, 5)))]
     kinds = (_others_alone, _overtaken)
     return [*steps, *(chance.choice(kinds)(chance, pool) for _ in range(8))]
+
+
+def _in_silence(chance: random.Random) -> list[Step]:
+    """Others change a table, nobody is told, and then nothing happens any more."""
+    told, family = chance.choice(("missed", "missed", "unseen")), chance.choice(FAMILIES)
+    in_nat = step("others", chance.choice(tuple(MEDDLING)), family, chance.choice(CHAINS), told, "")
+    in_filter = step("others_in_filter", chance.choice(tuple(IN_FILTER)), family, told, "")
+    begin = [step("list_anew", each) for each in (SERVICES, THE_NODE)]
+    last = in_nat
+    if chance.random() < 0.3:
+        begin, last = [*begin, step("reload", "drop invalid")], in_filter
+    return [*begin, step("deliver", 50), step("let_pass", 310.0, "due"), last]
 
 
 _SWAPPED = ("load_balancer_ips", "cluster_ips")

@@ -80,11 +80,13 @@ MUTATIONS = {
             "    if False:\n",
         ),
     },
-    "sync/agent.py": {
+    "sync/inputs.py": {
         "kube-proxy's mode changes nothing": (
             "if self.cluster.services is None or unneeded_in(self.proxy_mode):",
             "if self.cluster.services is None:",
         ),
+    },
+    "sync/agent.py": {
         "a table is never read whatever the kernel says": (
             "                table.programmer.resync()\n",
             "                pass\n",
@@ -92,6 +94,11 @@ MUTATIONS = {
         "the kernel is not asked whether it told of everything": (
             "                table.programmer.prove()\n",
             "                pass\n",
+        ),
+        "of filter it is not asked whether it told of everything": (
+            "            for table in self._all:\n                table.programmer.prove()\n",
+            "            for table in self._tables.values():\n"
+            "                table.programmer.prove()\n",
         ),
         "it says that it is in sync while it is behind": (
             "is_planned = self._planned is self._inputs and not self._inputs.lacking",

@@ -37,6 +37,21 @@ class Wrote(NamedTuple):
     now: Chains
 
 
+class Transactions:
+    """The changes of all tables, which the kernel numbers as one."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.listening: list[SimTable] = []
+
+    def made(self, table: SimTable, told: Telling, touched: Touched) -> None:
+        """`table` was changed; whoever listens is told of all tables."""
+        self.last += told != "unseen"
+        if told == "told":
+            for each in self.listening:
+                each.hears_of(self.last, touched if each is table else frozenset())
+
+
 class SimTable(FakeTable):
     """The table of `family`; where it `tells`, others' changes are told of, as nft's are.
 
@@ -48,6 +63,7 @@ class SimTable(FakeTable):
         family: Family,
         advance: Callable[[float], None],
         wrote: Callable[[SimTable, Wrote], None],
+        transactions: Transactions,
         name: str = "nat",
     ) -> None:
         super().__init__(MARK_MASQ if name == "nat" else "", name)
@@ -65,8 +81,9 @@ class SimTable(FakeTable):
         # has taken note of yet, with the numbers of the changes, and what somebody has.
         self._queue: list[tuple[int, Touched]] = []
         self._heard: list[Touched] = []
-        # The number of the last change, and of the last one that somebody has taken note of.
-        self._generation = self._counted = 0
+        # And the number of the last one that somebody has taken note of.
+        self._transactions, self._counted = transactions, 0
+        transactions.listening.append(self)
         self._listening = False
         # What the last `reread` gave.
         self._there: Amendment = {}
@@ -109,13 +126,16 @@ class SimTable(FakeTable):
     def note(self, told: Telling = "told", touched: Touched = None) -> None:
         """The table is another one now; `told` says whether the kernel tells."""
         self._last = next(self._version)
-        self._generation += told != "unseen"
-        if told == "told":
-            self._queue.append((self._generation, touched))
+        self._transactions.made(self, told, touched)
+
+    def hears_of(self, number: int, touched: Touched) -> None:
+        """The kernel tells of a change by its number, and of what it touched here."""
+        self._queue.append((number, touched))
 
     def _hear(self) -> None:
         for number, touched in self._queue:
-            any_chain = touched is None or number != self._counted + 1
+            left_out = self.tells and number != self._counted + 1
+            any_chain = touched is None or left_out
             self._heard += [None] if any_chain else [touched] if touched else []
             self._counted = number
         self._queue = []
@@ -126,7 +146,7 @@ class SimTable(FakeTable):
         """The table, or what goes wrong. Raises TableError."""
         self._pause("before save")
         self._queue, self._heard, self._listening = [], [], True
-        self._counted = self._generation
+        self._counted = self._transactions.last
         self._fail("save")
         if self.native:
             raise TableError("iptables-save", "Table `nat' is incompatible", FOREIGN_HINT)
@@ -165,7 +185,7 @@ class SimTable(FakeTable):
     def changed(self, closely: bool = False) -> Since:
         """See `Table`; closely it is exact, as a digest is, or the number of all changes."""
         self._hear()
-        if self.tells and closely and self._counted != self._generation:
+        if self.tells and closely and self._counted != self._transactions.last:
             self._heard.append(None)
         if self._heard:
             return Since.CHANGED
@@ -186,7 +206,8 @@ class SimTable(FakeTable):
     @property
     def is_unread(self) -> bool:
         """Whether it was told of something that the agent has not looked at."""
-        return self.tells and self._listening and bool(self._queue or self._heard)
+        here = [touched for _, touched in self._queue if touched != frozenset()]
+        return self.tells and self._listening and bool(here or self._heard)
 
     def close(self) -> None:
         """See `Table`."""

@@ -35,7 +35,7 @@ from tests.simulation.history import history
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put
 from tests.simulation.oracle import State
 from tests.simulation.search import Simulation, Step, Violation
-from tests.simulation.table import SimTable, Telling, Wrote
+from tests.simulation.table import SimTable, Telling, Transactions, Wrote
 from tests.support.agentnode import NAMES
 
 # A world is quiet after this long, whatever went wrong: what nobody told of is found within five
@@ -69,8 +69,11 @@ class World:
         self.slow = self.unsaid = self.unseen = -math.inf
         # Whether work waits for the main loop, and when it has something to do without any.
         self.woken, self.due = True, -math.inf
-        self.tables = {family: SimTable(family, self.advance, self._wrote) for family in FAMILIES}
-        self.filters = {f: SimTable(f, self.advance, filters.judge, "filter") for f in FAMILIES}
+        all_tables = Transactions()
+        self.tables = {f: SimTable(f, self.advance, self._wrote, all_tables) for f in FAMILIES}
+        self.filters = {
+            f: SimTable(f, self.advance, filters.judge, all_tables, "filter") for f in FAMILIES
+        }
         # Addresses that the kernel has no more, and since when.
         self.gone: dict[Address, float] = {}
         self.addresses: frozenset[Address] = frozenset()
@@ -431,9 +434,10 @@ class World:
                 raise Violation(f"{table.family}: {name} is not as written by\n{wrote.text}")
         if self.told.lacking:
             raise Violation(f"{table.family}: written while something is lacking:\n{wrote.text}")
-        family, got = table.family, oracle.meaning(wrote.left, self._insisting(table.family))
-        if "-probe" in wrote.text and oracle.keeps(oracle.meaning(wrote.seen), got):
+        # What others did is not undone with a trial yet, and may mean anything until it is.
+        if "-probe" in wrote.text and oracle.keeps(wrote.seen, wrote.left):
             return
+        family, got = table.family, oracle.meaning(wrote.left, self._insisting(table.family))
         for place, state in enumerate(self.states[family]):
             if not state.lacking and got in self._meant(state, table, wrote.left):
                 del self.states[family][:place]

@@ -63,11 +63,11 @@ def told(ends: tuple[socket.socket, socket.socket]) -> socket.socket:
 
 @pytest.fixture
 def monitor(ends: tuple[socket.socket, socket.socket]) -> NftMonitor:
-    return NftMonitor(ends[1], 4, "nat", lambda chain: chain.startswith("IPVS_"))
+    return NftMonitor(ends[1], 4, "nat", lambda chain: chain.startswith("IPVS_"), port=PORT)
 
 
 NEWTABLE, DELTABLE, NEWCHAIN, DELCHAIN, NEWRULE, DELRULE = 0, 2, 3, 5, 6, 8
-OTHERS, OURS = 9, 7
+OTHERS, OURS, PORT = 9, 7, 3
 # The attribute that names the chain.
 NAME = {NEWTABLE: 4, NEWCHAIN: 3, DELCHAIN: 3, NEWRULE: 2, DELRULE: 2}
 NOTHING = Heard()
@@ -171,65 +171,94 @@ def test_nobody_is_named_for_what_was_lost(told: socket.socket, monitor: NftMoni
     assert monitor.hear(own=OURS) == Heard(None)
 
 
-ANY = None
+ANY, FEW = None, frozenset[str]()
 LAST = (1 << 32) - 1
 
 
 @pytest.mark.parametrize(
-    ("begun", "numbers", "touched", "heard_of"),
+    ("told_of", "touched"),
     [
-        (5, [6, 7, 8], frozenset(), 8),
-        (5, [], frozenset(), 5),
-        # Of the sixth nothing is told.
-        (5, [7], ANY, 7),
-        (5, [6, 8, 9], ANY, 9),
-        # What was under way when listening began is told of as well.
-        (5, [4, 5, 6], frozenset(), 6),
-        (LAST, [LAST], frozenset(), LAST),
-        (LAST - 1, [LAST], frozenset(), LAST),
-        # The kernel leaves out nought.
-        (LAST, [1], ANY, 1),
-        # A kernel that does not say its number.
-        (None, [6, 8], frozenset(), None),
+        pytest.param([("answer", 5), ("end", 6), ("end", 7)], FEW, id="one by one"),
+        pytest.param([("answer", 5), ("end", 6), ("end", 8), ("end", 9)], ANY, id="no seventh"),
+        pytest.param([("end", 5), ("end", 7)], ANY, id="no sixth, and no answer"),
+        pytest.param([("answer", 5), ("end", 6), ("answer", 6)], FEW, id="none after the last"),
+        pytest.param([("answer", 5), ("end", 6), ("answer", 7)], ANY, id="one after the last"),
+        pytest.param([("end", 4), ("end", 5), ("answer", 5)], FEW, id="before the first answer"),
+        # It cannot be told from one that is left out.
+        pytest.param([("answer", 5), ("answer", 6), ("end", 6)], ANY, id="still being told of"),
+        pytest.param([("answer", LAST - 1), ("end", LAST)], FEW, id="the largest number"),
+        pytest.param([("answer", LAST), ("end", 1)], ANY, id="the kernel leaves out nought"),
+        pytest.param([("answer", LAST), ("end", 0)], FEW, id="if it did not"),
     ],
 )
 @pytest.mark.parametrize("sender", [OTHERS, OURS])
-def test_a_transaction_that_was_not_told_of_may_have_changed_any_chain(
-    begun: int | None,
-    numbers: list[int],
+def test_a_transaction_that_is_left_out_may_have_changed_any_chain(
+    told_of: list[tuple[str, int]],
     touched: frozenset[str] | None,
-    heard_of: int | None,
     sender: int,
     told: socket.socket,
     monitor: NftMonitor,
 ) -> None:
-    monitor.begin(begun)
-    for number in numbers:
-        told.send(generation(sender=sender, number=number))
-    heard = monitor.hear(own=OURS)
-    assert heard == Heard(touched, committed=sender == OURS and bool(numbers))
-    for number in (begun or 0, *numbers, 11):
-        assert monitor.has_heard_of(number) == (number == heard_of)
-    assert not monitor.has_heard_of(None)
+    for what, number in told_of:
+        told.send(generation(sender=PORT if what == "answer" else sender, number=number))
+    committed = sender == OURS and any(what == "end" for what, _ in told_of)
+    assert monitor.hear(own=OURS) == Heard(touched, committed)
 
 
-def test_who_is_deaf_still_counts_the_transactions(
+def test_what_was_left_out_is_over_when_somebody_has_looked(
     told: socket.socket, monitor: NftMonitor
 ) -> None:
-    monitor.begin(5)
-    for each in [*(about(DELRULE, name) for name in MANY), generation(number=6)]:
-        told.send(each)
-    told.send(about(NEWRULE, "THEIRS"))
-    told.send(generation(number=7))
-    assert monitor.hear().touched is None
-    assert monitor.has_heard_of(7)
-    # What was lost is not lost again as soon as somebody has looked.
-    told.send(generation(number=9))
-    assert monitor.hear().touched is None
-    monitor.begin(9)
+    for number in (5, 7):
+        told.send(generation(number=number))
+    assert monitor.hear().touched is ANY
     monitor.knows(["IPVS_A"])
-    told.send(generation(number=10))
-    assert monitor.hear().touched == frozenset()
+    told.send(generation(number=8))
+    told.send(generation(sender=PORT, number=8))
+    assert monitor.hear() == NOTHING
+
+
+def test_who_is_deaf_still_counts(told: socket.socket, monitor: NftMonitor) -> None:
+    told.send(generation(sender=PORT, number=5))
+    for each in (*(about(DELRULE, name) for name in MANY), generation(number=6)):
+        told.send(each)
+    for each in (about(NEWRULE, "THEIRS"), generation(number=7)):
+        told.send(each)
+    assert monitor.hear().touched is ANY
+    monitor.knows(["IPVS_A"])
+    told.send(generation(number=8))
+    assert monitor.hear().touched == FEW
+
+
+def test_the_kernel_is_asked_for_the_number_of_the_last_transaction(
+    told: socket.socket, monitor: NftMonitor
+) -> None:
+    monitor.ask()
+    length, kind, flags, _, _ = struct.unpack("=IHHII", told.recv(100)[:16])
+    assert (length, kind, flags) == (20, 10 << 8 | 16, 1)
+    told.send(generation(sender=PORT, number=5))
+    assert monitor.hear() == NOTHING
+    # It is asked for once.
+    assert monitor.hear() == NOTHING
+
+
+@pytest.mark.parametrize("answer", [b"", message(2, bytes(4)), message(10 << 8 | 15)[:-2]])
+def test_a_kernel_that_does_not_answer_is_not_believed(
+    answer: bytes, told: socket.socket, monitor: NftMonitor
+) -> None:
+    monitor.ask()
+    if answer:
+        told.send(answer)
+    assert monitor.hear() == Heard(ANY)
+    monitor.knows(["IPVS_A"])
+    assert monitor.hear() == NOTHING
+
+
+def test_a_socket_that_takes_no_question_is_not_believed(
+    told: socket.socket, monitor: NftMonitor
+) -> None:
+    told.close()
+    monitor.ask()
+    assert monitor.hear() == Heard(ANY)
 
 
 @pytest.mark.parametrize("mark", ["", "KUBE-MARK-MASQ"])

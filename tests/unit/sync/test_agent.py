@@ -339,7 +339,7 @@ def test_the_kernel_is_not_believed_for_ever(
     assert started.rules(IPV4) == wanted
 
 
-def test_where_everything_is_told_nothing_but_the_proof_is_ever_due(
+def test_where_everything_is_told_nothing_but_the_proof_is_due(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(FakeTable, "changed", lambda *_, **__: Since.UNCHANGED)
