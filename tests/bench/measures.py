@@ -44,6 +44,8 @@ class Scale:
     connections: int
     # How many Services the tables of times are about, on each backend; and starts of more.
     parts: Sequence[int]
+    # How often the table of a change's times is measured.
+    passes: int
     starts: Sequence[tuple[str, int]]
     # With so many Services, so many times each kind of drift.
     drift: Sequence[tuple[int, int]]
@@ -68,6 +70,7 @@ FULL = Scale(
     prior_art=100,
     connections=10_000,
     parts=(100, 1_000, 10_000),
+    passes=2,
     starts=(("nft", 10_000), ("legacy", 10_000), ("nft", 50_000)),
     drift=((100, 50), (1_000, 50), (10_000, 20)),
     grid=(10_000, 8),
@@ -90,6 +93,7 @@ QUICK = Scale(
     prior_art=5,
     connections=1_000,
     parts=(100,),
+    passes=1,
     starts=(("nft", 300),),
     drift=(),
     grid=(),
