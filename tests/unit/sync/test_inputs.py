@@ -54,7 +54,7 @@ def test_no_service_gets_rules_where_kube_proxy_needs_no_help(mode: str) -> None
 
 
 def test_before_the_first_list_there_are_no_services() -> None:
-    assert not Inputs(Config()).to_program
+    assert dict(Inputs(Config()).to_program) == {}
 
 
 # What is lacking, and what is awaited
