@@ -4,8 +4,9 @@ The package takes 30 MB and half a second to import, and is needed for a moment 
 and when the credentials change. So a `Reader` starts a process, where `main` runs, and gives what
 it says: one line of JSON in a pipe.
 
-The package is asked who the user is, and no more than that: it writes certificates and keys that
-the kubeconfig or a program gives into temporary files, and opens files that never end.
+The package is asked what headers say who the user is, and no more than that: it writes certificates
+and keys that the kubeconfig or a program gives into temporary files, and opens files that never
+end. Where only a certificate says who, as on most nodes, there is nothing to ask it.
 """
 
 from __future__ import annotations
@@ -307,10 +308,12 @@ def _encoded(pem: str) -> str:
 
 def _headers(user: Mapping[str, Any]) -> dict[str, str]:
     """What says who the user is, along with each request."""
+    known = {key: user[key] for key in _HEADER_KEYS if user.get(key) is not None}
+    if not known:
+        return {}
     from kubernetes.client import Configuration
     from kubernetes.config import load_kube_config_from_dict
 
-    known = {key: user[key] for key in _HEADER_KEYS if user.get(key) is not None}
     document = {
         "current-context": "only",
         "contexts": [{"name": "only", "context": {"cluster": "only", "user": "only"}}],

@@ -98,6 +98,20 @@ def test_a_file_of_another_user_is_refused(path: Path) -> None:
         read(path)
 
 
+def test_a_certificate_alone_does_not_wait_for_the_package(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = settings(path)
+    assert plain.headers == {}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kubernetes"]:
+        monkeypatch.delitem(sys.modules, name)
+    # None has an import fail.
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    assert settings(path) == plain
+    with pytest.raises(ImportError):
+        settings(write(tmp_path / "token.conf", naming(token="abc")))
+
+
 @pytest.mark.parametrize("name", ["kubelet.conf", "kubelet-client-current.pem"])
 def test_what_only_root_may_read_is_asked_for_as_root(
     name: str, path: Path, monkeypatch: pytest.MonkeyPatch
