@@ -49,7 +49,7 @@ from ipvs_node_agent.observe.uncovered import UncoveredPods
 from ipvs_node_agent.processes.isolated import Replacement
 from ipvs_node_agent.processes.launcher import Launcher
 from ipvs_node_agent.rules.here import ADDRESSES, API_SERVERS, Here
-from ipvs_node_agent.sync.agent import Agent
+from ipvs_node_agent.sync.agent import GLANCE_PERIOD, Agent
 from ipvs_node_agent.sync.state import Published, View
 
 log = logging.getLogger(__name__)
@@ -241,8 +241,8 @@ class _Loop:
             self._after_sync()
         self._turned = time.monotonic()
         self._publish()
-        due = min(due, self._manager.sign_due, self._ahead_ends)
-        self._work_off(max(0.0, due - time.monotonic()))
+        self._sleep(min(due, self._manager.sign_due, self._ahead_ends))
+        self._work_off()
         if time.monotonic() >= self._ahead_ends:
             self._ahead_ends = math.inf
             self._kernel.forget_ahead()
@@ -266,9 +266,18 @@ class _Loop:
             chains=self._config.chains,
         )
 
-    def _work_off(self, timeout: float) -> None:
-        """Does what others want, after waiting at most `timeout` seconds for something to do."""
-        self._inbox.wait(self._agent.told_by, timeout)
+    def _sleep(self, due: float) -> None:
+        """Waits for work or for what a table tells, until `due` or what a look shows is due."""
+        told_by = self._agent.told_by
+        longest = GLANCE_PERIOD if self._agent.untold else math.inf
+        while True:
+            left = due - time.monotonic()
+            if self._inbox.wait(told_by, min(left, longest)) or left <= longest:
+                return
+            due = min(due, self._agent.due)
+
+    def _work_off(self) -> None:
+        """Does what others want."""
         end = time.monotonic() + _TAKING_SECONDS
         while not self._stopped.is_set() and time.monotonic() <= end:
             work = self._inbox.take()

@@ -35,14 +35,20 @@ class Inbox:
         """What comes next; None where there is nothing."""
         return self._work.popleft() if self._work else None
 
-    def wait(self, others: Iterable[int], seconds: float) -> None:
-        """Waits for work, or for one of these file descriptors to be readable, at most so long."""
-        if not self._work:
+    def wait(self, others: Iterable[int], seconds: float) -> bool:
+        """Waits for work, or for one of these file descriptors to be readable, at most so long.
+
+        Whether that came.
+        """
+        came = bool(self._work)
+        if not came:
             waiting = select.poll()
             for each in (self._said, *others):
                 waiting.register(each, select.POLLIN)
-            waiting.poll(None if seconds == math.inf else math.ceil(max(seconds, 0.0) * 1000))
+            limit = None if seconds == math.inf else math.ceil(max(seconds, 0.0) * 1000)
+            came = bool(waiting.poll(limit))
         # Before the work is taken: what is put from now on is said anew.
         with suppress(BlockingIOError):
             while os.read(self._said, 1 << 16):
                 pass
+        return came

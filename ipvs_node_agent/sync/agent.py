@@ -56,8 +56,8 @@ _SYNC_INTERVAL = 0.07
 # A look at a table of which nobody tells may have so much of a core. It is no rarer than the first
 # pause, or a millisecond for each Service, but the second at most.
 _CHECK_SHARE, _CHECK_PAUSES = 0.0045, (10.0, 30.0)
-# How often such a table is asked for its size.
-_GLANCE_PERIOD = 0.5
+# How often to ask for `due` where such a table is.
+GLANCE_PERIOD = 0.5
 _PROOF_PERIOD, _RESYNC_PERIOD = 300.0, 3600.0
 
 
@@ -259,21 +259,44 @@ class Agent:
             self._pending.setdefault(key, Pending(since, old))
 
     def tick(self) -> float:
-        """Does what is due, and gives the time at which something will be due again."""
+        """Does what is due, and gives the time at which something will be due again; see `due`."""
         self._note_sync()
-        due = self._do_what_is_due()
+        self.take_here(Here.at)
+        if self._ready():
+            self._do_what_is_due()
         self._note_sync()
-        return due
+        return self.due
+
+    @property
+    def due(self) -> float:
+        """When `tick` will have something to do, as far as is known.
+
+        What others do to a table shows at once where the kernel tells of it (`told_by`). Where it
+        does not (`untold`), most of it shows here, so that this has to be asked for repeatedly.
+        """
+        if not self._inputs.suffice:
+            return self._inputs.here.due
+        planned = self._planned is self._inputs
+        return min(
+            math.inf if planned else self._next_sync,
+            self._next_check if self.untold else math.inf,
+            self._next_proof,
+            self._next_resync,
+            self._inputs.here.due,
+            *(table.due for table in self._all),
+        )
+
+    @property
+    def untold(self) -> bool:
+        """Whether the kernel does not tell of what others do to a table."""
+        return any(table.untold for table in self._all)
 
     def _note_sync(self) -> None:
         if self.in_sync != self._was_in_sync:
             self._was_in_sync, self._in_sync_since = self.in_sync, self._clock()
 
-    def _do_what_is_due(self) -> float:
+    def _do_what_is_due(self) -> None:
         now = self._clock()
-        self.take_here(Here.at)
-        if not self._ready():
-            return now + self._inputs.config.drift_check_period
         if self._planned is not self._inputs and now >= self._next_sync:
             self._plan()
             self._next_sync = now + _SYNC_INTERVAL
@@ -299,13 +322,6 @@ class Agent:
             self._say_synced()
         for table in self._all:
             table.programmer.prepare()
-        next_sync = math.inf if planned else self._next_sync
-        untold = any(table.untold for table in self._all)
-        look = min(self._next_check, now + _GLANCE_PERIOD) if untold else math.inf
-        due = (table.due for table in self._all)
-        return min(
-            look, self._next_proof, self._next_resync, self._inputs.here.due, next_sync, *due
-        )
 
     @property
     def told_by(self) -> Sequence[int]:
@@ -314,10 +330,8 @@ class Agent:
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""
-        told = self._inputs.told
-        lacks = self._inputs.lacking if told else ""
-        self._notices.take_lacking(lacks)
-        return told and not lacks
+        self._notices.take_lacking(self._inputs.lacking if self._inputs.told else "")
+        return self._inputs.suffice
 
     def _plan(self) -> None:
         inputs, since = self._inputs, self._behind_since

@@ -65,3 +65,8 @@ class Inputs:
     def told(self) -> bool:
         """Whether everything that rules depend on has been told once."""
         return self.cluster.listed and not self.here.awaited
+
+    @property
+    def suffice(self) -> bool:
+        """Whether rules can be made of them."""
+        return self.told and not self.lacking

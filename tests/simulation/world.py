@@ -29,7 +29,7 @@ from ipvs_node_agent.model.events import NODES, SERVICES
 from ipvs_node_agent.model.objects import Node, Problem, Service
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.rules.here import ADDRESSES, API_SERVERS, Here
-from ipvs_node_agent.sync.agent import Agent
+from ipvs_node_agent.sync.agent import GLANCE_PERIOD, Agent
 from tests.simulation import filters, objects, oracle
 from tests.simulation.history import history
 from tests.simulation.objects import CONFIGS, KEY, MEDDLING, Put
@@ -350,6 +350,10 @@ class World:
         start, ticks, most = self.now, 0, 200 + 30 * (end - self.now)
         while True:
             due = self.now if self._is_woken() else self.due
+            if self.agent.untold and self.now + GLANCE_PERIOD < min(due, end):
+                self.now += GLANCE_PERIOD
+                self.due = min(self.due, self.agent.due)
+                continue
             if due > end:
                 break
             began = self.now = max(due, self.now)

@@ -29,21 +29,21 @@ def test_it_waits_no_longer_than_it_may_and_not_at_all_where_there_is_work() -> 
         if work:
             inbox.put(lambda: None)
         began = time.monotonic()
-        inbox.wait([], timeout)
+        assert inbox.wait([], timeout) is work
         waited = time.monotonic() - began
         assert waited < 10
         assert waited >= (0.0 if work else timeout)
     # What was said is not said again.
     taken(inbox)
     began = time.monotonic()
-    inbox.wait([], 0.2)
+    assert not inbox.wait([], 0.2)
     assert time.monotonic() - began >= 0.2
 
 
 def test_another_descriptor_wakes_it() -> None:
     inbox, (reading, writing) = Inbox(), os.pipe()
     os.write(writing, b"x")
-    inbox.wait([reading], math.inf)
+    assert inbox.wait([reading], math.inf)
     assert inbox.take() is None
 
 

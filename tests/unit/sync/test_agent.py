@@ -302,6 +302,20 @@ def test_the_more_a_check_costs_the_less_often_it_comes(
     assert started.tables[IPV4].tries - before == pytest.approx(120 / pause, abs=2)
 
 
+def test_what_nobody_tells_of_is_due_as_soon_as_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = running(web(EXTERNAL_4))
+    started.tick()
+    later = started.agent.due
+    assert started.agent.untold
+    monkeypatch.setattr(started.tables[IPV4], "changed", lambda *_, **__: Since.CHANGED)
+    started.tables[IPV4].meddle("-F IPVS_OUTPUT")
+    started.clock.now += 0.5
+    assert started.agent.due < min(later, started.clock.now + 0.1)
+    started.clock.now = started.agent.due
+    started.tick()
+    started.holds(WEB_4)
+
+
 @pytest.mark.parametrize(
     ("proof", "before", "after"),
     [

@@ -76,6 +76,12 @@ def test_nothing_is_lacking_of_a_node_with_pod_cidrs_and_addresses() -> None:
     assert inputs().lacking == ""
 
 
+def test_rules_can_be_made_where_all_is_told_and_nothing_lacking() -> None:
+    assert inputs().suffice
+    for fields in ({"cluster": told(node())}, {"here": Here(frozenset({ADDRESSES}))}):
+        assert not inputs(**fields).suffice
+
+
 def test_a_node_without_pod_cidrs_lacks_nothing_where_pods_are_known_by_interface() -> None:
     bare = told(node())
     assert inputs(cluster=bare, here=Here(pod_networks=frozenset({CALI}))).lacking == ""
