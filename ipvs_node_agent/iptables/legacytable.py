@@ -136,24 +136,28 @@ def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> N
 
 def _places(block: bytearray, next_at: int, counts_at: int) -> tuple[struct.Struct, ...]:
     """What takes out of `block` all but the counters. Raises OSError where they cannot be told."""
-    entries = _entries(block, next_at, counts_at)
+    between = _between(block, next_at, counts_at)
     found = []
-    while piece := "".join(islice(entries, _TOGETHER)):
+    while piece := "".join(islice(between, _TOGETHER)):
         found.append(struct.Struct(f"={piece}"))
     return tuple(found)
 
 
-def _entries(block: bytearray, next_at: int, counts_at: int) -> Iterator[str]:
+def _between(block: bytearray, next_at: int, counts_at: int) -> Iterator[str]:
+    """What lies between the counters of one entry and those of the next, in one piece."""
     offsets = struct.Struct("=H")
-    at, end = _HEADER.size, len(block)
+    since = at = _HEADER.size
+    end = len(block)
     while at < end:
         if at + counts_at + _COUNTS > end:
             raise OSError("an entry is cut off")
         (length,) = offsets.unpack_from(block, at + next_at)
         if length < counts_at + _COUNTS or at + length > end:
             raise OSError("an entry is too short")
-        yield f"{counts_at}s{_COUNTS}x{length - counts_at - _COUNTS}s"
+        yield f"{at + counts_at - since}s{_COUNTS}x"
+        since = at + counts_at + _COUNTS
         at += length
+    yield f"{end - since}s"
 
 
 def _digest(block: bytearray, places: Sequence[struct.Struct]) -> int:

@@ -78,9 +78,11 @@ class Table:
             _, block = self.seen._fetched(asking)
         next_at, counts_at = self.seen._layout
         at = legacytable._HEADER.size
-        for piece in legacytable._entries(block, next_at, counts_at):
-            yield struct.unpack_from("=QQ", block, at + counts_at)
+        # Behind the last counters is nothing but the end of an entry.
+        *pieces, _ = legacytable._between(block, next_at, counts_at)
+        for piece in pieces:
             at += struct.calcsize(f"={piece}")
+            yield struct.unpack_from("=QQ", block, at - legacytable._COUNTS)
 
     def compare(self) -> int:
         """Has both say the same; of how many entries."""
