@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -30,7 +31,7 @@ from tests.support.apiserver import ApiServer
 from tests.support.fleet import NODE, raw, raw_node
 from tests.support.netns import Namespace, namespaces
 from tests.support.pki import Pki
-from tests.support.places import REPOSITORY
+from tests.support.places import PROGRAM
 from tests.support.tables import add_mark_masq, restore
 from tests.support.waiting import eventually
 
@@ -201,12 +202,18 @@ def changes(lines: list[str]) -> int:
     return sum(found) + sum(1 for line in lines if _CHANGE.search(line))
 
 
-def _compiled(folder: Path) -> dict[str, str]:
-    """The environment in which Python finds the program compiled, as a package does it."""
-    variables = {"PYTHONPYCACHEPREFIX": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
-    command = [sys.executable, "-m", "compileall", "-q", "ipvs_node_agent"]
-    subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **variables}, check=True)
-    return variables
+# Python finds what packages have compiled, and the program not in the current folder.
+_AS_INSTALLED = {"PYTHONPYCACHEPREFIX": "", "PYTHONSAFEPATH": "1"}
+
+
+def _install(folder: Path) -> None:
+    """Has a copy of the program there, compiled, as a package has it.
+
+    The processes that it starts are isolated, and find nothing that variables tell of.
+    """
+    shutil.copytree(PROGRAM, folder / PROGRAM.name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "compileall", "-q", str(folder)]
+    subprocess.run(command, env={**os.environ, **_AS_INSTALLED}, check=True)
 
 
 @contextmanager
@@ -233,5 +240,7 @@ def bench_bed(
             with agent_process(namespace, directory / "agent", settings) as agent:
                 # As it runs on a node. The log of `DEBUG` tells of each write, and takes its time.
                 agent.options = []
-                agent.variables = _compiled(directory / "bytecode")
+                _install(directory / "installed")
+                agent.path = [directory / "installed", *agent.path]
+                agent.variables = dict(_AS_INSTALLED)
                 yield BenchBed(namespace, backend, dict(services), api, agent, tell)

@@ -15,6 +15,8 @@ from tests.support.store import ABSENT, Change, Store, at_version
 
 INITIAL_EVENTS_END = {"k8s.io/initial-events-end": "true"}
 
+_PIECE = 64 << 10
+
 Action = Callable[["Watch"], Awaitable[None]]
 
 
@@ -60,9 +62,16 @@ class Watch:
     async def send_state(self, mark_end: bool) -> None:
         """Begin with an event for each object there is, and a mark if asked for."""
         objects, self._position = self._store.items(self._kind)
+        told = bytearray()
         for obj in objects:
             if matches(obj, self._selector):
-                await self.write(event("ADDED", obj))
+                told += event("ADDED", obj)
+            # A write for each object would take longer than a client takes to read it.
+            if len(told) >= _PIECE:
+                await self.write(bytes(told))
+                told.clear()
+        if told:
+            await self.write(bytes(told))
         if mark_end and self._bookmarks:
             await self.write(self._bookmark(INITIAL_EVENTS_END))
 
