@@ -88,7 +88,7 @@ def pki() -> Pki:
 
 @pytest.fixture
 def kubeconfig_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads kubeconfigs without a process of its own, which takes half a second each time.
+    """Reads kubeconfigs without a process of its own, which takes a while each time.
 
     unit/kubeconfig/test_reader.py shows that both ways give the same. The first import compiles the
     package, which may take longer than a test waits for an answer: it is not made while one waits.

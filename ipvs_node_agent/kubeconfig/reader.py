@@ -309,8 +309,11 @@ def _encoded(pem: str) -> str:
 def _headers(user: Mapping[str, Any]) -> dict[str, str]:
     """What says who the user is, along with each request."""
     known = {key: user[key] for key in _HEADER_KEYS if user.get(key) is not None}
-    if not known:
-        return {}
+    return _headers_of(known) if known else {}
+
+
+def _headers_of(known: dict[str, Any]) -> dict[str, str]:
+    """What the package makes of these keys of a user."""
     from kubernetes.client import Configuration
     from kubernetes.config import load_kube_config_from_dict
 

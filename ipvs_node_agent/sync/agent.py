@@ -3,8 +3,8 @@
 All that the rules depend on is one `Inputs`, which never changes: whatever is told makes another,
 and `_become` alone goes from one to the next.
 
-`take` notes an event; `tick` does what is due and tells when to call it again. The clock is handed
-in. What is due, and when:
+`take` notes an event; `tick` does what is due and tells when to call it again, which may become
+sooner where nobody tells of drift (`due`). The clock is handed in. What is due, and when:
 
   a change             at once, but not within 70 ms of the last, so that a burst makes few writes
   splitting chains     a second after the change that made one too long, or with the next burst
@@ -272,7 +272,8 @@ class Agent:
         """When `tick` will have something to do, as far as is known.
 
         What others do to a table shows at once where the kernel tells of it (`told_by`). Where it
-        does not (`untold`), most of it shows here, so that this has to be asked for repeatedly.
+        does not (`untold`), most of it shows here, so that this has to be asked for repeatedly: it
+        looks at the tables, and takes note of since when they have been others.
         """
         if not self._inputs.suffice:
             return self._inputs.here.due

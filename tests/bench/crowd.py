@@ -129,7 +129,7 @@ class Agents:
         self._listed: set[tuple[int, str]] = set()
         self.failures: list[BaseException] = []
         self._stack = ExitStack()
-        # It would take half a second each; that it is a process of its own costs nobody else.
+        # A process of its own for each would cost nobody but this machine.
         self._stack.enter_context(
             patch.object(Reader, "_read_elsewhere", lambda reader: settings(reader.path))
         )

@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 LIFETIME = 120.0
 # Ten minutes; CI gives fewer.
 MINUTES = float(os.environ.get("IPVS_NODE_AGENT_ROTATION_MINUTES", "10"))
-# A rotation is noticed within ten seconds and read by a process that takes half a second, several
+# A rotation is noticed within ten seconds and read by a process of its own, which takes seconds
 # where the machine has more to do; changes do not wait for that.
 FOLLOWED = 25.0
 

@@ -20,7 +20,6 @@ from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
 from tests.support.netns import Namespace
 from tests.support.pki import Pki, plain_kubeconfig
-from tests.support.places import STANDIN
 from tests.support.tables import add_foreign_rules, add_mark_masq, ours, restore, saved
 from tests.support.topology import CLUSTER_IP, EXTERNAL_IP, Topology, topology
 from tests.support.waiting import eventually
@@ -170,7 +169,6 @@ def node_bed(
             settings["iptables"] = {"backend": backend}
             settings["metricsBindAddress"] = ""
         with agent_process(namespace, directory / "agent", settings) as agent:
-            agent.path.append(STANDIN)
             yield Bed(namespace, backend, api, agent, settings)
 
 

@@ -14,7 +14,7 @@ from tests.kernel.conftest import node_bed
 from tests.support.agentprocess import AgentProcess
 from tests.support.netns import Namespace
 from tests.support.pki import Pki
-from tests.support.places import STANDIN, TESTS
+from tests.support.places import TESTS
 from tests.support.tables import add_mark_masq, restore
 
 pytestmark = pytest.mark.kernel
@@ -115,9 +115,8 @@ def table(namespace: Namespace, family: Family, backend: str) -> str:
 def test_run_gives_the_table(
     shown: Shown, namespace: Namespace, backend: str, pki: Pki, tmp_path: Path
 ) -> None:
-    """Set up as kubeadm does it, with the libraries that agents have."""
+    """Set up as kubeadm does it."""
     with node_bed(namespace, backend, tmp_path, pki) as bed:
-        bed.agent.path.remove(STANDIN)
         bed.configure(iptables={"backend": backend})
         for each in shown.objects:
             bed.api.put(each)

@@ -14,7 +14,6 @@ from ipvs_node_agent.model.addresses import IPV4
 from tests.kernel.conftest import OTHER, WEB, Bed
 from tests.support.execplugin import Hanging, hanging_plugin
 from tests.support.faults import ANY_BACKEND
-from tests.support.places import STANDIN
 from tests.support.processes import descendants
 from tests.support.waiting import eventually
 
@@ -22,12 +21,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12"), ANY_BACKEND]
 
 # What an operator takes for at once, on a busy machine.
 SOON = 8
-
-
-@pytest.fixture(autouse=True)
-def really_read(bed: Bed) -> None:
-    """Kubeconfigs are read with the package that agents have."""
-    bed.agent.path.remove(STANDIN)
 
 
 @pytest.fixture

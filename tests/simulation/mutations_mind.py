@@ -91,6 +91,10 @@ MUTATIONS = {
             "                table.programmer.resync()\n",
             "                pass\n",
         ),
+        "what fails or settles is not due again": (
+            "            *(table.due for table in self._all),\n",
+            "",
+        ),
         "the kernel is not asked whether it told of everything": (
             "                table.programmer.prove()\n",
             "                pass\n",

@@ -69,6 +69,8 @@ class World:
         self.slow = self.unsaid = self.unseen = -math.inf
         # Whether work waits for the main loop, and when it has something to do without any.
         self.woken, self.due = True, -math.inf
+        # When it asks next what nobody tells of.
+        self.glance = -math.inf
         all_tables = Transactions()
         self.tables = {f: SimTable(f, self.advance, self._wrote, all_tables) for f in FAMILIES}
         self.filters = {
@@ -350,8 +352,9 @@ class World:
         start, ticks, most = self.now, 0, 200 + 30 * (end - self.now)
         while True:
             due = self.now if self._is_woken() else self.due
-            if self.agent.untold and self.now + GLANCE_PERIOD < min(due, end):
-                self.now += GLANCE_PERIOD
+            if self.agent.untold and self.glance < due and self.glance <= end:
+                self.now = max(self.now, self.glance)
+                self.glance = self.now + GLANCE_PERIOD
                 self.due = min(self.due, self.agent.due)
                 continue
             if due > end:
@@ -380,6 +383,7 @@ class World:
             self._become(addresses=self.addresses.union(self.gone))
         self.woken = False
         self.due = self.agent.tick()
+        self.glance = self.now + GLANCE_PERIOD
         self._look()
 
     def calm(self) -> None:

@@ -9,7 +9,6 @@ PROGRAM = REPOSITORY / "ipvs_node_agent"
 TESTS = REPOSITORY / "tests"
 PACKAGING = REPOSITORY / "packaging"
 # In front of the libraries, it has the package `kubernetes` replaced.
-STANDIN = TESTS / "support" / "standin"
 
 
 def modules() -> dict[str, Path]:

@@ -24,7 +24,9 @@ def test_counts_are_left_out_and_nothing_else() -> None:
     places = legacytable._places(block, *LAYOUT)
     before = legacytable._digest(block, places)
     for at in range(len(HEADER), len(block), 22):
-        for offset in (0, 1, 2, 3, 20, 21) if at % 100 < 22 else ():
+        # Some entries; the first of all, and of those that are put together, are among them.
+        sampled = at % 100 < 22 or (at - len(HEADER)) % 22_000 == 0
+        for offset in (0, 1, 2, 3, 20, 21) if sampled else ():
             block[at + offset] ^= 1
             assert legacytable._digest(block, places) != before
             block[at + offset] ^= 1

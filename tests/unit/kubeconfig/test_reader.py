@@ -112,6 +112,11 @@ def test_a_certificate_alone_does_not_wait_for_the_package(
         settings(write(tmp_path / "token.conf", naming(token="abc")))
 
 
+def test_the_package_would_have_nothing_to_say_of_it() -> None:
+    assert kubeconfigreader._headers_of({}) == {}
+    assert kubeconfigreader._headers_of({"token": "abc"}) == TOKEN
+
+
 @pytest.mark.parametrize("name", ["kubelet.conf", "kubelet-client-current.pem"])
 def test_what_only_root_may_read_is_asked_for_as_root(
     name: str, path: Path, monkeypatch: pytest.MonkeyPatch
