@@ -229,7 +229,7 @@ def bench_bed(
             add_mark_masq(namespace, family, backend)
         pki = Pki()
         pki.write_node_client(directory / "client.pem", NODE.name)
-        with ApiServer(netns=str(namespace.path), pki=pki) as api:
+        with ApiServer(netns=str(namespace.path), pki=pki, streaming_lists=True) as api:
             for known in (raw_node(), *map(tell, services.values())):
                 api.put(known)
             pki.write_kubeconfig(directory / "kubelet.conf", api.url, directory / "client.pem")

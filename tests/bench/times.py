@@ -162,7 +162,6 @@ def _parts(began: float, told: Sequence[Stamp]) -> dict[str, float]:
     first = {stamp.name: stamp for stamp in reversed(told)}
     seconds: dict[str, float] = {"python": first["imports"].ended - began}
     for name in (
-        "list",
         "backend",
         "plan",
         "save",
@@ -173,6 +172,7 @@ def _parts(began: float, told: Sequence[Stamp]) -> dict[str, float]:
         "clean",
     ):
         seconds[name] = sum(s.milliseconds for s in told if s.name == name) / 1000
-    # Both at once, in threads of their own: what is waited for is the later one.
-    seconds["until the list"] = next(s.ended for s in told if s.name == "list") - began
+    # Both at once, in threads of their own.
+    lists = [stamp for stamp in told if stamp.name == "list"]
+    seconds["list"] = max(s.ended for s in lists) - min(s.began for s in lists)
     return seconds
