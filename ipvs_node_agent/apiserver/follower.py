@@ -197,13 +197,13 @@ class Follower:
             # What does not come to its end once may never do, and a plain list always works.
             self._streamed = False
             try:
-                items, version = self._initial(lines)
+                # In a variable, all objects would live as long as the watch.
+                self._listed(*self._initial(lines))
             except ApiError as error:
                 # Servers with an etcd before 3.4.31 or 3.5.13 say so in a stream that has begun.
                 log.debug("listing %s without streaming: %s", self.name, error)
                 return Ending.OTHER_WAY
             self._streamed = True
-            self._listed(items, version)
             return self._follow(answer, patience, lines)
 
     def _initial(self, lines: Iterator[Line]) -> tuple[tuple[Any, ...], str]:

@@ -24,6 +24,7 @@ from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.model.events import Changed, Deleted, Event, Listed, Recovered, Restarted
 from tests.support.clock import Clock
 from tests.support.cluster import service
+from tests.support.living import living
 from tests.support.wire import Response, WiredApi
 
 SERVICES = Resource("services", "/api/v1/services", "Service", read_service, dict)
@@ -360,6 +361,24 @@ def test_a_streaming_list_is_one_request_that_goes_on_as_a_watch() -> None:
     assert followed.told == ["listed a b", "recovered", "changed c 10.19.20.201", "recovered"]
     assert followed.asked == ["stream", "watch 11"]
     assert followed.requests[0]["resourceVersionMatch"] == "NotOlderThan"
+
+
+def test_what_a_streaming_list_told_is_not_kept_as_long_as_it_goes_on() -> None:
+    kept: list[object] = []
+
+    class Watched(Response):
+        """A watch that looks at its end, before the next one begins."""
+
+        def read1(self, amount: int) -> bytes:
+            piece = super().read1(amount)
+            if not piece:
+                kept.append(living("default/told-once"))
+            return piece
+
+    lines = [line("ADDED", web("told-once")), END_OF_STATE, line("ADDED", web("c", "11"))]
+    followed = follow(Watched(200, lines), a_watch(), resource=STREAMED)
+    assert followed.told[0] == "listed told-once"
+    assert kept == [[]]
 
 
 @pytest.mark.parametrize(

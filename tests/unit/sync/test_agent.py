@@ -45,6 +45,7 @@ from tests.support.agentnode import (
 )
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node
 from tests.support.faketable import FakeTable
+from tests.support.living import living
 
 HAND_MADE = "10.1.0.0/16"
 AWAY = RefusedError("API server https://10.0.0.1:6443", "cannot be reached: Connection refused")
@@ -239,6 +240,23 @@ def test_every_transition_ends_in_exactly_the_wanted_rules(case: Case, how: str)
         writes = started.restores[family] - before[family]
         assert writes == (0 if family in case.untouched else 1)
     assert started.agent.in_sync
+
+
+@pytest.mark.parametrize(
+    "external",
+    [
+        pytest.param([EXTERNAL_4, EXTERNAL_6], id="both families"),
+        pytest.param([EXTERNAL_4], id="a family that is not written"),
+    ],
+)
+def test_what_a_service_was_is_not_kept(external: Sequence[str]) -> None:
+    started = running(*(other(f"10.19.9.{n}", f"kept-{n}") for n in range(3)))
+    for name in ("kept-0", "kept-1"):
+        started.put({**web(*external), "metadata": {"name": name, "namespace": "default"}})
+        started.pass_time(2)
+    started.delete("kept-2")
+    started.pass_time(2)
+    assert [len(living(f"default/kept-{n}")) for n in range(3)] == [1, 1, 0]
 
 
 def test_there_and_back_again_writes_nothing() -> None:
