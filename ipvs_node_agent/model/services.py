@@ -60,7 +60,7 @@ class Services(Mapping[str, Service]):
             if service is None:
                 del shard[key]
             else:
-                shard[key] = service
+                shard[key] = _sharing(shard.get(key), service)
         if not fresh:
             return self
         shards = list(self._shards)
@@ -83,3 +83,10 @@ class Services(Mapping[str, Service]):
             if ours is not theirs:
                 keys = ours.keys() | theirs.keys()
                 yield from (key for key in keys if ours.get(key) is not theirs.get(key))
+
+
+def _sharing(old: Service | None, new: Service) -> Service:
+    """`new` with all that is as it was the very same objects: others keep the old ones as keys."""
+    if old is None:
+        return new
+    return Service._make(was if was == now else now for was, now in zip(old, new))

@@ -37,6 +37,14 @@ def test_values_that_share_what_they_have_are_equal_without_a_look(
     assert before != after
 
 
+def test_a_service_that_changes_shares_what_it_keeps() -> None:
+    old, new = (read_service(web(ip)) for ip in ("10.19.20.201", "10.19.20.202"))
+    made = Services([old]).with_changes({new.key: new})[new.key]
+    assert made == new
+    differing = [name for name in new._fields if getattr(made, name) is not getattr(old, name)]
+    assert differing == ["load_balancer_ips"]
+
+
 def test_a_list_keeps_the_very_objects_that_it_has_again() -> None:
     before = many(100)
     again = [service._replace() for service in before.values()]
