@@ -56,7 +56,7 @@ _SYNC_INTERVAL = 0.07
 # A look at a table of which nobody tells may have so much of a core. It is no rarer than the first
 # pause, or a millisecond for each Service, but the second at most.
 _CHECK_SHARE, _CHECK_PAUSES = 0.0045, (10.0, 30.0)
-# How often to ask for `due` where such a table is.
+# How often to ask for `due` where there is such a table.
 GLANCE_PERIOD = 0.5
 _PROOF_PERIOD, _RESYNC_PERIOD = 300.0, 3600.0
 
@@ -272,8 +272,8 @@ class Agent:
         """When `tick` will have something to do, as far as is known.
 
         What others do to a table shows at once where the kernel tells of it (`told_by`). Where it
-        does not (`untold`), most of it shows here, so that this has to be asked for repeatedly: it
-        looks at the tables, and takes note of since when they have been others.
+        does not (`untold`), most of it shows here: this looks at the tables, and notes when they
+        were first seen changed. So it has to be asked for repeatedly.
         """
         if not self._inputs.suffice:
             return self._inputs.here.due
