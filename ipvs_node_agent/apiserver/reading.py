@@ -24,6 +24,7 @@ from ipvs_node_agent.model.objects import (
     Service,
     is_node_name,
     port,
+    same_ports,
 )
 
 IGNORE_ANNOTATION = "ipvs-node-agent/ignore"
@@ -38,9 +39,9 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # In the order in which kube-proxy looks for the node's own (GetNodeHostIPs).
 _ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 _PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
-# A timestamp sorts as text only in the one form that the API server writes.
-_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_NEWEST = "9999-12-31T23:59:59Z"
+# The one form that the API server writes, of which all digits in a row sort as the times do.
+_TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)Z", re.ASCII)
+_NEWEST = 99991231235959
 _MAX_PROBLEMS, _MAX_SHOWN_NUMBER = 10, 10**20
 
 T = TypeVar("T")
@@ -77,9 +78,7 @@ def read_service(raw: Any) -> Service:
     reader = _Reader(key)
     metadata, spec = child(raw, "metadata"), child(raw, "spec")
     created = metadata.get("creationTimestamp")
-    if not isinstance(created, str) or not _TIMESTAMP.fullmatch(created):
-        # Without an age it must not win an address from a Service that has one.
-        created = _NEWEST
+    time = _TIMESTAMP.fullmatch(created) if isinstance(created, str) else None
     balanced = spec.get("type") == LOAD_BALANCER
     labels, annotations = child(metadata, "labels"), child(metadata, "annotations")
     skipped = next((said for label, said in _LEFT_ALONE.items() if label in labels), "")
@@ -89,12 +88,13 @@ def read_service(raw: Any) -> Service:
     ranges, bad_ranges = _source_ranges(reader, spec) if balanced else ((), False)
     return Service(
         key=key,
-        created=created,
+        # Without an age it must not win an address from a Service that has one.
+        created=int("".join(time.groups())) if time else _NEWEST,
         cluster_ips=_cluster_ips(reader, spec),
         load_balancer_ips=served,
         proxied_ips=proxied,
         external_ips=reader.each(spec.get("externalIPs"), "spec.externalIPs", _as_address),
-        ports=reader.each(spec.get("ports"), "spec.ports", _as_port),
+        ports=same_ports(reader.each(spec.get("ports"), "spec.ports", _as_port)),
         local_policy=spec.get("externalTrafficPolicy") == "Local",
         source_ranges=ranges,
         bad_source_ranges=bad_ranges,
@@ -146,6 +146,8 @@ class _Reader:
                 found.append(read(value))
             except ValueError as error:
                 self.problem(f"{at}[{index}] {error}")
+        if len(found) < 2:
+            return tuple(found)
         return tuple({_identity(value): value for value in found}.values())
 
 

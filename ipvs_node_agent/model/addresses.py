@@ -64,19 +64,15 @@ def parse_address(text: str) -> Address:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
         raise ValueError("is not an IP address") from None
-    address = ipaddress.ip_address(packed)
+    address = address_of(packed)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError("is an IPv4-mapped IPv6 address; write it as IPv4")
-    return _with_hash(address)
+    return address
 
 
 def address_of(packed: bytes) -> Address:
     """The address in the 4 or 16 bytes that the kernel writes it in. Raises ValueError."""
-    return _with_hash(ipaddress.ip_address(packed))
-
-
-def _with_hash(address: Address) -> Address:
-    return address if isinstance(address, ipaddress.IPv4Address) else _Address6(int(address))
+    return ipaddress.IPv4Address(packed) if len(packed) == 4 else _Address6(packed)
 
 
 def address_met(text: str) -> Address:

@@ -13,6 +13,10 @@ from ipvs_node_agent.model.addresses import Address, Network
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
+# More than that are kept for nobody, since their author could have them fill the memory.
+_FEW_PORTS = 8
+
+
 class Port(NamedTuple):
     """A Service's port; `protocol` is iptables' name for it."""
 
@@ -24,6 +28,16 @@ class Port(NamedTuple):
 def port(protocol: str, number: int) -> Port:
     """Such a port, mostly the very same object: thousands of Services have one of a few."""
     return Port(protocol, number)
+
+
+def same_ports(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    """These ports; where they are few, mostly the very same object for all who have them."""
+    return _same_ports(ports) if len(ports) <= _FEW_PORTS else ports
+
+
+@lru_cache(maxsize=1024)
+def _same_ports(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    return ports
 
 
 class Problem(NamedTuple):
@@ -45,6 +59,7 @@ TYPES = ("ClusterIP", "NodePort", LOAD_BALANCER, EXTERNAL_NAME)
 class Service(NamedTuple):
     """What the agent needs of a Service.
 
+    `created` is the time as a number, such as 20261130093000 in UTC, which sorts as times do.
     `load_balancer_ips` are those of `status.loadBalancer.ingress` that kube-proxy would serve, and
     `proxied_ips` those that it would not (KEP-1860). `skipped` is what says that the Service is
     left alone: it then only guards its ClusterIPs and its ports. It is empty for all others. With
@@ -53,7 +68,7 @@ class Service(NamedTuple):
     """
 
     key: str
-    created: str
+    created: int
     cluster_ips: tuple[Address, ...]
     load_balancer_ips: tuple[Address, ...]
     proxied_ips: tuple[Address, ...]
@@ -74,6 +89,11 @@ class Node(NamedTuple):
     pod_cidrs: tuple[Network, ...]
     addresses: tuple[Address, ...]
     problems: tuple[Problem, ...]
+
+    @property
+    def key(self) -> str:
+        """What names it, as a Service's key does."""
+        return self.name
 
 
 class NodeNetwork(NamedTuple):

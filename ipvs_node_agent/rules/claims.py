@@ -11,7 +11,7 @@ Nothing here depends on the order in which Services come.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import Address, Family, Network, contains, show_address
@@ -43,15 +43,15 @@ class Claims:
     def __init__(self, config: Config, node: Node, family: Family, network: NodeNetwork) -> None:
         self._config, self._node, self._family = config, node, family
         self._look(network)
-        self._claims: dict[Address, tuple[Claim, ...]] = {}
+        self._claims = _ByAddress[Claim]()
         # Who names an address and has no ClusterIP to lead it to.
-        self._homeless: dict[Address, tuple[str, ...]] = {}
+        self._homeless = _ByAddress[str]()
         # The Services that have a ClusterIP, whether they count or not.
-        self._holders: dict[Address, tuple[str, ...]] = {}
+        self._holders = _ByAddress[str]()
 
     def __iter__(self) -> Iterator[Address]:
         """The addresses that somebody claims."""
-        return iter({**self._claims, **self._homeless})
+        return iter({*self._claims, *self._homeless})
 
     def _look(self, network: NodeNetwork) -> None:
         self._network, self._guard = network, Guard(self._config, self._node, network)
@@ -68,12 +68,12 @@ class Claims:
         blocks = before.pod_blocks ^ network.pod_blocks
         # With many Services, only where they have to be looked at.
         inside = {a for a in self._claims if blocks and any(contains(block, a) for block in blocks)}
-        return inside | (touched & self._claims.keys())
+        return inside | {address for address in touched if address in self._claims}
 
     def replace(self, old: Service | None, new: Service | None) -> set[Address]:
         """Takes note of a Service's change; the addresses for which `awarded` may differ now."""
         touched: set[Address] = set()
-        for service, index in ((old, _drop), (new, _add)):
+        for service, index in ((old, _ByAddress.drop), (new, _ByAddress.add)):
             if service is None:
                 continue
             for address in service.cluster_ips:
@@ -92,19 +92,20 @@ class Claims:
 
     def awarded(self, address: Address) -> tuple[list[Claim], list[Problem]]:
         """The claims to `address` that hold, each limited to its ports, and what is refused."""
-        claims = self._claims.get(address, ())
+        claims = self._claims.at(address)
         counted = [claim for claim in claims if claim.counts]
-        text = f"{show_address(address)} gets no rules: there is no ClusterIP of its family"
-        homeless = [Problem(k, "NoClusterIP", text) for k in self._homeless.get(address, ())]
         awarded, problems = self._awarded(address, claims, counted) if counted else ([], [])
-        return awarded, problems + homeless
+        for key in self._homeless.at(address):
+            text = f"{show_address(address)} gets no rules: there is no ClusterIP of its family"
+            problems.append(Problem(key, "NoClusterIP", text))
+        return awarded, problems
 
     def _awarded(
         self, address: Address, claims: Sequence[Claim], counted: list[Claim]
     ) -> tuple[list[Claim], list[Problem]]:
         reason, why = self._guard.reason(address)
         if not reason and address in self._holders:
-            reason, why = "ClusterIP", f"the ClusterIP of {min(self._holders[address])}"
+            reason, why = "ClusterIP", f"the ClusterIP of {min(self._holders.at(address))}"
         if reason:
             text = f"{show_address(address)} is refused: it is {why}"
             return [], [Problem(claim.service.key, reason, text) for claim in counted]
@@ -122,6 +123,8 @@ class Claims:
         version = self._family.version
         cluster_ip = next((a for a in service.cluster_ips if a.version == version), None)
         named = [address for address in named_ips(service) if address.version == version]
+        if not named:
+            return
         balanced = {*service.load_balancer_ips, *service.proxied_ips}
         counted = is_counted(service, self._config)
         asked = frozenset(external_ips(service, self._config) if counted else ())
@@ -136,20 +139,41 @@ class Claims:
             yield address, Claim(service, cluster_ip, None, who, address in asked, not is_balanced)
 
 
-def _add(index: dict[Address, tuple[T, ...]], address: Address, item: T) -> None:
-    index[address] = (*index.get(address, ()), item)
+class _ByAddress(Generic[T]):
+    """What there is at each address; one alone, as at most, takes no tuple's memory."""
 
+    def __init__(self) -> None:
+        self._first: dict[Address, T] = {}
+        self._more: dict[Address, tuple[T, ...]] = {}
 
-def _drop(index: dict[Address, tuple[T, ...]], address: Address, item: T) -> None:
-    """Takes out `item`; that it is not there is a bug of whoever says so, and raises ValueError."""
-    there = index.get(address, ())
-    left = tuple(other for other in there if other != item)
-    if len(left) != len(there) - 1:
-        raise ValueError(f"{item} is at {address} {len(there) - len(left)} times, not once")
-    if left:
-        index[address] = left
-    else:
-        del index[address]
+    def __iter__(self) -> Iterator[Address]:
+        return iter(self._first)
+
+    def __contains__(self, address: Address) -> bool:
+        return address in self._first
+
+    def at(self, address: Address) -> tuple[T, ...]:
+        first = self._first.get(address)
+        if first is None:
+            return ()
+        return (first, *self._more.get(address, ())) if self._more else (first,)
+
+    def add(self, address: Address, item: T) -> None:
+        if address in self._first:
+            self._more[address] = (*self._more.get(address, ()), item)
+        else:
+            self._first[address] = item
+
+    def drop(self, address: Address, item: T) -> None:
+        """Takes out `item`; that it is not there is a bug of whoever says so: ValueError."""
+        there = self.at(address)
+        left = tuple(other for other in there if other != item)
+        if len(left) != len(there) - 1:
+            raise ValueError(f"{item} is at {address} {len(there) - len(left)} times, not once")
+        del self._first[address]
+        self._more.pop(address, None)
+        for other in left:
+            self.add(address, other)
 
 
 def _by_port(

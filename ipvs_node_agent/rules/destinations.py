@@ -34,7 +34,8 @@ class Entry(NamedTuple):
     @property
     def length(self) -> int:
         """How many plain Services its rules are as long as; one has a mark and a DNAT."""
-        return max(1, (max(len(self.pods), len(self.hosts)) + 1) // 2)
+        pods, hosts = len(self.pods), len(self.hosts)
+        return ((pods if pods > hosts else hosts) + 1) // 2 or 1
 
 
 Entries = dict[int, Entry]
@@ -48,8 +49,8 @@ def destination(address: Address, port: Port | None) -> int:
     return number | PROTOCOLS.index(port.protocol) << PORT_BITS | port.number
 
 
-def listed(entries: Entries, which: int) -> Rules:
-    """The rules of `entries` for pods, or for the host where `which` is 1.
+def listed(entries: Entries) -> tuple[Rules, Rules]:
+    """The rules of `entries` for pods, and those for the host.
 
     They go by address, and where Services share one by Service.
     """
@@ -60,11 +61,13 @@ def listed(entries: Entries, which: int) -> Rules:
             runs[-1].append(key)
         else:
             runs.append([key])
-    return tuple(
-        rule.replace(PORTS, shown_ports(run[0], run[-1]))
-        for run in runs
-        for rule in (entries[run[0]].pods, entries[run[0]].hosts)[which]
-    )
+    pods: list[str] = []
+    hosts: list[str] = []
+    for run in runs:
+        entry, ports = entries[run[0]], shown_ports(run[0], run[-1])
+        pods += [rule.replace(PORTS, ports) for rule in entry.pods]
+        hosts += [rule.replace(PORTS, ports) for rule in entry.hosts]
+    return tuple(pods), tuple(hosts)
 
 
 def shown_ports(first: int, last: int) -> str:

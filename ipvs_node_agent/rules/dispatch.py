@@ -163,10 +163,8 @@ class Tree:
     def chains(self, flat: bool) -> dict[str, Rules]:
         """All chains. With `flat`, the two of the configuration hold every rule themselves."""
         if not flat:
-            tops = {name: self._rules(self._root, which) for which, name in enumerate(self._names)}
-            return {**self._chains, **tops}
-        entries = self._gathered([self._root])
-        return {name: listed(entries, which) for which, name in enumerate(self._names)}
+            return {**self._chains, **dict(zip(self._names, self._rules(self._root)))}
+        return dict(zip(self._names, listed(self._gathered([self._root]))))
 
     # Changes of single addresses
 
@@ -217,10 +215,14 @@ class Tree:
             (only,) = entries
             return [self._build(self._cut(only, self._bits), entries, depth + 1)]
         length = self._common(entries).length + _STRIDE
-        parts: dict[Prefix, Entries] = {}
+        low = self._width - length
+        parts: dict[int, Entries] = {}
         for key in sorted(entries):
-            parts.setdefault(self._cut(key, length), {})[key] = entries[key]
-        children = [self._build(slot, part, depth + 1) for slot, part in parts.items()]
+            parts.setdefault(key >> low, {})[key] = entries[key]
+        children = [
+            self._build(Prefix(first << low, length), part, depth + 1)
+            for first, part in parts.items()
+        ]
         if depth + 1 < _DEEPEST:
             return children
         return [node for child in children for node in child.nodes() if node.is_leaf]
@@ -334,8 +336,8 @@ class Tree:
     def _draw(self, node: _Node) -> None:
         # The root is drawn when it is asked for, as it has other names.
         if node is not self._root:
-            for which, base in enumerate(self._stems):
-                self._chains[f"{base}-{node.tag}"] = self._rules(node, which)
+            for base, rules in zip(self._stems, self._rules(node)):
+                self._chains[f"{base}-{node.tag}"] = rules
 
     def _forget(self, node: _Node) -> None:
         for each in node.nodes():
@@ -343,10 +345,14 @@ class Tree:
             for base in self._stems:
                 del self._chains[f"{base}-{each.tag}"]
 
-    def _rules(self, node: _Node, which: int) -> Rules:
-        base = self._stems[which]
-        jumps = [rule(self._match(child.prefix), f"{base}-{child.tag}") for child in node.children]
-        return (*jumps, *listed(node.entries, which))
+    def _rules(self, node: _Node) -> tuple[Rules, Rules]:
+        """Those of `node` in the tree for pods, and those in the one for the host."""
+        jumps = [(self._match(child.prefix), child.tag) for child in node.children]
+        pods, hosts = (
+            (*(rule(match, f"{base}-{tag}") for match, tag in jumps), *rules)
+            for base, rules in zip(self._stems, listed(node.entries))
+        )
+        return pods, hosts
 
     def _match(self, prefix: Prefix) -> str:
         """What a rule asks for that is about the destinations in `prefix`."""

@@ -181,18 +181,22 @@ class Planner:
     def _note(
         self, address: Address, served: tuple[str, ...], problems: tuple[Problem, ...]
     ) -> None:
-        before = self._served.pop(address, ())
+        before = self._served.get(address, ())
         if before != served:
-            self._addresses.subtract(before)
-            self._addresses.update(served)
+            for key in served:
+                self._addresses[key] += 1
             for key in before:
+                self._addresses[key] -= 1
                 if not self._addresses[key]:
                     del self._addresses[key]
-        if served:
-            self._served[address] = served
-        self._refused.pop(address, None)
+            if served:
+                self._served[address] = served
+            else:
+                del self._served[address]
         if problems:
             self._refused[address] = problems
+        else:
+            self._refused.pop(address, None)
 
 
 class Replanner:

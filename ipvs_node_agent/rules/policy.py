@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.model.addresses import (
     Address,
     Family,
     Network,
-    contains,
     is_within,
     of_family,
+    parse_network,
     show_network,
 )
 from ipvs_node_agent.model.objects import Node, NodeNetwork, PodNetwork, Service, Snapshot
@@ -20,6 +21,18 @@ from ipvs_node_agent.model.objects import Node, NodeNetwork, PodNetwork, Service
 # Where kube-proxy's mode is not IPVS, external IPs work without this agent, and do not work with
 # it: a DNAT of ours ends the packet's walk through nat, where kube-proxy would find an endpoint.
 _UNNEEDED_IN = frozenset({"iptables", "nftables"})
+# What is nobody's on any node.
+_NOBODYS = [
+    (parse_network(prefix), reason, why)
+    for reason, why, *prefixes in (
+        ("Loopback", "a loopback address", "127.0.0.0/8", "::1/128"),
+        ("Unspecified", "an unspecified address", "0.0.0.0/32", "::/128"),
+        ("LinkLocal", "a link-local address", "169.254.0.0/16", "fe80::/10"),
+        ("Multicast", "a multicast address", "224.0.0.0/4", "ff00::/8"),
+        ("Broadcast", "a broadcast address", "255.255.255.255/32"),
+    )
+    for prefix in prefixes
+]
 
 
 def unneeded_in(mode: str | None) -> bool:
@@ -35,13 +48,17 @@ def to_program(seen: Snapshot, mode: str | None) -> Snapshot:
 def external_ips(service: Service, config: Config) -> tuple[Address, ...]:
     """The external IPs of `service` that the configuration asks for, each once."""
     more = service.external_ips if config.services.external_ips else ()
-    return tuple(dict.fromkeys((*service.load_balancer_ips, *more)))
+    return _joined(service.load_balancer_ips, more)
 
 
 def named_ips(service: Service) -> tuple[Address, ...]:
     """All addresses that `service` names as its own, with rules of ours or without; each once."""
-    named = (*service.load_balancer_ips, *service.proxied_ips, *service.external_ips)
-    return tuple(dict.fromkeys(named))
+    return _joined(service.load_balancer_ips, (*service.proxied_ips, *service.external_ips))
+
+
+def _joined(some: tuple[Address, ...], more: tuple[Address, ...]) -> tuple[Address, ...]:
+    """Both, each address once, as each of `some` is; most Services have no `more`."""
+    return tuple(dict.fromkeys((*some, *more))) if more else some
 
 
 def is_counted(service: Service, config: Config) -> bool:
@@ -113,35 +130,61 @@ def lacking(config: Config, node: Node, interfaces: tuple[str, ...]) -> str:
     return ""
 
 
+class _Range(NamedTuple):
+    """Addresses as numbers, the last one included, and why no Service may have one of them."""
+
+    first: int
+    last: int
+    reason: str = ""
+    why: str = ""
+
+
+class _Ranges:
+    """Ranges of both families; of those that an address is in, the first one counts.
+
+    To ask Python's own addresses and networks would take a tenth of the time of a plan.
+    """
+
+    def __init__(self, networks: Iterable[tuple[Network, str, str]]) -> None:
+        self._ranges: dict[int, list[_Range]] = {4: [], 6: []}
+        for network, reason, why in networks:
+            first, last = int(network.network_address), int(network.broadcast_address)
+            self._ranges[network.version].append(_Range(first, last, reason, why))
+
+    def holding(self, address: Address) -> _Range | None:
+        number = int(address)
+        for found in self._ranges[address.version]:
+            if found.first <= number <= found.last:
+                return found
+        return None
+
+
 class Guard:
     """Knows the addresses that no Service may have, as foreign traffic would go with them."""
 
     def __init__(self, config: Config, node: Node, network: NodeNetwork) -> None:
-        self._network = network
-        self._allowed = config.services.allowed_external_cidrs
-        self._pod_cidrs = sorted(
-            {*(config.pod_cidrs or ()), *node.pod_cidrs}, key=lambda cidr: (cidr.version, cidr)
+        cidrs, blocks = (
+            sorted(found, key=lambda cidr: (cidr.version, cidr))
+            for found in ({*(config.pod_cidrs or ()), *node.pod_cidrs}, network.pod_blocks)
         )
+        inside = [(each, "PodCIDR", f"inside the pod CIDR {show_network(each)}") for each in cidrs]
+        self._never = _Ranges([*_NOBODYS, *inside])
+        self._pods = network.pods
+        self._blocks = _Ranges(
+            (each, "PodCIDR", f"inside {show_network(each)}, which pods' addresses are from")
+            for each in blocks
+        )
+        allowed = config.services.allowed_external_cidrs
+        self._allowed = _Ranges((each, "", "") for each in allowed) if allowed else None
 
     def reason(self, address: Address) -> tuple[str, str]:
         """Why no Service may have `address`, as one word and as a sentence's end; or nothing."""
-        for reason, applies, why in (
-            ("Loopback", address.is_loopback, "a loopback address"),
-            ("Unspecified", address.is_unspecified, "an unspecified address"),
-            ("LinkLocal", address.is_link_local, "a link-local address"),
-            ("Multicast", address.is_multicast, "a multicast address"),
-            ("Broadcast", address.packed == b"\xff" * 4, "a broadcast address"),
-        ):
-            if applies:
-                return reason, why
-        for cidr in self._pod_cidrs:
-            if contains(cidr, address):
-                return "PodCIDR", f"inside the pod CIDR {show_network(cidr)}"
-        if address in self._network.pods:
+        found = self._never.holding(address)
+        if found is None and address in self._pods:
             return "PodCIDR", "routed to a pod of this node"
-        for block in self._network.pod_blocks:
-            if contains(block, address):
-                return "PodCIDR", f"inside {show_network(block)}, which pods' addresses are from"
-        if self._allowed and not any(contains(cidr, address) for cidr in self._allowed):
+        found = found or self._blocks.holding(address)
+        if found is not None:
+            return found.reason, found.why
+        if self._allowed is not None and self._allowed.holding(address) is None:
             return "NotAllowed", "outside services.allowedExternalCIDRs"
         return "", ""

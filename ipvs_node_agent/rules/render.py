@@ -96,14 +96,15 @@ class Writer:
         if not (sources or host):
             return {}
         prefix, key = f"{show_address(address)}/{self._family.bits}", claim.service.key
+        cluster_ip = show_address(claim.cluster_ip)
 
         def entry(protocol: str = "", ports: str = "") -> Entry:
             to = partial(ruletext.match, prefix, protocol=protocol, ports=ports, service=key)
             pods = [
-                self._pair(to(source=source, interface=interface), claim, self._mark_pods)
+                self._pair(to(source=source, interface=interface), cluster_ip, self._mark_pods)
                 for source, interface in sources
             ]
-            hosts = self._pair(to(local=True), claim, True) if host else ()
+            hosts = self._pair(to(local=True), cluster_ip, True) if host else ()
             return Entry(tuple(chain(*pods)), hosts, key)
 
         if claim.ports is None:
@@ -132,6 +133,6 @@ class Writer:
             return claim.clients is None
         return any(contains(cidr, self._host) for cidr in claim.clients)
 
-    def _pair(self, match: str, claim: Claim, marked: bool) -> Rules:
-        to = ruletext.rule(match, "DNAT", show_address(claim.cluster_ip))
+    def _pair(self, match: str, cluster_ip: str, marked: bool) -> Rules:
+        to = ruletext.rule(match, "DNAT", cluster_ip)
         return (ruletext.rule(match, self._mark), to) if marked else (to,)

@@ -45,7 +45,7 @@ MUTATIONS = {
     },
     "rules/claims.py": {
         "an address that the kernel has changes nothing": (
-            "return inside | (touched & self._claims.keys())",
+            "return inside | {address for address in touched if address in self._claims}",
             "return inside",
         ),
     },

@@ -80,7 +80,7 @@ def service(number: int, external: Address, port: int = 80) -> Service:
     """A LoadBalancer Service as `read_service` would give it."""
     return Service(
         key=f"team-{number % 100}/service-{number}",
-        created="2026-01-01T00:00:00Z",
+        created=20260101000000,
         cluster_ips=(_CLUSTER_IPS[external.version][number + 1],),
         load_balancer_ips=(external,),
         proxied_ips=(),

@@ -44,8 +44,10 @@ def test_ports_that_follow_each_other_are_one_rule_and_services_stand_together()
         number(83): entry("a"),
         number(85): entry("a", continues=True),
     }
-    assert listed(entries, 0) == ("a pods 80:81", "a pods 83", "a pods 85", "b pods 82")
-    assert listed(entries, 1) == ("a host 80:81", "a host 83", "a host 85", "b host 82")
+    assert listed(entries) == (
+        ("a pods 80:81", "a pods 83", "a pods 85", "b pods 82"),
+        ("a host 80:81", "a host 83", "a host 85", "b host 82"),
+    )
 
 
 @pytest.mark.parametrize(("rules", "length"), [(0, 1), (1, 1), (2, 1), (3, 2), (8, 4)])

@@ -7,10 +7,24 @@ from dataclasses import replace
 import pytest
 
 from ipvs_node_agent.config.settings import DEFAULTS, Config
-from ipvs_node_agent.model.addresses import IPV4, IPV6, parse_address, parse_network
-from ipvs_node_agent.model.objects import NodeNetwork, PodNetwork, Problem
+from ipvs_node_agent.model.addresses import (
+    IPV4,
+    IPV6,
+    Address,
+    address_of,
+    parse_address,
+    parse_network,
+)
+from ipvs_node_agent.model.objects import Node, NodeNetwork, PodNetwork, Problem
 from ipvs_node_agent.rules.planner import Plan, plan
-from ipvs_node_agent.rules.policy import is_one_of, lacking, pod_cidrs, pod_interfaces, unneeded_in
+from ipvs_node_agent.rules.policy import (
+    Guard,
+    is_one_of,
+    lacking,
+    pod_cidrs,
+    pod_interfaces,
+    unneeded_in,
+)
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
     NODE_IP,
@@ -169,6 +183,44 @@ def test_an_address_of_a_pod_is_refused_wherever_it_comes_from(
     found = plan(DEFAULTS, replace(snapshot(WEB), network=network), IPV4)
     text = f"10.19.0.1 is refused: it is {why}"
     assert found.problems == (Problem("default/web", "PodCIDR", text),)
+
+
+NOWHERE = Node("worker-1", (), (), ())
+# What Python's ipaddress says of such an address.
+PYTHONS = {
+    "Loopback": "is_loopback",
+    "Unspecified": "is_unspecified",
+    "LinkLocal": "is_link_local",
+    "Multicast": "is_multicast",
+}
+EDGES = [
+    address
+    for text in (
+        *("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "0.0.0.0/32", "10.1.0.0/16"),
+        *("::1/128", "::/128", "fe80::/10", "ff00::/8", "fd00::/8"),
+    )
+    for network in [parse_network(text)]
+    for address in (network.network_address, network.broadcast_address)
+]
+
+
+@pytest.mark.parametrize("edge", EDGES, ids=str)
+def test_whose_an_address_is_goes_by_its_range_to_the_edges(edge: Address) -> None:
+    guard = Guard(Config(), NOWHERE, NodeNetwork())
+    last = 2**edge.max_prefixlen - 1
+    for number in {max(int(edge) - 1, 0), int(edge), min(int(edge) + 1, last)}:
+        address = address_of(number.to_bytes(edge.max_prefixlen // 8, "big"))
+        by_python = [name for name, asked in PYTHONS.items() if getattr(address, asked)]
+        assert guard.reason(address)[0] == (by_python[0] if by_python else "")
+
+
+@pytest.mark.parametrize(("ip", "last"), [("10.1.255.254", True), ("10.2.0.0", False)])
+def test_of_several_ranges_the_widest_is_named(ip: str, last: bool) -> None:
+    """So that two processes say the same."""
+    blocks = [parse_network(each) for each in ("10.1.255.0/24", "10.0.0.0/15", "10.1.0.0/16")]
+    guard = Guard(Config(), NOWHERE, NodeNetwork(pod_blocks=frozenset(blocks)))
+    why = "inside 10.0.0.0/15, which pods' addresses are from"
+    assert guard.reason(parse_address(ip)) == (("PodCIDR", why) if last else ("", ""))
 
 
 def test_where_cidrs_are_allowed_an_ip_outside_them_is_refused() -> None:
