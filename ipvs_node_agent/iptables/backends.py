@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Callable
@@ -103,9 +104,23 @@ class Kernel:
             self.moves,
             # The filter table is hardly ever written.
             again=name == NAT,
+            hush=self._hush,
         )
         self._tables.append(table)
         return Programmer(table, owns, called, writes)
+
+    @contextmanager
+    def _hush(self) -> Iterator[None]:
+        """Has no table be told of the one write that is made meanwhile."""
+        for table in self._tables:
+            table.pause()
+        transactions = 0
+        try:
+            yield
+            transactions = 1
+        finally:
+            for table in self._tables:
+                table.resume(transactions)
 
     def look_ahead(self) -> None:
         """Starts to look at the tables, while it is not known yet what they are to hold."""

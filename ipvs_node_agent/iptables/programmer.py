@@ -20,9 +20,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Callable, NamedTuple
 
+from ipvs_node_agent.iptables.anytable import Since, Table
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.settling import Settling
-from ipvs_node_agent.iptables.table import Since, Table
 from ipvs_node_agent.nat.amended import amended
 from ipvs_node_agent.nat.chains import NAT
 from ipvs_node_agent.nat.edits import counted

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 import re
 import select
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from typing import Callable, Protocol, TypeVar
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Callable, TypeVar
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.iptables.command import Command, TableError
 from ipvs_node_agent.iptables.saved import ends, saved_table, whole_if_told
 from ipvs_node_agent.model.addresses import Family
@@ -40,67 +40,8 @@ _MOST_NAMED = 3
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 
 
-class Since(enum.Enum):
-    """What became of a table since it was last read, as far as the table itself can tell."""
-
-    UNCHANGED = enum.auto()
-    CHANGED = enum.auto()
-    UNKNOWN = enum.auto()
-
-
 # What a look at a legacy table says.
 _SINCE = {True: Since.UNCHANGED, False: Since.CHANGED, None: Since.UNKNOWN}
-
-
-class Table(Protocol):
-    """One family's table; which one, and in which backend, stays behind it."""
-
-    def save(self) -> str:
-        """The table as iptables-save prints it. Raises TableError."""
-
-    def restore(self, text: str) -> None:
-        """Applies `text`, all of it or nothing, without flushing the rest. Raises TableError."""
-
-    def changed(self, closely: bool = False) -> Since:
-        """Whether somebody else changed something of ours since it was last looked at.
-
-        Asking costs next to nothing, and `closely` a little: then who is not told looks, and who is
-        told makes sure that nothing was missed.
-        """
-
-    def reread(self) -> Amendment | None:
-        """What has become of the chains that others were last told to have changed.
-
-        None where that may be any, and `save` alone can tell. Raises TableError.
-        """
-
-    @property
-    def read_ahead(self) -> bool:
-        """Whether what `save` gives is there already, and nothing was told since."""
-
-    def looked(self) -> None:
-        """What was told until the last `reread` is known, and is no change any more."""
-
-    @property
-    def told(self) -> int:
-        """Another number each time that others are told to have changed something of ours."""
-
-    @property
-    def changed_by(self) -> tuple[str, ...]:
-        """Who changed something of ours between the last two looks, as far as that is told."""
-
-    @property
-    def told_by(self) -> int | None:
-        """What poll(2) finds readable when somebody changes it; None where nobody tells."""
-
-    def watch(self, chains: Collection[str]) -> None:
-        """Has others' `chains` count for `changed` as ours do, from the last `save` on."""
-
-    def prepare(self) -> None:
-        """Gets ready for the next `restore`, where one was made; takes next to no time."""
-
-    def close(self) -> None:
-        """Waits for the last restore, and listens no more until the next `save`."""
 
 
 class KernelTable:
@@ -108,7 +49,8 @@ class KernelTable:
 
     `owns` tells which chains are the agent's: `changed` is about those and the built-in ones, and
     about whether the chain `mark` has rules. `moves` is called when kube-proxy's chains or tables
-    come or go, of an nft table. With `again`, what writes next is kept ready for it.
+    come or go, of an nft table. With `again`, what writes next is kept ready for it. In the block
+    of `hush` nobody who could be told of a large write is told anything.
     """
 
     def __init__(
@@ -122,11 +64,12 @@ class KernelTable:
         name: str = NAT,
         moves: Callable[[], None] = lambda: None,
         again: bool = False,
+        hush: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._spares = Spares(launcher, command.find) if again else None
         # With what the last restore was made, unless the next one is ready.
         self._again: Sequence[str] | None = None
-        self._launcher, self._name, self._moves = launcher, name, moves
+        self._launcher, self._name, self._moves, self._hush = launcher, name, moves, hush
         self._family, self._backend, self._owns, self._mark = family, backend, owns, mark
         self._save = f"{family.command}-{backend}-save"
         self._restore = f"{family.command}-{backend}-restore"
@@ -245,8 +188,14 @@ class KernelTable:
         self._finish()
         self._makes = True
         self._seen.forget()
-        if len(text) > _LOUD:
-            self._stop_listening()
+        if len(text) <= _LOUD:
+            self._write(text)
+            return
+        self._stop_listening()
+        with self._hush():
+            self._write(text)
+
+    def _write(self, text: str) -> None:
         # Only with a number does -w stop waiting, and only as a word of its own on every version.
         arguments = ["-w", str(self._lock_wait), "--noflush"]
         limit = command.TIME_LIMIT + self._lock_wait
@@ -357,6 +306,20 @@ class KernelTable:
             self._monitor.close()
             self._monitor = None
             self._note()
+
+    def pause(self) -> None:
+        """Is told of nothing until `resume`."""
+        if self._monitor is not None:
+            self._monitor.pause()
+
+    def resume(self, transactions: int) -> None:
+        """Is told of changes again; any but those `transactions` meanwhile may be one of ours."""
+        try:
+            if self._monitor is not None:
+                self._monitor.resume(transactions)
+        except OSError as error:
+            log.debug("cannot listen for changes of nftables any more: %s", error)
+            self._stop_listening()
 
     def _concerns(self, chain: str) -> bool:
         return chain in BUILT_IN_CHAINS or self._owns(chain) or chain in self._watched

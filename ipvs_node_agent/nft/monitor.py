@@ -19,7 +19,7 @@ from typing import Callable, NamedTuple, Optional
 from ipvs_node_agent.errors import one_line
 
 _NETLINK_NETFILTER = 12
-_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_DROP_MEMBERSHIP = 270, 1, 2
 _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10
 _NLMSG_OVERRUN = 4
@@ -105,6 +105,8 @@ class NftMonitor:
         self._touched: set[str] = set()
         # The number of the last transaction: told of, or given when it was first asked for.
         self._last: int | None = None
+        # How many transactions there were while it paused.
+        self._unheard = 0
         # What the kernel names this socket by, and whether it was asked and has not answered.
         self._port, self._asked = port, False
 
@@ -121,6 +123,30 @@ class NftMonitor:
         self._asked = True
         with suppress(OSError):
             self._socket.send(_QUESTION)
+
+    def pause(self) -> None:
+        """Is told of nothing until `resume`.
+
+        The kernel makes a message for each rule that somebody writes only where anybody listens.
+        """
+        # Where it listens on, it will have heard too much, and look.
+        with suppress(OSError):
+            self._member(_NETLINK_DROP_MEMBERSHIP)
+
+    def resume(self, transactions: int) -> None:
+        """Listens again. Raises OSError.
+
+        Where there were not just so many `transactions` meanwhile, the next call of `hear` takes
+        them for changes of any chain.
+        """
+        self._member(_NETLINK_ADD_MEMBERSHIP)
+        self._unheard += transactions
+        if self._last is None:
+            self._lose()
+        self.ask()
+
+    def _member(self, option: int) -> None:
+        self._socket.setsockopt(_SOL_NETLINK, option, _NFNLGRP_NFTABLES)
 
     def knows(self, names: Iterable[str], marks: int = 0) -> None:
         """These are the names of all chains that there are; the one that marks has `marks` rules.
@@ -196,7 +222,8 @@ class NftMonitor:
     def _compare(self, body: bytes) -> None:
         """Takes note of the number of the last transaction. Raises Lost if it was left out."""
         before, self._last = self._last, _number(body)
-        if before not in (None, self._last):
+        unheard, self._unheard = self._unheard, 0
+        if before is not None and (self._last - before) % _NUMBERS != unheard:
             raise Lost
 
     def _take(self, kind: int, body: bytes, ours: bool) -> None:

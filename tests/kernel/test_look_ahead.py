@@ -10,8 +10,9 @@ import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.iptables.command import launch
-from ipvs_node_agent.iptables.table import AHEAD_LIMIT, BACKENDS, NFT, KernelTable, Since
+from ipvs_node_agent.iptables.table import AHEAD_LIMIT, BACKENDS, NFT, KernelTable
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4
 from ipvs_node_agent.processes.launcher import Launcher
 from tests.support.kernelagent import commands_started, kernel_agent

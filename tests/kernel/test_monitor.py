@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
+from ipvs_node_agent.iptables.anytable import Since
+from ipvs_node_agent.iptables.backends import Kernel
 from ipvs_node_agent.iptables.command import TableError, launch
 from ipvs_node_agent.iptables.programmer import Programmer
-from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since
+from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable
 from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.nat.amended import amended
 from ipvs_node_agent.nat.chains import owner
@@ -302,6 +304,65 @@ def test_a_large_write_of_our_own_is_looked_at_once(table: KernelTable) -> None:
     assert table.changed() is Since.CHANGED
     table.save()
     assert table.changed() is Since.UNCHANGED
+
+
+THEIRS = nat("-D OUTPUT -j IPVS_OUTPUT")
+ELSEWHERE = nat(*MARKS)
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "said", "heard"),
+    [
+        ([], [ELSEWHERE], 1, Since.UNCHANGED),
+        ([], [], 0, Since.UNCHANGED),
+        ([ELSEWHERE], [ELSEWHERE], 1, Since.UNCHANGED),
+        ([THEIRS], [ELSEWHERE], 1, Since.CHANGED),
+        ([], [THEIRS, ELSEWHERE], 1, Since.CHANGED),
+        # Ours failed, and another one came.
+        ([], [THEIRS], 0, Since.CHANGED),
+        ([], [], 1, Since.CHANGED),
+    ],
+)
+def test_who_pauses_for_a_write_misses_no_other_one(
+    before: list[str],
+    meanwhile: list[str],
+    said: int,
+    heard: Since,
+    table: KernelTable,
+    namespace: Namespace,
+) -> None:
+    for text in before:
+        restore(namespace, IPV4, NFT, text)
+    table.pause()
+    for text in meanwhile:
+        restore(namespace, IPV4 if text is THEIRS else IPV6, NFT, text)
+    table.resume(said)
+    assert table.changed() is heard
+    assert table.changed(closely=True) is heard
+    table.save()
+    assert table.changed(closely=True) is Since.UNCHANGED
+    restore(namespace, IPV4, NFT, nat("-I OUTPUT 1 -j RETURN"))
+    assert table.changed() is Since.CHANGED
+
+
+def test_of_a_large_write_no_table_of_ours_is_told(namespace: Namespace) -> None:
+    with namespace.enter():
+        kernel = Kernel(launch(), IptablesOptions(NFT), frozenset({"IPVS_OUTPUT"}), "MARK")
+        kernel.choose()
+        programmers, empty = kernel.programmers(), Ruleset({}, {})
+        for programmer in programmers.values():
+            programmer.apply(empty)
+        there = programmers[IPV6].told_by
+        assert there is not None
+        large = tuple(each.partition(" -s ")[2] for each in rules("IPVS_OUTPUT", 30000))
+        programmers[IPV4].apply(Ruleset({"IPVS_OUTPUT": tuple(f"-s {each}" for each in large)}))
+        with socket.socket(fileno=os.dup(there)) as hearing:
+            # The number of the last transaction, which it asked for, and nothing else.
+            assert len(hearing.recv(1 << 16, socket.MSG_PEEK)) < 200
+        assert not programmers[IPV6].heard()
+        restore(namespace, IPV6, NFT, nat("-I OUTPUT 1 -j RETURN"))
+        assert programmers[IPV6].heard()
+        kernel.close()
 
 
 # That the old rules have to be freed keeps the process of a write busy for a while.

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from ipvs_node_agent.config.settings import IptablesOptions
+from ipvs_node_agent.iptables.anytable import Table
 from ipvs_node_agent.iptables.command import TableError, launch
-from ipvs_node_agent.iptables.table import NFT, KernelTable, Table
+from ipvs_node_agent.iptables.table import NFT, KernelTable
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.processes.launcher import Launcher
 from tests.kernel.conftest import EVERYWHERE

@@ -30,6 +30,7 @@ WITHOUT_TEST = {
     "__main__",
     "errors",
     "check/facts",
+    "iptables/anytable",
     "explain/facts",
     "explain/lines",
     "config/settings",

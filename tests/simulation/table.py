@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from typing import Callable, Literal, NamedTuple
 
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.iptables.command import FOREIGN_HINT, LOCKED_HINT, TableError
-from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nft.monitor import Touched

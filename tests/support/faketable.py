@@ -11,8 +11,8 @@ import re
 import shlex
 from collections.abc import Collection, Sequence
 
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.nat.amended import Amendment
 
 BUILT_IN = ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.programmer import How, Knowledge, Made, Programmer, Writes
-from ipvs_node_agent.iptables.table import Since
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.ruleset import Change, Found, Ruleset, difference

@@ -10,8 +10,9 @@ import pytest
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.iptables import command, legacytable
 from ipvs_node_agent.iptables import table as tables
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.iptables.saved import saved_table
-from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable, Since
+from ipvs_node_agent.iptables.table import LEGACY, NFT, KernelTable
 from ipvs_node_agent.model.addresses import IPV4
 from ipvs_node_agent.nat.amended import Amendment
 from ipvs_node_agent.nft.monitor import Heard, Touched
@@ -114,6 +115,9 @@ class Monitor:
     def knows(self, names: Iterable[str], marks: int) -> None:
         self.names, self.marks = frozenset(names), marks
 
+    def resume(self, transactions: int) -> None:
+        raise OSError("no memory")
+
     def close(self) -> None:
         self.closed = True
 
@@ -179,6 +183,23 @@ def test_a_write_too_large_to_listen_to_is_looked_at(printed: list[str], monitor
     table.save()
     table.restore("#" * (1 << 20) + "#")
     assert both(table) == (Since.CHANGED, Since.CHANGED)
+
+
+def test_who_cannot_listen_again_looks_and_then_knows_that_nobody_tells(
+    printed: list[str], monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = made(NFT)
+    table.save()
+    table.resume(1)
+    assert monitor.closed
+    assert both(table) == (Since.CHANGED, Since.CHANGED)
+
+    def listen() -> None:
+        raise OSError("no netlink")
+
+    monkeypatch.setattr(tables, "listen", listen)
+    table.save()
+    assert both(table) == (Since.UNKNOWN, Since.UNKNOWN)
 
 
 def test_where_nobody_can_listen_nothing_is_known(

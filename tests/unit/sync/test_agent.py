@@ -11,7 +11,7 @@ import pytest
 from ipvs_node_agent.apiserver.reading import read_node
 from ipvs_node_agent.config.settings import Chains, Config
 from ipvs_node_agent.errors import RefusedError
-from ipvs_node_agent.iptables.table import Since
+from ipvs_node_agent.iptables.anytable import Since
 from ipvs_node_agent.model import events
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
