@@ -60,8 +60,8 @@ class Api:
     each request, so that whoever has it refreshed looks at the files then.
     """
 
-    def __init__(self, kubeconfig: Path) -> None:
-        self._reader = Reader(kubeconfig)
+    def __init__(self, kubeconfig: Path, reader: Reader | None = None) -> None:
+        self._reader = reader or Reader(kubeconfig)
         # Nothing is waited for with it: who reads credentials may wait for a program.
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None

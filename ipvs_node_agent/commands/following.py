@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Callable
 
 from ipvs_node_agent.apiserver.client import Api
@@ -18,6 +17,7 @@ from ipvs_node_agent.apiserver.outcome import CUT_OFF
 from ipvs_node_agent.apiserver.resources import node_name, resources
 from ipvs_node_agent.apiserver.silence import Silence
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.kubeconfig.reader import Reader
 from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
 
 # How often the credentials' files are looked at besides with each request, and how often at most:
@@ -48,18 +48,20 @@ def _crash(error: BaseException) -> None:
 class Following:
     """The threads that follow the API server with one set of credentials.
 
-    `take` takes what they tell, in the main thread, and `take_places` where they reach it.
+    `reader` has the credentials. `take` takes what they tell, in the main thread, and `take_places`
+    where they reach it.
     """
 
     def __init__(
         self,
         config: Config,
+        reader: Reader,
         put: Put,
         take: Callable[[Event], None],
         take_places: Callable[[Places, bool], None],
         beside: Sequence[Beside],
     ) -> None:
-        self.api = Api(Path(config.kubeconfig))
+        self.api = Api(reader.path, reader)
         self._config, self._put, self._take, self._beside = config, put, take, beside
         self._stopped = threading.Event()
         # Those that lost the API server, and have not reached it again.

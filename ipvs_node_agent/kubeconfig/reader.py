@@ -120,14 +120,31 @@ class Reader:
                     self._reading = files, mine
                     break
                 of, other = self._reading
+            wait([other])
+            self._forget(other)
             if of == files:
                 return other.result()
-            wait([other])
+        self._read_into(mine)
+        self._forget(mine)
+        return mine.result()
+
+    def begin(self) -> None:
+        """Reads it in the background for whoever asks first, while the files are still the same."""
+        mine: Future[Settings] = Future()
+        self._reading = fingerprint(self.path), mine
+        threading.Thread(target=self._read_into, args=(mine,), daemon=True).start()
+
+    def _read_into(self, mine: Future[Settings]) -> None:
         try:
             mine.set_result(self._read())
         except BaseException as error:
             mine.set_exception(error)
-        return mine.result()
+
+    def _forget(self, read: Future[Settings]) -> None:
+        """Has the next one read the file again."""
+        with self._lock:
+            if self._reading is not None and self._reading[1] is read:
+                self._reading = None
 
     def close(self) -> None:
         """Ends the reading under way, with every program that it started, and all later ones."""
@@ -137,16 +154,12 @@ class Reader:
                 self._child.end()
 
     def _read(self) -> Settings:
-        try:
-            if self._closed:
-                raise self._refused_for_good()
-            # A node that has not joined yet is asked for long: without a process each time.
-            with _refusing(self.path):
-                regularfile.check(self.path, self.path.stat(), private=True)
-            return self._read_elsewhere()
-        finally:
-            with self._lock:
-                self._reading = None
+        if self._closed:
+            raise self._refused_for_good()
+        # A node that has not joined yet is asked for long: without a process each time.
+        with _refusing(self.path):
+            regularfile.check(self.path, self.path.stat(), private=True)
+        return self._read_elsewhere()
 
     def _read_elsewhere(self) -> Settings:
         try:

@@ -153,7 +153,8 @@ class Agents:
             plane.pki.write_kubeconfig(path, url, directory / "client.pem")
             config = replace(DEFAULTS, kubeconfig=str(path))
             take = self._taker(number)
-            self._following.append(Following(config, self._put, take, lambda *_: None, ()))
+            reader = Reader(path)
+            self._following.append(Following(config, reader, self._put, take, lambda *_: None, ()))
         with self._namespace.enter():
             for following in self._following:
                 following.start()

@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.once("debian12")]
 HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 NO_HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n-X KUBE-IPTABLES-HINT\nCOMMIT\n"
 # Five minutes are half a second here.
-IMPATIENT = altered({"commands.run._GUESSED_PERIOD": 0.25, "commands.run._BACKEND_PERIOD": 0.5})
+IMPATIENT = altered(
+    {"commands.mainloop._GUESSED_PERIOD": 0.25, "commands.mainloop._BACKEND_PERIOD": 0.5}
+)
 
 
 @pytest.mark.once("newest", "oldest")

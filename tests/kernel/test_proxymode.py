@@ -269,7 +269,7 @@ def test_the_agent_takes_the_rules_away_and_brings_them_back(bed: Bed) -> None:
 @pytest.mark.parametrize("backend", ["nft"], indirect=True)
 @pytest.mark.parametrize("mode", ["nftables", "iptables"])
 def test_a_move_is_noticed_by_the_tables_that_it_makes(bed: Bed, mode: str) -> None:
-    bed.agent.program = altered({"commands.run._PROXY_PERIOD": 3600.0})
+    bed.agent.program = altered({"commands.mainloop._PROXY_PERIOD": 3600.0})
     bed.put(WEB)
     with kubeproxy.proxy_mode(bed.namespace, "ipvs"):
         bed.agent.start()

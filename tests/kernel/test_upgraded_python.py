@@ -36,7 +36,7 @@ def test_it_works_on_and_says_once_that_it_wants_a_restart(
     python.symlink_to(os.path.realpath(sys.executable))
     shutil.copy(python, other)
     monkeypatch.setattr(sys, "executable", str(python))
-    bed.agent.program = altered({"commands.run._PROXY_PERIOD": 0.1})
+    bed.agent.program = altered({"commands.mainloop._PROXY_PERIOD": 0.1})
     bed.put(WEB)
     bed.agent.start()
     python.unlink()

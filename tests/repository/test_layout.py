@@ -21,6 +21,7 @@ SHORT = {
     "errors": "what all others raise",
     "commands/cleanup": "a command has a file of its own, and this one has little to do",
     "commands/config": "the same",
+    "commands/run": "what comes before all that takes long to import",
     "kubeconfig/installers": "a list that grows with the installers",
     "rules/invalid": "one rule, in a table of its own",
 }

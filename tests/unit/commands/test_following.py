@@ -12,11 +12,20 @@ import pytest
 from ipvs_node_agent.commands.following import Following, start_thread
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
+from ipvs_node_agent.kubeconfig.reader import Reader
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Recovered, Restarted, Trouble
 from tests.support.pki import plain_kubeconfig
 from tests.support.waiting import eventually
 
 AWAY = AgentError("API server", "is away")
+
+
+def reader(config: Config) -> Reader:
+    return Reader(Path(config.kubeconfig))
+
+
+def nothing(*_: object) -> None:
+    """Takes whatever it is told."""
 
 
 @pytest.fixture
@@ -86,7 +95,7 @@ def test_what_one_is_told_hurries_who_it_concerns(
     works: list[Callable[[], object]] = []
     taken: list[Event] = []
     config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
-    following = Following(config, works.append, taken.append, lambda *_: None, ())
+    following = Following(config, reader(config), works.append, taken.append, lambda *_: None, ())
     for event in events:
         following._emit(event)
     assert hurried == woken
@@ -105,7 +114,7 @@ def test_credentials_are_looked_at_now_and_then_and_with_each_request(
 ) -> None:
     plain_kubeconfig(tmp_path / "kubelet.conf", "http://127.0.0.1:1", "worker-1")
     config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
-    following = Following(config, lambda _: None, lambda _: None, lambda *_: None, ())
+    following = Following(config, reader(config), nothing, nothing, nothing, ())
     looks = threading.Semaphore(0)
     monkeypatch.setattr(following.api, "refresh", looks.release)
     monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PAUSE", 0.01)
@@ -129,7 +138,7 @@ def test_a_rotation_that_has_not_come_to_its_end_is_looked_at_again_soon(
     path = tmp_path / "kubelet.conf"
     plain_kubeconfig(path, "http://127.0.0.1:1", "worker-1")
     config = Config(kubeconfig=str(path))
-    following = Following(config, lambda _: None, lambda _: None, lambda *_: None, ())
+    following = Following(config, reader(config), nothing, nothing, nothing, ())
     following.api.credentials()
     monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PAUSE", 0.01)
     monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PERIOD", 60.0)

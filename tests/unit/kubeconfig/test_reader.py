@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,57 @@ def test_who_asks_for_files_that_have_changed_gets_what_they_say_now(tmp_path: P
     second = Asking(reader.read)
     assert first.got().headers == {"authorization": "Bearer 1"}
     assert second.got().headers == TOKEN
+
+
+# What has begun before anybody asks
+
+
+def begun(path: Path) -> Reader:
+    """A reader that has come to its end before it is asked."""
+    reader = Reader(path)
+    reader.begin()
+    assert reader._reading is not None
+    wait([reader._reading[1]])
+    return reader
+
+
+def test_what_has_begun_is_for_who_asks_first(tmp_path: Path) -> None:
+    reader = begun(with_plugin(tmp_path, counting(tmp_path)))
+    assert [reader.read().headers["authorization"] for _ in range(2)] == ["Bearer 1", "Bearer 2"]
+
+
+def test_what_has_begun_is_for_all_who_ask_meanwhile(tmp_path: Path) -> None:
+    reader = Reader(with_plugin(tmp_path, counting(tmp_path, seconds=1)))
+    reader.begin()
+    asking = [Asking(reader.read) for _ in range(3)]
+    assert [each.got().headers for each in asking] == [{"authorization": "Bearer 1"}] * 3
+
+
+def test_what_has_begun_is_for_nobody_once_a_file_is_another_one(tmp_path: Path) -> None:
+    path = with_plugin(tmp_path, counting(tmp_path))
+    reader = begun(path)
+    write(path, naming(token="abc"))
+    assert reader.read().headers == TOKEN
+
+
+def test_what_has_begun_in_vain_is_said_once(tmp_path: Path) -> None:
+    reader = begun(tmp_path / "kubelet.conf")
+    write(reader.path, naming(token="abc"))
+    assert reader.read().headers == TOKEN
+    reader = begun(tmp_path / "gone.conf")
+    for _ in range(2):
+        with pytest.raises(kubeconfigreader.MissingError):
+            reader.read()
+
+
+def test_closing_ends_what_has_begun(hanging: Hanging) -> None:
+    reader = Reader(hanging.path)
+    reader.begin()
+    eventually(hanging.started)
+    reader.close()
+    with pytest.raises(RefusedError, match="the agent has stopped reading it"):
+        reader.read()
+    hanging.is_over()
 
 
 # Nothing on a disk
