@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from ipvs_node_agent.config.settings import DEFAULTS
 from ipvs_node_agent.iptables import legacytable
@@ -21,7 +21,7 @@ from ipvs_node_agent.nat.chains import NAT
 from ipvs_node_agent.rules.planner import plan
 from tests.bench.bed import BenchBed, Commits, bench_bed
 from tests.bench.connections import restore_all
-from tests.bench.measures import POOL, Figures, Scale, percentiles, say
+from tests.bench.measures import POOL, REPAIR_LIMIT, Figures, Scale, percentiles, say
 from tests.bench.processes import idle, memory
 from tests.bench.rival import MODES, KubeProxy, binary, kube_proxy, seen_by_all, udp
 from tests.bench.wire import cost, pinned, wire
@@ -33,9 +33,8 @@ from tests.support.topology import Topology
 from tests.support.waiting import eventually
 
 _UDP_PORT = 80
-# kube-proxy collects changes for a second, and looks at its own rules every thirty, or in nftables
-# mode at some of them: twice that is waited for.
-_MIN_SYNC, _REPAIR_LIMIT = 1.0, 65.0
+# kube-proxy collects changes for a second.
+_MIN_SYNC = 1.0
 
 
 class Rival(NamedTuple):
@@ -48,8 +47,11 @@ class Rival(NamedTuple):
     services: dict[str, Service]
 
 
-def beside(scale: Scale) -> Figures:
-    """Each of them with as many Services; kube-proxy where its program is at hand."""
+def beside(scale: Scale, meanwhile: Callable[[], object] = lambda: None) -> Figures:
+    """Each of them with as many Services; kube-proxy where its program is at hand.
+
+    `meanwhile` is called before kube-proxy's repairs, of which there is mostly waiting.
+    """
     services = udp(fleet(POOL[IPV4], scale.services).values())
     modes = MODES if binary() else ()
     with ExitStack() as stack:
@@ -89,7 +91,8 @@ def beside(scale: Scale) -> Figures:
             say(f"beside: {name}: changes")
             found[name].update(_rival_at_work(rival, scale))
         if scale.rival_repairs and rivals:
-            say(f"beside: kube-proxy: repairs, at once, {_REPAIR_LIMIT:.0f} s at most")
+            meanwhile()
+            say(f"beside: kube-proxy: repairs, at once, {REPAIR_LIMIT:.0f} s at most")
             with ThreadPoolExecutor(len(rivals)) as threads:
                 repaired = threads.map(_rival_repairs, rivals.values())
             for name, seconds in zip(rivals, repaired):
@@ -196,7 +199,7 @@ def _rival_repairs(rival: Rival) -> dict[str, float]:
         return min(found.values()) >= 0
 
     with suppress(AssertionError):
-        eventually(mended, "repairs", _REPAIR_LIMIT, pause=0.5)
+        eventually(mended, "repairs", REPAIR_LIMIT, pause=0.5)
     return found
 
 

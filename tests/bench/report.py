@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measures import FULL, STREAM_RATE, Figures
+from tests.bench.measures import FULL, REPAIR_LIMIT, STREAM_RATE, Figures
 from tests.support.places import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -164,7 +164,9 @@ def _beside(name: str, row: Figures) -> str:
         + f" | {row['memory_mib']:.0f} MiB | "
         + "{percent:.2f} % | {wakeups:.1f}".format_map(row["idle"])
         + "".join(
-            f" | {repair[what]:.2f} s" if repair.get(what, -1) >= 0 else " | not within 65 s"
+            f" | {repair[what]:.2f} s"
+            if repair.get(what, -1) >= 0
+            else f" | not within {REPAIR_LIMIT:.0f} s"
             for what in ("a flushed chain", "a lost jump")
         )
     )

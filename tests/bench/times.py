@@ -60,9 +60,9 @@ def change(backend: str, count: int, times: int) -> Figures:
         found: dict[str, list[float]] = {}
         chance = random.Random(6)
         for number in range(times):
-            time.sleep(0.15)
+            time.sleep(0.12)
             parts = _change(bed, chance, commits)
-            time.sleep(0.15)
+            time.sleep(0.12)
             restore = (command, "-w", "5", "--noflush")
             parts["bare, one rule"] = bare_change(bare, backend, number)
             parts["bare, same rules"] = run(bare, text, *restore)
