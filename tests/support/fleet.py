@@ -76,11 +76,14 @@ LAYOUTS = {
 }
 
 
+_CREATED = "2026-01-01T00:00:00Z"
+
+
 def service(number: int, external: Address, port: int = 80) -> Service:
     """A LoadBalancer Service as `read_service` would give it."""
     return Service(
         key=f"team-{number % 100}/service-{number}",
-        created=20260101000000,
+        created=int("".join(filter(str.isdigit, _CREATED))),
         cluster_ips=(_CLUSTER_IPS[external.version][number + 1],),
         load_balancer_ips=(external,),
         proxied_ips=(),
@@ -161,7 +164,7 @@ def raw(service: Service) -> dict[str, Any]:
             "name": name,
             "namespace": namespace,
             "uid": f"00000000-0000-4000-8000-{number:012x}",
-            "creationTimestamp": service.created,
+            "creationTimestamp": _CREATED,
             **written,
             "finalizers": ["service.kubernetes.io/load-balancer-cleanup"],
             "managedFields": [_managed(*each) for each in managed],
@@ -178,7 +181,7 @@ def _managed(manager: str, values: dict[str, Any]) -> dict[str, Any]:
         "fieldsV1": _owned(values),
         "manager": manager,
         "operation": "Update",
-        "time": "2026-01-01T00:00:00Z",
+        "time": _CREATED,
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.model.addresses import Address, Network, parse_address, parse_network
 from ipvs_node_agent.model.objects import Node, Port, Problem, Service
+from tests.support import fleet
 
 JUNK: dict[str, Any] = {
     "null": None,
@@ -331,6 +332,12 @@ def test_a_service_that_is_left_alone_has_no_problems() -> None:
     assert read_service(ignored) == READ._replace(
         external_ips=(), skipped="the annotation ipvs-node-agent/ignore"
     )
+
+
+@pytest.mark.parametrize("layout", ["one dense pool", "one IPv6 pool"])
+def test_what_the_benchmarks_servers_send_are_the_services_that_they_have(layout: str) -> None:
+    for each in fleet.fleet(fleet.LAYOUTS[layout], 20).values():
+        assert read_service(fleet.raw(each)) == each
 
 
 @pytest.mark.parametrize("created", [7, "yesterday", "2026-01-05", "2026-01-05T08:00:00+01:00"])
