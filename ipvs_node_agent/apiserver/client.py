@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class Api:
         # Nothing is waited for with it: who reads credentials may wait for a program.
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
+        self._loading: Future[Credentials] | None = None
         self._files = fingerprint(kubeconfig)
         self._failed = ""
         # Credentials are read again at every rotation.
@@ -78,16 +80,31 @@ class Api:
         self.connecting = threading.Event()
 
     def credentials(self) -> Credentials:
-        """The credentials to use now. Raises RefusedError while there are none."""
-        credentials = self._credentials
-        if credentials is not None:
-            return credentials
-        loaded = self._loaded()
+        """The credentials to use now. Raises RefusedError while there are none.
+
+        Who asks while they are being loaded gets what comes of that.
+        """
         with self._lock:
-            # Others may have been as fast.
-            if self._credentials is None:
-                self._credentials = loaded
-            return self._credentials
+            if self._credentials is not None:
+                return self._credentials
+            others = self._loading
+            mine = self._loading = others or Future()
+        if others is None:
+            self._load_into(mine)
+        return mine.result()
+
+    def _load_into(self, mine: Future[Credentials]) -> None:
+        try:
+            loaded = self._loaded()
+            with self._lock:
+                # A refresh may have been as fast.
+                self._credentials = self._credentials or loaded
+                mine.set_result(self._credentials)
+        except BaseException as error:
+            mine.set_exception(error)
+        finally:
+            with self._lock:
+                self._loading = None
 
     @property
     def expires(self) -> float | None:

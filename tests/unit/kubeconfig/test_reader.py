@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -331,6 +332,21 @@ def test_what_has_begun_is_for_all_who_ask_meanwhile(tmp_path: Path) -> None:
     reader.begin()
     asking = [Asking(reader.read) for _ in range(3)]
     assert [each.got().headers for each in asking] == [{"authorization": "Bearer 1"}] * 3
+
+
+def test_all_who_need_credentials_at_a_start_have_them_read_once(tmp_path: Path) -> None:
+    """What has begun is over when they come, and only the first one is given it."""
+    path = with_plugin(tmp_path, counting(tmp_path))
+    api = Api(path, begun(path))
+    ready = threading.Barrier(6)
+
+    def ask() -> Any:
+        ready.wait()
+        return api.credentials()
+
+    found = [each.got() for each in [Asking(ask) for _ in range(6)]]
+    assert len({id(each) for each in found}) == 1
+    assert (tmp_path / "runs").read_text() == "\n"
 
 
 def test_what_has_begun_is_for_nobody_once_a_file_is_another_one(tmp_path: Path) -> None:
