@@ -140,9 +140,10 @@ class NftMonitor:
         them for changes of any chain.
         """
         self._member(_NETLINK_ADD_MEMBERSHIP)
-        self._unheard += transactions
         if self._last is None:
             self._lose()
+        else:
+            self._unheard += transactions
         self.ask()
 
     def _member(self, option: int) -> None:
@@ -198,8 +199,8 @@ class NftMonitor:
                         self._take(kind, body, ours)
             except Lost:
                 self._lose()
-        if self._asked:
-            # Who does not answer proves nothing.
+        # Who does not answer proves nothing, and who knows of fewer was told something else.
+        if self._asked or self._unheard:
             self._asked, news = False, True
             self._lose()
         touched, self._touched = self._touched, set()
@@ -210,7 +211,8 @@ class NftMonitor:
 
     def _lose(self) -> None:
         """Anything may have happened, by anybody."""
-        self._deaf, self._matters, self._balance = True, False, 0
+        self._deaf, self._matters, self._balance, self._unheard = True, False, 0, 0
+        self._moves()
 
     def _count(self, body: bytes) -> None:
         """Takes note of the end of a transaction. Raises Lost if others were left out before."""
@@ -222,9 +224,10 @@ class NftMonitor:
     def _compare(self, body: bytes) -> None:
         """Takes note of the number of the last transaction. Raises Lost if it was left out."""
         before, self._last = self._last, _number(body)
-        unheard, self._unheard = self._unheard, 0
-        if before is not None and (self._last - before) % _NUMBERS != unheard:
+        missing = 0 if before is None else (self._last - before) % _NUMBERS
+        if missing > self._unheard:
             raise Lost
+        self._unheard -= missing
 
     def _take(self, kind: int, body: bytes, ours: bool) -> None:
         """Takes note of a message that tells of a chain, a rule or the table. Raises Lost."""

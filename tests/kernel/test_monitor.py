@@ -345,6 +345,24 @@ def test_who_pauses_for_a_write_misses_no_other_one(
     assert table.changed() is Since.CHANGED
 
 
+@pytest.mark.parametrize(
+    "theirs", [None, 0, 1, 2], ids=["nobody", "in the first part", "in the second", "in the last"]
+)
+def test_who_pauses_for_each_part_of_a_write_misses_no_other_one(
+    theirs: int | None, table: KernelTable, namespace: Namespace
+) -> None:
+    """What was told between two of them is heard behind both."""
+    for part in range(3):
+        table.pause()
+        restore(namespace, IPV6, NFT, ELSEWHERE)
+        if theirs == part:
+            restore(namespace, IPV4, NFT, THEIRS)
+        table.resume(1)
+    assert table.changed() is (Since.UNCHANGED if theirs is None else Since.CHANGED)
+    table.save()
+    assert table.changed(closely=True) is Since.UNCHANGED
+
+
 def test_of_a_large_write_no_table_of_ours_is_told(namespace: Namespace) -> None:
     with namespace.enter():
         kernel = Kernel(launch(), IptablesOptions(NFT), frozenset({"IPVS_OUTPUT"}), "MARK")

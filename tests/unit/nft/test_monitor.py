@@ -342,6 +342,17 @@ def test_what_kube_proxy_makes_and_removes_with_its_mode_is_told(
     assert len(told) == moves
 
 
+def test_where_something_was_left_out_it_may_be_kube_proxys_mode(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    told: list[None] = []
+    monitor = NftMonitor(ends[1], 4, "nat", lambda _: False, "", lambda: told.append(None))
+    for number, moves in ((5, 0), (6, 0), (8, 1)):
+        ends[0].send(generation(number=number))
+        monitor.hear()
+        assert len(told) == moves
+
+
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_read_or_lost(data: bytes) -> None:
     for read in (messages, attributes):
