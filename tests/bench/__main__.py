@@ -46,11 +46,12 @@ class Walks:
     def __init__(self) -> None:
         self._counting: Future[list[Figures]] | None = None
 
-    def begin(self) -> None:
-        """Has it begin."""
+    def begin(self) -> Callable[[], object]:
+        """Has it begin; what is returned waits for its end."""
         pool = ProcessPoolExecutor(1, get_context("spawn"))
         self._counting = pool.submit(connections.walks, 50_000)
         pool.shutdown(wait=False)
+        return self._counting.result
 
     def counted(self) -> list[Figures]:
         """What it found."""

@@ -47,10 +47,14 @@ class Rival(NamedTuple):
     services: dict[str, Service]
 
 
-def beside(scale: Scale, meanwhile: Callable[[], object] = lambda: None) -> Figures:
+# Begins something, and gives what waits for its end.
+Begin = Callable[[], Callable[[], object]]
+
+
+def beside(scale: Scale, meanwhile: Begin = lambda: lambda: None) -> Figures:
     """Each of them with as many Services; kube-proxy where its program is at hand.
 
-    `meanwhile` is called before kube-proxy's repairs, of which there is mostly waiting.
+    `meanwhile` goes on during kube-proxy's repairs, of which most is waiting.
     """
     services = udp(fleet(POOL[IPV4], scale.services).values())
     modes = MODES if binary() else ()
@@ -91,12 +95,13 @@ def beside(scale: Scale, meanwhile: Callable[[], object] = lambda: None) -> Figu
             say(f"beside: {name}: changes")
             found[name].update(_rival_at_work(rival, scale))
         if scale.rival_repairs and rivals:
-            meanwhile()
+            ended = meanwhile()
             say(f"beside: kube-proxy: repairs, at once, {REPAIR_LIMIT:.0f} s at most")
             with ThreadPoolExecutor(len(rivals)) as threads:
                 repaired = threads.map(_rival_repairs, rivals.values())
             for name, seconds in zip(rivals, repaired):
                 found[name]["repair_seconds"] = seconds
+            ended()
         wires = {name: rival.wired for name, rival in rivals.items()}
         connected = _connections(scale, services, wires)
     return {"services": scale.services, "found": found, "connections": connected}
