@@ -214,7 +214,7 @@ class Follower:
                 return tuple(items.values()), line.version
             told = self._read(line)
             if isinstance(told, Changed):
-                items[told.item.key] = told.item
+                items[object_key(line.raw, self._resource.kind)] = told.item
             elif isinstance(told, Deleted):
                 items.pop(told.key, None)
             elif told is not None:

@@ -90,11 +90,6 @@ class Node(NamedTuple):
     addresses: tuple[Address, ...]
     problems: tuple[Problem, ...]
 
-    @property
-    def key(self) -> str:
-        """What names it, as a Service's key does."""
-        return self.name
-
 
 class NodeNetwork(NamedTuple):
     """What is known of this node's network, other than by its Node.

@@ -3,8 +3,8 @@
 MUTATIONS = {
     "apiserver/follower.py": {
         "what a streaming list has is told before it is whole": (
-            "items[told.item.key] = told.item",
-            "items[told.item.key] = told.item; self._emit(told)",
+            "items[object_key(line.raw, self._resource.kind)] = told.item",
+            "items[object_key(line.raw, self._resource.kind)] = told.item; self._emit(told)",
         ),
         "half a streaming list is taken for a whole one": (
             'raise ApiError("API server", "the streaming list has no end")',
