@@ -170,10 +170,13 @@ class _ByAddress(Generic[T]):
         left = tuple(other for other in there if other != item)
         if len(left) != len(there) - 1:
             raise ValueError(f"{item} is at {address} {len(there) - len(left)} times, not once")
-        del self._first[address]
         self._more.pop(address, None)
-        for other in left:
-            self.add(address, other)
+        if not left:
+            del self._first[address]
+            return
+        self._first[address], more = left[0], left[1:]
+        if more:
+            self._more[address] = more
 
 
 def _by_port(

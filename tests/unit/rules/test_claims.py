@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ from ipvs_node_agent.config.settings import DEFAULTS, Config
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family, parse_address
 from ipvs_node_agent.model.objects import Node, NodeNetwork, Problem
 from ipvs_node_agent.model.services import Services
+from ipvs_node_agent.rules.claims import _ByAddress
 from ipvs_node_agent.rules.planner import Basis, Plan, Replanner, plan
 from tests.support.cluster import service
 from tests.unit.rules.wanted import (
@@ -34,6 +37,26 @@ from tests.unit.rules.wanted import (
     snapshot,
     with_metadata,
 )
+
+
+@pytest.mark.parametrize(
+    "gone", [(), *itertools.permutations("abc", 2), *itertools.permutations("abc")]
+)
+def test_what_is_at_an_address_stays_in_its_order_whoever_goes(gone: Sequence[str]) -> None:
+    here, elsewhere = (parse_address(f"10.19.20.{last}") for last in (1, 2))
+    index = _ByAddress[str]()
+    for item in "abc":
+        index.add(here, item)
+    index.add(elsewhere, "a")
+    for item in gone:
+        index.drop(here, item)
+    left = tuple(item for item in "abc" if item not in gone)
+    assert index.at(here) == left
+    assert (here in index, {*index}) == (bool(left), {elsewhere, *([here] if left else [])})
+    for item in {*gone, "d"}:
+        with pytest.raises(ValueError, match="0 times, not once"):
+            index.drop(here, item)
+    assert (index.at(here), index.at(elsewhere)) == (left, ("a",))
 
 
 def test_every_ip_of_the_load_balancer_counts() -> None:
