@@ -105,7 +105,7 @@ class NftMonitor:
         self._touched: set[str] = set()
         # The number of the last transaction: told of, or given when it was first asked for.
         self._last: int | None = None
-        # How many transactions there were while it paused.
+        # How many transactions of ours there were while it paused, less those that were left out.
         self._unheard = 0
         # What the kernel names this socket by, and whether it was asked and has not answered.
         self._port, self._asked = port, False
@@ -199,7 +199,7 @@ class NftMonitor:
                         self._take(kind, body, ours)
             except Lost:
                 self._lose()
-        # Who does not answer proves nothing, and who knows of fewer was told something else.
+        # Who does not answer proves nothing; nor does an answer that tells of more or fewer.
         if self._asked or self._unheard:
             self._asked, news = False, True
             self._lose()
@@ -222,12 +222,9 @@ class NftMonitor:
             raise Lost
 
     def _compare(self, body: bytes) -> None:
-        """Takes note of the number of the last transaction. Raises Lost if it was left out."""
+        """Takes note of the number of the last transaction, and of how many were left out."""
         before, self._last = self._last, _number(body)
-        missing = 0 if before is None else (self._last - before) % _NUMBERS
-        if missing > self._unheard:
-            raise Lost
-        self._unheard -= missing
+        self._unheard -= 0 if before is None else (self._last - before) % _NUMBERS
 
     def _take(self, kind: int, body: bytes, ours: bool) -> None:
         """Takes note of a message that tells of a chain, a rule or the table. Raises Lost."""
