@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+from ipvs_node_agent.apiserver.bodies import without_managed_fields
+from ipvs_node_agent.apiserver.reading import read_node, read_service
 from tests.cluster.bed import SERVICES, Worker, add_service, moved, streams
 from tests.cluster.controlplane import Asked
 from tests.cluster.rest import Client
@@ -61,6 +65,19 @@ def test_three_requests_are_enough_and_none_is_repeated(node: Worker, admin: Cli
     distinct = {(e.verb, e.resource, e.params.get("resourceVersion")) for e in requests}
     assert len(distinct) == len(requests)
     assert {e.params["fieldSelector"] for e in requests if e.resource == "services"} == {SELECTOR}
+
+
+def test_what_a_real_server_says_of_managers_is_not_decoded(node: Worker, admin: Client) -> None:
+    add_service(admin, "web", "10.19.20.201")
+    for kind, read in (("services", read_service), ("nodes", read_node)):
+        watched = f"/api/v1/{kind}?watch=true&timeoutSeconds=1&resourceVersion=0"
+        lines = [bytearray(line.encode()) for line in admin.text("GET", watched).splitlines()]
+        raw = [(json.loads(line), json.loads(without_managed_fields(line))) for line in lines]
+        assert raw
+        for whole, left in raw:
+            assert whole["object"]["metadata"].pop("managedFields")
+            assert left == whole
+            assert read(left["object"]).problems == ()
 
 
 def test_services_without_a_cluster_ip_do_not_travel(node: Worker, admin: Client) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver import bodies
 from ipvs_node_agent.apiserver.bodies import (
@@ -16,6 +18,7 @@ from ipvs_node_agent.apiserver.bodies import (
     Gone,
     read_lines,
     read_list,
+    without_managed_fields,
 )
 from ipvs_node_agent.apiserver.client import ApiError
 from tests.support.growth import grows_no_faster_than_linear
@@ -209,6 +212,104 @@ def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BrokenStream, match=r"^a line that is too long$"):
         told(pieces)
     assert len([*pieces]) == 1
+
+
+def compact(value: Any) -> bytearray:
+    return bytearray(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+MANAGED = [{"manager": "kubectl", "fieldsV1": {"f:spec": {'k:{"port":80}': {}}}}, {}]
+
+
+def managed(fields: Any, **more: Any) -> dict[str, Any]:
+    """A Service's event as the API server orders it."""
+    metadata = {"name": "web", "managedFields": fields, **more}
+    return {"type": "ADDED", "object": {"metadata": metadata, "spec": {"a": [1]}}}
+
+
+def test_who_set_which_field_is_not_decoded() -> None:
+    line = compact(managed(MANAGED))
+    left = without_managed_fields(line)
+    metadata, spec = {"name": "web"}, {"a": [1]}
+    assert json.loads(left) == {"type": "ADDED", "object": {"metadata": metadata, "spec": spec}}
+    assert told([bytes(line) + b"\n"]) == [("ADDED", {"metadata": metadata, "spec": spec})]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param({"type": "ADDED", "object": {"metadata": {}, "spec": {}}}, id="none"),
+        pytest.param(managed({"a": 1}), id="a mapping"),
+        pytest.param(managed(MANAGED, labels={"a": "b"}), id="not the last"),
+        pytest.param(managed(MANAGED, ownerReferences=[{"name": "b"}]), id="before a list"),
+        pytest.param(managed([{"a": [1]}]), id="a list inside"),
+        pytest.param(managed([{"a": {"b": [1], "spec": 2}}]), id="one that looks like its end"),
+        pytest.param(managed([{"a": {"b": [1]}, "spec": 2}]), id="another that does"),
+        pytest.param(managed([{"manager": "]},"}, {"a": "spec"}]), id="a bracket in a text"),
+        pytest.param(managed(MANAGED)["object"]["metadata"], id="without a spec"),
+    ],
+)
+def test_what_is_not_as_usual_is_decoded_whole(event: Any) -> None:
+    line = compact(event)
+    assert without_managed_fields(line) == line
+
+
+@pytest.mark.parametrize("text", [',"managedFields":[', ',"managedFields":[{}]},"spec":', "]},"])
+def test_a_text_is_never_cut(text: str) -> None:
+    for value in (text, json.dumps(text), text + '"', '"' + text, "\\" + text):
+        event = managed([], annotations={"a": value, value: "b"})
+        assert without_managed_fields(compact(event)) == compact(event)
+        event = managed([{"manager": value}])
+        left = json.loads(without_managed_fields(compact(event)))
+        assert left in (event, managed_without(event))
+
+
+def managed_without(event: Any) -> Any:
+    metadata = {k: v for k, v in event["object"]["metadata"].items() if k != "managedFields"}
+    return {**event, "object": {**event["object"], "metadata": metadata}}
+
+
+def members_left_out(value: Any) -> Iterator[Any]:
+    """What `value` is without one of its lists called `managedFields`, for each of them."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "managedFields" and isinstance(inner, list):
+                yield {k: v for k, v in value.items() if k != key}
+            yield from ({**value, key: left} for left in members_left_out(inner))
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from ([*value[:at], left, *value[at + 1 :]] for left in members_left_out(inner))
+
+
+# What the cut looks for, and what could be taken for it.
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["managedFields", "spec", "metadata", "]},", ',"managedFields":[', "]", "[", "\\"]
+    ),
+    st.text(alphabet='[]{},:"\\ms', max_size=6),
+)
+JSON = st.recursive(
+    st.one_of(st.none(), st.integers(0, 9), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=4)),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_nothing_else_is_lost_whatever_the_object(value: Any) -> None:
+    line = compact(value)
+    left = without_managed_fields(line)
+    assert left == line or json.loads(left) in members_left_out(value)
+
+
+@given(st.lists(JSON, max_size=3), st.dictionaries(TEXTS, JSON, max_size=3), JSON)
+def test_nothing_else_is_lost_where_it_mostly_is(fields: Any, before: Any, spec: Any) -> None:
+    metadata = {"a": 1, **before}
+    metadata.pop("managedFields", None)
+    value = {"metadata": {**metadata, "managedFields": fields}, "spec": spec}
+    line = compact(value)
+    left = without_managed_fields(line)
+    assert left == line or json.loads(left) in members_left_out(value)
 
 
 @pytest.mark.parametrize("status", [{"code": 410}, {"reason": "Expired"}, {"reason": "Gone"}])
