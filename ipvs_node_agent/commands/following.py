@@ -25,6 +25,8 @@ from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
 _CREDENTIALS_PERIOD, _CREDENTIALS_PAUSE = 10.0, 1.0
 # What the main thread is to do, put to it by the others.
 Put = Callable[[Callable[[], object]], None]
+# The same of what it may be too much, until all is over.
+PutInTurn = Callable[[Callable[[], object], threading.Event], None]
 # What else uses the API server, as the Node of a name, until it is to stop.
 Beside = Callable[[Api, Callable[[], str], threading.Event], None]
 
@@ -48,8 +50,8 @@ def _crash(error: BaseException) -> None:
 class Following:
     """The threads that follow the API server with one set of credentials.
 
-    `reader` has the credentials. `take` takes what they tell, in the main thread, and `take_places`
-    where they reach it.
+    `reader` has the credentials. `take` takes what they tell, in the main thread and by way of
+    `put_in_turn`, and `take_places` where they reach it.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Following:
         config: Config,
         reader: Reader,
         put: Put,
+        put_in_turn: PutInTurn,
         take: Callable[[Event], None],
         take_places: Callable[[Places, bool], None],
         beside: Sequence[Beside],
     ) -> None:
         self.api = Api(reader.path, reader)
-        self._config, self._put, self._take, self._beside = config, put, take, beside
+        self._config, self._put, self._put_in_turn = config, put, put_in_turn
+        self._take, self._beside = take, beside
         self._stopped = threading.Event()
         # Those that lost the API server, and have not reached it again.
         self._cut: set[str] = set()
@@ -90,8 +94,7 @@ class Following:
 
     def _tell(self, event: Event) -> None:
         # The next set of threads tells everything anew.
-        if not self._stopped.is_set():
-            self._put(partial(self._take, event))
+        self._put_in_turn(partial(self._take, event), self._stopped)
 
     def _emit(self, event: Event) -> None:
         if self._stopped.is_set():

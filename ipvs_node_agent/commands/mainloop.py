@@ -28,6 +28,7 @@ from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.host import pods
 from ipvs_node_agent.host.inbox import Inbox
 from ipvs_node_agent.host.links import LinkFollower, Links
+from ipvs_node_agent.host.memory import return_pages
 from ipvs_node_agent.host.rundir import directory, own_names, remember_names
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.iptables.backends import Kernel
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 # So long events are taken out of the queue before what they change is looked after.
 _TAKING_SECONDS = 0.5
+# After a turn of so many seconds there is free memory, which is given back so much later.
+_LONG_TURN, _CALM = 0.1, 3.0
 # How long what was read of the tables at the start is kept for the first plan.
 _AHEAD_SECONDS = 60.0
 # How often kube-proxy is asked for its mode, if none of its chains and tables come or go.
@@ -117,6 +120,8 @@ class MainLoop:
         self._backend_due = 0.0
         # Where nothing has been planned by then, what was read ahead is too old.
         self._ahead_ends = math.inf
+        # When there is memory to be given back.
+        self._freed_due = math.inf
 
     def run(self) -> None:
         """Goes round until a signal ends it. Raises AgentError."""
@@ -168,6 +173,7 @@ class MainLoop:
             self._config,
             reader,
             self._inbox.put,
+            self._inbox.put_in_turn,
             lambda event: self._agent.take(event),
             self._take_places,
             (self._recorder.run, self._uncovered.run),
@@ -227,13 +233,18 @@ class MainLoop:
         due = min(self._agent.tick(), self._backend_due)
         if self._agent.serves:
             self._after_sync()
-        self._turned = time.monotonic()
+        began, self._turned = self._turned, time.monotonic()
+        if self._turned - began > _LONG_TURN:
+            self._freed_due = min(self._freed_due, self._turned + _CALM)
         self._publish()
-        self._sleep(min(due, self._manager.sign_due, self._ahead_ends))
+        self._sleep(min(due, self._manager.sign_due, self._ahead_ends, self._freed_due))
         self._work_off()
         if time.monotonic() >= self._ahead_ends:
             self._ahead_ends = math.inf
             self._kernel.forget_ahead()
+        if time.monotonic() >= self._freed_due:
+            self._freed_due = math.inf
+            return_pages()
         if not self._stopped.is_set() and time.monotonic() >= self._backend_due:
             self._choose_backend()
 

@@ -7,7 +7,6 @@ and the path of its key, for messages; they raise `Bad`.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +80,9 @@ def attribute(key: str) -> str:
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
+    # Half a megabyte for as long as the agent runs, and most files have no such fault.
+    import difflib
+
     lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(word.lower(), list(lower), n=1)
     return f"did you mean {lower[close[0]]}?" if close else "known are " + ", ".join(known)

@@ -21,6 +21,7 @@ from ipvs_node_agent.model.objects import (
     Service,
     Snapshot,
 )
+from ipvs_node_agent.nat.packed import apart
 from ipvs_node_agent.nat.ruletext import Rule, read
 from ipvs_node_agent.rules.claims import Claim, Claims
 from ipvs_node_agent.rules.planner import HELD_BACK
@@ -132,8 +133,8 @@ def _named(
     if claim is None:
         return Naming(service, None, whys or (_UNKNOWN,))
     entries = [*writer.entries(address, claim).values()]
-    pods = _read(rule for entry in entries for rule in entry.pods)
-    hosts = _read(rule for entry in entries for rule in entry.hosts)
+    pods = _read(rule for entry in entries for rule in apart(entry.pods))
+    hosts = _read(rule for entry in entries for rule in apart(entry.hosts))
     return Naming(service, claim, whys, pods, hosts)
 
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Callable
 
 Work = Callable[[], object]
+
+# Whoever may wait does so while this much is there, until half of it was taken.
+_MOST = 200
+# How often it is looked at whether all is over, in seconds.
+_OVER_PERIOD = 1.0
 
 
 class Inbox:
@@ -23,6 +29,10 @@ class Inbox:
     def __init__(self) -> None:
         self._work: deque[Work] = deque()
         self._said, self._say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._room = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._work)
 
     def put(self, work: Work) -> None:
         """Adds `work`; from any thread, and from a signal's handler."""
@@ -31,8 +41,24 @@ class Inbox:
         with suppress(BlockingIOError):
             os.write(self._say, b"\0")
 
+    def put_in_turn(self, work: Work, over: threading.Event) -> None:
+        """Adds `work` once there is little of it, unless it is `over` by then.
+
+        A server that tells more than the main thread can do would else fill the memory. It waits
+        on its own side, as nobody reads what it sends.
+        """
+        while len(self._work) >= _MOST and not over.is_set():
+            self._room.clear()
+            # What was taken in between says so no more.
+            if len(self._work) >= _MOST:
+                self._room.wait(_OVER_PERIOD)
+        if not over.is_set():
+            self.put(work)
+
     def take(self) -> Work | None:
         """What comes next; None where there is nothing."""
+        if len(self._work) == _MOST // 2:
+            self._room.set()
         return self._work.popleft() if self._work else None
 
     def wait(self, others: Iterable[int], seconds: float) -> bool:

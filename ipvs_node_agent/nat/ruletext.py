@@ -7,6 +7,7 @@ comes back byte for byte. `match` and `rule` write one of ours, and `read` is th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # What iptables-save puts into quotes, such as a comment. Names of chains and interfaces may have a
@@ -26,8 +27,8 @@ _RULE = re.compile(
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) (.*)")
 
 
-# Those of a chain.
-Rules = tuple[str, ...]
+# Those of a chain; in this order, a packet meets them.
+Rules = Sequence[str]
 
 
 class Rule(NamedTuple):

@@ -7,12 +7,14 @@ chain of ours, and what those may do that stand before our jumps.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 from typing import Callable
 
 from ipvs_node_agent.nat.ahead import Ahead, Others
 from ipvs_node_agent.nat.hooks import hooks
+from ipvs_node_agent.nat.packed import Packed, together
 from ipvs_node_agent.nat.ruleset import Change, Found
 from ipvs_node_agent.nat.ruletext import OPENED, QUOTED, Rules, targets
 
@@ -24,44 +26,52 @@ def parse_save(
 ) -> Found:
     """What `text`, printed by iptables-save for one table, holds of ours.
 
-    Rules that are as `expected` are the very same objects, and take no memory of their own.
+    Chains that are as `expected` are the very same objects, and take no memory of their own.
     """
-    chains: dict[str, list[str]] = {}
+    chains: dict[str, Rules] = {}
     built_in: dict[str, list[str]] = {}
     foreign: set[str] = set()
     referenced: set[str] = set()
     filled: set[str] = set()
-    for line in lines(text):
-        if line.startswith("-A "):
-            chain, _, rule = line[3:].partition(" ")
-            if chain in chains:
-                rules, known = chains[chain], expected.get(chain, ())
-                place = len(rules)
-                same = place < len(known) and known[place] == rule
-                rules.append(known[place] if same else rule)
-            elif chain in built_in:
-                built_in[chain].append(rule)
-            else:
-                filled.add(chain)
-                referenced |= targets(rule) & chains.keys()
-        elif declared := _CHAIN_LINE.match(line):
-            name = declared[1]
-            if owns(name):
-                chains[name] = []
-            # A chain of a user's own has no policy, and iptables-save prints a dash for it.
-            elif line.startswith(f":{name} - "):
-                foreign.add(name)
-            else:
-                built_in[name] = []
+    # The rules of one chain are printed in a row, and are kept in less memory than they are read.
+    for chain, run in groupby(lines(text), _chain_of):
+        if chain in chains:
+            read = Packed([together([*chains[chain], *_rules(run, chain)])])
+            chains[chain] = expected[chain] if expected.get(chain) == read else read
+        elif chain in built_in:
+            built_in[chain] += _rules(run, chain)
+        elif chain:
+            filled.add(chain)
+            referenced.update(*(targets(rule) & chains.keys() for rule in _rules(run, chain)))
+        else:
+            for declared in filter(None, map(_CHAIN_LINE.match, run)):
+                name = declared[1]
+                if owns(name):
+                    chains[name] = Packed(())
+                # A chain of a user's own has no policy, and iptables-save prints a dash for it.
+                elif declared.string.startswith(f":{name} - "):
+                    foreign.add(name)
+                else:
+                    built_in[name] = []
     hooked = {name: hooks(rules, chains.keys(), foreign) for name, rules in built_in.items()}
     return Found(
-        chains={name: tuple(rules) for name, rules in chains.items()},
+        chains=chains,
         jumps={name: says.jumps for name, says in hooked.items() if says.jumps},
         ahead=_ahead(text, {name: says.leading for name, says in hooked.items()}, foreign),
         foreign=frozenset(foreign),
         referenced=frozenset(referenced).union(*(says.referenced for says in hooked.values())),
         filled=frozenset(foreign & filled),
     )
+
+
+def _chain_of(line: str) -> str:
+    """The chain of a line with a rule; empty for any other line."""
+    return line[3:].partition(" ")[0] if line.startswith("-A ") else ""
+
+
+def _rules(lines: Iterable[str], chain: str) -> Iterator[str]:
+    """The rules in lines that append to `chain`."""
+    return (line[len(f"-A {chain} ") :] for line in lines)
 
 
 def parse_rules(text: str) -> dict[str, Rules]:

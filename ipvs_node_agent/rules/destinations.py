@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address
 from ipvs_node_agent.model.objects import Port
-from ipvs_node_agent.nat.ruletext import Rules
+from ipvs_node_agent.nat.packed import how_many
 
 PROTOCOLS = ("sctp", "tcp", "udp")
 PROTOCOL_BITS, PORT_BITS = 2, 16
@@ -21,20 +21,21 @@ PORTS = "{}"
 
 
 class Entry(NamedTuple):
-    """What one destination has in the chains of pods and of the host, and for which Service.
+    """The rules of one destination for pods and for the host, and for which Service.
 
-    With `continues`, the port before it has the same, and where both are in one chain they are one.
+    The rules of either are one text, as `nat.packed` makes it. With `continues`, the port before it
+    has the same, and where both are in one chain they are one.
     """
 
-    pods: Rules
-    hosts: Rules
+    pods: str
+    hosts: str
     service: str
     continues: bool = False
 
     @property
     def length(self) -> int:
         """How many plain Services its rules are as long as; one has a mark and a DNAT."""
-        pods, hosts = len(self.pods), len(self.hosts)
+        pods, hosts = how_many(self.pods), how_many(self.hosts)
         return ((pods if pods > hosts else hosts) + 1) // 2 or 1
 
 
@@ -49,8 +50,8 @@ def destination(address: Address, port: Port | None) -> int:
     return number | PROTOCOLS.index(port.protocol) << PORT_BITS | port.number
 
 
-def listed(entries: Entries) -> tuple[Rules, Rules]:
-    """The rules of `entries` for pods, and those for the host.
+def listed(entries: Entries) -> tuple[list[str], list[str]]:
+    """The texts of `entries` for pods, and those for the host.
 
     They go by address, and where Services share one by Service.
     """
@@ -65,9 +66,9 @@ def listed(entries: Entries) -> tuple[Rules, Rules]:
     hosts: list[str] = []
     for run in runs:
         entry, ports = entries[run[0]], shown_ports(run[0], run[-1])
-        pods += [rule.replace(PORTS, ports) for rule in entry.pods]
-        hosts += [rule.replace(PORTS, ports) for rule in entry.hosts]
-    return tuple(pods), tuple(hosts)
+        pods.append(entry.pods.replace(PORTS, ports))
+        hosts.append(entry.hosts.replace(PORTS, ports))
+    return pods, hosts
 
 
 def shown_ports(first: int, last: int) -> str:

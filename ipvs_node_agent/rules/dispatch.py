@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from ipvs_node_agent.model.addresses import Address, Family, show_address
 from ipvs_node_agent.nat.chains import stem
+from ipvs_node_agent.nat.packed import Packed, together
 from ipvs_node_agent.nat.ruletext import Rules, match, rule
 from ipvs_node_agent.rules.destinations import (
     LOCAL_BITS,
@@ -164,7 +165,7 @@ class Tree:
         """All chains. With `flat`, the two of the configuration hold every rule themselves."""
         if not flat:
             return {**self._chains, **dict(zip(self._names, self._rules(self._root)))}
-        return dict(zip(self._names, listed(self._gathered([self._root]))))
+        return dict(zip(self._names, map(Packed, listed(self._gathered([self._root])))))
 
     # Changes of single addresses
 
@@ -349,8 +350,8 @@ class Tree:
         """Those of `node` in the tree for pods, and those in the one for the host."""
         jumps = [(self._match(child.prefix), child.tag) for child in node.children]
         pods, hosts = (
-            (*(rule(match, f"{base}-{tag}") for match, tag in jumps), *rules)
-            for base, rules in zip(self._stems, listed(node.entries))
+            Packed([together(rule(match, f"{base}-{tag}") for match, tag in jumps), *texts])
+            for base, texts in zip(self._stems, listed(node.entries))
         )
         return pods, hosts
 

@@ -28,6 +28,7 @@ from ipvs_node_agent.model.addresses import (
 from ipvs_node_agent.model.objects import Node
 from ipvs_node_agent.nat import ruletext
 from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN
+from ipvs_node_agent.nat.packed import together
 from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.rules.claims import Claim
 from ipvs_node_agent.rules.destinations import PORTS, Entries, Entry, destination
@@ -105,7 +106,7 @@ class Writer:
                 for source, interface in sources
             ]
             hosts = self._pair(to(local=True), cluster_ip, True) if host else ()
-            return Entry(tuple(chain(*pods)), hosts, key)
+            return Entry(together(chain(*pods)), together(hosts), key)
 
         if claim.ports is None:
             return {destination(address, None): entry()}

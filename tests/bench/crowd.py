@@ -154,7 +154,9 @@ class Agents:
             config = replace(DEFAULTS, kubeconfig=str(path))
             take = self._taker(number)
             reader = Reader(path)
-            self._following.append(Following(config, reader, self._put, take, lambda *_: None, ()))
+            self._following.append(
+                Following(config, reader, self._put, self._put_in_turn, take, lambda *_: None, ())
+            )
         with self._namespace.enter():
             for following in self._following:
                 following.start()
@@ -190,6 +192,10 @@ class Agents:
                 work()
         except BaseException as error:
             self.failures.append(error)
+
+    def _put_in_turn(self, work: Callable[[], object], over: threading.Event) -> None:
+        if not over.is_set():
+            self._put(work)
 
     def _taker(self, number: int) -> Callable[[Event], None]:
         def take(event: Event) -> None:

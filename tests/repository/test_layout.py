@@ -17,7 +17,6 @@ SHORT = {
     "__main__": "an entry point has nothing of its own",
     "check/gather_pods": "two questions to others, and no judgement",
     "iptables/settling": "one pace, and who keeps it has its own idea",
-    "host/memory": "one call of the C library",
     "errors": "what all others raise",
     "commands/cleanup": "a command has a file of its own, and this one has little to do",
     "commands/config": "the same",

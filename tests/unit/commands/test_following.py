@@ -95,7 +95,12 @@ def test_what_one_is_told_hurries_who_it_concerns(
     works: list[Callable[[], object]] = []
     taken: list[Event] = []
     config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
-    following = Following(config, reader(config), works.append, taken.append, lambda *_: None, ())
+
+    def in_turn(work: Callable[[], object], over: threading.Event) -> None:
+        if not over.is_set():
+            works.append(work)
+
+    following = Following(config, reader(config), nothing, in_turn, taken.append, nothing, ())
     for event in events:
         following._emit(event)
     assert hurried == woken
@@ -114,7 +119,7 @@ def test_credentials_are_looked_at_now_and_then_and_with_each_request(
 ) -> None:
     plain_kubeconfig(tmp_path / "kubelet.conf", "http://127.0.0.1:1", "worker-1")
     config = Config(kubeconfig=str(tmp_path / "kubelet.conf"))
-    following = Following(config, reader(config), nothing, nothing, nothing, ())
+    following = Following(config, reader(config), nothing, nothing, nothing, nothing, ())
     looks = threading.Semaphore(0)
     monkeypatch.setattr(following.api, "refresh", looks.release)
     monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PAUSE", 0.01)
@@ -138,7 +143,7 @@ def test_a_rotation_that_has_not_come_to_its_end_is_looked_at_again_soon(
     path = tmp_path / "kubelet.conf"
     plain_kubeconfig(path, "http://127.0.0.1:1", "worker-1")
     config = Config(kubeconfig=str(path))
-    following = Following(config, reader(config), nothing, nothing, nothing, ())
+    following = Following(config, reader(config), nothing, nothing, nothing, nothing, ())
     following.api.credentials()
     monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PAUSE", 0.01)
     monkeypatch.setattr("ipvs_node_agent.commands.following._CREDENTIALS_PERIOD", 60.0)

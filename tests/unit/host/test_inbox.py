@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 from ipvs_node_agent.host.inbox import Inbox
+from tests.support.waiting import eventually
 
 
 def taken(inbox: Inbox) -> list[object]:
@@ -64,6 +66,51 @@ def test_what_many_threads_put_wakes_it_each_time() -> None:
         found += len(taken(inbox))
     for thread in threads:
         thread.join()
+
+
+def test_who_may_wait_does_so_while_there_is_much() -> None:
+    inbox, over, count = Inbox(), threading.Event(), 5_000
+
+    def put(which: str) -> None:
+        for number in range(count):
+            inbox.put_in_turn(lambda number=number: (which, number), over)  # type: ignore[misc]
+
+    threads = [threading.Thread(target=put, args=(which,)) for which in "abc"]
+    for thread in threads:
+        thread.start()
+    found: list[Any] = []
+    while len(found) < 3 * count:
+        inbox.wait([], 30.0)
+        eventually(lambda: all(not t.is_alive() for t in threads) or len(inbox) >= 200, "much")
+        # Each thread may have looked before the others put theirs.
+        assert len(inbox) <= 202
+        found += taken(inbox)
+    for thread in threads:
+        thread.join()
+    for which in "abc":
+        assert [number for whose, number in found if whose == which] == [*range(count)]
+
+
+def test_who_may_not_wait_never_does() -> None:
+    inbox, over = Inbox(), threading.Event()
+    for _ in range(1_000):
+        inbox.put(lambda: None)
+    waiting = threading.Thread(target=inbox.put_in_turn, args=(lambda: "late", over))
+    waiting.start()
+    for _ in range(1_000):
+        inbox.put(lambda: None)
+    assert len(inbox) == 2_000
+    assert waiting.is_alive()
+    over.set()
+    waiting.join()
+    assert "late" not in taken(inbox)
+
+
+def test_what_is_over_is_not_put() -> None:
+    inbox, over = Inbox(), threading.Event()
+    over.set()
+    inbox.put_in_turn(lambda: None, over)
+    assert inbox.take() is None
 
 
 def test_a_signal_wakes_it() -> None:

@@ -35,6 +35,34 @@ def test_what_was_freed_goes_back_where_the_c_library_is_told(told: str) -> None
     assert (int(printed) < 15) == (told == "told")
 
 
+# How many MiB are left of 40 in small pieces below one that stays.
+BELOW = """
+import sys
+from ipvs_node_agent.host.memory import return_freed_memory, return_pages
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20
+
+return_freed_memory()
+return_pages()
+before = resident()
+pieces = [bytearray(100_000) for _ in range(400)]
+stays = bytearray(100_000)
+del pieces
+if sys.argv[1] == "told":
+    return_pages()
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize("told", ["told", "not told"])
+def test_what_is_free_below_others_goes_back_where_that_is_asked_for(told: str) -> None:
+    command = [sys.executable, "-c", BELOW, told]
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    assert (int(printed) < 15) == (told == "told")
+
+
 # How often Python has looked for cycles among all that there is, once many objects were made.
 COLLECTED = """
 import gc, sys

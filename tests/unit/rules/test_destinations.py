@@ -6,13 +6,15 @@ import pytest
 
 from ipvs_node_agent.model.addresses import parse_address
 from ipvs_node_agent.model.objects import Port
+from ipvs_node_agent.nat.packed import Packed, together
 from ipvs_node_agent.rules.destinations import PORTS, Entry, destination, listed, shown_ports
 
 ADDRESS = parse_address("10.19.0.1")
 
 
 def entry(name: str, continues: bool = False) -> Entry:
-    return Entry((f"{name} pods {PORTS}",), (f"{name} host {PORTS}",), name, continues)
+    pods, hosts = (together([f"{name} {whose} {PORTS}"]) for whose in ("pods", "host"))
+    return Entry(pods, hosts, name, continues)
 
 
 def number(port: int, protocol: str = "tcp") -> int:
@@ -44,7 +46,7 @@ def test_ports_that_follow_each_other_are_one_rule_and_services_stand_together()
         number(83): entry("a"),
         number(85): entry("a", continues=True),
     }
-    assert listed(entries) == (
+    assert tuple(tuple(Packed(texts)) for texts in listed(entries)) == (
         ("a pods 80:81", "a pods 83", "a pods 85", "b pods 82"),
         ("a host 80:81", "a host 83", "a host 85", "b host 82"),
     )
@@ -52,5 +54,6 @@ def test_ports_that_follow_each_other_are_one_rule_and_services_stand_together()
 
 @pytest.mark.parametrize(("rules", "length"), [(0, 1), (1, 1), (2, 1), (3, 2), (8, 4)])
 def test_two_rules_are_as_long_as_a_plain_service(rules: int, length: int) -> None:
-    assert Entry(("rule",) * rules, (), "a").length == length
-    assert Entry((), ("rule",) * rules, "a").length == length
+    text = together(["rule"] * rules)
+    assert Entry(text, "", "a").length == length
+    assert Entry("", text, "a").length == length

@@ -19,6 +19,7 @@ from ipvs_node_agent.model.objects import Port, Service, Snapshot
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat.chains import MAX_CHAIN_NAME, owner
 from ipvs_node_agent.nat.matches import Packet
+from ipvs_node_agent.nat.packed import together
 from ipvs_node_agent.nat.ruleset import Found, applied, difference
 from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.nat.trace import Walk, trace
@@ -491,11 +492,11 @@ def test_prefixes_whose_digests_are_equal_have_different_names(
 
 
 def test_a_destination_with_many_rules_counts_for_more_than_one() -> None:
-    plain = Entry(("mark", "dnat"), ("mark", "dnat"), "a/b")
+    plain = Entry(together(["mark", "dnat"]), together(["mark", "dnat"]), "a/b")
     assert plain.length == 1
-    assert plain._replace(pods=("dnat",)).length == 1
-    assert plain._replace(pods=("rule",) * 8).length == 4
+    assert plain._replace(pods=together(["dnat"])).length == 1
+    assert plain._replace(pods=together(["rule"] * 8)).length == 4
     tree = Tree(IPV4, (PODS, HOST), 16)
-    heavy = plain._replace(pods=("rule",) * 100)
+    heavy = plain._replace(pods=together(["rule"] * 100))
     tree.fill({destination(parse_address(f"10.0.0.{n}"), None): heavy for n in range(1, 9)})
     assert all(len(rules) <= 100 for rules in tree.chains(flat=False).values())

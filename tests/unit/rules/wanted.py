@@ -46,11 +46,11 @@ def options(**services: Any) -> Config:
 
 
 def prerouting(found: Plan) -> tuple[str, ...]:
-    return found.ruleset.chains["IPVS_PREROUTING"]
+    return tuple(found.ruleset.chains["IPVS_PREROUTING"])
 
 
 def output(found: Plan) -> tuple[str, ...]:
-    return found.ruleset.chains["IPVS_OUTPUT"]
+    return tuple(found.ruleset.chains["IPVS_OUTPUT"])
 
 
 def pods(config: Config, seen: Snapshot) -> tuple[str, ...]:
