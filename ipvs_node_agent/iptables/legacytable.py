@@ -33,8 +33,9 @@ _LAYOUTS = {
     6: (socket.AF_INET6, socket.IPPROTO_IPV6, 142, 152),
 }
 _COUNTS = 16
-# So many entries are put together at once, as a copy of all would be as large as the table.
-_TOGETHER = 1000
+# So many entries are put together at once, as a copy of all would be as large as the table. Most of
+# what is so short is as long as others, and takes no memory of its own.
+_TOGETHER = 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -137,9 +138,12 @@ def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> N
 def _places(block: bytearray, next_at: int, counts_at: int) -> tuple[struct.Struct, ...]:
     """What takes out of `block` all but the counters. Raises OSError where they cannot be told."""
     between = _between(block, next_at, counts_at)
+    made: dict[str, struct.Struct] = {}
     found = []
     while piece := "".join(islice(between, _TOGETHER)):
-        found.append(struct.Struct(f"={piece}"))
+        if piece not in made:
+            made[piece] = struct.Struct(f"={piece}")
+        found.append(made[piece])
     return tuple(found)
 
 
