@@ -123,14 +123,33 @@ def test_a_foreign_comment_cannot_pass_for_a_line_of_the_table(separator: str) -
     assert read == Found(chains={"IPVS_OUTPUT": ()}, jumps={"OUTPUT": ((2, "IPVS_OUTPUT"),)})
 
 
-def test_rules_that_are_as_expected_take_no_memory_of_their_own() -> None:
-    expected = {"IPVS_OUTPUT": ("-p tcp -j A", "-p udp -j A")}
+def test_chains_that_are_as_expected_take_no_memory_of_their_own() -> None:
+    expected = dict.fromkeys(("IPVS_OUTPUT", "IPVS_PREROUTING"), ("-p tcp -j A", "-p udp -j A"))
     text = table(
-        ":IPVS_OUTPUT - [0:0]", "-A IPVS_OUTPUT -p tcp -j A", "-A IPVS_OUTPUT -p sctp -j A"
+        ":IPVS_OUTPUT - [0:0]",
+        ":IPVS_PREROUTING - [0:0]",
+        "-A IPVS_OUTPUT -p tcp -j A",
+        "-A IPVS_OUTPUT -p udp -j A",
+        "-A IPVS_PREROUTING -p tcp -j A",
+        "-A IPVS_PREROUTING -p sctp -j A",
     )
-    first, second = parse_save(text, OURS, expected).chains["IPVS_OUTPUT"]
-    assert first is expected["IPVS_OUTPUT"][0]
-    assert second == "-p sctp -j A"
+    found = parse_save(text, OURS, expected).chains
+    assert found["IPVS_OUTPUT"] is expected["IPVS_OUTPUT"]
+    assert found["IPVS_PREROUTING"] == ("-p tcp -j A", "-p sctp -j A")
+
+
+def test_rules_are_read_in_whatever_order_the_chains_come() -> None:
+    text = table(
+        ":IPVS_OUTPUT - [0:0]",
+        "-A IPVS_OUTPUT -p tcp -j A",
+        ":IPVS_PREROUTING - [0:0]",
+        "-A IPVS_PREROUTING",
+        "-A IPVS_OUTPUT -p udp -j A",
+    )
+    expected = {"IPVS_OUTPUT": ("-p tcp -j A", "-p udp -j A"), "IPVS_PREROUTING": ("",)}
+    found = parse_save(text, OURS, expected)
+    assert found.chains == expected
+    assert found.chains["IPVS_OUTPUT"] is expected["IPVS_OUTPUT"]
 
 
 def test_a_line_break_in_quotes_ends_no_line() -> None:
