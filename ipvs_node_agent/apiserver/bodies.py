@@ -2,8 +2,8 @@
 
 A list is read object by object and never held in memory whole: one of 10,000 Services is 22 MB of
 JSON, and would take 150 MiB at once. The json module decodes each object in C; only the braces
-around `items` are walked here. A watch is a line of JSON for each event, of which what nobody here
-asks for is not decoded.
+around `items` are walked here. A watch is a line of JSON for each event. Half of it says who set
+which field, which nobody here asks for: it is not decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_OBJECT_CHARACTERS = 32 << 20
 _MAX_LINE_BYTES = 32 << 20
 # Servers use decimal numbers of up to twenty digits, and promise no more than that it is text.
 _MAX_VERSION = 128
-# Around what is half of an object (who set which field), and takes more time than all else in it.
+# What stands before and behind the list of who set which field.
 _MANAGED_FIELDS, _BEHIND_METADATA = b',"managedFields":[', b']},"spec":'
 # On the bookmark behind the last object of a streaming list (KEP-3157).
 _INITIAL_EVENTS_END = "k8s.io/initial-events-end"

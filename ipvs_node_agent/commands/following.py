@@ -25,7 +25,7 @@ from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
 _CREDENTIALS_PERIOD, _CREDENTIALS_PAUSE = 10.0, 1.0
 # What the main thread is to do, put to it by the others.
 Put = Callable[[Callable[[], object]], None]
-# The same of what it may be too much, until all is over.
+# The same, by those who may be kept waiting until the main thread has done more, or all is over.
 PutInTurn = Callable[[Callable[[], object], threading.Event], None]
 # What else uses the API server, as the Node of a name, until it is to stop.
 Beside = Callable[[Api, Callable[[], str], threading.Event], None]

@@ -56,8 +56,11 @@ log = logging.getLogger(__name__)
 _GUESSED_PERIOD, _BACKEND_PERIOD = 30.0, 300.0
 # So long events are taken out of the queue before what they change is looked after.
 _TAKING_SECONDS = 0.5
-# After a turn of so many seconds there is free memory, which is given back so much later.
-_LONG_TURN, _CALM = 0.1, 3.0
+# So soon those go on who had to wait, unless they have no more.
+_GOES_ON_SECONDS = 0.01
+# A turn of more than so many seconds leaves free memory, which is given back so much later, or
+# sooner where an earlier one left some.
+_LONG_TURN, _FREED_SECONDS = 0.1, 3.0
 # How long what was read of the tables at the start is kept for the first plan.
 _AHEAD_SECONDS = 60.0
 # How often kube-proxy is asked for its mode, if none of its chains and tables come or go.
@@ -235,7 +238,7 @@ class MainLoop:
             self._after_sync()
         began, self._turned = self._turned, time.monotonic()
         if self._turned - began > _LONG_TURN:
-            self._freed_due = min(self._freed_due, self._turned + _CALM)
+            self._freed_due = min(self._freed_due, self._turned + _FREED_SECONDS)
         self._publish()
         self._sleep(min(due, self._manager.sign_due, self._ahead_ends, self._freed_due))
         self._work_off()
@@ -280,9 +283,10 @@ class MainLoop:
         end = time.monotonic() + _TAKING_SECONDS
         while not self._stopped.is_set() and time.monotonic() <= end:
             work = self._inbox.take()
-            if work is None:
+            if work is not None:
+                work()
+            elif not self._inbox.goes_on(_GOES_ON_SECONDS):
                 return
-            work()
 
     def _choose_backend(self) -> None:
         now = time.monotonic()

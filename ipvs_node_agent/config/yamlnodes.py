@@ -80,9 +80,11 @@ def attribute(key: str) -> str:
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
-    # Half a megabyte for as long as the agent runs, and most files have no such fault.
-    import difflib
-
+    try:
+        # Half a megabyte for as long as the agent runs, and most files have no such fault.
+        import difflib
+    except ImportError:  # An upgrade has replaced the Python that runs this.
+        return "known are " + ", ".join(known)
     lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(word.lower(), list(lower), n=1)
     return f"did you mean {lower[close[0]]}?" if close else "known are " + ", ".join(known)

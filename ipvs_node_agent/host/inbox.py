@@ -17,7 +17,7 @@ from typing import Callable
 
 Work = Callable[[], object]
 
-# Whoever may wait does so while this much is there, until half of it was taken.
+# Whoever may wait does so while this much is there, and goes on when half of it was taken.
 _MOST = 200
 # How often it is looked at whether all is over, in seconds.
 _OVER_PERIOD = 1.0
@@ -30,6 +30,8 @@ class Inbox:
         self._work: deque[Work] = deque()
         self._said, self._say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._room = threading.Event()
+        # Whether somebody has waited to put more, of which there is mostly much more.
+        self._is_pressed = False
 
     def __len__(self) -> int:
         return len(self._work)
@@ -51,6 +53,7 @@ class Inbox:
             self._room.clear()
             # What was taken in between says so no more.
             if len(self._work) >= _MOST:
+                self._is_pressed = True
                 self._room.wait(_OVER_PERIOD)
         if not over.is_set():
             self.put(work)
@@ -60,6 +63,14 @@ class Inbox:
         if len(self._work) == _MOST // 2:
             self._room.set()
         return self._work.popleft() if self._work else None
+
+    def goes_on(self, seconds: float) -> bool:
+        """Whether more comes at once from those who had to wait, where `take` gives nothing.
+
+        What is made of all that comes in a row takes long, and not much longer for more of it.
+        """
+        self._is_pressed = self._is_pressed and self.wait([], seconds)
+        return self._is_pressed
 
     def wait(self, others: Iterable[int], seconds: float) -> bool:
         """Waits for work, or for one of these file descriptors to be readable, at most so long.

@@ -31,7 +31,7 @@ def return_freed_memory() -> None:
 
 
 def return_pages() -> None:
-    """Has glibc give back what is free below something that is not, in a millisecond.
+    """Has glibc give back what is free below something that is not, in half a millisecond.
 
     It does not do so by itself. A burst of changes leaves a tenth of the process like that.
     """

@@ -33,8 +33,8 @@ _LAYOUTS = {
     6: (socket.AF_INET6, socket.IPPROTO_IPV6, 142, 152),
 }
 _COUNTS = 16
-# So many entries are put together at once, as a copy of all would be as large as the table. Most of
-# what is so short is as long as others, and takes no memory of its own.
+# So many entries are copied at once. Most runs of so few have the lengths of another one, and share
+# its Struct.
 _TOGETHER = 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -138,13 +138,9 @@ def _get(asking: socket.socket, level: int, option: int, buffer: bytearray) -> N
 def _places(block: bytearray, next_at: int, counts_at: int) -> tuple[struct.Struct, ...]:
     """What takes out of `block` all but the counters. Raises OSError where they cannot be told."""
     between = _between(block, next_at, counts_at)
-    made: dict[str, struct.Struct] = {}
-    found = []
-    while piece := "".join(islice(between, _TOGETHER)):
-        if piece not in made:
-            made[piece] = struct.Struct(f"={piece}")
-        found.append(made[piece])
-    return tuple(found)
+    pieces = list(iter(lambda: "".join(islice(between, _TOGETHER)), ""))
+    made = {piece: struct.Struct(f"={piece}") for piece in set(pieces)}
+    return tuple(made[piece] for piece in pieces)
 
 
 def _between(block: bytearray, next_at: int, counts_at: int) -> Iterator[str]:

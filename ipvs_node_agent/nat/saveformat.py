@@ -42,7 +42,8 @@ def parse_save(
             built_in[chain] += _rules(run, chain)
         elif chain:
             filled.add(chain)
-            referenced.update(*(targets(rule) & chains.keys() for rule in _rules(run, chain)))
+            for rule in _rules(run, chain):
+                referenced |= targets(rule) & chains.keys()
         else:
             for declared in filter(None, map(_CHAIN_LINE.match, run)):
                 name = declared[1]

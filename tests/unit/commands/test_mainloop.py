@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,6 +25,7 @@ from ipvs_node_agent.backoff import Backoff
 from ipvs_node_agent.commands import following, mainloop, run
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.host.inbox import Inbox
 from ipvs_node_agent.host.rundir import directory
 from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.kubeconfig.credentials import load_credentials
@@ -596,3 +598,26 @@ def test_watches_that_end_as_soon_as_they_begin_do_not_hurry_each_other(
     requests = [(request.verb, request.resource) for request in server.requests]
     for request in requests:
         assert requests.count(request) <= 5
+
+
+def test_what_comes_in_a_row_is_taken_before_anything_is_made_of_it() -> None:
+    loop: Any = object.__new__(mainloop.MainLoop)
+    loop._inbox, loop._stopped = Inbox(), threading.Event()
+    told: list[int] = []
+    count = 2_000
+
+    def tell() -> None:
+        for number in range(count):
+            loop._inbox.put_in_turn(partial(told.append, number), loop._stopped)
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    eventually(lambda: len(loop._inbox) >= 200, "much")
+    turns = 0
+    while len(told) < count:
+        loop._work_off()
+        turns += 1
+    teller.join()
+    assert told == [*range(count)]
+    # Each turn would be a write; ten of 200 would be as many as without.
+    assert turns <= 5

@@ -91,6 +91,32 @@ def test_who_may_wait_does_so_while_there_is_much() -> None:
         assert [number for whose, number in found if whose == which] == [*range(count)]
 
 
+def test_who_had_to_wait_goes_on_before_anything_is_made_of_it() -> None:
+    inbox, over, count = Inbox(), threading.Event(), 5_000
+
+    def put() -> None:
+        for number in range(count):
+            inbox.put_in_turn(lambda number=number: number, over)  # type: ignore[misc]
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    eventually(lambda: len(inbox) >= 200, "much")
+    found = taken(inbox)
+    while inbox.goes_on(5.0 if len(found) < count else 0.0):
+        found += taken(inbox)
+    thread.join()
+    assert found == [*range(count)]
+
+
+def test_nobody_waits_for_more_where_nobody_had_to_wait() -> None:
+    inbox = Inbox()
+    inbox.put_in_turn(lambda: None, threading.Event())
+    taken(inbox)
+    began = time.monotonic()
+    assert not inbox.goes_on(60.0)
+    assert time.monotonic() - began < 25
+
+
 def test_who_may_not_wait_never_does() -> None:
     inbox, over = Inbox(), threading.Event()
     for _ in range(1_000):
