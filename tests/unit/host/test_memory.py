@@ -9,6 +9,13 @@ import pytest
 
 from tests.support.places import REPOSITORY
 
+
+def printed(program: str, told: str) -> int:
+    """The number that `program` prints in a process of its own."""
+    command = [sys.executable, "-c", program, told]
+    return int(subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout)
+
+
 # How many MiB are left of 40 in small pieces, after the size of a list made glibc keep them.
 PROGRAM = """
 import sys
@@ -30,9 +37,7 @@ print(resident() - before)
 
 @pytest.mark.parametrize("told", ["told", "not told"])
 def test_what_was_freed_goes_back_where_the_c_library_is_told(told: str) -> None:
-    command = [sys.executable, "-c", PROGRAM, told]
-    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
-    assert (int(printed) < 15) == (told == "told")
+    assert (printed(PROGRAM, told) < 15) == (told == "told")
 
 
 # How many MiB are left of 40 in small pieces below one that stays.
@@ -58,9 +63,7 @@ print(resident() - before)
 
 @pytest.mark.parametrize("told", ["told", "not told"])
 def test_what_is_free_below_others_goes_back_where_that_is_asked_for(told: str) -> None:
-    command = [sys.executable, "-c", BELOW, told]
-    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
-    assert (int(printed) < 15) == (told == "told")
+    assert (printed(BELOW, told) < 15) == (told == "told")
 
 
 # How often Python has looked for cycles among all that there is, once many objects were made.
@@ -78,6 +81,4 @@ print(sum(each["collections"] for each in gc.get_stats()) - before)
 
 @pytest.mark.parametrize("told", ["told", "not told"])
 def test_many_objects_are_few_reasons_to_look_for_garbage(told: str) -> None:
-    command = [sys.executable, "-c", COLLECTED, told]
-    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
-    assert (int(printed) < 20) == (told == "told")
+    assert (printed(COLLECTED, told) < 20) == (told == "told")
