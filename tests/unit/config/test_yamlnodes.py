@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -181,6 +182,13 @@ def test_a_key_that_is_unknown_or_given_twice_is_refused(
     text: str, line: int, complaint: str
 ) -> None:
     assert refusal(text) == at(line) + complaint
+
+
+def test_where_an_upgrade_has_taken_python_away_a_bad_key_is_still_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "difflib", None)
+    assert refusal("masquerad: All") == at(1) + f"unknown key masquerad {KNOWN}"
 
 
 @pytest.mark.parametrize(
