@@ -98,14 +98,14 @@ def test_who_had_to_wait_goes_on_before_anything_is_made_of_it() -> None:
         for number in range(count):
             inbox.put_in_turn(lambda number=number: number, over)  # type: ignore[misc]
 
-    thread = threading.Thread(target=put)
+    thread = threading.Thread(target=put, daemon=True)
     thread.start()
     eventually(lambda: len(inbox) >= 200, "much")
     found = taken(inbox)
     while inbox.goes_on(5.0 if len(found) < count else 0.0):
         found += taken(inbox)
-    thread.join()
     assert found == [*range(count)]
+    thread.join()
 
 
 def test_nobody_waits_for_more_where_nobody_had_to_wait() -> None:
