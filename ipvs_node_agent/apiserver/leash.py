@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
 from time import monotonic
 from typing import Any, Callable
@@ -34,10 +35,15 @@ Places = frozenset[Place]
 # What one part of all that is known was last; a part that is not in it was never known.
 Known = Mapping[str, Places]
 
-# How long until all of it is looked up again, spread so that nodes that started together do not ask
-# together, and at least between two looks, in seconds.
-_PERIOD, _LEAST = (240.0, 480.0), 1.0
-# So long the Endpoints are waited for before there are any rules, in seconds.
+# All times are in seconds. What is least between two looks; and between two questions, where a
+# connection is lent for one.
+_LEAST, _LENDING = 1.0, 240.0
+# How long until it asks without. That is longer than a watch lasts, whose connection is lent, and
+# spread so that nodes that started together do not ask together.
+_PERIOD = (660.0, 900.0)
+# So long who lends a connection waits for it.
+_LENT = 2.0
+# So long the Endpoints are waited for before there are any rules.
 _PATIENCE = 30.0
 _PATH = "/api/v1/namespaces/default/endpoints/kubernetes"
 # As the API server's cache has them, at no cost for etcd.
@@ -58,10 +64,12 @@ class Leash:
         self._api, self._tell = api, tell
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._reached = threading.Event()
+        # Set as soon as the connection that is lent may be taken back.
+        self._lent: threading.Event | None = None
 
     def run(self) -> None:
         """Tells until `stop`."""
-        backoff, began, ask_due = Backoff(), monotonic(), 0.0
+        backoff, began, lending_due, ask_due = Backoff(), monotonic(), 0.0, 0.0
         known: Known = {}
         while True:
             # Before `stopped` is looked at, as `stop` wakes it too.
@@ -72,21 +80,26 @@ class Leash:
             was_reached, is_answered = self._reached.is_set(), True
             if was_reached:
                 self._reached.clear()
-            asks = was_reached or monotonic() >= ask_due
+            lent = self._lent
+            is_lent = lent is not None and monotonic() >= lending_due
+            asks = was_reached or is_lent or monotonic() >= ask_due
             # Told after each part, as the next one may hang for want of what this one gives.
-            for now_known, is_told in look(self._api, known, asks):
+            for now_known, is_told in look(self._api, known, asks, is_lent):
                 known = now_known
                 is_answered &= is_told
                 if not self._stopped.is_set():
                     self._tell(*summed_up(known))
             if asks and is_answered:
                 backoff.reset()
+                lending_due = monotonic() + _LENDING
                 ask_due = monotonic() + between(*_PERIOD)
             elif asks:
                 ask_due = monotonic() + backoff.next()
                 if self._is_without(known, monotonic() - began):
                     known = {**known, "Endpoints": frozenset()}
                     self._tell(*summed_up(known))
+            if lent is not None:
+                lent.set()
             self._stopped.wait(_LEAST)
             self._wake.wait(max(ask_due - monotonic(), 0.0))
 
@@ -98,6 +111,18 @@ class Leash:
         if reached:
             self._reached.set()
         self._wake.set()
+
+    def lend(self) -> None:
+        """Lends it a connection that is free just now, and gives it back when this returns.
+
+        A question costs the API server a fraction then of what one costs with a connection of its
+        own. It is asked where the last one is some minutes old.
+        """
+        self._lent = lent = threading.Event()
+        self._wake.set()
+        if not self._stopped.is_set():
+            lent.wait(_LENT)
+        self._lent = None
 
     def _is_without(self, known: Known, seconds: float) -> bool:
         """Whether the API server answers, and does not tell its Endpoints after so many seconds."""
@@ -123,14 +148,19 @@ def ask(api: Api) -> tuple[Places, bool]:
     return summed_up(known)
 
 
-def look(api: Api, known: Known, asks: bool = True) -> Iterator[tuple[Known, bool]]:
+def look(
+    api: Api, known: Known, asks: bool = True, is_lent: bool = False
+) -> Iterator[tuple[Known, bool]]:
     """What is known after each part was looked up, `known` before, and whether it was told.
 
-    Unless it `asks`, nothing is requested of the API server.
+    Unless it `asks`, nothing is requested of the API server. Where a connection `is_lent` for that,
+    it stays open.
     """
     for name, part in _PARTS.items():
         if part is _endpoints and not asks:
             continue
+        if part is _endpoints:
+            part = partial(_endpoints, once=not is_lent)
         now, is_told = _asked(part, api)
         if is_told:
             now = now or known.get(name) or frozenset()
@@ -165,9 +195,9 @@ def _named(api: Api) -> Iterator[Place]:
         yield from _resolved(*urls.parse(credentials.server, "https", "http").address)
 
 
-def _endpoints(api: Api) -> Iterable[Place]:
+def _endpoints(api: Api, once: bool = True) -> Iterable[Place]:
     body, end = bytearray(), monotonic() + _TIMEOUT
-    with api.get(_PATH, _CACHED, "get endpoints kubernetes", _TIMEOUT, once=True) as answer:
+    with api.get(_PATH, _CACHED, "get endpoints kubernetes", _TIMEOUT, once) as answer:
         for piece in answer.pieces():
             seconds_left(end)
             body += piece

@@ -65,11 +65,13 @@ class Follows(NamedTuple):
 
 # Why a watch ended where the next one may reach another API server, or it at another address.
 CUT_OFF = _CHANGED, _UNREACHABLE = "CredentialsChanged", "Unreachable"
+# Why a watch ended whose connection another request may have.
+ENDED = "Ended"
 # LISTED and OTHER_WAY need no pause, as neither goes on for ever: what follows a list is a watch,
 # and there are two ways to give up.
 FOLLOWS = {
     Ending.LISTED: Follows("", Told.NEVER, Version.KEPT, Pause.NONE),
-    Ending.ENDED: Follows("Ended", Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT),
+    Ending.ENDED: Follows(ENDED, Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT),
     Ending.OTHER_WAY: Follows("", Told.NEVER, Version.KEPT, Pause.NONE),
     Ending.EXPIRED: Follows("Expired", Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE),
     Ending.SUPERSEDED: Follows(_CHANGED, Told.NEVER, Version.KEPT, Pause.SELDOM_NONE),

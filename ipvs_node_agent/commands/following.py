@@ -13,12 +13,12 @@ from typing import Callable
 from ipvs_node_agent.apiserver.client import Api
 from ipvs_node_agent.apiserver.follower import Follower
 from ipvs_node_agent.apiserver.leash import Leash, Places
-from ipvs_node_agent.apiserver.outcome import CUT_OFF
+from ipvs_node_agent.apiserver.outcome import CUT_OFF, ENDED
 from ipvs_node_agent.apiserver.resources import node_name, resources
 from ipvs_node_agent.apiserver.silence import Silence
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.kubeconfig.reader import Reader
-from ipvs_node_agent.model.events import Event, Recovered, Restarted, Trouble
+from ipvs_node_agent.model.events import NODES, Event, Recovered, Restarted, Trouble
 
 # How often the credentials' files are looked at besides with each request, and how often at most:
 # a rotation takes a file away before the next one is in its place.
@@ -103,7 +103,10 @@ class Following:
         cut = isinstance(event, Restarted) and event.reason in CUT_OFF
         if cut or (isinstance(event, Trouble) and event.away):
             self._cut.add(event.resource)
-        if isinstance(event, (Recovered, Restarted, Trouble)):
+        if isinstance(event, Restarted) and event.reason == ENDED and event.resource == NODES:
+            # Until it watches again, in this thread, nobody has its connection.
+            self._leash.lend()
+        elif isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.
             self._leash.hurry(reached=isinstance(event, Recovered) and self._all_are_back(event))
         if isinstance(event, Recovered):

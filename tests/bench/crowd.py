@@ -179,6 +179,11 @@ class Agents:
             # Those that come within a second are one.
             time.sleep(1.5)
 
+    def connections(self) -> frozenset[str]:
+        """The connections to the API server, by the ends here."""
+        lines = self._namespace.run("ss", "-Htn", "state", "established").splitlines()
+        return frozenset(line.split()[2] for line in lines)
+
     def stop(self) -> None:
         """Ends them all."""
         for following in self._following:

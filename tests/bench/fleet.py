@@ -7,6 +7,7 @@ and the requests that its audit log has; phase by phase, for none, some and more
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 from unittest.mock import patch
 
-from ipvs_node_agent.apiserver import follower
+from ipvs_node_agent.apiserver import follower, leash
 from tests.bench.crowd import Agents, Authority, Place, Proxies
 from tests.bench.measures import Figures, say
 from tests.cluster.bed import NODES, set_external_ips, streams
@@ -286,14 +287,22 @@ def _crowd(bed: Bed, count: int, crowd: Agents | Proxies) -> Figures:
         bed.crowd = None
 
 
-def _renewing(bed: Bed, count: int) -> Figures:
-    """Watches that end all the time, as they do every few minutes."""
-    with patch.object(follower, "_WATCH_SECONDS", _RENEWING):
+def _renewing(bed: Bed, count: int, seconds: float, lending: float) -> Figures:
+    """Watches that end all the time, as they do every few minutes.
+
+    In between, addresses are asked for no more often than each `lending` seconds.
+    """
+    with (
+        patch.object(follower, "_WATCH_SECONDS", _RENEWING),
+        patch.object(leash, "_LENDING", lending),
+    ):
         crowd = bed.crowd = Agents(bed.place, count)
         try:
             crowd.start()
             bed.meter.settle(crowd, 1.0)
-            found: Figures = bed.phase("watches end", 1, lambda: time.sleep(20), alone=True)
+            before = crowd.connections()
+            found: Figures = bed.phase("watches end", 1, lambda: time.sleep(seconds), alone=True)
+            found["connections"] = len(crowd.connections() - before)
         finally:
             crowd.stop()
             bed.crowd = None
@@ -313,7 +322,9 @@ def measure(scale: Scale = FULL) -> Figures:
         bed.meter.settle(None, 1.0)
         found["nobody"] = {"count": 0, **_common(bed), "restart": bed.restart()}
         found["agents"] = [_crowd(bed, n, Agents(bed.place, n)) for n in scale.agents]
-        found["renewal"] = _renewing(bed, max(scale.agents))
+        most = max(scale.agents)
+        found["renewal"] = _renewing(bed, most, 20, math.inf)
+        found["lent"] = _renewing(bed, most, 20, 0.0)
         found["proxies"] = [_crowd(bed, n, Proxies(bed.place, n)) for n in scale.proxies]
     return found
 
@@ -334,6 +345,7 @@ def quick() -> Figures:
             }
         finally:
             crowd.stop()
+        found["lent"] = lent = _renewing(bed, count, 2 * max(_RENEWING), 0.0)
     wanted = dict.fromkeys(("get endpoints", "list nodes", "watch nodes", "watch services"), count)
     if not streamed:
         # It is asked once more in each of both ways.
@@ -346,4 +358,9 @@ def quick() -> Figures:
     after, back = found["restart"]["requests"], found["restart"]["back"]
     assert len(back) == 2 * count, back
     assert count <= after["get endpoints"] <= 2 * count, after
+    # Each watch of a Node that ends lends its connection to one question, and serves the next.
+    asked = lent["requests"]
+    assert asked["get endpoints"] >= count, lent
+    assert abs(asked["get endpoints"] - asked["watch nodes"]) <= count, lent
+    assert lent["connections"] == 0, lent
     return found

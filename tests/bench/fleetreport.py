@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from ipvs_node_agent.apiserver import follower, leash
+from ipvs_node_agent.apiserver import follower
 from tests.bench.measures import Figures
 from tests.bench.report import DOCS, axes_of, replaced, save, table
 
@@ -69,13 +69,10 @@ class Kind:
         # A bookmark a minute in each watch, which is no more than a small event.
         bookmark = Cost(self.cost("services").cpu, self.cost("calm").bytes / self.watches)
         bookmarks = bookmark.times(self.watches * HOUR / 60)
-        renewals = renewal(self._figures).times(
-            self.watches * HOUR / _mean(follower._WATCH_SECONDS)
-        )
-        every = [changes, slices, nodes, bookmarks, renewals]
-        if "look" in self.largest:
-            every.append(self.cost("look").times(HOUR / _mean(leash._PERIOD)))
-        return total(every)
+        ended = self.watches * HOUR / _mean(follower._WATCH_SECONDS)
+        # A Node's watch lends its connection each time.
+        renewals = renewal(self._figures, "lent" if "look" in self.largest else "renewal")
+        return total([changes, slices, nodes, bookmarks, renewals.times(ended)])
 
 
 def _one(crowd: Figures, what: str) -> Cost:
@@ -90,10 +87,12 @@ def _mean(ends: tuple[float, float]) -> float:
     return sum(ends) / 2
 
 
-def renewal(figures: Figures) -> Cost:
-    """A watch that ends in time and is opened again by the same connection."""
-    crowd = {"renewal": figures["renewal"], "calm": figures["nobody"]["calm"]}
-    return _one(crowd, "renewal")
+def renewal(figures: Figures, how: str = "renewal") -> Cost:
+    """A watch that ends in time and is opened again by the same connection.
+
+    Where it is "lent", half of them have a question for addresses in between.
+    """
+    return _one({how: figures[how], "calm": figures["nobody"]["calm"]}, how)
 
 
 def report(figures: Figures) -> None:
@@ -148,7 +147,8 @@ def _single(figures: Figures, agents: Kind, proxies: Kind) -> str:
         rows.append(" | ".join((words, *both, _ratio(agents, proxies, what))))
     ours = {
         "a watch ends and is opened again": renewal(figures),
-        "the API server's addresses are asked for": agents.cost("look"),
+        "the same, and every other one is lent": renewal(figures, "lent"),
+        "addresses are asked for by a connection of its own": agents.cost("look"),
         "another certificate": agents.cost("rotation"),
     }
     rows += [f"{words} | {_cell(cost)} | | | | " for words, cost in ours.items()]

@@ -302,6 +302,7 @@ class ApiServer:
             params=params,
             user=common_name(certificate) or self._tokens.get(bearer_token(http)),
             serial=int(certificate["serialNumber"], 16) if certificate else None,
+            port=http.transport.get_extra_info("peername")[1] if http.transport else 0,
             keeps=http.keep_alive,
         )
         with self._changed:

@@ -34,7 +34,7 @@ _PATH = re.compile(
 class Request:
     """One request as it arrived; `status` is 0 as long as it has no answer.
 
-    `keeps` says whether the client wants its connection kept for another one.
+    It came from the client's `port`, and `keeps` says whether that is to serve another one.
     """
 
     verb: str
@@ -43,6 +43,7 @@ class Request:
     params: dict[str, str]
     user: str | None
     serial: int | None
+    port: int
     keeps: bool
     status: int = 0
 

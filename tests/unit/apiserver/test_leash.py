@@ -6,6 +6,7 @@ import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -83,6 +84,18 @@ class Wire:
             raise self.body
         data = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         return Response(self.status, [data[:100], data[100:]])
+
+
+class Counting(Wire):
+    """One who counts who asks, and whether a connection stays open for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[bool] = []
+
+    def request(self, method: str, url: str, **options: Any) -> Response:
+        self.kept.append("Connection" not in options["headers"])
+        return super().request(method, url, **options)
 
 
 @pytest.fixture
@@ -244,28 +257,22 @@ def test_each_thing_stays_as_it_was_last_known(names: dict[str, list[str]]) -> N
 
 
 def test_who_has_told_is_not_asked_each_time_that_names_are_looked_up(
-    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    names: dict[str, list[str]],
 ) -> None:
     names["api"] = ["198.51.100.1"]
-    asked: list[str] = []
-
-    class Counting(Wire):
-        def request(self, method: str, url: str, **options: Any) -> Response:
-            asked.append(url)
-            return super().request(method, url, **options)
-
-    with telling(WiredApi(Counting())) as told:
+    wire = Counting()
+    with telling(WiredApi(wire)) as told:
         told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
         for last in (2, 3):
             names["api"] = [f"198.51.100.{last}"]
             told.leash.hurry()
             told.wait_for(PROXY, f"198.51.100.{last} 80", *FROM_ENDPOINTS)
-        assert len(asked) == 1
+        assert wire.kept == [False]
         told.leash.hurry(reached=True)
-        eventually(lambda: len(asked) == 2)
+        eventually(lambda: wire.kept == [False, False])
 
 
-@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 240.0), (0.5, 360.0), (1.0, 480.0)])
+@pytest.mark.parametrize(("chance", "seconds"), [(0.0, 660.0), (0.5, 780.0), (1.0, 900.0)])
 def test_nodes_that_started_together_ask_again_at_different_times(
     chance: float,
     seconds: float,
@@ -284,6 +291,67 @@ def test_nodes_that_started_together_ask_again_at_different_times(
     monkeypatch.setattr(threading, "Event", Watched)
     with telling(WiredApi(Wire())):
         eventually(lambda: any(seconds - 30 < wait <= seconds for wait in waits))
+
+
+def test_a_connection_that_is_lent_is_asked_by_and_stays_open(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leash, "_LENDING", 0.0)
+    monkeypatch.setattr(leash, "_LENT", 30.0)
+    names["api"] = ["198.51.100.1"]
+    wire = Counting()
+    with telling(WiredApi(wire)) as told:
+        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
+        assert wire.kept == [False]
+        wire.body = {"subsets": [subset("192.0.2.3")]}
+        told.leash.lend()
+        # Not only begun: its connection is free again.
+        assert wire.kept == [False, True]
+        told.wait_for(PROXY, "198.51.100.1 80", "192.0.2.3 6443")
+        # What comes afterwards has none.
+        told.leash.hurry(reached=True)
+        eventually(lambda: wire.kept == [False, True, False])
+
+
+def test_however_often_one_is_lent_it_asks_every_few_minutes(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leash, "_LENT", 30.0)
+    names["api"] = ["198.51.100.1"]
+    wire = Counting()
+    passed = [0.0]
+    monkeypatch.setattr(leash, "monotonic", lambda: time.monotonic() + passed[0])
+    with telling(WiredApi(wire)) as told:
+        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
+        for _ in range(100):
+            passed[0] += 10
+            told.leash.lend()
+    assert wire.kept == [False] + [True] * 4
+
+
+def test_who_lends_does_not_wait_for_what_hangs_nor_for_who_has_ended(
+    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leash, "_LENDING", 0.0)
+    monkeypatch.setattr(leash, "_LENT", 0.05)
+    names["api"] = ["198.51.100.1"]
+    asked, hanging = threading.Event(), threading.Event()
+
+    class Hanging(Counting):
+        def request(self, method: str, url: str, **options: Any) -> Response:
+            if self.kept:
+                asked.set()
+                assert hanging.wait(10)
+            return super().request(method, url, **options)
+
+    with telling(WiredApi(Hanging())) as told:
+        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
+        told.leash.lend()
+        assert asked.wait(10)
+        assert not hanging.is_set()
+        hanging.set()
+    monkeypatch.setattr(leash, "_LENT", 1e6)
+    told.leash.lend()
 
 
 def test_a_kubeconfig_that_changed_is_known_before_anybody_answers_there(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,8 +15,13 @@ from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.errors import AgentError
 from ipvs_node_agent.kubeconfig.reader import Reader
 from ipvs_node_agent.model.events import NODES, SERVICES, Event, Recovered, Restarted, Trouble
+from tests.support.apiclient import NodeFiles
+from tests.support.cluster import node
 from tests.support.pki import plain_kubeconfig
 from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from tests.support.apiserver import ApiServer
 
 AWAY = AgentError("API server", "is away")
 
@@ -26,6 +32,16 @@ def reader(config: Config) -> Reader:
 
 def nothing(*_: object) -> None:
     """Takes whatever it is told."""
+
+
+def call(work: Callable[[], object]) -> None:
+    """Does it at once."""
+    work()
+
+
+def in_turn(work: Callable[[], object], _: threading.Event) -> None:
+    """Does it at once, whether all is over or not."""
+    work()
 
 
 @pytest.fixture
@@ -42,6 +58,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(f"leash{' now' if reached else ''}")
 
     monkeypatch.setattr("ipvs_node_agent.apiserver.leash.Leash.hurry", leash)
+    lent = partial(found.append, "leash lent")
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash.Leash.lend", lambda _: lent())
     return found
 
 
@@ -52,8 +70,13 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         pytest.param([Recovered(NODES)], ["leash", SERVICES], id="the other first list"),
         pytest.param(
             [Restarted(NODES, "Ended"), Recovered(NODES)],
-            ["leash", "leash", SERVICES],
+            ["leash lent", "leash", SERVICES],
             id="a watch that came to its end",
+        ),
+        pytest.param(
+            [Restarted(SERVICES, "Ended"), Recovered(SERVICES)],
+            ["leash", "leash", NODES],
+            id="that of the Services, which nobody keeps waiting",
         ),
         pytest.param(
             [Restarted(NODES, "Expired"), Recovered(NODES)],
@@ -111,6 +134,35 @@ def test_what_one_is_told_hurries_who_it_concerns(
     following.stop()
     following._emit(events[0])
     assert taken == events
+
+
+@pytest.mark.usefixtures("kubeconfig_read_here")
+def test_between_two_watches_of_the_node_the_leash_has_their_connection(
+    server: ApiServer, files: NodeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._LEAST", 0.0)
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._LENDING", 0.0)
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._LENT", 30.0)
+    server.put(node())
+
+    def ports(resource: str) -> list[int]:
+        return [one.port for one in server.requests if one.resource == resource and one.status]
+
+    config = Config(kubeconfig=str(files.kubeconfig))
+    following = Following(config, reader(config), call, in_turn, nothing, nothing, ())
+    following.start()
+    try:
+        server.wait_for(lambda: server.watches(NODES) and server.watches(SERVICES))
+        server.wait_for(lambda: len(ports("endpoints")) == 1)
+        kept = ports(NODES)[-1]
+        assert kept not in ports("endpoints")
+        count = len(ports(NODES))
+        server.close_watches(NODES)
+        server.wait_for(lambda: len(ports(NODES)) > count and server.watches(NODES) == 1)
+        assert ports("endpoints")[1:] == [kept]
+        assert ports(NODES)[-2:] == [kept] * 2
+    finally:
+        following.stop()
 
 
 @pytest.mark.parametrize(("period", "asks"), [(0.01, False), (60.0, True)])
