@@ -35,13 +35,12 @@ Places = frozenset[Place]
 # What one part of all that is known was last; a part that is not in it was never known.
 Known = Mapping[str, Places]
 
-# All times are in seconds. What is least between two looks; and between two questions, where a
-# connection is lent for one.
+# All in seconds: the least between two looks, and between two questions where a connection is lent.
 _LEAST, _LENDING = 1.0, 240.0
-# How long until it asks without. That is longer than a watch lasts, whose connection is lent, and
-# spread so that nodes that started together do not ask together.
+# How long until it asks where none was lent: longer than a watch lasts, and spread so that nodes
+# that started together do not ask together.
 _PERIOD = (660.0, 900.0)
-# So long who lends a connection waits for it.
+# So long who lends a connection waits to have it back.
 _LENT = 2.0
 # So long the Endpoints are waited for before there are any rules.
 _PATIENCE = 30.0
