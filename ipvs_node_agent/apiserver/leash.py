@@ -14,6 +14,7 @@ import json
 import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -34,20 +35,20 @@ Place = tuple[Address, int]
 Places = frozenset[Place]
 # What one part of all that is known was last; a part that is not in it was never known.
 Known = Mapping[str, Places]
+# What tells one part.
+Part = Callable[[Api], Iterable[Place]]
 
-# All in seconds: the least between two looks, and between two questions where a connection is lent.
-_LEAST, _LENDING = 1.0, 240.0
-# How long until it asks where none was lent: longer than a watch lasts, and spread so that nodes
-# that started together do not ask together.
+# All in seconds: the least between two looks, and between an answer and a question in passing.
+_LEAST, _PASSING = 1.0, 240.0
+# How long until the next question where nobody passed by: longer than a watch lasts, and spread so
+# that nodes that started together do not ask together.
 _PERIOD = (660.0, 900.0)
-# So long who lends a connection waits to have it back.
-_LENT = 2.0
 # So long the Endpoints are waited for before there are any rules.
 _PATIENCE = 30.0
 _PATH = "/api/v1/namespaces/default/endpoints/kubernetes"
 # As the API server's cache has them, at no cost for etcd.
 _CACHED = {"resourceVersion": "0"}
-_TIMEOUT = 10.0
+_TIMEOUT, _PASSING_TIMEOUT = 10.0, 2.0
 _MOST_BYTES = 1 << 20
 # More of them than any control plane has are none of ours.
 _MOST = 256
@@ -63,12 +64,13 @@ class Leash:
         self._api, self._tell = api, tell
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._reached = threading.Event()
-        # Set as soon as the connection that is lent may be taken back.
-        self._lent: threading.Event | None = None
+        # When the Endpoints may be asked for in passing, and what came of it.
+        self._passing_due = 0.0
+        self._passed: deque[Places] = deque(maxlen=1)
 
     def run(self) -> None:
         """Tells until `stop`."""
-        backoff, began, lending_due, ask_due = Backoff(), monotonic(), 0.0, 0.0
+        backoff, began, ask_due = Backoff(), monotonic(), 0.0
         known: Known = {}
         while True:
             # Before `stopped` is looked at, as `stop` wakes it too.
@@ -79,26 +81,24 @@ class Leash:
             was_reached, is_answered = self._reached.is_set(), True
             if was_reached:
                 self._reached.clear()
-            lent = self._lent
-            is_lent = lent is not None and monotonic() >= lending_due
-            asks = was_reached or is_lent or monotonic() >= ask_due
+            asks = was_reached or monotonic() >= ask_due
+            passed = self._told_in_passing()
+            endpoints = _endpoints if asks else passed
             # Told after each part, as the next one may hang for want of what this one gives.
-            for now_known, is_told in look(self._api, known, asks, is_lent):
+            for now_known, is_told in look(self._api, known, endpoints):
                 known = now_known
                 is_answered &= is_told
                 if not self._stopped.is_set():
                     self._tell(*summed_up(known))
-            if asks and is_answered:
+            if endpoints is not None and is_answered:
                 backoff.reset()
-                lending_due = monotonic() + _LENDING
+                self._passing_due = monotonic() + _PASSING
                 ask_due = monotonic() + between(*_PERIOD)
-            elif asks:
+            elif endpoints is not None:
                 ask_due = monotonic() + backoff.next()
                 if self._is_without(known, monotonic() - began):
                     known = {**known, "Endpoints": frozenset()}
                     self._tell(*summed_up(known))
-            if lent is not None:
-                lent.set()
             self._stopped.wait(_LEAST)
             self._wake.wait(max(ask_due - monotonic(), 0.0))
 
@@ -111,17 +111,26 @@ class Leash:
             self._reached.set()
         self._wake.set()
 
-    def lend(self) -> None:
-        """Lends it a connection that is free just now, and gives it back when this returns.
+    def ask_in_passing(self) -> None:
+        """Asks for the Endpoints here and now, if the last answer is some minutes old.
 
-        A question costs the API server a fraction then of what one costs with a connection of its
-        own. It is asked where the last one is some minutes old.
+        Where a connection is idle, that costs the API server a fraction of what it costs with one
+        of its own. What fails is left to the next question.
         """
-        self._lent = lent = threading.Event()
-        self._wake.set()
-        if not self._stopped.is_set():
-            lent.wait(_LENT)
-        self._lent = None
+        if monotonic() < self._passing_due:
+            return
+        self._passing_due = monotonic() + _PASSING
+        keeping = partial(_endpoints, timeout=_PASSING_TIMEOUT, once=False)
+        found, is_told = _asked(keeping, self._api)
+        if is_told:
+            self._passed.append(found)
+            self._wake.set()
+
+    def _told_in_passing(self) -> Part | None:
+        if not self._passed:
+            return None
+        found = self._passed.pop()
+        return lambda _: found
 
     def _is_without(self, known: Known, seconds: float) -> bool:
         """Whether the API server answers, and does not tell its Endpoints after so many seconds."""
@@ -143,23 +152,21 @@ class Leash:
 
 def ask(api: Api) -> tuple[Places, bool]:
     """Where the API server is reached, as far as that is known, and whether that is all."""
-    *_, (known, _) = look(api, {})
+    *_, (known, _) = look(api, {}, _endpoints)
     return summed_up(known)
 
 
-def look(
-    api: Api, known: Known, asks: bool = True, is_lent: bool = False
-) -> Iterator[tuple[Known, bool]]:
+def look(api: Api, known: Known, endpoints: Part | None) -> Iterator[tuple[Known, bool]]:
     """What is known after each part was looked up, `known` before, and whether it was told.
 
-    Unless it `asks`, nothing is requested of the API server. Where a connection `is_lent` for that,
-    it stays open.
+    `endpoints` gives the Endpoints; without it, nothing is requested of the API server.
     """
-    for name, part in _PARTS.items():
-        if part is _endpoints and not asks:
+    # The kubeconfig first: where it has just changed, all else hangs on it. The last are there only
+    # where somebody was asked.
+    parts = {"kubeconfig": _named, "Endpoints": endpoints, "connections": _connections}
+    for name, part in parts.items():
+        if part is None:
             continue
-        if part is _endpoints:
-            part = partial(_endpoints, once=not is_lent)
         now, is_told = _asked(part, api)
         if is_told:
             now = now or known.get(name) or frozenset()
@@ -170,12 +177,13 @@ def look(
 def summed_up(known: Known) -> tuple[Places, bool]:
     """All that is `known`, and whether each part is."""
     # Our own connections first, and last what another one wrote.
-    parts = (known.get(name, frozenset()) for name in ("connections", "kubeconfig", "Endpoints"))
+    names = ("connections", "kubeconfig", "Endpoints")
+    parts = (known.get(name, frozenset()) for name in names)
     found = dict.fromkeys(chain.from_iterable(sorted(part, key=str) for part in parts))
-    return frozenset(islice(found, _MOST)), len(known) == len(_PARTS)
+    return frozenset(islice(found, _MOST)), len(known) == len(names)
 
 
-def _asked(part: Callable[[Api], Iterable[Place]], api: Api) -> tuple[Places, bool]:
+def _asked(part: Part, api: Api) -> tuple[Places, bool]:
     """What one part is, and whether that was told; what is refused for good is nothing."""
     try:
         return frozenset(islice(part(api), _MOST)), True
@@ -194,9 +202,9 @@ def _named(api: Api) -> Iterator[Place]:
         yield from _resolved(*urls.parse(credentials.server, "https", "http").address)
 
 
-def _endpoints(api: Api, once: bool = True) -> Iterable[Place]:
-    body, end = bytearray(), monotonic() + _TIMEOUT
-    with api.get(_PATH, _CACHED, "get endpoints kubernetes", _TIMEOUT, once) as answer:
+def _endpoints(api: Api, timeout: float = _TIMEOUT, once: bool = True) -> Iterable[Place]:
+    body, end = bytearray(), monotonic() + timeout
+    with api.get(_PATH, _CACHED, "get endpoints kubernetes", timeout, once) as answer:
         for piece in answer.pieces():
             seconds_left(end)
             body += piece
@@ -205,13 +213,8 @@ def _endpoints(api: Api, once: bool = True) -> Iterable[Place]:
     return endpoints(json.loads(body))
 
 
-# The kubeconfig first: where it has just changed, all else hangs on it. The last are there only
-# where somebody was asked.
-_PARTS: dict[str, Callable[[Api], Iterable[Place]]] = {
-    "kubeconfig": _named,
-    "Endpoints": _endpoints,
-    "connections": lambda api: api.peers,
-}
+def _connections(api: Api) -> Iterable[Place]:
+    return api.peers
 
 
 def endpoints(raw: Any) -> Iterator[Place]:

@@ -104,8 +104,8 @@ class Following:
         if cut or (isinstance(event, Trouble) and event.away):
             self._cut.add(event.resource)
         if isinstance(event, Restarted) and event.reason == ENDED and event.resource == NODES:
-            # Until it watches again, in this thread, nobody has its connection.
-            self._leash.lend()
+            # Until this thread watches again, its connection is idle.
+            self._leash.ask_in_passing()
         elif isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.
             self._leash.hurry(reached=isinstance(event, Recovered) and self._all_are_back(event))

@@ -287,14 +287,14 @@ def _crowd(bed: Bed, count: int, crowd: Agents | Proxies) -> Figures:
         bed.crowd = None
 
 
-def _renewing(bed: Bed, count: int, seconds: float, lending: float) -> Figures:
+def _renewing(bed: Bed, count: int, seconds: float, passing: float) -> Figures:
     """Watches that end all the time, as they do every few minutes.
 
-    In between, addresses are asked for no more often than each `lending` seconds.
+    In between, addresses are asked for no more often than every `passing` seconds.
     """
     with (
         patch.object(follower, "_WATCH_SECONDS", _RENEWING),
-        patch.object(leash, "_LENDING", lending),
+        patch.object(leash, "_PASSING", passing),
     ):
         crowd = bed.crowd = Agents(bed.place, count)
         try:
@@ -324,7 +324,7 @@ def measure(scale: Scale = FULL) -> Figures:
         found["agents"] = [_crowd(bed, n, Agents(bed.place, n)) for n in scale.agents]
         most = max(scale.agents)
         found["renewal"] = _renewing(bed, most, 20, math.inf)
-        found["lent"] = _renewing(bed, most, 20, 0.0)
+        found["passing"] = _renewing(bed, most, 20, 0.0)
         found["proxies"] = [_crowd(bed, n, Proxies(bed.place, n)) for n in scale.proxies]
     return found
 
@@ -345,7 +345,7 @@ def quick() -> Figures:
             }
         finally:
             crowd.stop()
-        found["lent"] = lent = _renewing(bed, count, 2 * max(_RENEWING), 0.0)
+        found["passing"] = passing = _renewing(bed, count, 2 * max(_RENEWING), 0.0)
     wanted = dict.fromkeys(("get endpoints", "list nodes", "watch nodes", "watch services"), count)
     if not streamed:
         # It is asked once more in each of both ways.
@@ -358,9 +358,9 @@ def quick() -> Figures:
     after, back = found["restart"]["requests"], found["restart"]["back"]
     assert len(back) == 2 * count, back
     assert count <= after["get endpoints"] <= 2 * count, after
-    # Each watch of a Node that ends lends its connection to one question, and serves the next.
-    asked = lent["requests"]
-    assert asked["get endpoints"] >= count, lent
-    assert abs(asked["get endpoints"] - asked["watch nodes"]) <= count, lent
-    assert lent["connections"] == 0, lent
+    # Between two watches of a Node comes one question, and all by one connection.
+    asked = passing["requests"]
+    assert asked["get endpoints"] >= count, passing
+    assert abs(asked["get endpoints"] - asked["watch nodes"]) <= count, passing
+    assert passing["connections"] == 0, passing
     return found

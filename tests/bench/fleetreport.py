@@ -70,8 +70,8 @@ class Kind:
         bookmark = Cost(self.cost("services").cpu, self.cost("calm").bytes / self.watches)
         bookmarks = bookmark.times(self.watches * HOUR / 60)
         ended = self.watches * HOUR / _mean(follower._WATCH_SECONDS)
-        # A Node's watch lends its connection each time.
-        renewals = renewal(self._figures, "lent" if "look" in self.largest else "renewal")
+        # An agent asks for addresses in passing, each time that its Node's watch has ended.
+        renewals = renewal(self._figures, "passing" if "look" in self.largest else "renewal")
         return total([changes, slices, nodes, bookmarks, renewals.times(ended)])
 
 
@@ -90,7 +90,7 @@ def _mean(ends: tuple[float, float]) -> float:
 def renewal(figures: Figures, how: str = "renewal") -> Cost:
     """A watch that ends in time and is opened again by the same connection.
 
-    Where it is "lent", half of them have a question for addresses in between.
+    With "passing", half of them have a question for addresses in between.
     """
     return _one({how: figures[how], "calm": figures["nobody"]["calm"]}, how)
 
@@ -147,7 +147,7 @@ def _single(figures: Figures, agents: Kind, proxies: Kind) -> str:
         rows.append(" | ".join((words, *both, _ratio(agents, proxies, what))))
     ours = {
         "a watch ends and is opened again": renewal(figures),
-        "the same, and every other one is lent": renewal(figures, "lent"),
+        "the same, with a question in passing at every other one": renewal(figures, "passing"),
         "addresses are asked for by a connection of its own": agents.cost("look"),
         "another certificate": agents.cost("rotation"),
     }

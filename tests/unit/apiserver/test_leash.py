@@ -293,65 +293,67 @@ def test_nodes_that_started_together_ask_again_at_different_times(
         eventually(lambda: any(seconds - 30 < wait <= seconds for wait in waits))
 
 
-def test_a_connection_that_is_lent_is_asked_by_and_stays_open(
-    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that have passed besides those of the clock, of which nothing else is in the list."""
+    passed = [0.0]
+    monkeypatch.setattr(leash, "monotonic", lambda: time.monotonic() + passed[0])
+    return passed
+
+
+def test_a_question_in_passing_is_asked_at_once_and_keeps_its_connection(
+    names: dict[str, list[str]], passing: list[float]
 ) -> None:
-    monkeypatch.setattr(leash, "_LENDING", 0.0)
-    monkeypatch.setattr(leash, "_LENT", 30.0)
     names["api"] = ["198.51.100.1"]
     wire = Counting()
     with telling(WiredApi(wire)) as told:
         told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
-        assert wire.kept == [False]
+        passing[0] += 300
         wire.body = {"subsets": [subset("192.0.2.3")]}
-        told.leash.lend()
-        # Not only begun: its connection is free again.
+        told.leash.ask_in_passing()
         assert wire.kept == [False, True]
         told.wait_for(PROXY, "198.51.100.1 80", "192.0.2.3 6443")
-        # What comes afterwards has none.
+        # What comes afterwards has a connection of its own.
         told.leash.hurry(reached=True)
         eventually(lambda: wire.kept == [False, True, False])
 
 
-def test_however_often_one_is_lent_it_asks_every_few_minutes(
-    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("status", [200, 403, 503])
+def test_however_often_anybody_passes_by_it_asks_every_few_minutes(
+    status: int, names: dict[str, list[str]], passing: list[float]
 ) -> None:
-    monkeypatch.setattr(leash, "_LENT", 30.0)
     names["api"] = ["198.51.100.1"]
     wire = Counting()
-    passed = [0.0]
-    monkeypatch.setattr(leash, "monotonic", lambda: time.monotonic() + passed[0])
     with telling(WiredApi(wire)) as told:
         told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
-        for _ in range(100):
-            passed[0] += 10
-            told.leash.lend()
-    assert wire.kept == [False] + [True] * 4
+        wire.status = status
+        for _ in range(50):
+            passing[0] += 10
+            told.leash.ask_in_passing()
+    assert wire.kept == [False, True, True]
 
 
-def test_who_lends_does_not_wait_for_what_hangs_nor_for_who_has_ended(
-    names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+def test_an_answer_in_passing_puts_off_the_next_question(
+    names: dict[str, list[str]], passing: list[float]
 ) -> None:
-    monkeypatch.setattr(leash, "_LENDING", 0.0)
-    monkeypatch.setattr(leash, "_LENT", 0.05)
     names["api"] = ["198.51.100.1"]
-    asked, hanging = threading.Event(), threading.Event()
-
-    class Hanging(Counting):
-        def request(self, method: str, url: str, **options: Any) -> Response:
-            if self.kept:
-                asked.set()
-                assert hanging.wait(10)
-            return super().request(method, url, **options)
-
-    with telling(WiredApi(Hanging())) as told:
+    wire = Counting()
+    with telling(WiredApi(wire)) as told:
         told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
-        told.leash.lend()
-        assert asked.wait(10)
-        assert not hanging.is_set()
-        hanging.set()
-    monkeypatch.setattr(leash, "_LENT", 1e6)
-    told.leash.lend()
+        for number in range(5):
+            passing[0] += 600
+            wire.body = {"subsets": [subset(f"192.0.2.{number}")]}
+            told.leash.ask_in_passing()
+            told.wait_for(PROXY, "198.51.100.1 80", f"192.0.2.{number} 6443")
+        assert wire.kept == [False] + [True] * 5
+        # One that has failed does not.
+        wire.status = 503
+        passing[0] += 600
+        told.leash.ask_in_passing()
+        wire.status = 200
+        passing[0] += 301
+        told.leash.hurry()
+        eventually(lambda: wire.kept[6:] == [True, False])
 
 
 def test_a_kubeconfig_that_changed_is_known_before_anybody_answers_there(tmp_path: Path) -> None:

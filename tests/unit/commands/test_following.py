@@ -58,8 +58,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(f"leash{' now' if reached else ''}")
 
     monkeypatch.setattr("ipvs_node_agent.apiserver.leash.Leash.hurry", leash)
-    lent = partial(found.append, "leash lent")
-    monkeypatch.setattr("ipvs_node_agent.apiserver.leash.Leash.lend", lambda _: lent())
+    asked = partial(found.append, "leash in passing")
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash.Leash.ask_in_passing", lambda _: asked())
     return found
 
 
@@ -70,7 +70,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         pytest.param([Recovered(NODES)], ["leash", SERVICES], id="the other first list"),
         pytest.param(
             [Restarted(NODES, "Ended"), Recovered(NODES)],
-            ["leash lent", "leash", SERVICES],
+            ["leash in passing", "leash", SERVICES],
             id="a watch that came to its end",
         ),
         pytest.param(
@@ -137,13 +137,14 @@ def test_what_one_is_told_hurries_who_it_concerns(
 
 
 @pytest.mark.usefixtures("kubeconfig_read_here")
-def test_between_two_watches_of_the_node_the_leash_has_their_connection(
-    server: ApiServer, files: NodeFiles, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there_are_some", [True, False])
+def test_between_two_watches_of_the_node_the_leash_asks_by_their_connection(
+    there_are_some: bool, server: ApiServer, files: NodeFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._LEAST", 0.0)
-    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._LENDING", 0.0)
-    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._LENT", 30.0)
+    monkeypatch.setattr("ipvs_node_agent.apiserver.leash._PASSING", 0.0)
     server.put(node())
+    if there_are_some:
+        server.put({"kind": "Endpoints", "metadata": {"name": "kubernetes"}})
 
     def ports(resource: str) -> list[int]:
         return [one.port for one in server.requests if one.resource == resource and one.status]
