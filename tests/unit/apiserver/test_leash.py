@@ -350,6 +350,9 @@ def test_an_answer_in_passing_puts_off_the_next_question(
         wire.status = 503
         passing[0] += 600
         told.leash.ask_in_passing()
+        names["api"] = ["198.51.100.2"]
+        told.leash.hurry()
+        told.wait_for(PROXY, "198.51.100.2 80", "192.0.2.4 6443")
         wire.status = 200
         passing[0] += 301
         told.leash.hurry()
