@@ -36,7 +36,7 @@ from ipvs_node_agent.model.addresses import (
     show_network,
 )
 from ipvs_node_agent.nat import ruletext
-from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from ipvs_node_agent.nat.ruletext import Rules
 from ipvs_node_agent.processes.launcher import Launcher
 
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 # What one round may take: so many deletions and, with all of them, so many seconds.
 _MOST_DELETIONS, _PATIENCE, _TIME_LIMIT = 64, 20.0, 10.0
+# So many seconds the end of the program waits for it.
+_LAST_PATIENCE = 5.0
 # So many flows are kept in mind meanwhile, and so many addresses are looked for one by one.
 _MOST_FLOWS, _FEW = 1 << 16, 4
 _FLOW = re.compile(r"udp .*? src=(\S+) dst=(\S+) sport=\d+ dport=(\d+) ")
@@ -92,12 +94,16 @@ def both_ways(listing: str) -> tuple[Flow, ...]:
 
 
 class Flows(NamedTuple):
-    """Flows that a rule is about: from `source` (None: this host), to any UDP port or to one."""
+    """Flows that a rule is about: from `source` (None: from anybody), to any UDP port or to one.
+
+    Where they are `local`, they are this host's own.
+    """
 
     service: str
     source: Network | None
     address: Address
     port: int | None
+    local: bool = False
 
 
 class Forgetter(Protocol):
@@ -107,12 +113,15 @@ class Forgetter(Protocol):
         """Deletes the entries of UDP `flows`; `hosts` are the addresses of this host."""
 
 
-def changed_flows(change: Change, has_udp: Callable[[str], bool]) -> list[Flows]:
-    """The flows that the rules are about which `change` adds or removes.
+def changed_flows(change: Change, wanted: Ruleset, has_udp: Callable[[str], bool]) -> list[Flows]:
+    """The flows that the rules are about which `change` adds or removes on the way to `wanted`.
 
+    Where it makes a jump, these are all rules, since packets may have passed by them.
     Only of the Services that have UDP ports: a start would else read tens of thousands of rules.
     """
     changed = _rules(change.written) ^ _rules(change.replaced)
+    if change.hooked:
+        changed |= _rules(wanted.chains)
     leading = [rule for rule in changed if ruletext.target(rule) == "DNAT"]
     services = {key for key in set(map(ruletext.service, leading)) if has_udp(key)}
     concerned = [rule for rule in leading if services and ruletext.service(rule) in services]
@@ -131,14 +140,18 @@ def _flows(rule: str) -> Flows | None:
     try:
         source = parse_network(found.source) if found.source else None
         address = parse_address(found.destination.partition("/")[0])
-        port = int(found.ports) if found.ports else None
     except ValueError:
         return None
-    return Flows(found.service, source, address, port)
+    # Of a range, all ports: flows to others get their entries back.
+    port = int(found.ports) if found.ports.isdigit() else None
+    return Flows(found.service, source, address, port, found.local)
 
 
 class Deletion(NamedTuple):
-    """Entries that one command deletes: from `source` to `address`, to any UDP port or to one."""
+    """Entries that one command deletes: from `source` to `address`, to any UDP port or to one.
+
+    An empty `source` is anybody.
+    """
 
     source: str
     address: Address
@@ -167,6 +180,9 @@ def deletions(
                 if flows.source is not None:
                     if contains(flows.source, source):
                         found.add(Deletion(show_network(flows.source), address, port))
+                elif not flows.local:
+                    # No entry tells by which interface its flow came.
+                    found.add(Deletion("", address, port))
                 # The kernel takes an IP on kube-ipvs0 as the source of what the host sends to it.
                 elif source in local or source == address:
                     found.add(Deletion(show_address(source), address, port))
@@ -187,7 +203,7 @@ class Conntrack:
         self._wanted: dict[Family, set[Flows]] = {}
         self._hosts: tuple[Address, ...] = ()
         self._dropped = 0
-        self._stopped = False
+        self._stopped, self._is_busy = False, False
         self._fault = Once()
 
     def forget(self, family: Family, flows: Iterable[Flows], hosts: Iterable[Address]) -> None:
@@ -200,22 +216,29 @@ class Conntrack:
                 else:
                     wanted.add(each)
             self._hosts = tuple(hosts)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def run(self) -> None:
         """Deletes what it is told to, until `stop`."""
         while True:
             with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._wanted or self._stopped)
-                if self._stopped:
+                if not self._wanted:
                     return
+                self._is_busy = True
             self.turn()
 
     def stop(self) -> None:
-        """Has `run` end, soon."""
+        """Has `run` end, and waits a while for what it was told to delete.
+
+        Whoever starts next writes nothing, and so does not delete it.
+        """
         with self._changed:
             self._stopped = True
-            self._changed.notify()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not (self._wanted or self._is_busy), _LAST_PATIENCE)
 
     def turn(self) -> None:
         """Deletes what was noted. What fails is said once, and leaves a flow where it was."""
@@ -247,8 +270,9 @@ class Conntrack:
                 shown = show_address(deletion.address)
                 return f"gave up after {count} deletions, {len(left) - count} left, such as {shown}"
             port = [] if deletion.port is None else ["--orig-port-dst", str(deletion.port)]
+            source = ["--orig-src", deletion.source] if deletion.source else []
             to = ["--orig-dst", show_address(deletion.address), *port]
-            self._command(launcher, family, "-D", "--orig-src", deletion.source, *to)
+            self._command(launcher, family, "-D", *source, *to)
         return ""
 
     def _command(self, launcher: Launcher, family: Family, action: str, *arguments: str) -> str:

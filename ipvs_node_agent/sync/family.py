@@ -208,9 +208,11 @@ class FamilyTable(KeptTable):
         """Has UDP flows start anew that the rules are about which changed."""
         if self._conntrack is None:
             return
-        flows = changed_flows(change, self._has_udp)
+        flows = changed_flows(change, self.ruleset, self._has_udp)
         if flows:
-            self._conntrack.forget(self._family, flows, self.wanted.basis.node.addresses)
+            basis = self.wanted.basis
+            hosts = basis.network.addresses.union(basis.node.addresses)
+            self._conntrack.forget(self._family, flows, hosts)
 
     def _has_udp(self, key: str) -> bool:
         made_of = self._made_of

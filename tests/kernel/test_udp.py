@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from typing import Any
@@ -65,9 +66,12 @@ def running(wired_bed: Bed) -> Bed:
     return wired_bed
 
 
-def dns(family: Family, cluster_ip: dict[int, str]) -> dict[str, Any]:
+def dns(family: Family, cluster_ip: dict[int, str], ports: int = 1) -> dict[str, Any]:
+    """A Service of so many ports in a row."""
     made = service("dns", [cluster_ip[family.version]], [EXTERNAL_IP[family.version]])
-    made["spec"]["ports"] = [{"protocol": "UDP", "port": PORT}]
+    made["spec"]["ports"] = [
+        {"name": f"p{number}", "protocol": "UDP", "port": PORT + number} for number in range(ports)
+    ]
     return made
 
 
@@ -87,9 +91,20 @@ def told(bed: Bed, family: Family) -> tuple[Flow, ...]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("settings", "ports"),
+    [
+        ({}, 1),
+        ({"podInterfaces": ["to-pod"]}, 1),
+        ({"services": {"matchPorts": "Always"}}, 1),
+        ({"services": {"matchPorts": "Always"}}, 3),
+    ],
+    ids=["pod CIDR", "interface", "port", "ports"],
+)
 def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
-    running: Bed, wired: Topology, family: Family
+    running: Bed, wired: Topology, family: Family, settings: dict[str, Any], ports: int
 ) -> None:
+    running.reload(**settings)
     version = family.version
 
     def ip(addresses: dict[int, str]) -> Address:
@@ -103,24 +118,44 @@ def test_a_flow_follows_its_rule_as_it_is_made_changed_and_removed(
         assert [client.ask() for client in clients] == ["", ""]
         stranger.ask()
         assert len(entries(running, family)) == 3
-        running.api.put(dns(family, CLUSTER_IP))
+        running.api.put(dns(family, CLUSTER_IP, ports))
         for client in clients:
             client.expect(first)
-        running.api.put(dns(family, OTHER_CLUSTER_IP))
+        running.api.put(dns(family, OTHER_CLUSTER_IP, ports))
         for client in clients:
             client.expect(second)
         known = told(running, family)
         assert Flow("udp", ip(POD), ip(EXTERNAL_IP), PORT, ip(OTHER_CLUSTER_IP)) in known
-        assert Flow("udp", ip(OUTSIDE), ip(EXTERNAL_IP), PORT, ip(EXTERNAL_IP)) in known
+        # Somebody else's flow never met a rule of ours, and is left alone where that is known.
+        is_left = "podInterfaces" not in settings
+        strangers = Flow("udp", ip(OUTSIDE), ip(EXTERNAL_IP), PORT, ip(EXTERNAL_IP))
+        assert (strangers in known) is is_left
         running.api.delete("Service", "default", "dns")
         for client in clients:
             client.expect("")
-        # Somebody else's flow never met a rule of ours, and is left alone.
-        assert any(f"src={OUTSIDE[version]} " in line for line in entries(running, family))
+        found = entries(running, family)
+        assert any(f"src={OUTSIDE[version]} " in line for line in found) is is_left
     for client in (*clients, stranger):
         client.close()
     assert "UDP" not in running.agent.log
     assert not any(flow.answered_by == ip(OTHER_CLUSTER_IP) for flow in told(running, family))
+
+
+def test_a_flow_that_began_while_the_jump_was_gone_meets_the_rules_afterwards(
+    running: Bed, wired: Topology, family: Family
+) -> None:
+    address, first = EXTERNAL_IP[family.version], CLUSTER_IP[family.version]
+    running.api.put(dns(family, CLUSTER_IP))
+    eventually(lambda: running.has(address))
+    running.settled()
+    client = Client(wired.pod, address)
+    with serving_udp(wired.backend, first, port=PORT):
+        running.agent.send(signal.SIGSTOP)
+        running.iptables("-D", "PREROUTING", "-j", "IPVS_PREROUTING", family=family)
+        assert client.ask() == ""
+        running.agent.send(signal.SIGCONT)
+        client.expect(first)
+    client.close()
 
 
 def test_flows_of_all_protocols_with_ports_are_told(

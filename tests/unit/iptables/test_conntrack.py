@@ -19,7 +19,7 @@ from ipvs_node_agent.iptables.conntrack import (
     flows_to,
 )
 from ipvs_node_agent.model.addresses import IPV4, Family, parse_address, parse_network
-from ipvs_node_agent.nat.ruleset import Change
+from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from ipvs_node_agent.processes.launcher import Launcher
 
 POD_CIDR = parse_network("10.240.2.128/25")
@@ -32,8 +32,17 @@ HOST = f"-d 10.19.0.1/32 {COMMENT} -m addrtype --src-type LOCAL {TO}"
 MARK = f"-d 10.19.0.1/32 {COMMENT} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ"
 
 
+PODS_IN = f"-d 10.19.0.1/32 -i cali+ {COMMENT} {TO}"
+RANGE = POD_53.replace("--dport 53", "--dport 53:55")
+
+
 def flows(source: bool, port: int | None = None) -> Flows:
-    return Flows("default/dns", POD_CIDR if source else None, EXTERNAL, port)
+    """Those of pods by their pod CIDR, or of this host."""
+    return Flows("default/dns", POD_CIDR if source else None, EXTERNAL, port, not source)
+
+
+# Those of pods by their interface, which no entry tells.
+ANYBODYS = Flows("default/dns", None, EXTERNAL, None)
 
 
 @pytest.mark.parametrize(
@@ -51,14 +60,19 @@ def flows(source: bool, port: int | None = None) -> Flows:
         # Only the chain is another one.
         (Change({"B": (POD.format(1),), "A": ("-j B",)}, replaced={"A": (POD.format(1),)}), []),
         (Change({"A": (POD_53.replace("udp", "tcp").format(1),)}), []),
+        (Change({"A": (PODS_IN.format(1),)}), [ANYBODYS]),
+        (Change({"A": (RANGE.format(1),)}), [flows(True)]),
+        # A jump that was missing: packets have passed by what did not change.
+        (Change(hooked=(("OUTPUT", 1, "W"),)), [flows(False), flows(True)]),
         (Change({"A": ("-d 10.19.0.0/16 -j B", "-j RETURN")}), []),
     ],
 )
 def test_a_change_is_about_the_flows_of_the_rules_it_adds_and_removes(
     change: Change, expected: list[Flows]
 ) -> None:
-    assert changed_flows(change, {"default/dns"}.__contains__) == expected
-    assert changed_flows(change, lambda _: False) == []
+    wanted = Ruleset({"W": ("-d 10.19.0.0/16 -j V",), "V": (HOST.format(1), POD.format(1))})
+    assert changed_flows(change, wanted, {"default/dns"}.__contains__) == expected
+    assert changed_flows(change, wanted, lambda _: False) == []
 
 
 def entry(source: str, port: int = 53, destination: str = "10.19.0.1") -> str:
@@ -84,6 +98,8 @@ PODS, HOST_IP = "10.240.2.128/25", "192.0.2.1"
         (entry("10.240.2.130"), flows(False), None),
         (entry(HOST_IP), flows(False), HOST_IP),
         (entry("10.19.0.1"), flows(False), "10.19.0.1"),
+        (entry("10.240.2.130"), ANYBODYS, ""),
+        (entry("10.240.2.130", port=5353), ANYBODYS._replace(port=53), None),
         (entry("10.240.2.130", destination="10.19.0.2"), flows(True), None),
         ("udp      17 29 src=x dst=10.19.0.1 sport=1 dport=53 src=y", flows(True), None),
         ("conntrack v1.4.7 (conntrack-tools): 1 flow entries have been shown.", flows(True), None),
@@ -93,7 +109,7 @@ def test_only_flows_from_pods_and_the_host_that_are_known_are_deleted(
     line: str, wanted: Flows, source: str | None
 ) -> None:
     found = deletions(f"{line}\n", [wanted], [parse_address(HOST_IP)])
-    expected = {Deletion(source, EXTERNAL, wanted.port)} if source else set()
+    expected = set() if source is None else {Deletion(source, EXTERNAL, wanted.port)}
     assert found == expected
 
 
@@ -155,6 +171,13 @@ def test_what_is_noted_asks_nothing_and_becomes_one_round(kernel: Kernel) -> Non
     assert deletion == ("-D", "--orig-src", PODS, "--orig-dst", "10.19.0.1")
 
 
+def test_flows_of_anybody_are_deleted_whoever_sends(kernel: Kernel) -> None:
+    kernel.listing = entry("10.240.2.130")
+    kernel.tracking.forget(IPV4, [ANYBODYS._replace(port=53)], [])
+    kernel.tracking.turn()
+    assert kernel.asked[1] == ("-D", "--orig-dst", "10.19.0.1", "--orig-port-dst", "53")
+
+
 def test_with_many_addresses_everything_is_listed_once(kernel: Kernel) -> None:
     wanted = [flows(True)._replace(address=EXTERNAL + number) for number in range(100)]
     kernel.tracking.forget(IPV4, wanted, [])
@@ -205,6 +228,34 @@ def test_its_thread_ends_when_it_is_told_to(kernel: Kernel) -> None:
     thread = threading.Thread(target=kernel.tracking.run)
     thread.start()
     kernel.tracking.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_what_was_noted_before_the_end_is_deleted_before_it(kernel: Kernel) -> None:
+    """The next start writes nothing, and so would not."""
+    kernel.listing = entry("10.240.2.130")
+    kernel.tracking.forget(IPV4, [flows(True)], [])
+    thread = threading.Thread(target=kernel.tracking.run)
+    thread.start()
+    kernel.tracking.stop()
+    assert [asked[0] for asked in kernel.asked] == ["-L", "-D"]
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_end_does_not_wait_long_for_what_hangs(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    monkeypatch.setattr(conntrack, "_LAST_PATIENCE", 0.01)
+    monkeypatch.setattr(Conntrack, "_command", lambda *_: str(hanging.wait(30)))
+    kernel.tracking.forget(IPV4, [flows(True)], [])
+    thread = threading.Thread(target=kernel.tracking.run)
+    thread.start()
+    kernel.tracking.stop()
+    assert thread.is_alive()
+    hanging.set()
     thread.join(10)
     assert not thread.is_alive()
 
