@@ -198,12 +198,15 @@ def _search(path: str, pattern: str) -> re.Match[str] | None:
     return re.search(pattern, _text(path), re.MULTILINE)
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens it; a FIFO would wait for its writer for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _text(path: str) -> str:
     """The beginning of a file; empty where it cannot be read."""
     try:
-        # Non-blocking, since opening a FIFO would wait for its writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
             return (file.read(1 << 20) or b"").decode("utf-8", "replace")
     except OSError:
         return ""

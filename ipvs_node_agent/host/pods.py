@@ -9,19 +9,19 @@ by what they made in the kernel; the pods' addresses decide nothing, as they com
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ipvs_node_agent.config import regularfile
+from ipvs_node_agent.config.regularfile import Unfit
 from ipvs_node_agent.host.links import Links
 from ipvs_node_agent.model.addresses import Address, Network, address_of, parse_network
 from ipvs_node_agent.model.objects import Candidate, PodNetwork
 
 CNI = Path("/etc/cni/net.d")
 _SUFFIXES = (".conf", ".conflist", ".json")
-_MOST_BYTES = 1 << 20
 # felix's interface_prefix (FelixConfiguration interfacePrefix).
 _CALICO = "cali"
 # The shortest prefixes of its blocks (IPPool blockSize); bird has other blackholes as well.
@@ -48,7 +48,9 @@ def networks(links: Links, plugins: Iterable[Plugin]) -> frozenset[PodNetwork]:
         if plugin.bridge in links.names:
             own = (address for name, address in links.addresses if name == plugin.bridge)
             subnets = plugin.subnets or tuple(sorted(map(ip_network, own), key=str))
-            found.add(PodNetwork(plugin.bridge, subnets))
+            # A bridge gets its address a moment after it is made, and tells of no pods before.
+            if subnets:
+                found.add(PodNetwork(plugin.bridge, subnets))
     return frozenset(found)
 
 
@@ -98,7 +100,7 @@ def blocks(links: Links) -> frozenset[Network]:
 def plugins(folder: Path = CNI) -> list[Plugin]:
     """The plugins of the configuration that the container runtime takes; none where there is none.
 
-    Behind Multus, which comes first and hands on to others, all files count.
+    Multus comes first and hands on to others, so behind it the next file counts as well.
     """
     try:
         files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
@@ -107,18 +109,15 @@ def plugins(folder: Path = CNI) -> list[Plugin]:
     found: list[Plugin] = []
     for path in files:
         found += _plugins(path)
-        if found and not any(plugin.kind.startswith("multus") for plugin in found):
+        if any(not plugin.kind.startswith("multus") for plugin in found):
             break
     return found
 
 
 def _plugins(path: Path) -> Iterator[Plugin]:
     try:
-        # Non-blocking, since opening a FIFO would wait for its writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            raw = json.loads(file.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        raw = json.loads(regularfile.read(path))
+    except (OSError, Unfit, ValueError, RecursionError):
         # The container runtime passes over it as well.
         return
     # Multus has the other plugins' whole configurations in its own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ CALI = PodNetwork("cali+")
             [of("br1", "10.88.0.0/16", "fd00:88::/64")],
             id="a bridge",
         ),
-        pytest.param(links(br1=""), [bridge("br1")], [of("br1")], id="one without addresses"),
+        pytest.param(links(br1=""), [bridge("br1")], [], id="one without addresses yet"),
         pytest.param(links(), [bridge("br1", "10.88.0.0/16")], [], id="a bridge not yet made"),
         pytest.param(
             links("10.233.90.5/32 cali12", br1="10.88.0.1"),
@@ -127,6 +127,22 @@ BRIDGE_CONF = {"type": "bridge", "bridge": "br1", "ipam": HOST_LOCAL}
             {"00-multus.conf": {"type": "multus-shim"}, "10.conf": {"type": "calico"}},
             [Plugin("multus-shim"), CALICO],
         ),
+        # What podman keeps there is none of Kubernetes'.
+        (
+            {
+                "00-multus.conf": {"type": "multus-shim"},
+                "05.conf": {"type": "cilium-cni"},
+                "87-podman.conflist": {"plugins": [BRIDGE_CONF]},
+            },
+            [Plugin("multus-shim"), Plugin("cilium-cni")],
+        ),
+        (
+            {
+                "00-multus.conf": {"type": "multus", "delegates": [CALICO_CONF]},
+                "87-podman.conflist": {"plugins": [BRIDGE_CONF]},
+            },
+            [Plugin("multus"), CALICO, Plugin("portmap")],
+        ),
     ],
 )
 def test_plugins_are_those_of_the_file_that_the_container_runtime_takes(
@@ -136,6 +152,17 @@ def test_plugins_are_those_of_the_file_that_the_container_runtime_takes(
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert plugins(tmp_path) == ([CALICO, Plugin("portmap")] if found is None else found)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("none")])
+def test_what_is_no_file_is_passed_over_and_leaves_nothing_open(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / "00-odd.conflist")
+    (tmp_path / "10.conf").write_text('{"type": "calico"}')
+    before = os.listdir("/proc/self/fd")
+    assert [plugins(tmp_path) for _ in range(20)] == [[CALICO]] * 20
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_without_a_folder_there_are_no_plugins(tmp_path: Path) -> None:
