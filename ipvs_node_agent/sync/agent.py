@@ -327,6 +327,9 @@ class Agent:
     @property
     def told_by(self) -> Sequence[int]:
         """What poll(2) finds readable as soon as `tick` has to see to what others did."""
+        if not self._inputs.suffice:
+            # Nobody sees to it, so what is told would be there for ever.
+            return []
         return [each for table in self._all if (each := table.told_by) is not None]
 
     def _ready(self) -> bool:

@@ -76,8 +76,10 @@ def service(put: Put) -> Service:
     return read_service(raw)
 
 
-def _node(cidrs: Sequence[str] = POD_CIDRS, addresses: Sequence[str] | None = None) -> Node:
-    raw = raw_node(*cidrs)
+def _node(
+    cidrs: Sequence[str] = POD_CIDRS, addresses: Sequence[str] | None = None, name: str = "worker-1"
+) -> Node:
+    raw = raw_node(*cidrs, name=name)
     if addresses is not None:
         raw["status"]["addresses"] = [{"type": "InternalIP", "address": ip} for ip in addresses]
     return read_node(raw)
@@ -91,6 +93,8 @@ NODES = {
     "IPv4 alone": _node(POD_CIDRS[:1], ["10.19.20.1"]),
     "no CIDRs": _node([]),
     "no addresses": _node(addresses=[]),
+    # As after a reload with another nodeName.
+    "another": _node([], name="worker-2"),
     "gone": None,
 }
 # What network plugins tell of, and the pods that are routed to.

@@ -97,6 +97,13 @@ def test_what_a_node_lost_is_kept(event: Told, lost: str) -> None:
     assert after.with_node(Changed(NODES, OWN, 0.0)).lost == frozenset()
 
 
+def test_another_node_has_nothing_of_the_last_one() -> None:
+    another = OWN._replace(name="worker-2", pod_cidrs=(), addresses=())
+    for event in (Listed(NODES, (another,), 0.0), Changed(NODES, another, 0.0)):
+        after = Cluster().with_node(Listed(NODES, (OWN,), 0.0)).with_node(event)
+        assert (after.node, after.lost) == (another, frozenset())
+
+
 def test_changes_are_those_of_services_that_have_or_had_external_ips(cluster: Cluster) -> None:
     (web_4,) = seen(web("10.19.20.201"))
     bare = service("bare", ["10.231.1.1"], [])
