@@ -74,7 +74,7 @@ def looked_around(api: Api, config: Config, seen: Snapshot) -> Snapshot:
         raise RefusedError("kernel", f"does not tell this node's addresses: {error}") from None
     addresses = frozenset(address for _, address in found.addresses)
     networks = pods.networks(found, pods.plugins())
-    here = Here(addresses=addresses).with_pod_networks(networks)
+    here = Here(addresses=addresses, absent=found.absent).with_pod_networks(networks)
     here = here.with_routes(pods.routed(found), pods.blocks(found))
     here = here.with_api_servers(*leash.ask(api))
     interfaces = pod_interfaces(config, seen.node, here.pod_networks)

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Callable
@@ -194,7 +195,7 @@ class MainLoop:
 
         def told(here: Here, now: float) -> Here:
             here = here.with_addresses(addresses, now).with_pod_networks(networks)
-            return here.with_routes(routed, blocks)
+            return replace(here.with_routes(routed, blocks), absent=found.absent)
 
         self._inbox.put(lambda: self._agent.take_here(told))
 

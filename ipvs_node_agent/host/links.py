@@ -64,12 +64,14 @@ class Links(NamedTuple):
     """The names of the interfaces, the addresses on them, and the routes that tell of pods.
 
     These lead to a single address without a gateway, or are blackholes of those who route blocks of
-    pods' addresses. A node may have a million others.
+    pods' addresses. A node may have a million others. `absent` are the IP versions that the kernel
+    lacks, as it does IPv6 with ipv6.disable=1.
     """
 
     names: frozenset[str] = frozenset()
     addresses: frozenset[tuple[str, Address]] = frozenset()
     routes: frozenset[Route] = frozenset()
+    absent: frozenset[int] = frozenset()
 
 
 class Interfaces:
@@ -92,6 +94,7 @@ class Interfaces:
                 for routes in self._routes.values()
                 for route, at in routes
             ),
+            absent=_absent(),
         )
 
     def take(self, message: Message) -> bool:
@@ -177,6 +180,17 @@ class Interfaces:
         if not after:
             del self._routes[where]
         return after != before
+
+
+def _absent() -> frozenset[int]:
+    found = set()
+    for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+        try:
+            socket.socket(family, socket.SOCK_DGRAM).close()
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:
+                found.add(version)
+    return frozenset(found)
 
 
 def _noted(known: set[T], item: T, is_there: bool) -> bool:

@@ -97,12 +97,14 @@ class NodeNetwork(NamedTuple):
     `addresses` are those that the kernel has on interfaces other than kube-proxy's. `api_servers`
     are the addresses and TCP ports at which this node reaches the API server. `pods` are addresses
     that the kernel routes to pods of this node, and `pod_blocks` networks that they come from.
+    `absent` are the IP versions that the kernel lacks, in which nothing can be programmed.
     """
 
     addresses: frozenset[Address] = frozenset()
     api_servers: frozenset[tuple[Address, int]] = frozenset()
     pods: frozenset[Address] = frozenset()
     pod_blocks: frozenset[Network] = frozenset()
+    absent: frozenset[int] = frozenset()
 
 
 class PodNetwork(NamedTuple):

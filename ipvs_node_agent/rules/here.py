@@ -27,7 +27,8 @@ class Here:
 
     `gone` are addresses that the kernel had until a short time ago, with the time at which they
     count no more. `routed` are addresses with a route of their own, by interface. `pod_networks`
-    are pods that network plugins tell of; once told they stay.
+    are pods that network plugins tell of; once told they stay. `absent` are the IP versions that
+    the kernel lacks.
     """
 
     awaited: frozenset[str] = frozenset()
@@ -37,6 +38,7 @@ class Here:
     routed: frozenset[tuple[str, Address]] = frozenset()
     pod_blocks: frozenset[Network] = frozenset()
     pod_networks: frozenset[PodNetwork] = frozenset()
+    absent: frozenset[int] = frozenset()
 
     def network(self, pod_interfaces: Collection[str]) -> NodeNetwork:
         """What rules depend on, where `pod_interfaces` lead to pods."""
@@ -44,7 +46,7 @@ class Here:
         addresses = self.addresses.union(self.gone)
         # By pod CIDR, a blackhole is nothing but somebody's route.
         blocks = self.pod_blocks if pod_interfaces else frozenset()
-        return NodeNetwork(addresses, self.api_servers, pods, blocks)
+        return NodeNetwork(addresses, self.api_servers, pods, blocks, self.absent)
 
     @property
     def due(self) -> float:

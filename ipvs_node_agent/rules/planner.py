@@ -61,9 +61,9 @@ class Basis(NamedTuple):
     behind: frozenset[tuple[str, str]] = frozenset()
 
     @property
-    def frame(self) -> tuple[Config, Node, bool, tuple[str, ...]]:
+    def frame(self) -> tuple[Config, Node, bool, tuple[str, ...], frozenset[int]]:
         """What all rules depend on alike."""
-        return self.config, self.node, self.own_mark, self.pod_interfaces
+        return self.config, self.node, self.own_mark, self.pod_interfaces, self.network.absent
 
     def planned(self, key: str) -> Service | None:
         """The Service as it is to be planned."""
@@ -84,7 +84,8 @@ class Planner:
         self._claims = Claims(config, node, family, basis.network)
         self._own_mark, self._kubernetes_mark = own_mark, frozenset({names.mark_masquerade})
         marking = OWN_MARK_CHAIN if own_mark else names.mark_masquerade
-        self._writer = Writer(config, node, family, marking, basis.pod_interfaces)
+        is_absent = family.version in basis.network.absent
+        self._writer = Writer(config, node, family, marking, basis.pod_interfaces, is_absent)
         self._tree = Tree(family, (names.prerouting, names.output), self._limit)
         self._jumps = {"PREROUTING": names.prerouting, "OUTPUT": names.output}
         # What became of each address: who has rules for it, and who was refused it.

@@ -51,7 +51,8 @@ class Writer:
     """Writes the rules of claims, for one node and one family; `mark` is the chain that marks.
 
     Pods are known by their pod CIDRs, unless `pod_interfaces` lead to them. `has_family` says
-    whether the node has pods or an address in the family.
+    whether the node has pods or an address in the family; where it `is_absent` from the kernel, it
+    does not, and nothing is written.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Writer:
         family: Family,
         mark: str,
         pod_interfaces: Sequence[str] = (),
+        is_absent: bool = False,
     ) -> None:
-        self._family, self._mark = family, mark
+        self._family, self._mark, self._is_absent = family, mark, is_absent
         self._external_ips = config.services.external_ips
         self._mark_pods = config.masquerade == "All"
         self._cidrs = sorted(set(of_family(pod_cidrs(config, node) or (), family)))
@@ -73,7 +75,7 @@ class Writer:
         self._all_sources = [("", interface) for interface in pod_interfaces] or [
             (show_network(cidr), "") for cidr in self._cidrs
         ]
-        self.has_family = bool(self._cidrs or self._host)
+        self.has_family = bool(self._cidrs or self._host) and not is_absent
 
     def rule_bound(self, claim: Claim) -> int:
         """How many rules the Service has at most, if each address of its has as many as `claim`.
@@ -94,7 +96,7 @@ class Writer:
         """The rules for each destination at `address` that `claim` has; none without a client."""
         sources = self._sources(claim)
         host = self._host_may(claim)
-        if not (sources or host):
+        if self._is_absent or not (sources or host):
             return {}
         prefix, key = f"{show_address(address)}/{self._family.bits}", claim.service.key
         cluster_ip = show_address(claim.cluster_ip)

@@ -68,6 +68,7 @@ def history(seed: int) -> list[Step]:
         ),
         (lambda: step("api_is_at", chance.sample(pool, 1), choice((80, 443, 6443)), often()), 0.5),
         (lambda: step("pods_are", choice(tuple(PODS))), 0.5),
+        (lambda: step("kernel_lacks", *choice(((), (6,)))), 0.2),
         (lambda: step("proxy_becomes", choice(MODES)), 0.5),
         (lambda: step("trouble", choice((SERVICES, THE_NODE)), often(0.5)), 0.3),
         (lambda: _pass(chance), 12.0),

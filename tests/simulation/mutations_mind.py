@@ -19,20 +19,24 @@ MUTATIONS = {
     },
     "rules/planner.py": {
         "another configuration is not planned for": (
-            "return self.config, self.node, self.own_mark, self.pod_interfaces",
-            "return self.node, self.own_mark, self.pod_interfaces",
+            "return self.config, self.node, self.own_mark,",
+            "return self.node, self.own_mark,",
         ),
         "another Node is not planned for": (
-            "return self.config, self.node, self.own_mark, self.pod_interfaces",
-            "return self.config, self.own_mark, self.pod_interfaces",
+            "return self.config, self.node, self.own_mark,",
+            "return self.config, self.own_mark,",
         ),
         "another chain that marks is not planned for": (
-            "return self.config, self.node, self.own_mark, self.pod_interfaces",
-            "return self.config, self.node, self.pod_interfaces",
+            "return self.config, self.node, self.own_mark,",
+            "return self.config, self.node,",
         ),
         "other interfaces of pods are not planned for": (
-            "return self.config, self.node, self.own_mark, self.pod_interfaces",
-            "return self.config, self.node, self.own_mark",
+            "self.own_mark, self.pod_interfaces, self.network.absent",
+            "self.own_mark, self.network.absent",
+        ),
+        "that the kernel lacks a family is not planned for": (
+            "self.own_mark, self.pod_interfaces, self.network.absent",
+            "self.own_mark, self.pod_interfaces",
         ),
         "what was planned of a Service that was left out is forgotten": (
             "planner.replace(before.planned(key), basis.planned(key))",
@@ -73,6 +77,10 @@ MUTATIONS = {
             "pod_cidrs=told.pod_cidrs or last.pod_cidrs, ",
             "",
         ),
+        "another Node has what the last one had": (
+            "if last is None or told.name != last.name:",
+            "if last is None:",
+        ),
     },
     "rules/policy.py": {
         "rules are written for a Node without addresses": (
@@ -87,6 +95,10 @@ MUTATIONS = {
         ),
     },
     "sync/agent.py": {
+        "it listens to what it does not look at": (
+            "        if not self._inputs.suffice:\n            # Nobody sees",
+            "        if False:\n            # Nobody sees",
+        ),
         "a table is never read whatever the kernel says": (
             "                table.programmer.resync()\n",
             "                pass\n",

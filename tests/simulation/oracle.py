@@ -46,6 +46,7 @@ class State:
     api_servers: frozenset[tuple[Address, int]] | None = None
     pod_networks: frozenset[PodNetwork] = frozenset()
     routed: frozenset[tuple[str, Address]] = frozenset()
+    absent: frozenset[int] = frozenset()
 
     @property
     def untold(self) -> bool:
@@ -73,7 +74,7 @@ class State:
         pods = {address for name, address in self.routed if calico and name.startswith("cali")}
         assert self.addresses is not None
         assert self.api_servers is not None
-        return NodeNetwork(self.addresses, self.api_servers, frozenset(pods))
+        return NodeNetwork(self.addresses, self.api_servers, frozenset(pods), absent=self.absent)
 
     @property
     def problems(self) -> frozenset[Problem]:

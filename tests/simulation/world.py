@@ -177,14 +177,14 @@ class World:
             self._become(services=self._services_after(event))
 
     def _node_after(self, event: events.Event) -> Node | None:
-        """What a Node lost, it keeps."""
+        """What a Node lost, it keeps; another one never had it."""
         found: Node | None = None
         if isinstance(event, events.Listed):
             found = event.items[0] if event.items else None
         elif isinstance(event, events.Changed):
             found = event.item
         last = self.told.node
-        if found is None or last is None:
+        if found is None or last is None or found.name != last.name:
             return found or last
         return found._replace(
             pod_cidrs=found.pod_cidrs or last.pod_cidrs,
@@ -322,6 +322,12 @@ class World:
             lambda here, _: here.with_pod_networks(networks).with_routes(routed, frozenset())
         )
         self._become(pod_networks=self.told.pod_networks | networks, routed=routed)
+
+    def kernel_lacks(self, *versions: int) -> None:
+        """The kernel has no IPv6, or has it again."""
+        absent = frozenset(versions)
+        self.agent.take_here(lambda here, _: replace(here, absent=absent))
+        self._become(absent=absent)
 
     def proxy_becomes(self, mode: str | None) -> None:
         """kube-proxy tells its mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import queue
 import socket
 import struct
@@ -100,6 +101,23 @@ def test_routes_that_tell_of_no_pod_are_not_kept_and_take_the_place_of_one_that_
     assert len(is_news.links.routes) == 1
     assert is_news.take(route("10.0.0.0", 7, REPLACE, **other))
     assert not is_news.links.routes
+
+
+@pytest.mark.parametrize(
+    ("number", "absent"), [(errno.EAFNOSUPPORT, {6}), (errno.EMFILE, set()), (0, set())]
+)
+def test_a_family_that_the_kernel_lacks_is_told(
+    number: int, absent: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.socket
+
+    def made(family: int, *options: Any) -> socket.socket:
+        if family == socket.AF_INET6 and number:
+            raise OSError(number, os.strerror(number))
+        return real(family, *options)
+
+    monkeypatch.setattr("ipvs_node_agent.host.links.socket.socket", made)
+    assert Interfaces().links.absent == absent
 
 
 def test_a_route_that_is_told_again_is_no_news() -> None:

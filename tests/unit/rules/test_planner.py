@@ -126,6 +126,22 @@ def test_a_network_that_changes_leaves_no_trace() -> None:
         assert replanner.planner.plan() == Replanner(IPV4, basis).planner.plan()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_a_family_that_the_kernel_lacks_nothing_is_wanted(family: Family) -> None:
+    """Its commands would fail for ever, and no packet would meet the rules."""
+    both = service("web", ["10.231.0.1", "fd00:231::1"], ["10.19.0.1", "fd00:19::1"])
+    services = Services().listed(snapshot(both).services.values())
+    there = Basis(DEFAULTS, node(), services)
+    lacking = there._replace(network=NodeNetwork(absent=frozenset({family.version})))
+    replanner = Replanner(family, there)
+    assert replanner.planner.services == 1
+    replanner.become(lacking)
+    assert replanner.planner.plan().ruleset == Ruleset()
+    assert replanner.planner.services == 0
+    replanner.become(there)
+    assert replanner.planner.services == 1
+
+
 def test_an_address_that_comes_is_planned_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many Services there are."""
     many = [service(f"s{n}", [f"10.231.1.{n}"], [f"10.19.1.{n}"]) for n in range(200)]
