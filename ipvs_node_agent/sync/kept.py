@@ -17,7 +17,7 @@ from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from ipvs_node_agent.sync.progress import Progress
-from ipvs_node_agent.sync.repairs import Repairs, described, explained
+from ipvs_node_agent.sync.repairs import QUIET, Repairs, done_by_others, size
 from ipvs_node_agent.sync.state import FamilyState, Meter
 
 log = logging.getLogger(__name__)
@@ -177,15 +177,17 @@ class KeptTable(ABC):
             log.info("%s: works again", self.name)
         self.error, self._retry_at = None, 0.0
         self._hurry()
-        if self.repairs.note(change, seconds, now) and change:
-            log.log(
-                logging.WARNING if change.repairs else self._level(change),
-                "%s: %s in %.0f ms%s",
-                self.name,
-                described(change),
-                seconds * 1000,
-                explained(change),
+        said = self.repairs.note(change, seconds, now) and change
+        what = self.name, size(change), seconds * 1000
+        if said and change.repairs:
+            log.warning(
+                "%s: repaired %s in %.0f ms: %s (similar repairs are not logged for %.0f s)",
+                *what,
+                done_by_others(change),
+                QUIET,
             )
+        elif said:
+            log.log(self._level(change), "%s: wrote %s in %.0f ms", *what)
         for built_in, target in self.repairs.insisting(change, now):
             log.warning(
                 "%s: %s keeps returning to the front of %s; it may stay there as long as it is"

@@ -10,7 +10,7 @@ from collections import Counter
 from ipvs_node_agent.nat.ruleset import DRIFT, Change
 
 # A repair of the same kind within this time is counted, and not said again.
-_QUIET = 60.0
+QUIET = 60.0
 # After so many of the same kind: this long between two repairs, and no more than a share of a core.
 _PATIENCE, _REST, _REPAIR_SHARE = 5, 0.5, 0.2
 # Who has been passed by so often within that time wants to be in front.
@@ -35,11 +35,11 @@ class Repairs:
         """Notes what a look or a write came to; False where that need not be said again."""
         self.counts.update(change.repairs)
         if change.repairs:
-            self.last = now, _done(change)
+            self.last = now, done_by_others(change)
         fresh = not change.repairs
         # A look for nothing is of a kind, too.
         for reason in change.repairs or (() if change else ("",)):
-            last = [time for time in self._times.get(reason, ()) if now - time < _QUIET]
+            last = [time for time in self._times.get(reason, ()) if now - time < QUIET]
             self._times[reason] = [*last, now]
             fresh = fresh or not last
             if len(last) >= _PATIENCE:
@@ -53,35 +53,28 @@ class Repairs:
         """Those in front whom `change` passes by, as often as nobody is who does not mean it."""
         found = []
         for other in change.passed if "JumpNotFirst" in change.repairs else ():
-            times = [time for time in self._passed.get(other, ()) if now - time < _QUIET]
+            times = [time for time in self._passed.get(other, ()) if now - time < QUIET]
             self._passed[other] = [*times, now]
             if len(times) + 1 == _INSISTING:
                 found.append(other)
         return found
 
 
-def described(change: Change) -> str:
-    """What was written, in a few words."""
+def size(change: Change) -> str:
+    """How much was written, in a few words."""
     parts = (
         (len(change.written), "chain", ""),
         (change.rules, "rule", ""),
         (len(change.dropped), "chain", " removed"),
         (len(change.hooked), "jump", ""),
     )
-    shown = ", ".join(
+    shown = (
         f"{count} {what}{'' if count == 1 else 's'}{then}" for count, what, then in parts if count
     )
-    return f"{'repaired' if change.repairs else 'wrote'} {shown or 'jumps removed'}"
+    return ", ".join(shown) or "jumps removed"
 
 
-def explained(change: Change) -> str:
-    """What had to be repaired, as the end of a sentence; empty where nothing had."""
-    if not change.repairs:
-        return ""
-    return f": {_done(change)} (similar repairs are not logged for {_QUIET:.0f} s)"
-
-
-def _done(change: Change) -> str:
+def done_by_others(change: Change) -> str:
     """What others had done, and who they are, as far as the kernel tells."""
     by = f", by {' and '.join(change.by)}" if change.by else ""
     return " and ".join(DRIFT[reason] for reason in change.repairs) + by

@@ -113,7 +113,7 @@ _ONE = {"BadUrl", "BrokenList", "BrokenStream", "LaunchError", "NotYaml", "Unfit
 
 def as_shown(text: str) -> str:
     """A message as the document shows it, with ... for whatever is filled in."""
-    shown = re.sub(r"%[sd]", "...", text)
+    shown = re.sub(r"%(\.0f|[sd])", "...", text)
     return re.sub(r"(\.\.\.)+", "...", shown).replace("...line ...", "... line ...")
 
 
@@ -276,7 +276,11 @@ def test_an_entry_is_a_short_paragraph_of_a_known_kind(kind: str) -> None:
 COMMANDS = {
     "scp": "",
     "ssh": 'node=$1; shift; export NODE=$node; exec sh -c "$*"',
-    "systemctl": 'case "$1 $NODE" in "is-active running") ;; is-active*) exit 3;; esac',
+    "systemctl": """case "$1 $NODE" in
+        "is-active running") echo active;;
+        "is-active waiting") echo activating; exit 3;;
+        is-active*) echo inactive; exit 3;;
+        esac""",
     "apt-get": "",
     "ipvs-node-agent": """case "$1 $NODE" in
         "check bad") echo "fail  agent: x"; echo "fail  kernel: y => z"; exit 1;;
@@ -305,7 +309,7 @@ def run_script(name: str, folder: Path, *arguments: str) -> tuple[int, list[str]
 
 
 STEPS = [
-    "systemctl is-active --quiet ipvs-node-agent",
+    "systemctl is-active ipvs-node-agent",
     "systemctl mask --quiet --runtime ipvs-node-agent",
     "apt-get install -qq -y /root/ipvs-node-agent.deb",
     "ipvs-node-agent check",
@@ -322,10 +326,12 @@ def steps_on(node: str, *left_out: str) -> list[str]:
 
 
 def test_the_roll_out_takes_each_node_through_all_steps(tmp_path: Path) -> None:
-    status, noted, printed = run_script("roll-out", tmp_path, "new.deb", "one", "running")
-    assert (status, printed) == (0, "one\nrunning\n")
-    # An agent that runs is not masked.
-    assert noted == [*steps_on("one"), *steps_on("running", STEPS[1])]
+    nodes = ("one", "running", "waiting")
+    status, noted, printed = run_script("roll-out", tmp_path, "new.deb", *nodes)
+    assert (status, printed) == (0, "one\nrunning\nwaiting\n")
+    # An agent that runs is not masked, nor is one that waits for its cluster.
+    those = [*steps_on("running", STEPS[1]), *steps_on("waiting", STEPS[1])]
+    assert noted == [*steps_on("one"), *those]
 
 
 def test_the_roll_out_stops_at_the_first_node_that_is_not_well(tmp_path: Path) -> None:
@@ -347,7 +353,7 @@ def test_every_variable_of_the_role_has_a_row_with_its_default() -> None:
     defaults = {name: str(of["default"]) for name, of in options.items() if "default" in of}
     given = yaml.safe_load((role / "defaults" / "main.yml").read_text())
     assert {name: str(value) for name, value in given.items()} == defaults
-    rows = OPERATIONS.table("With a configuration management")
+    rows = OPERATIONS.table("With Ansible or another configuration management tool")
     shown = {first_code(row[0]): row[1].strip("`") for row in rows}
     assert shown == {**dict.fromkeys(options, ""), **defaults}
 

@@ -45,7 +45,7 @@ def _calls(module: str, tree: ast.Module) -> Iterator[LogCall]:
             continue
         arguments = node.args[1:] if method == "log" else node.args
         text = text_of(arguments[0])
-        # `log` takes the level as a value; in this package it is debug or info.
+        # `log` takes the level as a value, and is there for debug or info.
         level = "info" if method == "log" else method
         literal = isinstance(arguments[0], ast.Constant)
         traceback = any(keyword.arg == "exc_info" for keyword in node.keywords)
