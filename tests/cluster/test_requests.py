@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import yaml
+from urllib3.exceptions import HTTPError
 
 from ipvs_node_agent.apiserver.bodies import without_managed_fields
 from ipvs_node_agent.apiserver.reading import read_node, read_service
 from tests.cluster.bed import SERVICES, Worker, add_service, moved, streams
 from tests.cluster.controlplane import Asked
 from tests.cluster.rest import Client
+from tests.support.documents import OPERATIONS
 from tests.support.waiting import eventually
 
 SELECTOR = "spec.type!=ExternalName,spec.clusterIP!=None"
@@ -23,6 +28,15 @@ def in_sync(node: Worker) -> list[Asked]:
     for entry in node.server.asked(node.name):
         first.setdefault(entry.id, entry)
     return list(first.values())
+
+
+def forbidden(client: Client, path: str) -> bool:
+    """Whether the user has no right to read what is there, or would be."""
+    try:
+        client.get(path)
+    except HTTPError as error:
+        return str(error).startswith("403")
+    return False
 
 
 def open_watches(node: Worker) -> set[str]:
@@ -52,6 +66,43 @@ def test_a_nodes_own_credentials_are_enough(node: Worker, admin: Client) -> None
         bindings = admin.text("GET", f"/apis/rbac.authorization.k8s.io/v1/{kind}")
         assert "ipvs" not in bindings
         assert node.name not in bindings
+
+
+def test_the_rights_that_operations_shows_are_enough(
+    node: Worker, admin: Client, tmp_path: Path
+) -> None:
+    roles = list(yaml.safe_load_all(OPERATIONS.block_of_yaml("ClusterRole")))
+    rbac, user = "/apis/rbac.authorization.k8s.io/v1", "not-a-kubelet"
+    for role in roles:
+        kind, space = role["kind"], role["metadata"].get("namespace")
+        path = f"{rbac}/namespaces/{space}" if space else rbac
+        admin.post(f"{path}/{kind.lower()}s", role)
+        name = role["metadata"]["name"]
+        binding = {
+            "metadata": {"name": name},
+            "subjects": [{"kind": "User", "name": user}],
+            "roleRef": {"apiGroup": rbac.split("/")[2], "kind": kind, "name": name},
+        }
+        admin.post(f"{path}/{kind.lower()}bindings", binding)
+    certificate = tmp_path / "own.pem"
+    node.plane.pki.write_client(certificate, user, "")
+    node.plane.pki.write_kubeconfig(node.kubeconfig, node.plane.url(node.server), certificate)
+    node.agent.configure(node.settings(nodeName=node.name))
+    web = add_service(admin, "web", "10.19.20.201")
+    add_service(admin, "bad", "127.0.0.1")
+    try:
+        node.start(web)
+        mine = f"/api/v1/events?fieldSelector=involvedObject.uid={node.name}"
+        eventually(lambda: admin.get(mine)["items"], lambda: node.agent.log, timeout=30)
+        # What nobody is told of where it is refused, or is asked for only in some trouble.
+        own = Client(node.namespace, node.plane.url(node.server), node.plane.pki, certificate)
+        assert not forbidden(own, f"/api/v1/pods?fieldSelector=spec.nodeName={node.name}")
+        assert not forbidden(own, "/api/v1/namespaces/default/endpoints/kubernetes")
+        assert forbidden(own, "/api/v1/namespaces/default/endpoints/another")
+        assert "WARNING" not in node.agent.log.replace("WARNING default/bad: ", "")
+    finally:
+        node.agent.kill_if_running()
+        admin.delete(f"{rbac}/clusterrolebindings/ipvs-node-agent")
 
 
 def test_three_requests_are_enough_and_none_is_repeated(node: Worker, admin: Client) -> None:

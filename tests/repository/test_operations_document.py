@@ -73,22 +73,15 @@ def test_prometheus_takes_the_queries(tmp_path: Path) -> None:
     check_queries(queries(), tmp_path)
 
 
-def block_of_yaml(word: str) -> str:
-    """The one that has `word` in it."""
-    blocks = re.findall(r"^```yaml\n((?:.*\n)*?)```$", OPERATIONS.text, re.MULTILINE)
-    (found,) = (block for block in blocks if word in block)
-    return str(found)
-
-
 def test_the_scrape_configuration_is_the_one_that_ships() -> None:
     shipped = (RULES.parent / "ipvs-node-agent.scrape.yaml").read_text()
-    assert shipped.endswith(block_of_yaml("scrape_configs"))
+    assert shipped.endswith(OPERATIONS.block_of_yaml("scrape_configs"))
 
 
 def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
     need_prometheus()
     # Debian's own has no Kubernetes in it.
-    found = yaml.safe_load(block_of_yaml("scrape_configs"))
+    found = yaml.safe_load(OPERATIONS.block_of_yaml("scrape_configs"))
     assert found["scrape_configs"][0].pop("kubernetes_sd_configs") == [{"role": "node"}]
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(found))
     status, said = promtool("check", "config", "prometheus.yaml", directory=tmp_path)

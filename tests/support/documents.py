@@ -65,6 +65,11 @@ class Document:
         """The blocks called sh, by the name in their first line, which is a comment."""
         return {block.split()[1]: block for block in self._blocks("sh")}
 
+    def block_of_yaml(self, word: str) -> str:
+        """The block called yaml that has `word` in it."""
+        (found,) = (block for block in self._blocks("yaml") if word in block)
+        return found
+
     def _blocks(self, kind: str) -> list[str]:
         # In a list they are indented.
         found = re.findall(rf"^( *)```{kind}\n((?:.*\n)*?)\1```$", self.text, re.MULTILINE)
