@@ -14,12 +14,13 @@ from typing import Callable
 
 from ipvs_node_agent.config.settings import Config
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.conntrack import Forgetter, changed_flows
+from ipvs_node_agent.iptables.conntrack import Forgetter
 from ipvs_node_agent.iptables.programmer import Misfit, Programmer
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.model.objects import Node, NodeNetwork, Service
 from ipvs_node_agent.model.services import Services
 from ipvs_node_agent.nat import ruletext
+from ipvs_node_agent.nat.flows import changed_flows
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from ipvs_node_agent.rules.planner import Basis
 from ipvs_node_agent.sync.cluster import Pending

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.iptables.conntrack import Flows
 from ipvs_node_agent.iptables.programmer import Misfit, Programmer
 from ipvs_node_agent.model.addresses import (
     FAMILIES,
@@ -20,6 +19,7 @@ from ipvs_node_agent.model.addresses import (
     parse_address,
     parse_network,
 )
+from ipvs_node_agent.nat.flows import Flows
 from ipvs_node_agent.nat.ruleset import Change, Ruleset
 from tests.support.agentnode import (
     BUSY,
