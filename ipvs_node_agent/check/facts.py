@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ class ClusterFacts:
 
 @dataclass(frozen=True)
 class TableFacts:
-    """One nat table; `error` is why it cannot be read. `first` is each built-in chain's first rule.
+    """One nat table; `error` is why it cannot be read. `first` are built-in chains' first rules.
 
     `masquerading` says whether POSTROUTING jumps to kube-proxy's chain.
     """
@@ -66,7 +66,7 @@ class TableFacts:
     family: Family
     backend: str
     found: Found = field(default_factory=Found)
-    first: Mapping[str, str] = field(default_factory=dict)
+    first: Mapping[str, Sequence[str]] = field(default_factory=dict)
     masquerading: bool = False
     error: TableError | None = None
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Callable
 
@@ -29,6 +30,7 @@ from ipvs_node_agent.iptables.command import TableError, find, foreign, launch
 from ipvs_node_agent.iptables.proxymode import proxy_mode
 from ipvs_node_agent.iptables.table import BACKENDS, NFT, KernelTable, may_read
 from ipvs_node_agent.model.addresses import FAMILIES, parse_host_port, reached_at
+from ipvs_node_agent.nat.ahead import MOST_JUMPS
 from ipvs_node_agent.nat.chains import owner
 from ipvs_node_agent.nat.saveformat import parse_save
 from ipvs_node_agent.nft import listing
@@ -115,8 +117,10 @@ def _tables(launcher: Launcher, config: Config, names: frozenset[str]) -> Iterat
             except TableError as error:
                 yield TableFacts(family, backend, error=error)
                 continue
-            firsts = {name: next(_rules(text, name), "") for name in ("PREROUTING", "OUTPUT")}
-            first = {name: rule for name, rule in firsts.items() if rule}
+            first = {
+                name: tuple(islice(_rules(text, name), MOST_JUMPS + 1))
+                for name in ("PREROUTING", "OUTPUT")
+            }
             masquerading = any(
                 rule.endswith("-j KUBE-POSTROUTING") for rule in _rules(text, "POSTROUTING")
             )

@@ -83,7 +83,8 @@ def backend(facts: Facts) -> Iterator[Finding]:
     names = facts.configuration.config.chains
     own = {names.prerouting, names.output}
     left = sorted({t.backend for t in host.tables if t.backend != used and own & t.chains})
-    if theirs not in (None, used):
+    # Where kube-proxy's chains are, they count for more than the kubelet's hint.
+    if theirs not in (None, used) and used not in proxys:
         text = f"the agent uses iptables-{used}, and the kubelet iptables-{theirs}"
         yield Finding("BackendNotKubelets", FAIL, what, text, edit)
     elif proxys and used not in proxys:
@@ -104,6 +105,8 @@ def backend(facts: Facts) -> Iterator[Finding]:
         yield Finding("BackendLeftover", WARN, what, text, "systemctl restart ipvs-node-agent")
     else:
         as_ = "as the kubelet does" if theirs else "by default, as the kubelet left no trace"
+        if theirs not in (None, used):
+            as_ = "as kube-proxy does"
         yield Finding("BackendOK", OK, what, f"{used}, {as_}")
 
 
@@ -123,6 +126,8 @@ def nat_tables(facts: Facts) -> Iterator[Finding]:
 
 def _concerns(facts: Facts, family: Family) -> bool:
     """Whether the node has the family; as long as nobody knows, it has IPv4 alone."""
+    if facts.seen is not None and family.version in facts.seen.network.absent:
+        return False
     node, configured = facts.cluster.node, facts.configuration.config.pod_cidrs or ()
     known = (*node.pod_cidrs, *node.addresses) if node is not None else ()
     versions = {item.version for item in (*configured, *known)}
@@ -176,7 +181,9 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
         passed |= {other.target for other in ahead}
         if taking or len(ahead) < places[0] - 1:
             is_first = False
-            first = taking[0] if taking else target(table.first.get(built_in, ""))
+            # Or else it is the first one that cannot be judged.
+            others = [*taking, *map(target, table.first.get(built_in, ())[len(ahead) :])]
+            first = others[0] if others else "others' rules"
             text = f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
             yield Finding("JumpBehind", FAIL, what, text, facts.repair)
     if is_first:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple
 
 from ipvs_node_agent.explain.facts import Facts
@@ -16,6 +18,7 @@ from ipvs_node_agent.model.addresses import (
     show_address,
 )
 from ipvs_node_agent.nat.matches import Packet
+from ipvs_node_agent.nat.ruletext import Rule, read
 
 POD, HOST = "pod", "host"
 _HOOKS = {POD: "PREROUTING", HOST: "OUTPUT"}
@@ -68,18 +71,26 @@ def _pod(
 
     Rather one that there is, or else one as it could be; of one with no known interface it is None.
     """
-    allowed = _allowed(named)
+    names = facts.coverage.interfaces
+    rules = [rule for each in named for rule in each.pods]
+    if facts.seen is None:
+        # Rules alone tell who the pods are.
+        rules = [*rules_there(facts, address, local=False)]
+        names = tuple(sorted({rule.interface for rule in rules} - {""}))
+    allowed = _allowed(rules)
+    there = [
+        each for each in facts.pods if each.is_single and each.address.version == address.version
+    ]
     real = [
         each
-        for each in facts.pods
-        if each.is_single
-        and each.address.version == address.version
-        and (allowed is None or any(contains(network, each.address) for network in allowed))
+        for each in there
+        if allowed is None or any(contains(network, each.address) for network in allowed)
     ]
+    # By interface, whoever is in an allowed range need not be a pod.
+    real = real or (there if names else [])
     if real:
         first = min(real, key=lambda each: (each.interface, int(each.address)))
         return first.address, first.interface
-    names = facts.coverage.interfaces
     cidrs = [*of_family(allowed or (), family_of(address))]
     cidrs += [each for each in of_family(facts.coverage.cidrs, family_of(address)) if not cidrs]
     if not cidrs and names:
@@ -91,9 +102,24 @@ def _pod(
     return first_address, names[0].replace("+", "0") if names else None
 
 
-def _allowed(named: Sequence[Naming]) -> list[Network] | None:
-    """The sources that rules are for; None where they are for all."""
-    sources = {rule.source for each in named for rule in each.pods}
+def _allowed(rules: Iterable[Rule]) -> list[Network] | None:
+    """The sources that `rules` are for; None where they are for all."""
+    sources = {rule.source for rule in rules}
     return (
         None if not sources or "" in sources else [parse_network(each) for each in sorted(sources)]
     )
+
+
+def rules_there(facts: Facts, address: Address, local: bool) -> Iterator[Rule]:
+    """Rules for `address` in the tables that the agent uses: pods', or those of `local` packets."""
+    prefix = f"{show_address(address)}/{address.max_prefixlen}"
+    for table in facts.tables:
+        if table.backend == facts.backend and table.family is family_of(address):
+            for text in chain.from_iterable(table.table.chains.values()):
+                rule = read(text) if f"-d {prefix} " in text else None
+                if rule is not None and rule.service and rule.local == local:
+                    # Somebody else's may look like one of ours.
+                    with suppress(ValueError):
+                        if rule.source:
+                            parse_network(rule.source)
+                        yield rule

@@ -252,9 +252,12 @@ def tell(facts: Facts, address: Address, services: Sequence[Naming], port: Port 
     return told
 
 
-def causes(naming: Naming) -> list[Cause]:
-    """Why `naming` has not the address, one by one."""
-    return [_cause(naming, why) for why in naming.whys]
+def fail(told: Told, naming: Naming) -> None:
+    """Tells that `naming` has not all that it asks for, and why; a line says so if it has none."""
+    for why in naming.whys:
+        if naming.claim is not None:
+            told.say(FAIL, f"Service {naming.service.key}", _sentence(why))
+        told.causes.append(_cause(naming, why))
 
 
 def holder(services: Iterable[Naming], port: Port) -> Naming | None:

@@ -131,7 +131,7 @@ def _of_address(
     _of_node(told, facts)
     told.add(services.tell(facts, address, named, port))
     ports = [port] if port is not None else _own(all_ports(named), named, key)
-    if key:
+    if port is None:
         _outdone(told, named, key)
     if len(ports) > _MOST_LOOKED_AT:
         text = f"{len(ports) - _MOST_LOOKED_AT} more ports are not looked at"
@@ -153,10 +153,14 @@ def _of_address(
 
 
 def _outdone(told: Told, named: Sequence[Naming], key: str) -> None:
-    """The Service that was asked about, where others have the address."""
-    own = next((each for each in named if each.service.key == key), None)
-    if own is not None and own.claim is None and any(each.claim for each in named):
-        told.causes += services.causes(own)
+    """The Service that was asked about, where others have what it asks for, or nobody has it.
+
+    Where none was asked about, only what nobody has counts.
+    """
+    for each in named if any(one.claim for one in named) else ():
+        lost = each.claim and any(holder(named, port) is None for port in each.service.ports)
+        if each.service.key == key or (lost and not key):
+            services.fail(told, each)
 
 
 def _of_node(told: Told, facts: Facts) -> None:

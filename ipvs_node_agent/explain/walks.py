@@ -13,9 +13,17 @@ from collections.abc import Iterable, Sequence
 
 from ipvs_node_agent.explain.facts import DOWN, SILENT, Facts, NatTable
 from ipvs_node_agent.explain.lines import NEUTRAL, OK, WARN, Told
-from ipvs_node_agent.explain.origins import HOST, POD, Origin, origins
+from ipvs_node_agent.explain.origins import HOST, POD, Origin, origins, rules_there
 from ipvs_node_agent.explain.services import Naming, family_of
-from ipvs_node_agent.model.addresses import IPV4, IPV6, Address, parse_address, show_address
+from ipvs_node_agent.model.addresses import (
+    IPV4,
+    IPV6,
+    Address,
+    contains,
+    parse_address,
+    parse_network,
+    show_address,
+)
 from ipvs_node_agent.model.objects import Port
 from ipvs_node_agent.nat.chains import NAT, owner
 from ipvs_node_agent.nat.matches import Packet
@@ -41,11 +49,11 @@ def tell(facts: Facts, address: Address, named: Sequence[Naming], port: Port | N
         tables.append(NatTable(family, facts.backend))
     tables = [table for table in tables if not table.error]
     _others_chains(told, facts, address)
-    for origin in origins(facts, address, named):
+    holder = _expected(named, port)
+    for origin in origins(facts, address, [holder] if holder else []):
         packet = origin.packet._replace(
             protocol=port.protocol if port else "tcp", port=port.number if port else None
         )
-        holder = _expected(named, port)
         judged = _Judge(told, facts, origin, packet, holder)
         # The agent's own first: what others say is judged by it.
         for table in sorted(tables, key=lambda each: each.backend != facts.backend):
@@ -119,10 +127,21 @@ class _Judge:
         self._arrives = False
 
     def _rules(self, expected: Naming | None) -> Sequence[Rule]:
-        # In other modes of kube-proxy's nobody is to have rules.
-        if expected is None or unneeded_in(self._facts.proxy.mode):
-            return ()
-        return expected.pods if self._origin.kind == POD else expected.hosts
+        """Those that are to take the packet."""
+        address, is_pods = parse_address(self._packet.destination), self._origin.kind == POD
+        rules: Iterable[Rule] = ()
+        if unneeded_in(self._facts.proxy.mode):
+            pass  # Nobody is to have any.
+        elif self._facts.seen is None:
+            rules = rules_there(self._facts, address, not is_pods)
+        elif expected is not None:
+            rules = expected.pods if is_pods else expected.hosts
+        source = parse_address(self._packet.source)
+        return [
+            rule
+            for rule in rules
+            if not rule.source or contains(parse_network(rule.source), source)
+        ]
 
     def take(self, table: NatTable) -> None:
         """Tells what becomes of the packet in `table`."""

@@ -79,7 +79,8 @@ class Interfaces:
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
-        self._addresses: set[tuple[int, Address]] = set()
+        # With the length of their prefixes: the kernel has an address once with each.
+        self._addresses: set[tuple[int, Address, int]] = set()
         # By table, each with the number of its interface.
         self._routes: dict[tuple[Network, int], frozenset[tuple[Route, int]]] = {}
 
@@ -88,7 +89,7 @@ class Interfaces:
         """All of it, as a value."""
         return Links(
             names=frozenset(self._names.values()),
-            addresses=frozenset((self._names.get(at, ""), what) for at, what in self._addresses),
+            addresses=frozenset((self._names.get(at, ""), what) for at, what, _ in self._addresses),
             routes=frozenset(
                 route._replace(interface=self._names.get(at, ""))
                 for routes in self._routes.values()
@@ -138,7 +139,7 @@ class Interfaces:
         }
 
     def _address(self, message: Message, is_there: bool) -> bool:
-        family, _, _, _, index = _ADDR.unpack_from(message.body)
+        family, length, _, _, index = _ADDR.unpack_from(message.body)
         if family not in _LENGTHS or self._names.get(index) == _PROXY_INTERFACE:
             return False
         found = netlink.attributes(message.body[_ADDR.size :])
@@ -147,7 +148,8 @@ class Interfaces:
         if len(packed) != _LENGTHS[family]:
             raise Lost
         address = address_of(packed)
-        return not address.is_link_local and _noted(self._addresses, (index, address), is_there)
+        item = index, address, length
+        return not address.is_link_local and _noted(self._addresses, item, is_there)
 
     def _route(self, message: Message, is_there: bool) -> bool:
         family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(message.body)

@@ -73,6 +73,24 @@ def node(namespace: Namespace) -> Namespace:
 HERE = {("lo", "127.0.0.1"), ("lo", "::1"), ("eth0", "192.0.2.1"), ("eth0", "2001:db8::1")}
 
 
+def test_an_address_with_two_prefixes_is_there_until_both_are_gone(node: Namespace) -> None:
+    """As where somebody gives it another length, and adds that first."""
+    told = Told(node)
+    there = HERE | {("eth0", "192.0.2.9")}
+    node.add_address("eth0", "192.0.2.9/24")
+    eventually(lambda: told.next() or told.addresses() == there)
+    node.add_address("eth0", "192.0.2.9/32")
+    node.run("ip", "address", "delete", "192.0.2.9/24", "dev", "eth0")
+    with node.enter():
+        assert {str(address) for _, address in links.ask().addresses} >= {"192.0.2.9"}
+    node.add_address("cali1", "192.0.2.10/32")
+    after = there | {("cali1", "192.0.2.10")}
+    eventually(lambda: told.next() or told.addresses() == after)
+    node.run("ip", "address", "delete", "192.0.2.9/32", "dev", "eth0")
+    eventually(lambda: told.next() or told.addresses() == after - {("eth0", "192.0.2.9")})
+    told.stop()
+
+
 def test_what_is_there_at_the_start_is_told(node: Namespace) -> None:
     node.add_address("kube-ipvs0", "10.19.0.1/32", "fd00:19::1/128")
     told = Told(node)

@@ -93,7 +93,7 @@ def facts(**fields: Any) -> Facts:
     config = ConfigFacts("/etc/x.yaml", fields.pop("config", Config()))
     configuration = fields.pop("configuration", config)
     seen, changes = fields.pop("cluster", cluster()), fields.pop("changes", ())
-    missed = fields.pop("uncovered", ())
+    missed, whole = fields.pop("uncovered", ()), fields.pop("seen", None)
     host = replace(healthy_host(), **fields)
     return Facts(
         configuration,
@@ -101,6 +101,7 @@ def facts(**fields: Any) -> Facts:
         seen,
         host,
         changes,
+        whole,
         uncovered=missed,
         problems=tuple(_problems(configuration.config, seen)),
     )

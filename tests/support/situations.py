@@ -33,7 +33,7 @@ from ipvs_node_agent.model.objects import (
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.nat.trace import read
 from ipvs_node_agent.nft.listing import BaseChain
-from ipvs_node_agent.rules.coverage import coverage, remedy
+from ipvs_node_agent.rules.coverage import Coverage, coverage, remedy
 from ipvs_node_agent.rules.planner import plan
 from ipvs_node_agent.rules.policy import lacking, unneeded_in
 from tests.support.cluster import POD_CIDRS, node, service
@@ -127,6 +127,8 @@ class Situation:
     weights: tuple[int, ...] = (1, 1)
     cidrs: tuple[str, ...] = POD_CIDRS
     network: NodeNetwork = NO_NETWORK
+    # By which pods are matched.
+    interfaces: tuple[str, ...] = ()
     # Rules that the tables have, as if these had been the Services.
     programmed: tuple[dict[str, Any], ...] | None = None
 
@@ -135,18 +137,21 @@ class Situation:
         """The node's."""
         services = [read_service(each) for each in self.raw]
         seen = Snapshot(
-            {each.key: each for each in services}, read_node(node(*self.cidrs)), self.network
+            {each.key: each for each in services},
+            read_node(node(*self.cidrs)),
+            self.network,
+            self.interfaces,
         )
         before = services if self.programmed is None else [read_service(e) for e in self.programmed]
         wanted = replace(seen, services={each.key: each for each in before})
-        known = coverage(self.config, seen.node, ())
+        known = coverage(self.config, seen.node, self.interfaces)
         at = parse_address("10.240.2.130"), parse_address("fd00:10:240:2::130")
         own = [parse_address(each) for each in (WEB4, WEB6, "10.19.20.202")]
         made = Facts(
             config=self.config,
             node="worker-1",
             seen=seen,
-            lacks=lacking(self.config, seen.node, ()),
+            lacks=lacking(self.config, seen.node, self.interfaces),
             tables=tuple(self._table(family, wanted) for family in FAMILIES),
             proxy=ProxyMode("ipvs"),
             ipvs=balanced(services, *self.weights),
@@ -223,7 +228,15 @@ def _refusing(family: Family) -> Agent:
     return Agent(refused=(Problem("default/web", "KernelRefused", text),))
 
 
-_UNSEEN = {"seen": None, "unseen": "API server: https://10.0.0.1:6443 cannot be reached"}
+# Of pods, only rules tell then.
+_UNSEEN = {
+    "seen": None,
+    "unseen": "API server: https://10.0.0.1:6443 cannot be reached",
+    "pods": (),
+    "coverage": Coverage((), ()),
+}
+_TWO_PORTS = [{"name": "a", "port": 80}, {"name": "b", "port": 443}]
+_FIRST = web("first", cluster="10.231.1.1", metadata={"creationTimestamp": "2025-01-05T08:00:00Z"})
 _UDP = web(ports=[DNS_PORT])
 _OLD_FLOW = Flow("udp", _address("10.240.2.130"), _address(WEB4), 53, _address(WEB4))
 
@@ -361,14 +374,23 @@ NOT_COUNTED = [
         "10.19.20.201 tcp 80 belongs to default/first",
         "another port or address for one of the two",
         asked="default/web",
-        raw=(
-            web(
-                "first",
-                cluster="10.231.1.1",
-                metadata={"creationTimestamp": "2025-01-05T08:00:00Z"},
-            ),
-            web(),
-        ),
+        raw=(_FIRST, web()),
+    ),
+    Situation(
+        "two ports, one of which an older Service has",
+        False,
+        "10.19.20.201 tcp 80 belongs to default/first",
+        "another port or address for one of the two",
+        asked="default/web",
+        raw=(_FIRST, web(ports=_TWO_PORTS)),
+    ),
+    Situation(
+        "two ports, one of which is the API server's, and no port asked about",
+        False,
+        "10.19.20.201 tcp 80 is refused: this node reaches the API server there",
+        "at this one the node would lose the API server",
+        raw=(web(ports=_TWO_PORTS),),
+        network=NodeNetwork(api_servers=frozenset({(_address(WEB4), 80)})),
     ),
     Situation(
         "a Service whose rules the kernel refuses",
@@ -448,6 +470,28 @@ NOT_COUNTED = [
         "from a pod: loadBalancerSourceRanges of default/web leaves out this node's pods",
         "add their addresses to spec.loadBalancerSourceRanges",
         raw=(web(loadBalancerSourceRanges=["192.168.7.0/24"]),),
+    ),
+    Situation(
+        "source ranges that leave out the pods, which are matched by interface",
+        False,
+        "from a pod: loadBalancerSourceRanges of default/web leaves out this node's pods",
+        "add their addresses to spec.loadBalancerSourceRanges",
+        raw=(web(loadBalancerSourceRanges=["203.0.113.0/24", "192.168.7.0/24"]),),
+        interfaces=("to-pod",),
+    ),
+    Situation(
+        "source ranges of one of two Services at an address",
+        True,
+        "should work",
+        "--connect",
+        asked=f"{WEB4}:80",
+        raw=(
+            web(loadBalancerSourceRanges=["10.240.2.144/28", "192.168.7.0/24"]),
+            web("open", cluster="10.231.1.1", ports=[{"port": 443}]),
+        ),
+        fields={
+            "pods": tuple(Candidate("to-pod", _address(f"10.240.2.{n}"), 32) for n in (130, 150))
+        },
     ),
     Situation(
         "source ranges that leave out the node",
@@ -759,6 +803,30 @@ AROUND = [
         fields={"ways": {}},
     ),
     Situation("no answer from the API server, but rules", True, "should work", "", fields=_UNSEEN),
+    Situation(
+        "no answer from the API server, and a jump that is missing for pods",
+        False,
+        "from a pod: PREROUTING does not jump to IPVS_PREROUTING",
+        "wait 30 s for the agent to repair this",
+        edits=((_PRE, ""),),
+        fields=_UNSEEN,
+    ),
+    Situation(
+        "no answer from the API server, but rules for pods alone",
+        True,
+        "should work",
+        "",
+        raw=(web(loadBalancerSourceRanges=["10.240.2.128/25"]),),
+        fields=_UNSEEN,
+    ),
+    Situation(
+        "no answer from the API server, but rules for pods by interface",
+        True,
+        "should work",
+        "",
+        fields=_UNSEEN,
+        interfaces=("cali+",),
+    ),
     Situation(
         "no answer from the API server, and no rule",
         None,

@@ -13,6 +13,7 @@ from ipvs_node_agent.check.judge import judge
 from ipvs_node_agent.config.settings import Chains, Config, IptablesOptions
 from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV6, parse_network
+from ipvs_node_agent.model.objects import NodeNetwork, Snapshot
 from ipvs_node_agent.nat.ahead import Ahead
 from ipvs_node_agent.nat.ruleset import Change, Found
 from ipvs_node_agent.nft.listing import BaseChain
@@ -63,8 +64,20 @@ def test_who_may_stand_in_front_is_named() -> None:
 
 BEHIND = table(
     found=Found(OURS, {**JUMPS, "OUTPUT": ((2, "IPVS_OUTPUT"),)}, PROXYS_CHAINS),
-    first={"OUTPUT": '-m comment --comment "a -j b" -j KUBE-SERVICES'},
+    first={"OUTPUT": ('-m comment --comment "a -j b" -j KUBE-SERVICES',)},
 )
+
+
+def behind_both() -> dict[str, Any]:
+    """Calico's does no harm, and stands before the one that does."""
+    calico = Ahead("-j cali-OUTPUT", "cali-OUTPUT", frozenset(), ())
+    jumps = {**JUMPS, "OUTPUT": ((3, "IPVS_OUTPUT"),)}
+    return table(
+        found=Found(OURS, jumps, PROXYS_CHAINS, ahead={"OUTPUT": (calico,)}),
+        first={"OUTPUT": ("-j cali-OUTPUT", "-j KUBE-SERVICES", "-j IPVS_OUTPUT")},
+    )
+
+
 NO_MARK_CHAIN = table(found=Found(OURS, JUMPS, frozenset({"KUBE-SERVICES"})))
 CHANGE = Change({"A": (), "B": ()}, ("C",), hooked=(("OUTPUT", 1, "A"),))
 CHANGES = {"changes": (("iptables-nft-restore", CHANGE),)}
@@ -118,6 +131,7 @@ WRONG: dict[str, dict[str, Any]] = {
     f"fail JumpBehind: IPVS_OUTPUT behind cali-OUTPUT => {NOT_WRITTEN}": (
         behind_calico("10.19.0.0/16")
     ),
+    f"fail JumpBehind: to IPVS_OUTPUT behind KUBE-SERVICES, which => {NOT_WRITTEN}": behind_both(),
     f"fail JumpMissing: PREROUTING does not jump to IPVS_PREROUTING => {NOT_WRITTEN}": holding(
         jumps={"OUTPUT": JUMPS["OUTPUT"]}
     ),
@@ -146,6 +160,15 @@ RIGHT: dict[str, dict[str, Any]] = {
     "a family that the node does not speak": {
         "cluster": cluster(node=IPV4_ALONE),
         "tables": (nat(), nat(IPV6, error=TableError("ip6tables-nft-save", "no such table"))),
+    },
+    "a family that the kernel lacks": {
+        "seen": Snapshot({}, read_node(node()), NodeNetwork(absent=frozenset({6}))),
+        "tables": (nat(), nat(IPV6, error=TableError("ip6tables-nft-save", "no such table"))),
+    },
+    "kube-proxy, where the kubelet was in the other backend": {
+        "backend": "legacy",
+        "kubelet_backend": "nft",
+        "tables": (nat(backend="legacy"), nat(IPV6, backend="legacy")),
     },
     "a mark chain of a user's own": {
         "config": Config(chains=Chains(mark_masquerade="MARK-IT")),
@@ -179,7 +202,7 @@ OTHER_BACKEND: dict[str, dict[str, Any]] = {
     "BackendNotKubelets: and the kubelet iptables-nft => {backend: auto} in /etc/x.yaml": {
         "backend": "legacy",
         "kubelet_backend": "nft",
-        "tables": (nat(backend="legacy"), nat(backend="legacy")),
+        "tables": (nat(backend="legacy", found=Found()), nat(backend="legacy", found=Found())),
     },
     "BackendNotKubeProxys: iptables-legacy => {backend: legacy} in /etc/x.yaml": {
         "kubelet_backend": None,
