@@ -38,6 +38,7 @@ from ipvs_node_agent.check.judge import (
 from ipvs_node_agent.commands import output
 from ipvs_node_agent.commands.diff import (
     Tables,
+    as_the_agent_sees,
     changes_between,
     looked_around,
     tables_of,
@@ -178,6 +179,7 @@ class Checking:
                 if not changes or host.holder is None or time.monotonic() > end:
                     return tuple(changes)
                 self._waiting("waiting for the agent, which may be writing")
+                plans = Plans(config, to_program(as_the_agent_sees(seen), mode))
                 time.sleep(0.3)
                 tables = _tables_now(config)
         except AgentError:

@@ -81,6 +81,16 @@ def looked_around(api: Api, config: Config, seen: Snapshot) -> Snapshot:
     return replace(seen, network=here.network(interfaces), pod_interfaces=interfaces)
 
 
+def as_the_agent_sees(seen: Snapshot) -> Snapshot:
+    """`seen` with the addresses that have left the node, and that a running agent still counts."""
+    try:
+        lingering = statussocket.ask(directory()).lingering
+    except AgentError:
+        return seen
+    addresses = seen.network.addresses.union(lingering)
+    return replace(seen, network=seen.network._replace(addresses=addresses))
+
+
 class Tables(NamedTuple):
     """What the tables hold of ours in `backend`; of a filter table, why it cannot be read."""
 
@@ -101,7 +111,11 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
         mode = proxy_mode(launcher, backend=kernel.backend).mode
         tables = tables_of(kernel)
     plans = Plans(config, to_program(seen, mode))
-    return changes_between(config, tables, plans)
+    changes = changes_between(config, tables, plans)
+    if changes:
+        plans = Plans(config, to_program(as_the_agent_sees(seen), mode))
+        changes = changes_between(config, tables, plans)
+    return changes
 
 
 def tables_of(kernel: Kernel) -> Tables:

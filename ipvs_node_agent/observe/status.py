@@ -16,7 +16,7 @@ from typing import Any, Callable, TypeVar
 
 from ipvs_node_agent import __version__
 from ipvs_node_agent.errors import one_line
-from ipvs_node_agent.model.addresses import parse_address, show_address
+from ipvs_node_agent.model.addresses import Address, parse_address, show_address
 from ipvs_node_agent.model.objects import Problem, UncoveredPod
 from ipvs_node_agent.observe.counters import HOST, NOTHING, POD, Count, Series
 from ipvs_node_agent.rules.coverage import remedy
@@ -67,7 +67,8 @@ class Report:
 
     `pods` says how packets of pods are known, and `remedy` what would cover the `uncovered` ones.
     `lost_since` is when it was noticed that the API server cannot be followed, None where it is
-    followed; and `contact` is when it was last heard of.
+    followed; and `contact` is when it was last heard of. `lingering` are addresses that are gone
+    from this node, and count as its own for a while.
     """
 
     state: str
@@ -86,6 +87,7 @@ class Report:
     remedy: str = ""
     contact: float | None = None
     lost_since: float | None = None
+    lingering: frozenset[Address] = frozenset()
 
     def is_good(self, now: float) -> bool:
         """Whether the kernel holds what is wanted, and nobody fails to tell what that is."""
@@ -120,6 +122,7 @@ def report(
         remedy=remedy(missed, known) if missed and known is not None else "",
         contact=now(contact) if contact > -math.inf else None,
         lost_since=now(lost) if (lost := published.agent.troubled_since) < math.inf else None,
+        lingering=published.agent.lingering,
     )
     if view is None:
         return made
@@ -193,6 +196,7 @@ def as_json(made: Report) -> str:
             ],
             "remedy": made.remedy,
         },
+        "lingering": sorted(map(show_address, made.lingering)),
     }
     # Not as one list of all that it consists of, which is a hundred times as large.
     text = bytearray()
@@ -245,6 +249,7 @@ def from_json(text: str) -> Report:
             pods=_text(raw["pods"]["knownBy"]),
             uncovered=_each(raw["pods"]["uncovered"], _pod),
             remedy=_text(raw["pods"]["remedy"]),
+            lingering=frozenset(map(parse_address, _each(raw.get("lingering", []), _text))),
         )
     except (LookupError, TypeError, AttributeError, RecursionError) as wrong:
         raise ValueError(str(wrong)) from None

@@ -164,6 +164,7 @@ class Agent:
             node_addresses=node.addresses if node is not None else (),
             uncovered=still_uncovered(self._uncovered, known) if known is not None else (),
             troubled_since=self._notices.troubled_since,
+            lingering=frozenset(self._inputs.here.gone),
         )
 
     def view(self) -> View:

@@ -68,7 +68,8 @@ class AgentState:
 
     `coverage` says which packets are a pod's, and is None where no rule needs to know;
     `uncovered` are the pods whose packets are not among them. `troubled_since` is when it was first
-    told that the API server cannot be followed.
+    told that the API server cannot be followed. `lingering` are addresses that the kernel had until
+    a short time ago, which still count as this node's.
     """
 
     families: Mapping[Family, FamilyState] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class AgentState:
     node_addresses: tuple[Address, ...] = ()
     uncovered: tuple[UncoveredPod, ...] = ()
     troubled_since: float = math.inf
+    lingering: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True)

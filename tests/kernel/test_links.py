@@ -54,6 +54,11 @@ class Told:
         """Waits for the next news."""
         self.links = self._queue.get(timeout=10)
 
+    def until(self, addresses: set[tuple[str, str]]) -> None:
+        """Waits until these are told."""
+        while self.addresses() != addresses:
+            self.next()
+
     def quiet(self) -> bool:
         """Whether nothing was told that has not been asked for."""
         return self._queue.empty()
@@ -78,16 +83,16 @@ def test_an_address_with_two_prefixes_is_there_until_both_are_gone(node: Namespa
     told = Told(node)
     there = HERE | {("eth0", "192.0.2.9")}
     node.add_address("eth0", "192.0.2.9/24")
-    eventually(lambda: told.next() or told.addresses() == there)
+    told.until(there)
     node.add_address("eth0", "192.0.2.9/32")
     node.run("ip", "address", "delete", "192.0.2.9/24", "dev", "eth0")
     with node.enter():
         assert {str(address) for _, address in links.ask().addresses} >= {"192.0.2.9"}
     node.add_address("cali1", "192.0.2.10/32")
     after = there | {("cali1", "192.0.2.10")}
-    eventually(lambda: told.next() or told.addresses() == after)
+    told.until(after)
     node.run("ip", "address", "delete", "192.0.2.9/32", "dev", "eth0")
-    eventually(lambda: told.next() or told.addresses() == after - {("eth0", "192.0.2.9")})
+    told.until(after - {("eth0", "192.0.2.9")})
     told.stop()
 
 

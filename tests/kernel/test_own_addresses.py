@@ -90,6 +90,9 @@ def test_a_vip_that_comes_is_narrowed_at_once_and_costs_nothing_where_it_flaps(
     assert narrowed(wired_bed)
     wired_bed.settled()
     assert wired_bed.agent.log.count("wrote") == before + 1, wired_bed.agent.log
+    # Who looks now goes by what the agent goes by.
+    compared = wired_bed.agent.call("diff")
+    assert compared.returncode == 0, compared.stdout
 
 
 def narrowed(bed: Bed, name: str = "web") -> bool:

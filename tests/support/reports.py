@@ -41,4 +41,5 @@ WHOLE = Report(
     pods="pod CIDR: 10.240.2.128/25",
     uncovered=(UncoveredPod("default/a", parse_address("10.9.0.5"), "veth1"),),
     remedy="podInterfaces: [veth+]",
+    lingering=frozenset({parse_address("10.19.0.9")}),
 )

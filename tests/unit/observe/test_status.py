@@ -201,6 +201,7 @@ def test_the_json_has_these_keys() -> None:
             "uncovered": [{"pod": "default/a", "ip": "10.9.0.5", "interface": "veth1"}],
             "remedy": "podInterfaces: [veth+]",
         },
+        "lingering": ["10.19.0.9"],
     }
 
 
@@ -213,9 +214,10 @@ def test_a_report_comes_back_from_json_as_it_was(made: Report) -> None:
 
 def test_an_earlier_versions_agent_is_understood() -> None:
     raw = json.loads(as_json(WHOLE))
-    for key in ("following", "notFollowingSince", "lastContact", "lastRepair"):
+    for key in ("following", "notFollowingSince", "lastContact", "lastRepair", "lingering"):
         del raw[key]
-    assert from_json(json.dumps(raw)) == replace(WHOLE, contact=None, last_repair=None)
+    earlier = replace(WHOLE, contact=None, last_repair=None, lingering=frozenset())
+    assert from_json(json.dumps(raw)) == earlier
 
 
 @pytest.mark.parametrize(
