@@ -277,6 +277,9 @@ class Api:
         """Ends all requests, which raise Superseded, and all reading of kubeconfigs, at once."""
         self._reader.close()
         self._close_connections()
+        credentials = self._credentials
+        if credentials is not None:
+            credentials.pool.clear()
 
     def _close_connections(self) -> None:
         """Ends the open responses, from whichever thread reads them."""

@@ -104,7 +104,11 @@ class MainLoop:
         self._config_fault = ""
         self._inbox = Inbox()
         self._stopped, self._proxy_moves = threading.Event(), threading.Event()
-        self._monitoring = Monitoring(contact=lambda: self._following.api.contact)
+        # When the API server was last heard of with earlier credentials.
+        self._contact = -math.inf
+        self._monitoring = Monitoring(
+            contact=lambda: max(self._contact, self._following.api.contact)
+        )
         self._status_socket = StatusSocket(directory(), self._status)
         self._recorder = EventRecorder(lambda: self._monitoring.published)
         self._found = Links()
@@ -330,6 +334,7 @@ class MainLoop:
         self._monitoring.configure(config)
         if (config.kubeconfig, config.node_name) != (old.kubeconfig, old.node_name):
             self._following.stop()
+            self._contact = max(self._contact, self._following.api.contact)
             self._following = self._follow(Reader(Path(config.kubeconfig)))
             self._following.start()
         log.info("read the configuration again")

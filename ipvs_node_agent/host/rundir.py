@@ -20,12 +20,19 @@ from ipvs_node_agent.nat.chains import OWN_MARK_CHAIN, OWN_POSTROUTING_CHAIN, ma
 
 log = logging.getLogger(__name__)
 
+_DIRECTORY = Path("/run/ipvs-node-agent")
 _DIRECTORY_MODE, _LOCK_MODE, _NAMES_MODE = 0o755, 0o600, 0o644
 
 
 def directory() -> Path:
-    """Where the runtime state is kept; systemd tells by RUNTIME_DIRECTORY (systemd.exec(5))."""
-    return Path(os.environ.get("RUNTIME_DIRECTORY") or "/run/ipvs-node-agent")
+    """Where the runtime state is kept; systemd tells by RUNTIME_DIRECTORY (systemd.exec(5)).
+
+    Whatever a service starts has the variable, and that of another service is none of ours.
+    """
+    for each in os.environ.get("RUNTIME_DIRECTORY", "").split(":"):
+        if Path(each).name == _DIRECTORY.name:
+            return Path(each)
+    return _DIRECTORY
 
 
 @contextmanager

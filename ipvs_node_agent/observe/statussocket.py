@@ -20,8 +20,8 @@ from typing import Callable
 from ipvs_node_agent.backoff import seconds_left
 from ipvs_node_agent.errors import AgentError, RefusedError
 from ipvs_node_agent.observe import status
+from ipvs_node_agent.observe.boundedserver import BACKLOG, BoundedServer
 from ipvs_node_agent.observe.status import Report
-from ipvs_node_agent.observe.webserver import BACKLOG, BoundedServer
 
 log = logging.getLogger(__name__)
 

@@ -145,7 +145,11 @@ class Agent:
         """What others may know of the agent, at this moment."""
         families = {family: table.state for family, table in self._tables.items()}
         for family, other in self._filters.items():
-            if not other.resting:
+            if other.resting:
+                # What it counted once is not to be counted back.
+                failures = families[family].failures + other.state.failures
+                families[family] = replace(families[family], failures=failures)
+            else:
                 families[family] = families[family].joined(other.state)
         repairs = Counter(dict.fromkeys(DRIFT, 0))
         for table in self._all:
@@ -254,7 +258,9 @@ class Agent:
         if inputs == before:
             return
         self._inputs = inputs
-        self._behind_since = min(self._behind_since, since)
+        # Before everything is told, nobody waits for a change.
+        if inputs.told:
+            self._behind_since = min(self._behind_since, since)
         self._notices.take_node(before.cluster, inputs.cluster)
         for key, old in inputs.cluster.changes(before.cluster):
             self._pending.setdefault(key, Pending(since, old))

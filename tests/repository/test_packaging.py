@@ -354,6 +354,17 @@ def test_a_reload_looks_first_at_the_configuration_that_the_service_has(text: st
 # 6. Files of the operator's
 
 
+def test_a_systemd_that_does_not_answer_leaves_no_package_half_configured() -> None:
+    postinst = (REPOSITORY / "debian" / "ipvs-node-agent.postinst").read_text()
+    start = re.search(r"^start\(\) \{\n.*?^\}$", postinst, re.MULTILINE | re.DOTALL)
+    assert start is not None
+    # As where process 1 hangs: the restart takes too long, and nothing else is told either.
+    script = f"set -e\ntimeout() {{ return 124; }}\nsystemctl() {{ return 1; }}\n{start[0]}\nstart"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "not ready yet. See systemctl status" in done.stdout
+
+
 def test_what_the_first_installation_makes_says_nothing_yet() -> None:
     postinst = (REPOSITORY / "debian" / "ipvs-node-agent.postinst").read_text()
     made = dict(re.findall(r"^    make (\S+) <<'END'\n(.*?)^END$", postinst, re.M | re.S))

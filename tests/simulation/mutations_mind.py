@@ -95,6 +95,14 @@ MUTATIONS = {
         ),
     },
     "sync/agent.py": {
+        "a change waits before everything is told": (
+            "        if inputs.told:\n",
+            "        if True:\n",
+        ),
+        "what has failed is counted back": (
+            "failures = families[family].failures + other.state.failures",
+            "failures = families[family].failures",
+        ),
         "it listens to what it does not look at": (
             "        if not self._inputs.suffice:\n            # Nobody sees",
             "        if False:\n            # Nobody sees",

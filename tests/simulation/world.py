@@ -62,6 +62,8 @@ class World:
         self.node: Node | None = objects.NODES["plain"]
         self.pending: list[events.Event] = []
         self.listed: set[str] = set()
+        # What was counted so far.
+        self.counted: dict[str, int] = {}
         self.told = State(objects.PLAIN)
         # For each family the states that a write may be made of, the oldest first.
         self.states: dict[Family, list[State]] = {family: [self.told] for family in FAMILIES}
@@ -373,7 +375,8 @@ class World:
             if self.due < began or ticks > most:
                 raise Violation(f"asks for a tick at {self.due}, after the one at {began}")
         self.now = max(self.now, end)
-        if end - start >= CALM and start - self.slow > SLOW:
+        # While something is lacking, all rules stay as they are.
+        if end - start >= CALM and start - self.slow > SLOW and not self.told.lacking:
             deaf = [t for t in self._all if t.is_unread and not (t.faults or t.native)]
             # What they do in the very last tick is looked at a moment later.
             if deaf and self.due > self.now + MOMENT:
@@ -488,6 +491,15 @@ class World:
     def _look(self) -> None:
         """After each tick: what the agent says of itself is so."""
         sentence, in_sync = self.agent.sentence(), self.agent.in_sync
+        state = self.agent.state()
+        if self.told.untold and state.waiting_since < math.inf:
+            raise Violation("not all was told yet, and a change is said to wait")
+        counted = {f"{family}": of.failures for family, of in state.families.items()}
+        counted.update(state.repairs)
+        back = [each for each, count in self.counted.items() if counted[each] < count]
+        if back:
+            raise Violation(f"counted back: {back}")
+        self.counted = counted
         if self.told.lacking:
             if in_sync or not sentence.startswith("Waiting"):
                 raise Violation(f"something is lacking, and it says: {in_sync}, {sentence}")

@@ -41,7 +41,7 @@ class AgentProcess:
         self.namespace = namespace
         self.config = directory / "config.yaml"
         self.log_path = directory / "agent.log"
-        self.runtime = directory / "run"
+        self.runtime = directory / "ipvs-node-agent"
         # What starts `run`, and what Python runs as the program.
         self.wrapper: list[str] = []
         self.program = ["-m", "ipvs_node_agent"]

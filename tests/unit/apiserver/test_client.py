@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tests.support.execplugin import plugin, saying
 from tests.support.kubeconfigs import document, write
 from tests.support.pki import Pki
 from tests.support.rawserver import RawServer
+from tests.support.waiting import eventually
 from tests.support.wire import Response, WiredApi
 
 pytestmark = pytest.mark.usefixtures("kubeconfig_read_here")
@@ -68,6 +70,25 @@ def test_what_is_asked_now_and_then_keeps_no_connection(
         ("services", True),
         (resource, False),
     ]
+
+
+def test_nothing_stays_open_of_one_that_is_closed(api: Api, server: ApiServer) -> None:
+    """With other credentials comes another one, and nobody collects what is left soon."""
+
+    def files() -> set[str]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                found.add(os.readlink(f"/proc/self/fd/{name}"))
+        return found
+
+    before = files()
+    get(api)
+    # Of the connection that is kept for another request, both ends are here.
+    kept = files() - before
+    assert kept
+    api.close()
+    eventually(lambda: not kept & files())
 
 
 def test_whether_anybody_takes_connections_is_told_without_a_request(

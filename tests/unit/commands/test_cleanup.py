@@ -23,7 +23,7 @@ def cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(names)
         return ["one", "two"]
 
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "ipvs-node-agent"))
     monkeypatch.setattr(cleanup, "clean", clean)
     return calls
 

@@ -38,7 +38,7 @@ COMMIT
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "ipvs-node-agent"))
     with ApiServer() as running:
         plain_kubeconfig(tmp_path / "kubelet.conf", running.url, "worker-1")
         running.put(node(*POD_CIDRS))

@@ -31,6 +31,7 @@ from ipvs_node_agent.host.systemd import ServiceManager
 from ipvs_node_agent.kubeconfig.credentials import load_credentials
 from ipvs_node_agent.kubeconfig.reader import Reader
 from ipvs_node_agent.model.addresses import IPV4, IPV6, Family
+from ipvs_node_agent.observe.statussocket import ask
 from ipvs_node_agent.sync.agent import Agent
 from tests.support.apiserver import ApiServer
 from tests.support.cluster import POD_CIDRS, by_chain, expected_rules, node, service
@@ -178,7 +179,7 @@ def setting(
     caplog.set_level(logging.INFO)
     made = Setting(tmp_path, caplog)
     plain_kubeconfig(made.kubeconfig, server.url, "worker-1")
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "ipvs-node-agent"))
     monkeypatch.setattr(mainloop, "Kernel", made.kernel)
     monkeypatch.setattr(run, "ServiceManager", lambda _: made.told)
     monkeypatch.setattr(following, "_CREDENTIALS_PERIOD", 0.05)
@@ -490,6 +491,24 @@ def test_another_server_is_followed_instead(
             setting.reload(kubeconfig=str(tmp_path / "second.conf"))
         setting.holds(OTHER_ENTRY)
         server.wait_for(lambda: not server.watches("services") and not server.watches("nodes"))
+
+    setting.run_while(script)
+
+
+def test_when_the_api_server_was_last_heard_of_is_not_forgotten_with_its_credentials(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """Else nobody would be told that a node follows nothing any more after a reload."""
+
+    def script() -> None:
+        setting.holds(WEB_ENTRY)
+        before = ask(directory()).contact
+        setting.reload(kubeconfig=str(tmp_path / "absent.conf"))
+        eventually(lambda: setting.said("read the configuration again"))
+        after = ask(directory()).contact
+        assert before is not None
+        assert after is not None
+        assert after >= before
 
     setting.run_while(script)
 

@@ -34,7 +34,7 @@ def test_it_is_imported_without_what_a_main_loop_is_made_of() -> None:
 def test_the_main_loop_has_a_reader_that_has_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "ipvs-node-agent"))
     path, manager = tmp_path / "config.yaml", ServiceManager({})
     path.write_text(f"kubeconfig: {tmp_path}/kubelet.conf")
     path.chmod(0o600)

@@ -144,8 +144,10 @@ def test_nothing_told_can_steer_a_terminal() -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    return tmp_path
+    made = tmp_path / "ipvs-node-agent"
+    made.mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(made))
+    return made
 
 
 @pytest.fixture

@@ -40,7 +40,16 @@ def refused(name: str = "run") -> RefusedError:
 
 
 @pytest.mark.parametrize(
-    ("value", "path"), [("", "/run/ipvs-node-agent"), ("/run/elsewhere", "/run/elsewhere")]
+    ("value", "path"),
+    [
+        ("", "/run/ipvs-node-agent"),
+        ("/run/elsewhere/ipvs-node-agent", "/run/elsewhere/ipvs-node-agent"),
+        # A drop-in may add others.
+        ("/run/other:/run/elsewhere/ipvs-node-agent", "/run/elsewhere/ipvs-node-agent"),
+        # Of the service that the command is called in.
+        ("/run/telegraf", "/run/ipvs-node-agent"),
+        ("/run/ipvs-node-agent-exporter:/run/x", "/run/ipvs-node-agent"),
+    ],
 )
 def test_systemd_says_where_the_directory_is(
     value: str, path: str, monkeypatch: pytest.MonkeyPatch

@@ -17,13 +17,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import pytest
 
 from ipvs_node_agent.observe import webserver
-from ipvs_node_agent.observe.webserver import (
-    MOST_CONNECTIONS,
-    BoundedServer,
-    Page,
-    Pages,
-    WebServer,
-)
+from ipvs_node_agent.observe.boundedserver import MOST_CONNECTIONS
+from ipvs_node_agent.observe.webserver import Page, Pages, WebServer
 from tests.support.dripping import dripping
 from tests.support.meanwhile import meanwhile
 from tests.support.places import REPOSITORY
@@ -268,21 +263,6 @@ def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.MonkeyPatc
         assert one.recv(12) == b"HTTP/1.1 200"
         # The end of the connection would come behind what nobody reads.
         eventually(lambda: not hasty.connections)
-
-
-def test_an_answer_is_let_go_of_once_it_is_given() -> None:
-    """With many Services it has megabytes."""
-    text = b"x" * (4 << 20)
-    before = sys.getrefcount(text)
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = listener.getsockname()
-    server = BoundedServer(listener, lambda said, over: "all", lambda asked: text, 0, 5, 1)
-    threading.Thread(target=server.serve, daemon=True).start()
-    for _ in range(3):
-        with socket.create_connection(address) as one:
-            assert rest(one) == text
-    eventually(lambda: sys.getrefcount(text) == before, timeout=2)
-    server.stop()
 
 
 @pytest.mark.parametrize("host", ["[::1]", ""], ids=["IPv6 in brackets", "all addresses"])

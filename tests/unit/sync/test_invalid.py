@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_node_agent.config.settings import Config
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.model.addresses import FAMILIES, IPV4, IPV6, Family
 from ipvs_node_agent.rules.invalid import DROP_INVALID
 from tests.support.agentnode import BUSY, EXTERNAL_4, Node, Table, ipv4_node, running, web
@@ -118,6 +119,23 @@ def test_a_filter_table_that_cannot_be_used_matters_where_the_key_is_true() -> N
     site.pass_time(11)
     assert site.agent.in_sync
     assert held(site) == OURS
+
+
+@pytest.mark.parametrize("dropping", [True, False])
+def test_what_has_failed_is_counted_for_ever(dropping: bool) -> None:
+    """For Prometheus, a counter that goes back is one that began anew."""
+    site = Node(Config(drop_invalid_input=dropping))
+    site.filters[IPV4].broken = TableError("iptables-nft-save", "did not end", hung=True)
+    site.list_all(web(EXTERNAL_4))
+    site.pass_time(60)
+    failures = site.agent.state().families[IPV4].failures
+    assert failures > 0
+    site.filters[IPV4].broken = None
+    site.pass_time(60)
+    site.reload(drop_invalid_input=False)
+    site.settle()
+    assert site.agent.in_sync
+    assert site.agent.state().families[IPV4].failures >= failures
 
 
 def test_another_table_may_be_out_of_reach_where_nothing_of_ours_was() -> None:
