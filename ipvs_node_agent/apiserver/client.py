@@ -213,7 +213,9 @@ class Api:
                 headers={**headers, **credentials.headers()},
                 preload_content=False,
                 redirect=False,
-                timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout),
+                timeout=urllib3.Timeout(
+                    connect=min(_CONNECT_TIMEOUT, read_timeout), read=read_timeout
+                ),
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             if self._ended != ended:

@@ -183,7 +183,8 @@ def _jumps(facts: Facts, table: TableFacts) -> Iterator[Finding]:
             is_first = False
             # Or else it is the first one that cannot be judged.
             others = [*taking, *map(target, table.first.get(built_in, ())[len(ahead) :])]
-            first = others[0] if others else "others' rules"
+            # It need not jump anywhere.
+            first = next(filter(None, others[:1]), "others' rules")
             text = f"{built_in} jumps to {name} behind {first}, which ends the walk of packets"
             yield Finding("JumpBehind", FAIL, what, text, facts.repair)
     if is_first:

@@ -106,7 +106,7 @@ class Following:
         if isinstance(event, Restarted) and event.reason == ENDED and event.resource == NODES:
             # Until this thread watches again, its connection is idle.
             self._leash.ask_in_passing()
-        elif isinstance(event, (Recovered, Restarted, Trouble)):
+        if isinstance(event, (Recovered, Restarted, Trouble)):
             # Its name may stand for another address now, which a rule must let go of.
             self._leash.hurry(reached=isinstance(event, Recovered) and self._all_are_back(event))
         if isinstance(event, Recovered):

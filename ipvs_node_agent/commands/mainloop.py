@@ -121,7 +121,8 @@ class MainLoop:
         self._launcher = launch(manager.alive)
         self._conntrack = Conntrack(launch)
         self._links = LinkFollower(self._tell_links)
-        self._clean_due = True
+        # When the backend that is not in use is cleaned of what is ours, once all is in sync.
+        self._clean_due = 0.0
         self._ready = False
         # When the main loop last went round.
         self._turned = time.monotonic()
@@ -304,9 +305,9 @@ class MainLoop:
         return _BACKEND_PERIOD if self._kernel.certain else _GUESSED_PERIOD
 
     def _after_sync(self) -> None:
-        if self._clean_due:
-            self._clean_due = False
-            self._kernel.clean_others()
+        if time.monotonic() >= self._clean_due:
+            cleaned = self._kernel.clean_others()
+            self._clean_due = math.inf if cleaned else time.monotonic() + _BACKEND_PERIOD
         if not self._ready:
             self._ready = True
             log.info("ready: the kernel (iptables-%s) holds all rules", self._kernel.backend)
@@ -342,4 +343,4 @@ class MainLoop:
     def _use(self, config: Config) -> None:
         tables = self._kernel.programmers(self._monitoring.writes)
         self._agent.reconfigure(config, tables, self._kernel.filters())
-        self._clean_due = True
+        self._clean_due = 0.0

@@ -84,6 +84,10 @@ def naming(facts: Facts, address: Address) -> list[Naming]:
     if seen is None:
         return []
     family = family_of(address)
+    if family.version in seen.network.absent:
+        why = Why(f"gets no rules: the kernel of this node has no {family}", "an IPv4 address")
+        named = [each for each in seen.services.values() if address in named_ips(each)]
+        return [Naming(each, None, (why,)) for each in sorted(named, key=lambda e: e.key)]
     held = held_back(facts, family)
     there = [
         service._replace(skipped=HELD_BACK)
@@ -244,8 +248,7 @@ def tell(facts: Facts, address: Address, services: Sequence[Naming], port: Port 
         named = " and ".join(each.service.key for each in counted)
         lost = [each for each in whys if f" {asked} " in each[1].text]
         for each, why in lost[:1]:
-            told.say(FAIL, f"Service {each.service.key}", _sentence(why))
-            told.causes.append(_cause(each, why))
+            _fail(told, each, why)
         if not lost:
             text = f"has {has}, and not {asked}"
             told.fails(f"Service {named}", text, f"use {has}", f"Service {named} {text}")
@@ -253,11 +256,18 @@ def tell(facts: Facts, address: Address, services: Sequence[Naming], port: Port 
 
 
 def fail(told: Told, naming: Naming) -> None:
-    """Tells that `naming` has not all that it asks for, and why; a line says so if it has none."""
+    """Has what `naming` lacks, which was told before, count as why the address does not work."""
     for why in naming.whys:
-        if naming.claim is not None:
-            told.say(FAIL, f"Service {naming.service.key}", _sentence(why))
-        told.causes.append(_cause(naming, why))
+        _fail(told, naming, why)
+
+
+def _fail(told: Told, naming: Naming, why: Why) -> None:
+    known = f"Service {naming.service.key}", _sentence(why)
+    told.lines = [
+        line._replace(level=FAIL) if (line.subject, line.text) == known else line
+        for line in told.lines
+    ]
+    told.causes.append(_cause(naming, why))
 
 
 def holder(services: Iterable[Naming], port: Port) -> Naming | None:

@@ -153,9 +153,9 @@ def _of_address(
 
 
 def _outdone(told: Told, named: Sequence[Naming], key: str) -> None:
-    """The Service that was asked about, where others have what it asks for, or nobody has it.
+    """What the Service that was asked about lacks at an address where somebody has rules.
 
-    Where none was asked about, only what nobody has counts.
+    Where none was asked about, it is what a Service lacks beside ports that it has, and nobody has.
     """
     for each in named if any(one.claim for one in named) else ():
         lost = each.claim and any(holder(named, port) is None for port in each.service.ports)

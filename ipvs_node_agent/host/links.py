@@ -79,8 +79,8 @@ class Interfaces:
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
-        # With the length of their prefixes: the kernel has an address once with each.
-        self._addresses: set[tuple[int, Address, int]] = set()
+        # In IPv4 with prefix and peer: an interface may have one address with several of these.
+        self._addresses: set[tuple[int, Address, bytes]] = set()
         # By table, each with the number of its interface.
         self._routes: dict[tuple[Network, int], frozenset[tuple[Route, int]]] = {}
 
@@ -148,7 +148,10 @@ class Interfaces:
         if len(packed) != _LENGTHS[family]:
             raise Lost
         address = address_of(packed)
-        item = index, address, length
+        beside = b""
+        if family == socket.AF_INET:
+            beside = bytes([length]) + found.get(_IFA_ADDRESS, b"")
+        item = index, address, beside
         return not address.is_link_local and _noted(self._addresses, item, is_there)
 
     def _route(self, message: Message, is_there: bool) -> bool:

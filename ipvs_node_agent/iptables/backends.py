@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Callable
 
+from ipvs_node_agent.backoff import Once
 from ipvs_node_agent.config.settings import IptablesOptions
 from ipvs_node_agent.errors import RefusedError
 from ipvs_node_agent.iptables import command
@@ -49,6 +50,7 @@ class Kernel:
     moves: Callable[[], None] = lambda: None
     certain: bool = field(default=False, init=False)
     _tables: list[KernelTable] = field(default_factory=list, init=False)
+    _unclean: Once = field(default_factory=Once, init=False)
 
     def choose(self) -> bool:
         """Chooses the backend; True where it is now another one than before."""
@@ -141,14 +143,17 @@ class Kernel:
             table.close()
         self._tables = []
 
-    def clean_others(self) -> None:
-        """Removes what is ours from the backend that is not in use."""
-        others = set(BACKENDS) - {self.backend}
+    def clean_others(self) -> bool:
+        """Removes what is ours from the backend that is not in use; False where it could not."""
+        others, fault = set(BACKENDS) - {self.backend}, ""
         try:
             for line in clean(self.launcher, self.names, self.options, others):
                 log.info("%s", line)
         except RefusedError as error:
-            log.warning("cannot clean the other iptables backend: %s", error)
+            fault = str(error)
+        if self._unclean.new(fault):
+            log.warning("cannot clean the other iptables backend: %s", fault)
+        return not fault
 
 
 def detect_backend(launcher: Launcher) -> str | None:

@@ -10,10 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# What iptables-save puts into quotes, such as a comment. Names of chains and interfaces may have a
-# quote in them, and are printed as they are.
-QUOTED = re.compile(r'(?<!\S)"(?:[^"\\]|\\.)*"', re.DOTALL)
-OPENED = re.compile(r'(?<!\S)"')
+# What iptables-save puts into quotes, such as a comment. Names of chains, interfaces and sets may
+# have a quote in them, or begin with one, and are printed as they are.
+_NAMED = ("-A ", "-i ", "-o ", "-j ", "-g ", "sdev-in ", "sdev-out ", "match-set ", "-name ")
+_OPENING = r"(?<!\S)" + "".join(f"(?<!{each})" for each in _NAMED) + '"'
+QUOTED = re.compile(rf'{_OPENING}(?:[^"\\]|\\.)*"', re.DOTALL)
+OPENED = re.compile(_OPENING)
 # The overlap matters: a comment may be `-j`, which is printed without quotes.
 _TARGETS = re.compile(r" -[jg](?= (\S+))")
 _COMMENT = r'-m comment --comment "(?P<service>[^"]*)"'

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 POD, HOST = "pod", "host"
 
-# What is remembered of Services that have no rules at the moment.
+# So much at least is remembered of Services that have no rules at the moment.
 _MAX_GONE = 16384
 # So long a look waits for the end of a write that may have been in the midst of it.
 _WRITE_SECONDS = 5.0
@@ -131,6 +131,8 @@ class Ledger:
         self._sums = Sums()
         # Of Services without rules, the latest to lose them last.
         self._gone: OrderedDict[Series, Count] = OrderedDict()
+        # How many are remembered: as many as there ever were, who may all be back.
+        self._most = _MAX_GONE
 
     def take(self, found: Mapping[Place, Seen]) -> Sums:
         """The sums, not changed later, of Services that have rules, which have seen `found`."""
@@ -150,9 +152,15 @@ class Ledger:
                 last[place] = before
             elif seen.made is not None:
                 last[place] = seen
+        # Where nothing is found, as while chains are renamed, the same rules may be back.
+        seen_now = {(table, seen.origin) for (table, _), seen in found.items()}
+        for (table, chain), seen in self._last.items():
+            if (table, seen.origin) not in seen_now:
+                last[table, chain] = seen
         now = Sums(counted)
+        self._most = max(self._most, len(self._sums))
         self._gone.update((s, count) for s, count in self._sums.items() if s not in now)
-        while len(self._gone) > _MAX_GONE:
+        while len(self._gone) > self._most:
             self._gone.popitem(last=False)
         self._last, self._sums = last, now
         return now

@@ -182,6 +182,8 @@ class FamilyTable(KeptTable):
             return self.programmer.takes(lambda found: probe(self._family, ruleset, found, keys))
 
         suspected = services_in(change.written)
+        if not suspected:
+            return None
         again = suspected & self.wanted.refused.known
         refused, unknown = refused_of([again, suspected - again], takes)
         # Nobody loses rules that are there by a mere suspicion.

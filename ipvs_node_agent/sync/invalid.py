@@ -10,12 +10,16 @@ import math
 from dataclasses import replace
 from typing import Callable
 
+from ipvs_node_agent.iptables.command import TableError
 from ipvs_node_agent.iptables.programmer import Programmer
 from ipvs_node_agent.model.addresses import Family
 from ipvs_node_agent.nat.ruleset import Ruleset
 from ipvs_node_agent.rules.invalid import input_rules
 from ipvs_node_agent.sync.kept import KeptTable
 from ipvs_node_agent.sync.state import Meter
+
+# So often a table is tried to be read in which nothing of ours need be.
+_TRIES = 4
 
 
 class InvalidInput(KeptTable):
@@ -26,6 +30,7 @@ class InvalidInput(KeptTable):
     ) -> None:
         super().__init__(f"{family} filter", family, programmer, clock, meter)
         self._ruleset = input_rules(dropping=False)
+        self._tries = _TRIES
 
     @property
     def ruleset(self) -> Ruleset:
@@ -70,9 +75,10 @@ class InvalidInput(KeptTable):
 
     def use(self, programmer: Programmer) -> None:
         """See `KeptTable`."""
+        is_clean = not (self.dirty or self._ruleset.chains)
         super().use(programmer)
         # Of a table in which nothing of ours was, another one may be out of reach.
-        self._held = self._held and bool(self._ruleset.chains)
+        self._held, self._tries = self._held and not is_clean, _TRIES
 
     def sync(self, looking: bool) -> None:
         """See `KeptTable`."""
@@ -80,6 +86,14 @@ class InvalidInput(KeptTable):
             super().sync(looking)
             if self.resting:
                 self.programmer.rest()
+
+    def _failed(self, error: TableError, seconds: float) -> None:
+        self._tries -= 1
+        if self._matters or not self._tries:
+            super()._failed(error, seconds)
+        else:
+            # Once it is given up nobody looks any more, and an earlier run's rule would stay.
+            self._retry(error, seconds)
 
     def _give_way(self, other: tuple[str, str]) -> None:
         self._ruleset = replace(self._ruleset, behind=self._ruleset.behind | {other})

@@ -124,8 +124,9 @@ class KeptTable(ABC):
 
     def use(self, programmer: Programmer) -> None:
         """Goes on with another table, which may still be the same one."""
+        if not self.dirty:
+            self._progress.wait(self._clock())
         self.programmer, self._holds, self._retry_at = programmer, None, 0.0
-        self._progress.wait(self._clock())
 
     def sync(self, looking: bool) -> None:
         """Writes what is due; `looking` also for drift that nobody tells of."""
@@ -161,7 +162,12 @@ class KeptTable(ABC):
         self.last_error = (now, f"{self.name}: {error}")
         if self.error is None or str(self.error) != str(error):
             log.error("%s: cannot program the kernel, trying again: %s", self.name, error)
-        self._holds, self.error = None, error
+        self.error = error
+        self._retry(error, seconds)
+
+    def _retry(self, error: TableError, seconds: float) -> None:
+        """Tries again later what took so long and failed."""
+        now, self._holds = self._clock(), None
         # What hangs leaves the other tables half of the time. A lock is let go of at any moment.
         self._retry_at = now + max(self._delay, 0.0 if error.locked else seconds)
         # A lock has been waited for already, and what it keeps away is due as soon as it is free.

@@ -78,20 +78,30 @@ def node(namespace: Namespace) -> Namespace:
 HERE = {("lo", "127.0.0.1"), ("lo", "::1"), ("eth0", "192.0.2.1"), ("eth0", "2001:db8::1")}
 
 
-def test_an_address_with_two_prefixes_is_there_until_both_are_gone(node: Namespace) -> None:
-    """As where somebody gives it another length, and adds that first."""
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["192.0.2.9/24"], ["192.0.2.9/32"]),
+        (["192.0.2.9", "peer", "192.0.2.20"], ["192.0.2.9", "peer", "192.0.2.21"]),
+    ],
+    ids=["two prefixes", "two peers"],
+)
+def test_an_address_that_is_there_twice_is_there_until_both_are_gone(
+    node: Namespace, first: list[str], second: list[str]
+) -> None:
+    """As where somebody gives it another prefix, and adds that first."""
     told = Told(node)
     there = HERE | {("eth0", "192.0.2.9")}
-    node.add_address("eth0", "192.0.2.9/24")
+    node.run("ip", "address", "add", *first, "dev", "eth0")
     told.until(there)
-    node.add_address("eth0", "192.0.2.9/32")
-    node.run("ip", "address", "delete", "192.0.2.9/24", "dev", "eth0")
+    node.run("ip", "address", "add", *second, "dev", "eth0")
+    node.run("ip", "address", "delete", *first, "dev", "eth0")
     with node.enter():
         assert {str(address) for _, address in links.ask().addresses} >= {"192.0.2.9"}
     node.add_address("cali1", "192.0.2.10/32")
     after = there | {("cali1", "192.0.2.10")}
     told.until(after)
-    node.run("ip", "address", "delete", "192.0.2.9/32", "dev", "eth0")
+    node.run("ip", "address", "delete", *second, "dev", "eth0")
     told.until(after - {("eth0", "192.0.2.9")})
     told.stop()
 

@@ -393,6 +393,15 @@ NOT_COUNTED = [
         network=NodeNetwork(api_servers=frozenset({(_address(WEB4), 80)})),
     ),
     Situation(
+        "an IPv6 address where the kernel has no IPv6",
+        False,
+        "Service default/web gets no rules: the kernel of this node has no IPv6",
+        "an IPv4 address",
+        asked=WEB6,
+        raw=(web(ip=WEB6, cluster="fd00:231::164"),),
+        network=NodeNetwork(absent=frozenset({6})),
+    ),
+    Situation(
         "a Service whose rules the kernel refuses",
         False,
         "Service default/web gets no rules: its IPv4 rules are left out, trying again: xt_sctp",

@@ -68,13 +68,13 @@ BEHIND = table(
 )
 
 
-def behind_both() -> dict[str, Any]:
+def behind_both(second: str = "-j KUBE-SERVICES") -> dict[str, Any]:
     """Calico's does no harm, and stands before the one that does."""
     calico = Ahead("-j cali-OUTPUT", "cali-OUTPUT", frozenset(), ())
     jumps = {**JUMPS, "OUTPUT": ((3, "IPVS_OUTPUT"),)}
     return table(
         found=Found(OURS, jumps, PROXYS_CHAINS, ahead={"OUTPUT": (calico,)}),
-        first={"OUTPUT": ("-j cali-OUTPUT", "-j KUBE-SERVICES", "-j IPVS_OUTPUT")},
+        first={"OUTPUT": ("-j cali-OUTPUT", second, "-j IPVS_OUTPUT")},
     )
 
 
@@ -132,6 +132,9 @@ WRONG: dict[str, dict[str, Any]] = {
         behind_calico("10.19.0.0/16")
     ),
     f"fail JumpBehind: to IPVS_OUTPUT behind KUBE-SERVICES, which => {NOT_WRITTEN}": behind_both(),
+    f"fail JumpBehind: to IPVS_OUTPUT behind others' rules, which => {NOT_WRITTEN}": behind_both(
+        "-p tcp -g OTHERS"
+    ),
     f"fail JumpMissing: PREROUTING does not jump to IPVS_PREROUTING => {NOT_WRITTEN}": holding(
         jumps={"OUTPUT": JUMPS["OUTPUT"]}
     ),

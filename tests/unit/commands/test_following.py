@@ -70,7 +70,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         pytest.param([Recovered(NODES)], ["leash", SERVICES], id="the other first list"),
         pytest.param(
             [Restarted(NODES, "Ended"), Recovered(NODES)],
-            ["leash in passing", "leash", SERVICES],
+            ["leash in passing", "leash", "leash", SERVICES],
             id="a watch that came to its end",
         ),
         pytest.param(

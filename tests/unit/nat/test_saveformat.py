@@ -152,6 +152,38 @@ def test_rules_are_read_in_whatever_order_the_chains_come() -> None:
     assert found.chains["IPVS_OUTPUT"] is expected["IPVS_OUTPUT"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        '-A PREROUTING -i "x -j RETURN',
+        '-A PREROUTING ! -i "x -j RETURN',
+        '-A POSTROUTING -o "x -j RETURN',
+        '-A PREROUTING -j "x',
+        '-A PREROUTING -g "x',
+        '-A "x -j RETURN',
+        '-A PREROUTING -m physdev --physdev-in "x -j RETURN',
+        '-A PREROUTING -m physdev --physdev-out "x -j RETURN',
+        '-A PREROUTING -m set --match-set "x src -j RETURN',
+        '-A PREROUTING -m recent --rcheck --name "x -j RETURN',
+        '-A PREROUTING -i "x -m comment --comment "a b" -j RETURN',
+        '-A PREROUTING -i "x -m comment --comment "a\nb" -j RETURN',
+    ],
+)
+def test_a_name_that_begins_with_a_quote_opens_none(odd: str) -> None:
+    """Linux has such interfaces, and iptables prints them as they are."""
+    text = table(
+        ':"x - [0:0]',
+        ":IPVS_OUTPUT - [0:0]",
+        odd,
+        "-A OUTPUT -j IPVS_OUTPUT",
+        '-A OUTPUT -m comment --comment "a b" -j ACCEPT',
+        '-A IPVS_OUTPUT -m comment --comment "c" -j ACCEPT',
+    )
+    read = parse_save(text, OURS)
+    assert read.jumps == {"OUTPUT": ((1, "IPVS_OUTPUT"),)}
+    assert read.chains == {"IPVS_OUTPUT": ('-m comment --comment "c" -j ACCEPT',)}
+
+
 def test_a_line_break_in_quotes_ends_no_line() -> None:
     assert list(lines(':a"b - [0:0]\n-A X -i e"0 -j Y\nlast')) == [
         ':a"b - [0:0]',

@@ -147,6 +147,30 @@ def test_a_service_without_rules_is_left_out_and_counts_on_when_it_has_some_agai
     assert kernel.shows(rule(PRE, 1)) == {WEB_POD: 101}
 
 
+@pytest.mark.parametrize("table", ["nft IPv4", "legacy IPv4"])
+def test_what_was_not_found_for_a_moment_is_not_counted_twice(table: str) -> None:
+    """As while a reload renames the chains, or the backend moves, and that is taken back."""
+    kernel = Kernel()
+    kernel.shows(rule(PRE, 100))
+    for _ in range(2):
+        assert kernel.shows(table=table) == {}
+    assert kernel.shows(rule(PRE, 100)) == {WEB_POD: 100}
+    assert kernel.shows(rule(PRE, 103)) == {WEB_POD: 103}
+    # What was written since counts from nothing.
+    kernel.shows(table=table)
+    assert kernel.shows(rule(PRE, 103), made=Made(9)) == {WEB_POD: 206}
+
+
+def test_however_many_there_were_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "_MAX_GONE", 2)
+    kernel, names = Kernel(), "abcde"
+    kernel.shows(*(rule(OUT, 5, f"default/{name}") for name in names))
+    for _ in range(2):
+        kernel.shows()
+    again = kernel.shows(*(rule(OUT, 1, f"default/{name}") for name in names))
+    assert [again[f"default/{name}", HOST] for name in names] == [6] * 5
+
+
 def test_what_was_given_stays_as_it_was() -> None:
     ledger = Ledger()
     place, (key, origin) = ("nft IPv4", PRE), WEB_POD

@@ -101,7 +101,7 @@ def test_a_filter_table_that_cannot_be_used_matters_where_the_key_is_true() -> N
     site = Node()
     site.filters[IPV4].broken = BUSY
     site.list_all(web(EXTERNAL_4))
-    site.settle()
+    site.pass_time(3)
     assert site.agent.in_sync
     site.reload(drop_invalid_input=True)
     site.pass_time(70)
@@ -142,8 +142,33 @@ def test_another_table_may_be_out_of_reach_where_nothing_of_ours_was() -> None:
     site = running(web(EXTERNAL_4))
     site.filters[IPV4].broken = BUSY
     site.reload(masquerade="HostOnly")
-    site.pass_time(1)
+    site.pass_time(3)
     assert site.agent.in_sync
+    # Nobody tries for ever.
+    tries = site.filters[IPV4].tries
+    site.pass_time(60)
+    assert site.filters[IPV4].tries == tries
+
+
+def test_what_is_to_go_goes_however_often_the_configuration_is_read_meanwhile() -> None:
+    site = running(web(EXTERNAL_4), config=ON)
+    site.filters[IPV4].broken = BUSY
+    site.reload(drop_invalid_input=False)
+    site.pass_time(20)
+    site.reload(drop_invalid_input=False, masquerade="HostOnly")
+    site.pass_time(20)
+    site.filters[IPV4].broken = None
+    site.pass_time(11)
+    assert held(site) == []
+    assert site.agent.in_sync
+
+
+def test_what_an_earlier_run_left_goes_although_the_first_look_fails() -> None:
+    again = Node(before=running(config=ON))
+    again.filters[IPV4].fail_next(BUSY)
+    again.list_all()
+    again.pass_time(3)
+    assert held(again) == []
 
 
 @pytest.mark.parametrize("config", [ON, Config()])

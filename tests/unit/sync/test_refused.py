@@ -9,12 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvs_node_agent.iptables.command import TableError
-from ipvs_node_agent.model.addresses import IPV4
+from ipvs_node_agent.model.addresses import IPV4, IPV6
 from ipvs_node_agent.nat.ruleset import Found, Ruleset
 from ipvs_node_agent.rules.render import MARK_CHAINS
 from ipvs_node_agent.sync.refused import probe, refused_of, services_in
-from tests.support.agentnode import OTHER, WEB_4, Log, Node, Table, other, running, web
-from tests.support.cluster import service
+from tests.support.agentnode import (
+    OTHER,
+    WEB_4,
+    Log,
+    Node,
+    Table,
+    ipv4_node,
+    other,
+    running,
+    web,
+)
+from tests.support.cluster import POD_CIDRS, expected_rules, service
 
 # 1. What the kernel refuses is left out, and nothing else
 
@@ -54,6 +64,19 @@ def choosy(names_it: bool, *refused: str) -> tuple[Node, Choosy]:
     made.list_all(web(EXTERNAL), other())
     made.settle()
     return made, table
+
+
+def test_a_refusal_where_nothing_is_wanted_is_nobodys_fault() -> None:
+    """Nor is there a chain to try anything in, which once ended the process."""
+    made = Node()
+    made.list_services(other())
+    made.list_node(ipv4_node())
+    error = TableError("ip6tables-nft-save", "Failed to initialize nft", by_content=True)
+    made.tables[IPV6].fail_next(error)
+    made.settle()
+    assert made.rules(IPV4) == expected_rules([OTHER], POD_CIDRS[:1])
+    assert made.rules(IPV6) == []
+    assert made.agent.in_sync
 
 
 @pytest.mark.parametrize("names_it", [True, False])
