@@ -101,10 +101,8 @@ def _node_in(event: Told) -> Node | None:
 
 def _kept(last: Node | None, told: Node | None) -> Node | None:
     """The Node to go by where it was `last` and is `told`."""
-    if told is None:
-        return last
-    if last is None or told.name != last.name:
-        return told
+    if last is None or told is None or told.name != last.name:
+        return last if told is None else told
     return told._replace(
         pod_cidrs=told.pod_cidrs or last.pod_cidrs, addresses=told.addresses or last.addresses
     )

@@ -211,8 +211,7 @@ class FamilyTable(KeptTable):
         """Has UDP flows start anew that the rules are about which changed."""
         if self._conntrack is None:
             return
-        flows = changed_flows(change, self.ruleset, self._has_udp)
-        if flows:
+        if flows := changed_flows(change, self.ruleset, self._has_udp):
             basis = self.wanted.basis
             hosts = basis.network.addresses.union(basis.node.addresses)
             self._conntrack.forget(self._family, flows, hosts)

@@ -78,8 +78,8 @@ MUTATIONS = {
             "",
         ),
         "another Node has what the last one had": (
-            "if last is None or told.name != last.name:",
-            "if last is None:",
+            "if last is None or told is None or told.name != last.name:",
+            "if last is None or told is None:",
         ),
     },
     "rules/policy.py": {
