@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from ipvs_node_agent.apiserver.reading import UnknownObject, read_node, read_service
 from ipvs_node_agent.config.settings import DEFAULTS, Chains, Config
-from ipvs_node_agent.model.addresses import Family
+from ipvs_node_agent.model.addresses import IPV4, Family
 from ipvs_node_agent.model.objects import Service, Snapshot
 from ipvs_node_agent.nat.ruleset import Found, Ruleset, difference
 from ipvs_node_agent.nat.saveformat import restore_input
 from ipvs_node_agent.nat.trace import chains_of
 from ipvs_node_agent.rules.planner import plan
+from tests.kernel.conftest import OTHER, WEB, Bed
 from tests.support.cluster import POD_CIDRS, node, service
 from tests.support.examples import hunt
 from tests.support.netns import Namespace
@@ -96,3 +97,35 @@ def test_the_kernel_takes_all_rules_and_keeps_them_as_they_are(
     saved = namespace.run(f"{command}-save", "-t", "nat")
     found = chains_of(saved.splitlines())
     assert {n: found.get(n) for n in wanted.chains} == {n: [*r] for n, r in wanted.chains.items()}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ["-A", "PREROUTING", "-i", '"x', "-j", "RETURN"],
+        ["-A", "POSTROUTING", "-o", '"x', "-j", "RETURN"],
+        ["-A", "OUTPUT", "-j", '"x'],
+        ["-A", "PREROUTING", "-m", "physdev", "--physdev-in", '"x', "-j", "RETURN"],
+    ],
+    ids=["interface", "interface out", "chain", "bridge port"],
+)
+def test_a_name_of_others_that_begins_with_a_quote_hides_nothing_of_ours(
+    bed: Bed, odd: list[str]
+) -> None:
+    bed.iptables("-N", '"x')
+    bed.iptables(*odd)
+    bed.iptables("-A", "OUTPUT", "-m", "comment", "--comment", "a b", "-j", "RETURN")
+    bed.put(WEB)
+    bed.agent.start()
+    bed.put(OTHER)
+    bed.expect(WEB, OTHER)
+    # What is read again is what was written.
+    bed.agent.stop()
+    bed.agent.start()
+    bed.expect(WEB, OTHER)
+    bed.settled()
+    assert "repaired" not in bed.agent.log
+    bed.agent.stop()
+    cleaned = bed.agent.call("cleanup")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert bed.ours(IPV4) == []

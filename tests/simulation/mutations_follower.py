@@ -139,8 +139,8 @@ MUTATIONS = {
     "apiserver/outcome.py": {
         "410 is not noticed as a status": ("if error.status == 410:", "if error.status == 1410:"),
         "no back-off behind a watch that ended": (
-            'Follows(ENDED, Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT)',
-            'Follows(ENDED, Told.NEVER, Version.KEPT, Pause.NONE)',
+            "Follows(ENDED, Told.NEVER, Version.KEPT, Pause.BACKOFF_IF_SHORT)",
+            "Follows(ENDED, Told.NEVER, Version.KEPT, Pause.NONE)",
         ),
         "no back-off behind 410": (
             'Follows("Expired", Told.NEVER, Version.DROPPED, Pause.SELDOM_NONE)',
