@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 10.0
 _LOOK_TIMEOUT = 2.0
+# How often changed files are tried again that could not be loaded.
+_RELOAD_SECONDS = 60.0
 _MAX_STATUS_BYTES = 64 << 10
 # A server may ask for a pause, but not for hours of silence.
 _MAX_RETRY_AFTER = 60.0
@@ -69,6 +71,8 @@ class Api:
         self._loading: Future[Credentials] | None = None
         self._files = fingerprint(kubeconfig)
         self._failed = ""
+        # Changed files that could not be loaded, and when that is tried again.
+        self._tried, self._again, self._lasting = self._files, 0.0, Once()
         # Credentials are read again at every rotation.
         self._warning = Once()
         self._open: set[Answer] = set()
@@ -125,7 +129,7 @@ class Api:
         To be called by one thread only.
         """
         files = fingerprint(self._reader.path)
-        if files == self._files:
+        if files == self._files or (files == self._tried and time.monotonic() < self._again):
             self._failed = ""
             return False
         try:
@@ -135,13 +139,15 @@ class Api:
             # A rotation removes the file before it renames the next one into place: the state is
             # looked at again next time, and said only if it lasts.
             lasts = str(error) == self._failed
-            if lasts and self._credentials is not None:
+            if lasts and self._credentials is not None and self._lasting.new(str(error)):
                 log.warning("cannot read the changed credentials, using the old ones: %s", error)
             if lasts:
-                self._files = files
+                # What kept them from being loaded may pass without a change of theirs.
+                self._tried, self._again = files, time.monotonic() + _RELOAD_SECONDS
             self._failed = str(error)
             return False
         self._files, self._failed = files, ""
+        self._lasting.new("")
         with self._lock:
             self._credentials, old = new, self._credentials
         log.info("read the credentials in %s again, since they changed", self._reader.path)

@@ -175,9 +175,10 @@ def _failure(command: str, status: int, complaints: BinaryIO) -> TableError:
     blamed = re.search(r"\bline:? (\d+)", text)
     why = "; ".join(said) or f"exit status {status}"
     hint = _hint(text)
-    locked = not hint and _LOCK in text
-    hint = LOCKED_HINT if locked else hint
     refused = status in _REFUSED or _NFT_REFUSED.search(text) is not None
+    # Who waited for the lock and got it may have been refused all the same.
+    locked = not (hint or refused) and _LOCK in text
+    hint = LOCKED_HINT if locked else hint
     line = int(blamed[1]) if blamed else None
     return TableError(command, why, hint, line, by_content=refused and not hint, locked=locked)
 

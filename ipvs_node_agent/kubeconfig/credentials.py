@@ -22,6 +22,8 @@ from ipvs_node_agent.kubeconfig.connections import pool
 from ipvs_node_agent.kubeconfig.reader import File, Reader, Settings, refused
 
 _NODE_USER = "system:node:"
+# X509_V_FLAG_PARTIAL_CHAIN, which ssl names since Python 3.10.
+_PARTIAL_CHAIN = 0x80000
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def _ssl_context(kubeconfig: Path, settings: Settings) -> ssl.SSLContext:
         # On by default since Python 3.13, it refuses CAs without key identifiers, as older
         # clusters have them; Go's and so Kubernetes' own clients take those.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        # They also trust each certificate of a CA file, be it an intermediate one.
+        context.verify_flags |= _PARTIAL_CHAIN
         if not settings.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

@@ -275,7 +275,14 @@ def _checked(cluster: Mapping[str, Any], key: str, read: Callable[[str], T]) -> 
 
 
 def _token_in_file(user: Mapping[str, Any], base: Path) -> dict[str, str]:
-    found = None if text(user, "token") else named_file(user, "tokenFile", base)
+    given = text(user, "token")
+    try:
+        found = named_file(user, "tokenFile", base)
+    except Unfit:
+        # As in client-go, the file counts where both are given and it can be read.
+        if not given:
+            raise
+        found = None
     return {"token": found[1].decode("latin-1").strip()} if found else {}
 
 

@@ -139,7 +139,12 @@ def _of_all(published: Published) -> Iterator[Metric]:
     text = "Repairs of rules that others changed."
     yield _counter("drift_repairs", text, agent.repairs, "reason")
     refused = Counter(problem.reason for problem in agent.refusals)
-    yield _gauge("refused_external_ips", "External IPs that get no rules.", refused, "reason")
+    yield _gauge(
+        "refused_external_ips",
+        "External IPs, or ports of them, that a Service does not get.",
+        refused,
+        "reason",
+    )
     text = "Watches of the API server that ended."
     yield _counter("watch_restarts", text, agent.restarts, "reason")
     text = "Pods of this node that no rule covers."

@@ -50,7 +50,7 @@ from ipvs_node_agent.sync.inputs import Inputs
 from ipvs_node_agent.sync.invalid import InvalidInput
 from ipvs_node_agent.sync.kept import KeptTable
 from ipvs_node_agent.sync.log import Notices
-from ipvs_node_agent.sync.state import AgentState, Meter, View, in_sync_sentence
+from ipvs_node_agent.sync.state import AgentState, FamilyState, Meter, View, in_sync_sentence
 
 _SYNC_INTERVAL = 0.07
 # A look at a table of which nobody tells may have so much of a core. It is no rarer than the first
@@ -89,8 +89,7 @@ class Agent:
             family: InvalidInput(family, programmer, clock, meter or Meter())
             for family, programmer in (filters or {}).items()
         }
-        self._next_sync = self._next_check = -math.inf
-        self._next_proof = self._next_resync = -math.inf
+        self._next_sync = self._next_check = self._next_proof = self._next_resync = -math.inf
         self._was_in_sync, self._in_sync_since = False, clock()
         self._refusals: frozenset[Problem] = frozenset()
         self._restarts: Counter[str] = Counter(dict.fromkeys(RESTART_REASONS, 0))
@@ -145,12 +144,11 @@ class Agent:
         """What others may know of the agent, at this moment."""
         families = {family: table.state for family, table in self._tables.items()}
         for family, other in self._filters.items():
+            state = other.state
             if other.resting:
                 # What it counted once is not to be counted back.
-                failures = families[family].failures + other.state.failures
-                families[family] = replace(families[family], failures=failures)
-            else:
-                families[family] = families[family].joined(other.state)
+                state = FamilyState(failures=state.failures, synced=math.inf)
+            families[family] = families[family].joined(state)
         repairs = Counter(dict.fromkeys(DRIFT, 0))
         for table in self._all:
             repairs.update(table.repairs.counts)
@@ -334,10 +332,9 @@ class Agent:
     @property
     def told_by(self) -> Sequence[int]:
         """What poll(2) finds readable as soon as `tick` has to see to what others did."""
-        if not self._inputs.suffice:
-            # Nobody sees to it, so what is told would be there for ever.
-            return []
-        return [each for table in self._all if (each := table.told_by) is not None]
+        # While something is lacking nobody sees to it, and it would be there for ever.
+        tables = self._all if self._inputs.suffice else ()
+        return [each for table in tables if (each := table.told_by) is not None]
 
     def _ready(self) -> bool:
         """Whether everything is known that rules depend on; what is missing is said once."""
@@ -376,8 +373,13 @@ class Agent:
         self._notices.take_problems(self._inputs.cluster.problems | self._refusals)
 
     def _say_synced(self) -> None:
-        pending, self._pending = self._pending, {}
-        services = self._inputs.cluster.services or Services()
+        pending, services = self._pending, self._inputs.cluster.services or Services()
+        # Those of a table that could not be written are said when it could.
+        behind, self._pending = [table for table in self._tables.values() if table.dirty], {}
+        for key in [*pending] if behind else ():
+            either = pending[key].before, services.get(key)
+            if any(table.concerns(each) for table in behind for each in either):
+                self._pending[key] = pending.pop(key)
         self._notices.say_synced(
             pending, self._clock(), self._inputs.config, services.get, self._serves
         )

@@ -97,10 +97,10 @@ class FamilyTable(KeptTable):
         self._reconcile(since)
         if self.dirty and pending:
             for key in pending.keys() & {*services.differing(before)}:
-                if self._concerns(before.get(key)) or self._concerns(services.get(key)):
+                if self.concerns(before.get(key)) or self.concerns(services.get(key)):
                     self._progress.arrived(key, pending[key].since)
 
-    def _concerns(self, service: Service | None) -> bool:
+    def concerns(self, service: Service | None) -> bool:
         """Whether `service` has external IPs of this family."""
         return service is not None and any(
             address.version == self._family.version

@@ -188,9 +188,7 @@ class KeptTable(ABC):
         if said and change.repairs:
             log.warning(
                 "%s: repaired %s in %.0f ms: %s (similar repairs are not logged for %.0f s)",
-                *what,
-                done_by_others(change),
-                QUIET,
+                *(*what, done_by_others(change), QUIET),
             )
         elif said:
             log.log(self._level(change), "%s: wrote %s in %.0f ms", *what)

@@ -100,12 +100,12 @@ MUTATIONS = {
             "        if True:\n",
         ),
         "what has failed is counted back": (
-            "failures = families[family].failures + other.state.failures",
-            "failures = families[family].failures",
+            "FamilyState(failures=state.failures, synced=math.inf)",
+            "FamilyState(synced=math.inf)",
         ),
         "it listens to what it does not look at": (
-            "        if not self._inputs.suffice:\n            # Nobody sees",
-            "        if False:\n            # Nobody sees",
+            "tables = self._all if self._inputs.suffice else ()",
+            "tables = self._all",
         ),
         "a table is never read whatever the kernel says": (
             "                table.programmer.resync()\n",

@@ -9,9 +9,12 @@ from typing import Any, Callable
 
 import pytest
 
+from ipvs_node_agent.apiserver import client
 from ipvs_node_agent.apiserver.answer import Superseded
 from ipvs_node_agent.apiserver.client import Api, ApiError
 from ipvs_node_agent.errors import RefusedError
+from ipvs_node_agent.kubeconfig.credentials import Credentials
+from ipvs_node_agent.kubeconfig.reader import Reader
 from tests.support.apiclient import (
     TOKEN,
     NodeFiles,
@@ -207,6 +210,36 @@ def test_a_broken_file_that_stays_is_said_once_and_the_old_credentials_go_on(
     assert api.refresh()
     assert shown(api, server) == files.serial
     assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(0.0, 10), (60.0, 2)])
+def test_what_could_not_be_loaded_for_a_passing_reason_is_tried_again(
+    seconds: float,
+    tries: int,
+    api: Api,
+    server: ApiServer,
+    files: NodeFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    get(api)
+    files.rotate()
+    tried: list[Reader] = []
+
+    def fails(reader: Reader) -> Credentials:
+        tried.append(reader)
+        raise RefusedError("kubeconfig", "cannot start a process to read it")
+
+    monkeypatch.setattr(client, "_RELOAD_SECONDS", seconds)
+    with monkeypatch.context() as passing:
+        passing.setattr(client, "load_credentials", fails)
+        assert not any(api.refresh() for _ in range(10))
+    assert len(tried) == tries
+    assert len(warnings(caplog)) == 1
+    # The files are the same, and nothing keeps them from being loaded any more.
+    monkeypatch.setattr(api, "_again", 0.0)
+    assert api.refresh()
+    assert shown(api, server) == files.serial
 
 
 def test_a_file_that_breaks_in_another_way_is_said_again(

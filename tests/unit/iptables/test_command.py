@@ -83,6 +83,14 @@ def test_a_command_gets_its_input_and_gives_what_it_prints(
             LOCKED_HINT,
             {"locked": True},
         ),
+        # It got the lock in the end.
+        (
+            "echo 'Another app is currently holding the xtables lock; still 4s' >&2;"
+            " echo 'iptables-restore: line 7 failed' >&2; exit 1",
+            "Another app is currently holding the xtables lock; still 4s; line 7 failed",
+            "",
+            {"line": 7, "by_content": True},
+        ),
     ],
 )
 def test_a_failure_says_what_it_is(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import socket
+import ssl
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trustme
 import urllib3
 from cryptography.hazmat.primitives import serialization
 
@@ -89,6 +94,44 @@ def test_files_may_have_comments_in_any_language(node_pem: Path, pki: Pki, tmp_p
     credentials = load(write(tmp_path / "kubelet.conf", naming(**keys)))
     assert credentials.node_name == "worker-1"
     assert shown(credentials, pki)[0] == NODE_USER
+
+
+def test_a_ca_file_may_hold_an_intermediate_authority_alone(tmp_path: Path) -> None:
+    """As for Kubernetes' own clients, whose Go trusts each certificate in it."""
+    between = trustme.CA().create_child_ca()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    between.issue_cert("127.0.0.1").configure_cert(server)
+    (tmp_path / "ca.crt").write_bytes(between.cert_pem.bytes())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            plain, _ = listener.accept()
+            with suppress(OSError), server.wrap_socket(plain, server_side=True) as one:
+                one.recv(1000)
+                one.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        content = document({}, server=url, **{"certificate-authority": "ca.crt"})
+        credentials = load(write(tmp_path / "kubelet.conf", content))
+        assert credentials.pool.request("GET", url).status == 204
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("keys", "token"),
+    [
+        ({"token": "old", "tokenFile": "token"}, SECRET),
+        ({"token": SECRET, "tokenFile": "missing"}, SECRET),
+    ],
+)
+def test_a_token_in_a_file_counts_where_there_are_two_as_in_client_go(
+    keys: dict[str, str], token: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(SECRET)
+    credentials = load(write(tmp_path / "kubeconfig", naming(**keys)))
+    assert dict(credentials.headers()) == {"authorization": f"Bearer {token}"}
 
 
 @pytest.mark.parametrize("text", [None, SECRET, f"{SECRET}\n", f"{SECRET} \r\n\n"])

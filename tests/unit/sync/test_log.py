@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 
@@ -93,6 +94,24 @@ def test_a_change_is_said_also_while_the_other_family_fails(started: Node, log: 
     started.put(web(EXTERNAL_4))
     started.settle()
     assert log.said(f"^default/web: {EXTERNAL_4} to ")
+
+
+def test_a_change_is_said_when_the_kernel_has_it_and_not_before(started: Node, log: Log) -> None:
+    started.put(other())
+    started.settle()
+    for table in started.tables.values():
+        table.broken = BUSY
+    started.put(web(EXTERNAL_4))
+    started.delete("other")
+    started.pass_time(30)
+    assert not log.said("^default/web: ")
+    assert not log.said("deleted")
+    for table in started.tables.values():
+        table.broken = None
+    started.pass_time(11)
+    (web_said,) = log.said(f"^default/web: {EXTERNAL_4} to ")
+    assert int(re.findall(r"\((\d+) ms\)", web_said)[0]) >= 30_000
+    assert len(log.said("^default/other: deleted")) == 1
 
 
 @pytest.mark.parametrize(
