@@ -193,7 +193,9 @@ class Judge:
         since = self._over - self._out_of_turn
         if ending in ("gone", "superseded") and since >= _SELDOM:
             if wait == 0.0:
-                self._out_of_turn = now
+                # So close to its time, it may be a hurry that ended the wait.
+                if since >= _SELDOM + 0.2 or attempt.hurried == math.inf:
+                    self._out_of_turn = now
                 return
             self._expect(since < _SELDOM + 0.2, f"{ending}, and it waits for {wait:.1f} s")
         if wait < _LEAST_WAIT - _EPSILON:
