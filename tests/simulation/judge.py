@@ -119,6 +119,8 @@ class Judge:
         # When something out of turn was done last: at once, or where a hurry surely, or maybe,
         # ended a wait.
         self._out_of_turn = self._cut_short = self._maybe_cut_short = 0.0
+        # The same as the first, but for what may as well have been a hurry.
+        self._surely_out_of_turn = 0.0
 
     @property
     def _present(self) -> Attempt:
@@ -195,10 +197,15 @@ class Judge:
             if wait == 0.0:
                 # So close to its time, it may be a hurry that ended the wait.
                 if since >= _SELDOM + 0.2 or attempt.hurried == math.inf:
-                    self._out_of_turn = now
+                    self._surely_out_of_turn = now
+                self._out_of_turn = now
                 return
             self._expect(since < _SELDOM + 0.2, f"{ending}, and it waits for {wait:.1f} s")
         if wait < _LEAST_WAIT - _EPSILON:
+            out_of_turn = self._over - self._surely_out_of_turn >= _SELDOM
+            if ending in ("gone", "superseded") and out_of_turn:
+                self._surely_out_of_turn = self._out_of_turn = now
+                return
             seldom = self._over - self._cut_short >= _SELDOM
             self._expect(
                 attempt.hurried < math.inf and seldom, f"{ending}, and it asks again at once"
