@@ -179,7 +179,9 @@ class Checking:
                 if not changes or host.holder is None or time.monotonic() > end:
                     return tuple(changes)
                 self._waiting("waiting for the agent, which may be writing")
-                plans = Plans(config, to_program(as_the_agent_sees(seen), mode))
+                before, seen = seen, as_the_agent_sees(seen)
+                if seen != before:
+                    plans = Plans(config, to_program(seen, mode))
                 time.sleep(0.3)
                 tables = _tables_now(config)
         except AgentError:

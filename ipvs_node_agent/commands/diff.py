@@ -112,9 +112,8 @@ def pending_changes(config: Config, note: Callable[[str], None]) -> list[tuple[s
         tables = tables_of(kernel)
     plans = Plans(config, to_program(seen, mode))
     changes = changes_between(config, tables, plans)
-    if changes:
-        plans = Plans(config, to_program(as_the_agent_sees(seen), mode))
-        changes = changes_between(config, tables, plans)
+    if changes and (by_agent := as_the_agent_sees(seen)) != seen:
+        changes = changes_between(config, tables, Plans(config, to_program(by_agent, mode)))
     return changes
 
 

@@ -89,7 +89,7 @@ class InvalidInput(KeptTable):
 
     def _failed(self, error: TableError, seconds: float) -> None:
         self._tries -= 1
-        if self._matters or not self._tries:
+        if self._matters or error.locked or error.hung or self._tries <= 0:
             super()._failed(error, seconds)
         else:
             # Once it is given up nobody looks any more, and an earlier run's rule would stay.

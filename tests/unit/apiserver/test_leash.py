@@ -87,14 +87,16 @@ class Wire:
 
 
 class Counting(Wire):
-    """One who counts who asks, and whether a connection stays open for it."""
+    """One who counts who asks, whether a connection stays open, and how long one is waited for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[bool] = []
+        self.patience: list[float] = []
 
     def request(self, method: str, url: str, **options: Any) -> Response:
         self.kept.append("Connection" not in options["headers"])
+        self.patience.append(options["timeout"].connect_timeout)
         return super().request(method, url, **options)
 
 
@@ -301,62 +303,65 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return passed
 
 
-def test_a_question_in_passing_is_asked_at_once_and_keeps_its_connection(
-    names: dict[str, list[str]], passing: list[float]
-) -> None:
+@pytest.fixture
+def answered(names: dict[str, list[str]], passing: list[float]) -> Iterator[tuple[Counting, Told]]:
+    """Who is asked, and a leash that has its first answer."""
     names["api"] = ["198.51.100.1"]
     wire = Counting()
     with telling(WiredApi(wire)) as told:
         told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
-        passing[0] += 300
-        wire.body = {"subsets": [subset("192.0.2.3")]}
-        told.leash.ask_in_passing()
-        assert wire.kept == [False, True]
-        told.wait_for(PROXY, "198.51.100.1 80", "192.0.2.3 6443")
-        # What comes afterwards has a connection of its own.
-        told.leash.hurry(reached=True)
-        eventually(lambda: wire.kept == [False, True, False])
+        yield wire, told
+
+
+def test_a_question_in_passing_is_asked_at_once_and_keeps_its_connection(
+    answered: tuple[Counting, Told], passing: list[float]
+) -> None:
+    wire, told = answered
+    passing[0] += 300
+    wire.body = {"subsets": [subset("192.0.2.3")]}
+    told.leash.ask_in_passing()
+    assert wire.kept == [False, True]
+    # Meanwhile nobody watches the Node.
+    assert wire.patience == [10.0, 2.0]
+    told.wait_for(PROXY, "198.51.100.1 80", "192.0.2.3 6443")
+    # What comes afterwards has a connection of its own.
+    told.leash.hurry(reached=True)
+    eventually(lambda: wire.kept == [False, True, False])
 
 
 @pytest.mark.parametrize("status", [200, 403, 503])
 def test_however_often_anybody_passes_by_it_asks_every_few_minutes(
-    status: int, names: dict[str, list[str]], passing: list[float]
+    status: int, answered: tuple[Counting, Told], passing: list[float]
 ) -> None:
-    names["api"] = ["198.51.100.1"]
-    wire = Counting()
-    with telling(WiredApi(wire)) as told:
-        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
-        wire.status = status
-        for _ in range(50):
-            passing[0] += 10
-            told.leash.ask_in_passing()
+    wire, told = answered
+    wire.status = status
+    for _ in range(50):
+        passing[0] += 10
+        told.leash.ask_in_passing()
     assert wire.kept == [False, True, True]
 
 
 def test_an_answer_in_passing_puts_off_the_next_question(
-    names: dict[str, list[str]], passing: list[float]
+    answered: tuple[Counting, Told], names: dict[str, list[str]], passing: list[float]
 ) -> None:
-    names["api"] = ["198.51.100.1"]
-    wire = Counting()
-    with telling(WiredApi(wire)) as told:
-        told.wait_for(PROXY, "198.51.100.1 80", *FROM_ENDPOINTS)
-        for number in range(5):
-            passing[0] += 600
-            wire.body = {"subsets": [subset(f"192.0.2.{number}")]}
-            told.leash.ask_in_passing()
-            told.wait_for(PROXY, "198.51.100.1 80", f"192.0.2.{number} 6443")
-        assert wire.kept == [False] + [True] * 5
-        # One that has failed does not.
-        wire.status = 503
+    wire, told = answered
+    for number in range(5):
         passing[0] += 600
+        wire.body = {"subsets": [subset(f"192.0.2.{number}")]}
         told.leash.ask_in_passing()
-        names["api"] = ["198.51.100.2"]
-        told.leash.hurry()
-        told.wait_for(PROXY, "198.51.100.2 80", "192.0.2.4 6443")
-        wire.status = 200
-        passing[0] += 301
-        told.leash.hurry()
-        eventually(lambda: wire.kept[6:] == [True, False])
+        told.wait_for(PROXY, "198.51.100.1 80", f"192.0.2.{number} 6443")
+    assert wire.kept == [False] + [True] * 5
+    # One that has failed does not.
+    wire.status = 503
+    passing[0] += 600
+    told.leash.ask_in_passing()
+    names["api"] = ["198.51.100.2"]
+    told.leash.hurry()
+    told.wait_for(PROXY, "198.51.100.2 80", "192.0.2.4 6443")
+    wire.status = 200
+    passing[0] += 301
+    told.leash.hurry()
+    eventually(lambda: wire.kept[6:] == [True, False])
 
 
 def test_a_kubeconfig_that_changed_is_known_before_anybody_answers_there(tmp_path: Path) -> None:

@@ -141,10 +141,17 @@ def test_what_has_failed_is_counted_for_ever(dropping: bool) -> None:
 def test_another_table_may_be_out_of_reach_where_nothing_of_ours_was() -> None:
     site = running(web(EXTERNAL_4))
     site.filters[IPV4].broken = BUSY
+    site.filters[IPV4].broken = TableError("iptables-legacy-save", "is locked", locked=True)
     site.reload(masquerade="HostOnly")
+    site.settle()
+    # What passes is said, and waited for.
+    assert "IPv4 filter: iptables-legacy-save: is locked" in site.agent.sentence()
+    site.pass_time(3)
+    assert not site.agent.in_sync
+    site.filters[IPV4].broken = BUSY
     site.pass_time(3)
     assert site.agent.in_sync
-    # Nobody tries for ever.
+    # Nobody tries for ever, even where a lock was waited for before.
     tries = site.filters[IPV4].tries
     site.pass_time(60)
     assert site.filters[IPV4].tries == tries
