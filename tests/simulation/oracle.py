@@ -186,7 +186,9 @@ def place(chains: Chains, built_in: str, insisting: Insisting = frozenset()) -> 
     # To be there unheard of, it would have to come by a change that nothing shows.
     known = calico in chains
     calicos = sum(known for _ in itertools.takewhile(f"-j {calico}".__eq__, others))
-    return 1 + calicos + sum(1 for rule in left if rule in harmless)
+    # Calico's may be said to insist as well.
+    counted = {f"-j {calico}"} if known else set()
+    return 1 + calicos + sum(1 for rule in left if rule in harmless - counted)
 
 
 _ENDS = re.compile(r"(^| )(-j (?!RETURN\b|KUBE-MARK-MASQ\b)|-g )")
